@@ -1,0 +1,41 @@
+"""Stage 1, the motion codec, at the paper's size: 29.5 M parameters.
+
+    unils train --config codec --workdir runs/codec --config.data.store=DIR --config.head=generic_model.pkl
+
+Data: unpaired motion (546 h in the paper). Cost in the paper: 100k-200k steps of 64 windows.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.stage = "codec"
+    config.num_steps = 200_000
+    config.seed = 0
+    config.expression_basis = "flame"
+    config.head = ""  # FLAME's generic_model.pkl, or "standin"; empty trains without mesh and lip losses
+    config.audio_encoder = ""
+    config.data = {"store": "", "batch_size": 64, "num_workers": 4}
+    config.model = {
+        "codec": {"code_dim": 32, "scales": (1, 5, 25, 50, 100), "width": 512, "depth": 8, "num_heads": 8},
+    }
+    config.loss = {
+        "vq": 1.0, "motion": 1.0, "pose": 8.0, "velocity": 5.0, "smooth": 0.5, "mesh": 2.0, "lips": 0.1
+    }  # fmt: skip
+    config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30}
+    config.optimizer = {
+        "rate": 1e-4,
+        "warmup_steps": 1000,
+        "decay_steps": config.get_ref("num_steps"),
+        "final_factor": 0.1,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9999,
+    }
+    config.log_every = 100
+    config.eval_every = 5_000
+    config.eval_batches = 16
+    config.checkpoint_every = 5_000
+    config.keep_checkpoints = 3
+    return config

@@ -1,0 +1,23 @@
+"""Stage 3, two audio cross-attentions and LoRA on the prior, at the paper's size: 27.4 M trainable parameters beside a
+frozen 315 M audio encoder.
+
+    unils train --config dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=DIR
+
+Data: paired dialogue (657 person-hours in the paper). Cost in the paper: 200k steps of 128 pairs; the release's config
+says 400k. The encoder is fetched from the hub where there is a network, or set `config.audio_encoder` to its folder.
+"""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = load_config("prior")
+    config.stage = "dialogue"
+    config.num_steps = 400_000
+    config.audio_encoder = "facebook/wav2vec2-xls-r-300m"
+    config.model.prior.audio_dim = 1024
+    config.model.wav2vec2 = {"width": 1024, "depth": 24, "num_heads": 16, "hidden_dim": 4096}
+    config.model.lora = {"rank": 32, "alpha": 32.0, "dropout_rate": 0.1}
+    return config

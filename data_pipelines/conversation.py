@@ -1,0 +1,186 @@
+"""Who talks when: the settings of the synthetic set and the plan of turns, phrases and back-channels.
+
+A semi-Markov conversation of two. All rates are in `SynthConfig`; everything drawn is a pure function of the
+generator handed in. Times are seconds from the start of the record.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from unils_jax.errors import UserError
+from unils_jax.motion import FPS
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """Every rate of the synthetic conversation. Pairs are ranges (low, high); `_per_min` are rates a minute."""
+
+    minutes: float = 2.0
+    # Turns.
+    turn_median_s: float = 4.0
+    turn_log_std: float = 0.6
+    turn_s: tuple[float, float] = (1.0, 20.0)
+    gap_mean_s: float = 0.2
+    gap_std_s: float = 0.3
+    silence_probability: float = 0.06
+    silence_s: tuple[float, float] = (1.0, 3.0)
+    phrase_s: tuple[float, float] = (1.0, 3.0)
+    pause_s: tuple[float, float] = (0.15, 0.35)
+    rising_probability: float = 0.3
+    backchannels_per_min: float = 5.0
+    backchannel_s: tuple[float, float] = (0.3, 0.6)
+    mask_closing_s: float = 0.4
+    # Voice.
+    pitch_hz: tuple[float, float] = (90.0, 250.0)
+    syllables_per_s: tuple[float, float] = (3.2, 5.0)
+    accent_probability: float = 0.2
+    voice_db: float = -24.0
+    room_noise_db: float = -50.0
+    crosstalk_db: float = -35.0
+    # Lips and jaw.
+    lead_s: float = 0.04
+    coarticulation_s: float = 0.08
+    # Movements that no audio explains.
+    blinks_per_min: tuple[float, float] = (10.0, 25.0)
+    blink_s: tuple[float, float] = (0.15, 0.30)
+    blink_pause_s: float = 0.5
+    fixation_s: tuple[float, float] = (0.3, 2.0)
+    look_at_partner_listening: float = 0.75
+    look_at_partner_speaking: float = 0.5
+    smiles_per_min: tuple[float, float] = (2.0, 5.0)
+    smile_s: tuple[float, float] = (1.0, 4.0)
+    # Loose answers to the other person, and beats of one's own accents.
+    nod_probability: float = 0.4
+    nod_delay_s: tuple[float, float] = (0.3, 0.8)
+    nod_cycles: tuple[int, int] = (1, 4)
+    nod_hz: tuple[float, float] = (2.0, 4.0)
+    smile_back_probability: float = 0.3
+    brow_answer_probability: float = 0.2
+    accent_brow_probability: float = 0.25
+    accent_nod_probability: float = 0.25
+    # Tracking.
+    dropouts_per_min: float = 0.3
+
+    def __post_init__(self):
+        problems = []
+        if not 0.1 <= self.minutes <= 120:
+            problems.append(f"minutes must be in 0.1..120, got {self.minutes}")
+        for name, value in vars(self).items():
+            if isinstance(value, tuple) and (len(value) != 2 or not 0 < value[0] <= value[1]):
+                problems.append(f"{name} must be a range (low, high) above 0, got {value}")
+            if name.endswith(("probability", "_listening", "_speaking")) and not 0 <= value <= 1:
+                problems.append(f"{name} must be in 0..1, got {value}")
+            if name.endswith("_per_min") and not isinstance(value, tuple) and value < 0:
+                problems.append(f"{name} must not be negative, got {value}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of one conversation at 25 fps."""
+        return round(self.minutes * 60 * FPS)
+
+    @property
+    def duration_s(self) -> float:
+        """Length of one conversation, a whole number of frames."""
+        return self.num_frames / FPS
+
+
+class Phrase(NamedTuple):
+    """A stretch of one person's voice without a pause; `rising` ends like a question."""
+
+    start_s: float
+    end_s: float
+    rising: bool
+    backchannel: bool
+
+
+class Turn(NamedTuple):
+    """One person's turn at talk."""
+
+    person: int
+    start_s: float
+    end_s: float
+
+
+class Plan(NamedTuple):
+    """Turns in order, and the phrases of each person sorted by start, back-channels among them."""
+
+    turns: list[Turn]
+    phrases: tuple[list[Phrase], list[Phrase]]
+
+
+def plan_conversation(config: SynthConfig, rng: np.random.Generator) -> Plan:
+    """Draws who talks when over the length of one conversation."""
+    turns = _turns(config, rng)
+    phrases: tuple[list[Phrase], list[Phrase]] = ([], [])
+    for turn in turns:
+        phrases[turn.person].extend(_phrases(config, turn, rng))
+    backchannels = _backchannels(config, turns, phrases, rng)
+    for person in range(2):
+        phrases[person].extend(backchannels[person])
+        phrases[person].sort()
+    return Plan(turns, phrases)
+
+
+def _turns(config: SynthConfig, rng: np.random.Generator) -> list[Turn]:
+    turns: list[Turn] = []
+    last_end = [-1.0, -1.0]
+    person, start = int(rng.integers(2)), rng.uniform(0.2, 0.8)
+    while start < config.duration_s - config.turn_s[0]:
+        length = float(np.clip(config.turn_median_s * rng.lognormal(0, config.turn_log_std), *config.turn_s))
+        turns.append(Turn(person, start, min(start + length, config.duration_s - 0.2)))
+        last_end[person] = turns[-1].end_s
+        gap = rng.normal(config.gap_mean_s, config.gap_std_s)
+        if rng.random() < config.silence_probability:
+            gap = rng.uniform(*config.silence_s)
+        person = 1 - person
+        # A person never overlaps themselves, and the next turn starts after this one has.
+        start = max(turns[-1].end_s + gap, start + 0.5, last_end[person] + 0.5)
+    return turns
+
+
+def _phrases(config: SynthConfig, turn: Turn, rng: np.random.Generator) -> list[Phrase]:
+    phrases, start = [], turn.start_s
+    while start < turn.end_s - 0.3:
+        end = start + rng.uniform(*config.phrase_s)
+        # What would be left as a scrap joins this phrase.
+        if turn.end_s - end < 0.8:
+            end = turn.end_s
+        phrases.append(Phrase(start, end, bool(rng.random() < config.rising_probability), False))
+        start = end + rng.uniform(*config.pause_s)
+    return phrases
+
+
+def _backchannels(
+    config: SynthConfig, turns: list[Turn], phrases: tuple[list[Phrase], list[Phrase]], rng: np.random.Generator
+) -> tuple[list[Phrase], list[Phrase]]:
+    candidates = []
+    for talker in range(2):
+        listener = 1 - talker
+        for phrase in phrases[talker]:
+            start = phrase.end_s + rng.uniform(-0.2, 0.2)
+            end = start + rng.uniform(*config.backchannel_s)
+            clear = all(end + 0.5 < t.start_s or t.end_s + 0.5 < start for t in turns if t.person == listener)
+            if clear and end < config.duration_s - 0.2:
+                candidates.append((listener, Phrase(start, end, False, True)))
+    wanted = config.backchannels_per_min * config.duration_s / 60
+    backchannels: tuple[list[Phrase], list[Phrase]] = ([], [])
+    for listener, phrase in candidates:
+        if rng.random() * len(candidates) < wanted:
+            backchannels[listener].append(phrase)
+    return backchannels
+
+
+def speech_mask(config: SynthConfig, phrases: list[Phrase]) -> Bool[np.ndarray, "T"]:
+    """True in the frames where the voice is active, closed over pauses shorter than `mask_closing_s`."""
+    mask = np.zeros(config.num_frames, bool)
+    last_end = -np.inf
+    for phrase in phrases:
+        start = last_end if phrase.start_s - last_end < config.mask_closing_s else phrase.start_s
+        mask[round(start * FPS) : round(phrase.end_s * FPS)] = True
+        last_end = phrase.end_s
+    return mask

@@ -1,0 +1,55 @@
+"""Strict numerics for every test, and the one way to the goldens."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDENS = Path(os.environ.get("UNILS_GOLDENS", Path(__file__).parent / "golden"))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One case of the goldens: float16 inputs are cast to float32 (exact)."""
+
+    folder: Path
+    config: dict
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+
+
+@cache
+def read_golden(case: str) -> Golden:
+    folder = GOLDENS / case
+
+    def arrays(name: str) -> dict[str, np.ndarray]:
+        path = folder / name
+        return dict(np.load(path, allow_pickle=False)) if path.exists() else {}
+
+    weights = folder / "weights.safetensors"
+    inputs = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays("inputs.npz").items()}
+    return Golden(
+        folder=folder,
+        config=json.loads((folder / "config.json").read_text()),
+        inputs=inputs,
+        outputs=arrays("outputs.npz"),
+        weights=dict(load_file(weights)) if weights.exists() else {},
+    )
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return read_golden

@@ -1,0 +1,58 @@
+"""How near is near: one comparison for values, one for gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from unils_jax.nn.params import merge, split
+from unils_jax.torch_keys import torch_views
+
+TABLE, LAYER, MODEL = 1e-6, 1e-5, 1e-4  # tolerances of constants and single operations, of a layer, of a whole model
+GRADIENT = 1e-4  # of a gradient, relative to the largest entry of its tensor
+TRAINED = 1e-4  # of weights after five updates: Adam amplifies rounding where a gradient is near zero
+RECORDED = 1e-6  # of losses, norms and rates while training, relative
+
+
+def jitted(model: nnx.Module, function: Callable, *arguments: Any) -> Any:
+    """`function(model, *arguments)`, compiled: quicker than its operations one by one, and what a run computes."""
+    graphdef, params = split(model)
+    return jax.jit(lambda params, *arguments: function(merge(graphdef, params), *arguments))(params, *arguments)
+
+
+def assert_close(actual, expected, tolerance: float) -> None:
+    """The largest error is within `tolerance`, relative to the reference's largest entry where that is above 1."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    error, size = np.abs(actual - expected).max(), np.abs(expected).max()
+    assert error <= tolerance * max(1.0, size), f"error {error:.2e} at magnitude {size:.2e}, tolerance {tolerance}"
+
+
+def assert_relative(actual, expected, tolerance: float) -> None:
+    """The largest error is within `tolerance` of the reference's largest entry, however small that is."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    error, size = np.abs(actual - expected).max(), np.abs(expected).max()
+    assert error <= tolerance * size, f"error {error:.2e} at magnitude {size:.2e}, tolerance {tolerance} of that"
+
+
+def assert_bits_equal(actual, expected) -> None:
+    """Not one bit differs."""
+    actual, expected = np.asarray(actual).astype(bool), np.asarray(expected).astype(bool)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    assert (actual != expected).sum() == 0, f"{(actual != expected).sum()} of {expected.size} bits differ"
+
+
+def assert_gradients_match(grads: dict, stage: str, outputs: dict[str, np.ndarray]) -> None:
+    """The gradients of our parameters are the golden's `grad.*`: the same tensors, each within GRADIENT of its size."""
+    expected = {key.removeprefix("grad."): value for key, value in outputs.items() if key.startswith("grad.")}
+    by_key = dict(torch_views(grads, stage))
+    found = {key.replace(".modules_to_save.default", ""): key for key in expected}
+    assert set(by_key) == set(found)
+    for key, value in by_key.items():
+        try:
+            assert_relative(value, expected[found[key]], GRADIENT)
+        except AssertionError as error:
+            raise AssertionError(f"{key}: {error}") from None

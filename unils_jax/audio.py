@@ -1,0 +1,98 @@
+"""Audio files to 16 kHz mono arrays and back. NumPy, SciPy, soundfile and PyAV; no JAX.
+
+Whatever libsndfile reads is read with it; everything else (mp4, m4a, webm, ...) with FFmpeg's decoders in PyAV.
+"""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from jaxtyping import Float, Float32
+from scipy.signal import resample_poly
+
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output
+from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
+
+# The quietest loudness that is told apart, dB re full scale.
+SILENCE_DB = -80.0
+
+
+def read_audio(path: str | os.PathLike) -> Float32[np.ndarray, "N"]:
+    """The samples of an audio file (or of a video's first audio track), 16 kHz mono, in about -1..1.
+
+    Channels are averaged, other rates resampled (polyphase). Raises UserError, naming the file, where it is missing,
+    holds no audio that can be read, is empty, or holds NaN or infinite samples.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not an audio file" if path.is_dir() else "does not exist"
+        raise UserError(f"audio file {path} {what}; check the path")
+    if path.stat().st_size == 0:
+        raise UserError(f"audio file {path} is empty (0 bytes); give a file with sound in it")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        samples, rate = _read_with_ffmpeg(path)
+    if not samples.size:
+        raise UserError(f"audio file {path} is empty (0 samples); give a file with sound in it")
+    if not np.isfinite(samples).all():
+        count = int((~np.isfinite(samples)).sum())
+        raise UserError(f"audio file {path} holds {count} NaN or infinite samples; export it again as PCM")
+    return resample(samples.mean(axis=1, dtype=np.float32), rate)
+
+
+def resample(samples: Float32[np.ndarray, "N"], rate: int) -> Float32[np.ndarray, "M"]:
+    """Samples at `rate` Hz as samples at 16 kHz, with a polyphase low-pass filter. Raises UserError for rate < 1."""
+    if rate < 1:
+        raise UserError(f"sample rate must be at least 1 Hz, got {rate}")
+    if rate == SAMPLE_RATE:
+        return samples
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    return resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
+
+
+def _read_with_ffmpeg(path: Path) -> tuple[Float32[np.ndarray, "N C"], int]:
+    import av
+
+    pieces, rate = [], 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise UserError(f"{path} has no audio track; give a file with sound in it")
+            resampler = None
+            for frame in container.decode(audio=0):
+                rate = frame.sample_rate
+                resampler = resampler or av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+                pieces += [piece.to_ndarray() for piece in resampler.resample(frame)]
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not an audio file that libsndfile or FFmpeg can read; convert it to wav") from None
+    if not pieces:
+        return np.zeros((0, 1), np.float32), SAMPLE_RATE
+    return np.concatenate(pieces, axis=1).T, rate
+
+
+def write_wav(path: str | os.PathLike, audio: Float[np.ndarray, "N"]) -> None:
+    """Writes 16 kHz mono samples as a 16-bit wav, clipped to -1..1. Atomic."""
+    with atomic_output(path) as partial:
+        soundfile.write(partial, np.clip(audio, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="WAV")
+
+
+def pad_pair(
+    a: Float32[np.ndarray, "N"], b: Float32[np.ndarray, "M"]
+) -> tuple[Float32[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
+    """Both tracks of a conversation at the length of the longer one; the shorter ends in zeros."""
+    length = max(len(a), len(b))
+    return np.pad(a, (0, length - len(a))), np.pad(b, (0, length - len(b)))
+
+
+def frame_loudness(audio: Float32[np.ndarray, "N"]) -> Float32[np.ndarray, "T"]:
+    """Root mean square of each 25 fps frame in dB re full scale, at least -80; T = ceil(N / 640), zeros at the end."""
+    frames = -(-len(audio) // SAMPLES_PER_FRAME)
+    padded = np.pad(audio, (0, frames * SAMPLES_PER_FRAME - len(audio))).reshape(frames, SAMPLES_PER_FRAME)
+    power = np.mean(padded.astype(np.float64) ** 2, axis=1)
+    return (10 * np.log10(np.maximum(power, 10 ** (SILENCE_DB / 10)))).astype(np.float32)

@@ -1,0 +1,110 @@
+"""Configs go one way: a Python file's ConfigDict -> overrides -> frozen dataclasses -> JSON in the checkpoint."""
+
+import ast
+import difflib
+import importlib.util
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from unils_jax.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+# In the wheel the configs are package data; in a checkout they stand beside the package.
+CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def config_path(name_or_file: str) -> Path:
+    """The file of a config: a path to a .py file, or a bare name of one of ours."""
+    if name_or_file.endswith(".py"):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise UserError(f"config file {path} does not exist")
+        return path
+    for folder in CONFIG_FOLDERS:
+        path = folder / f"{name_or_file}.py"
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.py")})
+    raise UserError(f"no config named {name_or_file!r}; known are {', '.join(known)}, or give a path to a .py file")
+
+
+def load_config(name_or_file: str) -> Any:
+    """The ConfigDict that the file's `get_config()` returns. The file is Python of the user's own and is executed."""
+    path = config_path(name_or_file)
+    spec = importlib.util.spec_from_file_location(f"unils_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {path} must define get_config()")
+    return module.get_config()
+
+
+def override(config: Any, assignments: list[str]) -> None:
+    """Applies `a.b=value` in place. An unknown key is a UserError with the nearest known one; so is a wrong type."""
+    known = _leaves(config)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--config.{name} needs a value: --config.{name}=VALUE")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise UserError(f"unknown config key {name!r}{hint}")
+        old = known[name]
+        value = _parse(text)
+        if isinstance(old, float) and type(value) is int:
+            value = float(value)
+        if isinstance(old, str) and not isinstance(value, str):
+            value = text
+        if isinstance(old, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if old is not None and value is not None and type(value) is not type(old):
+            raise UserError(f"config key {name} is {type(old).__name__} (now {old!r}), got {text!r}")
+        *parents, last = name.split(".")
+        node = config
+        for part in parents:
+            node = node[part]
+        node[last] = value
+
+
+def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in config.items():
+        nested = hasattr(value, "items")
+        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    """The frozen dataclass `kind` from plain values; lists become tuples, dicts nested dataclasses.
+
+    Unknown and missing names are collected in one UserError.
+    """
+    known = {field.name: field for field in fields(kind)}
+    problems = [f"{where} has no setting {name!r}{_near(name, known)}" for name in values if name not in known]
+    try:
+        if not problems:
+            return kind(**{name: _value(known[name].type, value, f"{where}.{name}") for name, value in values.items()})
+    except TypeError as error:
+        problems.append(f"{where}: {error}")
+    raise UserError("; ".join(problems))
+
+
+def _near(name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    nested = [option for option in getattr(kind, "__args__", (kind,)) if is_dataclass(option)]
+    if nested and hasattr(value, "items"):
+        return from_dict(nested[0], dict(value.items()), where)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,42 @@
+"""Outputs that appear whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from unils_jax.errors import UserError
+
+
+def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
+    """Returns `path` as a Path after checking that a file can be written there.
+
+    Called before the work starts, so that an hour of decoding is not lost to a typing mistake. Missing parent
+    folders are made. Raises UserError when the suffix is not one of `suffixes` or the folder is not writable.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"output {path} must end in {' or '.join(suffixes)}, got {path.suffix or 'no suffix'!r}")
+    if path.is_dir():
+        raise UserError(f"output {path} is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another output folder") from None
+    return path
+
+
+@contextlib.contextmanager
+def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path` (same suffix); renamed to `path` on success, removed on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

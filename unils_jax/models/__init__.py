@@ -1,0 +1,1 @@
+"""The models: quantiser, codec, prior, audio encoders, FLAME."""

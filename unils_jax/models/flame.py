@@ -1,0 +1,295 @@
+"""The FLAME head: reading the licensed model file without running it, and vertices from motion, in JAX.
+
+Source: Li et al. 2017 (FLAME), the published model file's layout, and the release's use of it: identity zero, neck
+zero, jaw and eyes padded to axis-angle. The joint regressor, blend shapes and skinning are folded into fewer, equal
+terms; see `_Skinning` and `vertices`.
+"""
+
+import functools
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from unils_jax.errors import UserError
+from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW
+from unils_jax.safe_pickle import NUMPY_GLOBALS, Inert, restricted_load, unwrap
+
+NUM_VERTICES, NUM_FACES, NUM_EXPRESSION, NUM_IDENTITY, NUM_POSE = 5023, 9976, 100, 300, 36
+PARENTS = (-1, 0, 1, 1, 1)  # root, neck, jaw, left eye, right eye
+MAX_FILE_BYTES = 256 << 20  # the published file holds 55 MB
+
+
+@dataclass(frozen=True, eq=False)
+class FlameAsset:
+    """A head: float32 arrays in metres, y up, z towards the viewer, x to the head's left. Hashable by identity.
+
+    `lips` and `upper_face` list vertices; FLAME's lists repeat some, and the repeats count in means over them.
+    """
+
+    v_template: Float[np.ndarray, "V 3"]
+    expression_basis: Float[np.ndarray, "V 3 100"]
+    posedirs: Float[np.ndarray, "V 3 36"]
+    j_regressor: Float[np.ndarray, "5 V"]
+    weights: Float[np.ndarray, "V 5"]
+    faces: Int[np.ndarray, "F 3"]
+    lips: Int[np.ndarray, " n"]
+    upper_face: Int[np.ndarray, " m"]
+    name: str
+    parents: tuple[int, ...] = PARENTS
+
+    @functools.cached_property
+    def skinning(self) -> "_Skinning":
+        """The arrays that `vertices` works with, folded once per asset."""
+        return _fold(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Skinning:
+    """Constants of the forward pass. The neck is never rotated, so it moves as the root does and its pose correctives
+    stay zero; trailing expression columns that are all zero and pose columns that are all zero are left out."""
+
+    num_expression: int
+    pose_columns: Int[np.ndarray, " q"]  # of the 27 of jaw, left eye, right eye
+    basis: Float[np.ndarray, "k W"]  # expression columns, then pose columns; W = 3V: all x, all y, all z
+    template: Float[np.ndarray, " W"]
+    joint_template: Float[np.ndarray, "4 3"]  # root, jaw, left eye, right eye
+    joint_basis: Float[np.ndarray, "e 4 3"]
+    total_weight: Float[np.ndarray, " V"]
+    weights: Float[np.ndarray, "3 V"]  # jaw, left eye, right eye
+
+
+def _fold(asset: FlameAsset) -> _Skinning:
+    expression = asset.expression_basis.astype(np.float64)
+    used = np.flatnonzero(np.abs(expression).max(axis=(0, 1)))
+    num_expression = int(used[-1]) + 1 if used.size else 1
+    expression = expression[:, :, :num_expression]
+    pose = asset.posedirs[:, :, 9:].astype(np.float64)
+    pose_columns = np.flatnonzero(np.abs(pose).max(axis=(0, 1)))
+    joints = asset.j_regressor[[0, 2, 3, 4]].astype(np.float64)
+    stacked = np.concatenate([expression, pose[:, :, pose_columns]], axis=2)  # [V, 3, k]
+    return _Skinning(
+        num_expression=num_expression,
+        pose_columns=pose_columns,
+        basis=np.ascontiguousarray(stacked.transpose(2, 1, 0).reshape(stacked.shape[2], -1), np.float32),
+        template=np.ascontiguousarray(asset.v_template.T).reshape(-1),
+        joint_template=(joints @ asset.v_template.astype(np.float64)).astype(np.float32),
+        joint_basis=np.einsum("jv,vce->ejc", joints, expression).astype(np.float32),
+        total_weight=asset.weights.astype(np.float64).sum(axis=1).astype(np.float32),
+        weights=np.ascontiguousarray(asset.weights[:, 2:].T),
+    )
+
+
+def rotation_matrices(axis_angle: Float[Array, "*b 3"]) -> Float[Array, "*b 3 3"]:
+    """Rodrigues with angle = ||r + 1e-8||, as the release has it: finite, with finite gradients, at zero."""
+    angle = jnp.linalg.norm(axis_angle + 1e-8, axis=-1, keepdims=True)
+    x, y, z = jnp.moveaxis(axis_angle / angle, -1, 0)
+    zero = jnp.zeros_like(x)
+    cross = jnp.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    sin, cos = jnp.sin(angle)[..., None], jnp.cos(angle)[..., None]
+    identity = jnp.broadcast_to(jnp.eye(3, dtype=axis_angle.dtype), cross.shape)
+    return identity + sin * cross + (1.0 - cos) * (cross @ cross)
+
+
+def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation: bool) -> Float[Array, "*b V 3"]:
+    """Vertices in metres of un-normalised motion, identity and neck zero; without `head_rotation` the root stays put.
+
+    With R_j the joint rotations, J_j the joints (they follow expression) and s the sum of a vertex's weights, linear
+    blend skinning of v is R_root [s (v - J_root) + sum_j w_j (R_j - I)(v - J_j)] + s J_root over jaw and eyes.
+    Differentiable; float32 throughout.
+    """
+    s = asset.skinning
+    batch = motion.shape[:-1]
+    motion = motion.reshape(-1, motion.shape[-1]).astype(jnp.float32)
+    expression = motion[:, EXPRESSION][:, : s.num_expression]
+    zero = jnp.zeros_like(motion[:, :1])
+    eyes = motion[:, EYES]
+    padded = jnp.concatenate([motion[:, JAW], zero, zero, eyes[:, :2], zero, eyes[:, 2:], zero], axis=1)
+    turn = rotation_matrices(padded.reshape(-1, 3, 3)) - jnp.eye(3)[None, None]  # [B, joint, 3, 3], less identity
+
+    features = jnp.concatenate([expression, turn.reshape(-1, 27)[:, s.pose_columns]], axis=1)
+    shaped = (features @ s.basis + s.template[None]).reshape(-1, 3, s.total_weight.size)
+    joints = jnp.einsum("be,ejc->bjc", expression, s.joint_basis) + s.joint_template[None]
+
+    # Coordinate planes [B, V] and sums over them, not 3x3 products per vertex: XLA fuses the planes into one pass, and
+    # its sums over V are more exact in the gradient than a contraction (2e-6 against 1e-5 of the largest entry).
+    planes = (shaped[:, 0], shaped[:, 1], shaped[:, 2])
+    shift = -jnp.einsum("bjck,bjk->bjc", turn, joints[:, 1:])  # (R_j - I)(v - J_j) = (R_j - I) v + shift_j
+    posed = [s.total_weight[None] * plane for plane in planes]
+    for j in range(3):
+        moved = _rotate(turn[:, j], planes)
+        posed = [
+            p + s.weights[j][None] * (m + shift[:, j, c, None])
+            for c, (p, m) in enumerate(zip(posed, moved, strict=True))
+        ]
+    if head_rotation:
+        root = [joints[:, 0, c, None] * s.total_weight[None] for c in range(3)]
+        centred = tuple(p - r for p, r in zip(posed, root, strict=True))
+        moved = _rotate(rotation_matrices(motion[:, HEAD]), centred)
+        posed = [m + r for m, r in zip(moved, root, strict=True)]
+    return jnp.stack(posed, axis=-1).reshape(*batch, *asset.v_template.shape)
+
+
+def _rotate(matrix: Array, planes: tuple[Array, Array, Array]) -> list[Array]:
+    """The planes [B, V] of the coordinates times a matrix [B, 3, 3]."""
+    x, y, z = planes
+    return [matrix[:, c, 0, None] * x + matrix[:, c, 1, None] * y + matrix[:, c, 2, None] * z for c in range(3)]
+
+
+class _Chumpy(Inert):
+    """Any chumpy object; only one that holds its values (`x`) becomes an array."""
+
+    __slots__ = ()
+
+
+class _Sparse(Inert):
+    """SciPy's csc matrix: `data`, `indices`, `indptr` and the shape in its state."""
+
+    __slots__ = ()
+
+
+def _set(items: Any = ()) -> set:
+    """Python 2's pickled set (chumpy keeps one in its state, of no use here): what is simple in it."""
+    return {item for item in items if isinstance(item, str | int)} if isinstance(items, list) else set()
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **NUMPY_GLOBALS,
+    ("chumpy.ch", "Ch"): _Chumpy,
+    ("chumpy.ch", "MatVecMult"): _Chumpy,
+    ("chumpy.reordering", "Select"): _Chumpy,
+    ("chumpy.reordering", "transpose"): _Chumpy,
+    **{(f"scipy.sparse.{module}", "csc_matrix"): _Sparse for module in ("csc", "_csc")},
+    **{(module, "set"): _set for module in ("__builtin__", "builtins")},
+}
+_SHAPES = {
+    "v_template": (NUM_VERTICES, 3),
+    "shapedirs": (NUM_VERTICES, 3, NUM_IDENTITY + NUM_EXPRESSION),
+    "posedirs": (NUM_VERTICES, 3, NUM_POSE),
+    "J_regressor": (5, NUM_VERTICES),
+    "weights": (NUM_VERTICES, 5),
+    "f": (NUM_FACES, 3),
+    "kintree_table": (2, 5),
+}
+
+
+def load_flame(path: str | os.PathLike) -> FlameAsset:
+    """Reads `generic_model.pkl` of FLAME 2020, or an .npz of the same names (`J_regressor` dense), without chumpy.
+
+    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises UserError for a
+    missing, damaged, hostile or oversized file and, all at once, for every array of a wrong shape or range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"FLAME file {path} does not exist; get generic_model.pkl of FLAME 2020 from flame.is.tue.mpg.de"
+        )
+    arrays = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
+    _check(path, arrays)
+    regions = flame_regions()
+    return FlameAsset(
+        v_template=_float32(arrays["v_template"]),
+        expression_basis=_float32(arrays["shapedirs"][:, :, NUM_IDENTITY:]),
+        posedirs=_float32(arrays["posedirs"]),
+        j_regressor=_float32(arrays["J_regressor"]),
+        weights=_float32(arrays["weights"]),
+        faces=arrays["f"].astype(np.int32),
+        lips=regions["lips"],
+        upper_face=regions["upper_face"],
+        name="flame",
+    )
+
+
+@functools.cache
+def flame_regions() -> dict[str, Int[np.ndarray, " n"]]:
+    """Vertices on FLAME's topology: `lips`, `upper_face` (repeats count), `lips_core`, `upper_lip`, `lower_lip`.
+
+    Source: ARTalk (MIT; see THIRD_PARTY.md).
+    """
+    text = resources.files("unils_jax.models").joinpath("flame_regions.json").read_text()
+    return {name: np.asarray(indices, np.int32) for name, indices in json.loads(text).items()}
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise UserError(
+                f"{path} unpacks to {size} bytes, over the limit of {MAX_FILE_BYTES}; use FLAME 2020's arrays"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in _SHAPES if name in arrays.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an .npz of FLAME's arrays ({error}); get a fresh copy") from None
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            content = restricted_load(file, _ALLOWED, name=f"FLAME file {path}", max_bytes=MAX_FILE_BYTES)
+    except OSError as error:
+        raise UserError(f"FLAME file {path} cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"FLAME file {path} must hold a dict, got {type(content).__name__}; use generic_model.pkl")
+    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
+    return {name: _as_array(named[name]) for name in _SHAPES if name in named}
+
+
+def _as_array(value: Any) -> Any:
+    """The array in what the pickle holds under one name; None where there is none."""
+    if isinstance(value, _Chumpy):
+        value = value.state.get("x") if isinstance(value.state, dict) else None
+    if isinstance(value, _Sparse):
+        return _dense(value.state)
+    return unwrap(value)
+
+
+def _dense(state: Any) -> np.ndarray | None:
+    """A csc matrix of the joint regressor's shape as a dense array, after checking its parts; None if they are off."""
+    state = state if isinstance(state, dict) else {}
+    data, indices, indptr = (unwrap(state.get(name)) for name in ("data", "indices", "indptr"))
+    parts = all(isinstance(part, np.ndarray) and part.ndim == 1 for part in (data, indices, indptr))
+    rows, columns = _SHAPES["J_regressor"]
+    if not parts or state.get("_shape", state.get("shape")) != (rows, columns) or data.size != indices.size:
+        return None
+    if indptr.size != columns + 1 or indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        return None
+    counts = np.diff(indptr.astype(np.int64))
+    if indptr[0] != 0 or (counts < 0).any() or indptr[-1] != data.size:
+        return None
+    if data.size and not (0 <= indices.min() and indices.max() < rows):
+        return None
+    dense = np.zeros((rows, columns))
+    np.add.at(dense, (indices, np.repeat(np.arange(columns), counts)), data.astype(np.float64))
+    return dense
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raises one UserError naming every array that is missing, misshapen or out of range."""
+    problems = []
+    for name, shape in _SHAPES.items():
+        array = arrays.get(name)
+        if not isinstance(array, np.ndarray):
+            problems.append(f"{name} is missing or no array")
+        elif array.shape != shape or array.dtype.kind not in "iuf":
+            problems.append(f"{name} must be numbers {list(shape)}, got {array.dtype} {list(array.shape)}")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name} holds NaN or infinite values")
+        elif name == "f" and not (array.min() >= 0 and array.max() < NUM_VERTICES):
+            problems.append(f"f must name vertices 0 to {NUM_VERTICES - 1}, got {array.min()} to {array.max()}")
+        elif name == "kintree_table" and tuple(int(p) for p in array[0][1:]) != PARENTS[1:]:
+            problems.append(f"kintree_table must have the parents {list(PARENTS)}")
+    if problems:
+        raise UserError(f"{path} is not FLAME 2020's generic_model: " + "; ".join(problems))

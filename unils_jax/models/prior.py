@@ -1,0 +1,156 @@
+"""Stages 2 and 3: the motion prior over bits, autoregressive over scales, with optional audio cross-attention."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from unils_jax.models.codec import CodecConfig
+from unils_jax.models.quantizer import Scales
+from unils_jax.nn.attention import Rotary, rotary_table
+from unils_jax.nn.block import AudioContext, Block
+from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, split_key, token_init
+
+# Every Linear that LoRA adapts in stage 3.
+LORA_PATTERN = r"token_embed|head|blocks/\d+/self_attn/(to_qkv|to_out)|blocks/\d+/mlp/(up|down)"
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Sizes of the prior; the defaults are the paper's. `audio_dim` None builds it without cross-attention."""
+
+    width: int = 512
+    depth: int = 8
+    num_heads: int = 8
+    audio_dim: int | None = None
+
+
+@lru_cache(maxsize=16)
+def token_positions(scales: Scales) -> np.ndarray:
+    """Rotary positions of the whole sequence: style and previous frames 0..199, then the scale tokens.
+
+    A scale of n tokens stands at `200 + round(p)`, p the odd points of linspace(0, 99, 2n+1), half to even.
+    """
+    frames = scales[-1]
+    per_scale = [2 * frames + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
+    return np.concatenate([np.arange(2 * frames), *per_scale]).astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def audio_positions(audio_frames: int, window_frames: int) -> np.ndarray:
+    """Rotary positions of a window's audio frames: `200 + trunc(linspace(0, 100, A+1)[:-1])`."""
+    points = np.linspace(0, window_frames, audio_frames + 1, dtype=np.float32)[:-1]
+    return 2 * window_frames + points.astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def attention_mask(scales: Scales) -> np.ndarray:
+    """[200 + L, 200 + L] bool: the prefix sees the prefix; a scale token sees the prefix and scales up to its own."""
+    level = np.concatenate([np.full(2 * scales[-1], -1), scale_levels(scales)])
+    return level[None, :] <= level[:, None]
+
+
+def scale_levels(scales: Scales) -> np.ndarray:
+    """The scale index of each of the L tokens."""
+    return np.repeat(np.arange(len(scales)), scales)
+
+
+class MotionPrior(nnx.Module):
+    """Logits of every bit of a window given style, previous motion, the lower scales and, with audio, both tracks."""
+
+    def __init__(self, config: PriorConfig, codec: CodecConfig, *, rngs: nnx.Rngs):
+        width = config.width
+
+        def learned(shape: tuple[int, ...]) -> nnx.Param:
+            return nnx.Param(token_init(shape[-1])(rngs.params(), shape))
+
+        self.start_token = learned((1, 1, width))
+        self.token_embed = Linear(codec.code_dim, width, rngs=rngs)
+        self.scale_embed = nnx.Param(token_init(width)(rngs.params(), (len(codec.scales), width)))
+        self.style_embed = learned((1, 1, width))
+        self.prev_embed = learned((1, 1, width))
+        if config.audio_dim is not None:
+            self.own_audio_embed = learned((1, 1, config.audio_dim))
+            self.other_audio_embed = learned((1, 1, config.audio_dim))
+        rates = np.linspace(0, 0.1 * config.depth / 24, config.depth)
+        self.blocks = nnx.List(
+            Block(
+                width,
+                config.num_heads,
+                4 * width,
+                norm_eps=1e-6,
+                mlp_norm=True,
+                audio_dim=config.audio_dim,
+                drop_path_rate=float(rate),
+                rngs=rngs,
+            )
+            for rate in rates
+        )
+        self.head_norm = LayerNorm(width, 1e-5)
+        self.head = Linear(width, 2 * codec.code_dim, rngs=rngs)
+        self.scales = codec.scales
+        self.code_dim = codec.code_dim
+        self.head_dim = width // config.num_heads
+        self.has_audio = config.audio_dim is not None
+
+    def __call__(
+        self,
+        style: Float[Array, "B T C"],
+        prev: Float[Array, "B T C"],
+        inputs: Float[Array, "B I C"],
+        own_audio: Float[Array, "B A E"] | None = None,
+        other_audio: Float[Array, "B A E"] | None = None,
+        key: RandomKey | None = None,
+    ) -> Float[Array, "B L C 2"]:
+        """Logits [B, L, C, 2] (bit = 0, bit = 1) of the scales that the inputs reach.
+
+        `style` and `prev` are full features of a window, `inputs` the next-scale inputs of the first scales
+        (I = L - 1; none gives the first scale alone). `key` turns drop-path and LoRA dropout on.
+        """
+        embed_key, head_key, *block_keys = split_key(key, 2 + len(self.blocks))
+        frames = self.scales[-1]
+        tokens = self.token_embed(jnp.concatenate([style, prev, inputs], axis=1), embed_key)
+        batch, num_tokens = tokens.shape[0], inputs.shape[1] + 1
+
+        def learned(param: nnx.Param, num: int) -> Array:
+            value = param[...].astype(tokens.dtype)
+            return jnp.broadcast_to(value, (batch, num, value.shape[-1]))
+
+        levels = scale_levels(self.scales)[:num_tokens]
+        start = learned(self.start_token, 1)
+        scale_tokens = jnp.concatenate([start, tokens[:, 2 * frames :]], axis=1)
+        x = jnp.concatenate(
+            [
+                tokens[:, :frames] + learned(self.style_embed, frames),
+                tokens[:, frames : 2 * frames] + learned(self.prev_embed, frames),
+                scale_tokens + self.scale_embed[...].astype(tokens.dtype)[levels][None],
+            ],
+            axis=1,
+        )
+        rotary = rotary_table(token_positions(self.scales)[: x.shape[1]], self.head_dim)
+        mask = attention_mask(self.scales)[: x.shape[1], : x.shape[1]]
+        audio = self._audio_context(own_audio, other_audio)
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
+            x = block(x, rotary, mask, audio, block_key)
+        logits = self.head(self.head_norm(x[:, 2 * frames :]), head_key)
+        return logits.reshape(batch, num_tokens, self.code_dim, 2)
+
+    def _audio_context(self, own: Array | None, other: Array | None) -> AudioContext | None:
+        if not self.has_audio:
+            return None
+        positions = audio_positions(own.shape[1], self.scales[-1])
+        rotary: Rotary = rotary_table(positions, self.head_dim)
+        own_embed = jnp.broadcast_to(self.own_audio_embed[...].astype(own.dtype), own.shape)
+        other_embed = jnp.broadcast_to(self.other_audio_embed[...].astype(other.dtype), other.shape)
+        return AudioContext(own + own_embed, other + other_embed, rotary)
+
+
+def bit_cross_entropy(logits: Float[Array, "B L C 2"], bits: Array) -> Float[Array, "B L C"]:
+    """Cross-entropy of every bit in nats, float32; its mean over all is the training loss of stages 2 and 3."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.where(bits.astype(bool), log_probs[..., 1], log_probs[..., 0])

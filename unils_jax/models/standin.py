@@ -1,0 +1,205 @@
+"""The stand-in head: a procedural FlameAsset for those who have no FLAME file, driven by the `standin` basis.
+
+Same array names, ranks and units as FLAME; its leading expression columns are the named shapes of
+`motion.STANDIN_SHAPES`, its own lip and upper-face lists stand where FLAME's do. NumPy and SciPy only, the same on
+every call.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import UInt8
+
+from unils_jax.models import standin_mesh as sm
+from unils_jax.models.flame import NUM_EXPRESSION, NUM_POSE, FlameAsset
+from unils_jax.motion import STANDIN_SHAPES
+
+JAW_HINGE = (0.0, -0.025, 0.0)
+ROOT, NECK = (0.0, -0.11, -0.025), (0.0, -0.08, -0.025)
+FLAME_SKIN = (205, 160, 138)
+_COLORS = {  # RGB by part
+    sm.SKIN: (222, 178, 152),
+    sm.LIPS: (188, 98, 96),
+    sm.BAG: (58, 16, 20),
+    sm.TEETH_UPPER: (232, 226, 212),
+    sm.TEETH_LOWER: (206, 198, 184),
+    sm.EYE_LEFT: (236, 234, 230),
+    sm.EYE_RIGHT: (236, 234, 230),
+    sm.BROW: (82, 56, 42),
+    sm.LASHES: (86, 50, 44),
+    sm.EAR: (206, 152, 130),
+    sm.NECK: (204, 160, 136),
+}
+_HAIR, _IRIS, _PUPIL = (74, 52, 42), (74, 112, 132), (16, 16, 20)
+
+
+@functools.cache
+def standin_asset() -> FlameAsset:
+    """The stand-in head, built once. Its arrays are shared and read-only."""
+    mesh = sm.build_mesh()
+    basis = np.zeros((mesh.count, 3, NUM_EXPRESSION))
+    shapes = _shapes(mesh)
+    for i, (name, full) in enumerate(STANDIN_SHAPES.items()):
+        basis[:, :, i] = shapes[name] / full
+    weights = _weights(mesh)
+    lips, upper_face = _regions(mesh)
+    asset = FlameAsset(
+        v_template=mesh.points.astype(np.float32),
+        expression_basis=basis.astype(np.float32),
+        posedirs=np.zeros((mesh.count, 3, NUM_POSE), np.float32),
+        j_regressor=_joint_regressor(mesh, basis, weights).astype(np.float32),
+        weights=weights.astype(np.float32),
+        faces=mesh.faces.astype(np.int32),
+        lips=lips,
+        upper_face=upper_face,
+        name="standin",
+    )
+    for array in vars(asset).values():
+        if isinstance(array, np.ndarray):
+            array.setflags(write=False)
+    return asset
+
+
+def vertex_colors(asset: FlameAsset) -> UInt8[np.ndarray, "V 3"]:
+    """RGB of every vertex before lighting: the stand-in by part, FLAME in skin colour with redder lips."""
+    if asset.name == "standin":
+        return _standin_colors()
+    colors = np.tile(np.array(FLAME_SKIN, np.uint8), (len(asset.v_template), 1))
+    colors[asset.lips] = (190, 120, 112)
+    return colors
+
+
+@functools.cache
+def _standin_colors() -> np.ndarray:
+    mesh = sm.build_mesh()
+    table = np.array([_COLORS[part] for part in range(len(sm.PARTS))], np.float64)
+    colors = table[mesh.part]
+    x, y, z = mesh.points.T
+    eyes = np.isin(mesh.part, (sm.EYE_LEFT, sm.EYE_RIGHT))
+    colors[eyes & (mesh.polar < np.deg2rad(30))] = _IRIS
+    colors[eyes & (mesh.polar < np.deg2rad(12))] = _PUPIL
+    skin = mesh.part == sm.SKIN
+    hairline = np.interp(z, [-0.1, -0.03, 0.0, 0.02, 0.05, 0.08], [-0.05, -0.04, 0.005, 0.05, 0.074, 0.080])
+    hair = skin * sm.smoothstep((y - hairline) / 0.016)
+    cheek = 0.35 * skin * sm.bump(np.abs(x) - 0.043, 0.016) * sm.bump(y + 0.033, 0.016) * (z > 0)
+    nostril = 0.75 * skin * sm.bump(np.abs(x) - 0.0068, 0.004) * sm.bump(y + 0.0475, 0.0032) * (z > 0)
+    lid = np.linalg.norm(mesh.closed - mesh.points, axis=1) > 1e-4
+    shade = 0.25 * skin * lid
+    for amount, color in ((hair, _HAIR), (cheek, (214, 134, 118)), (nostril, (70, 34, 30)), (shade, (150, 96, 82))):
+        colors += amount[:, None] * (np.array(color) - colors)
+    return colors.round().astype(np.uint8)
+
+
+def _weights(mesh: sm.Mesh) -> np.ndarray:
+    """[V, 5]: eyeballs follow the eyes, chin and lower lip the jaw (half at the mouth's corners), the rest the neck."""
+    x, y, z = np.abs(mesh.points[:, 0]), mesh.domain_y, mesh.points[:, 2]
+    border = sm.MOUTH_Y + 0.036 * sm.smoothstep((x - 0.024) / 0.045)
+    width = 0.006 + 0.6 * np.clip(x - 0.012, 0.0, None)  # wider to the sides: an open mouth is round
+    jaw = np.clip((border - y) / width + 0.5, 0.0, 1.0) * sm.smoothstep((z + 0.015) / 0.05)
+    jaw[~np.isin(mesh.part, (sm.SKIN, sm.LIPS, sm.BAG))] = 0.0
+    jaw[mesh.part == sm.TEETH_LOWER] = 1.0
+    weights = np.zeros((mesh.count, 5))
+    weights[:, 2] = jaw
+    weights[mesh.part == sm.EYE_LEFT, 3] = 1.0
+    weights[mesh.part == sm.EYE_RIGHT, 4] = 1.0
+    weights[:, 1] = 1.0 - weights.sum(axis=1)
+    low = np.where(mesh.part == sm.NECK, sm.smoothstep((-mesh.points[:, 1] - 0.09) / 0.08), 0.0)
+    weights[:, 0], weights[:, 1] = low * weights[:, 1], (1.0 - low) * weights[:, 1]
+    return weights
+
+
+def _joint_regressor(mesh: sm.Mesh, basis: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[5, V]: eyes are the means of their eyeballs, the others the smallest weights on vertices that never move."""
+    still = np.flatnonzero((np.abs(basis).max(axis=(1, 2)) < 1e-6) & (weights[:, 2:].sum(axis=1) == 0))
+    system = np.vstack([mesh.points[still].T, np.ones(len(still))])
+    regressor = np.zeros((5, mesh.count))
+    for joint, place in ((0, ROOT), (1, NECK), (2, JAW_HINGE)):
+        regressor[joint, still] = np.linalg.lstsq(system, np.array([*place, 1.0]), rcond=None)[0]
+    for joint, part in ((3, sm.EYE_LEFT), (4, sm.EYE_RIGHT)):
+        ball = mesh.part == part
+        poles = ball & ((mesh.polar == 0.0) | (mesh.polar == np.pi))  # the sphere's rings are not evenly spread
+        regressor[joint, poles] = 1.0 / poles.sum()
+    return regressor
+
+
+def _regions(mesh: sm.Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """The lips; and brows, lids, forehead and the bridge of the nose on the front."""
+    x, y, z = mesh.points.T
+    facial = (
+        np.isin(mesh.part, (sm.SKIN, sm.BROW, sm.LASHES)) & (z > 0.03) & (y > -0.018) & (y < 0.07) & (np.abs(x) < 0.065)
+    )
+    return np.flatnonzero(mesh.part == sm.LIPS).astype(np.int32), np.flatnonzero(facial).astype(np.int32)
+
+
+def _shapes(mesh: sm.Mesh) -> dict[str, np.ndarray]:
+    """Displacements [V, 3] in metres of every named shape, fully expressed."""
+    moving = np.isin(mesh.part, (sm.SKIN, sm.LIPS, sm.BAG, sm.BROW, sm.LASHES)) & (mesh.points[:, 2] > 0.02)
+    shapes = {**_mouth_shapes(mesh), **_face_shapes(mesh)}
+    shapes = {name: np.where(moving[:, None], shape, 0.0) for name, shape in shapes.items()}
+    return {**shapes, **_lid_shapes(mesh, shapes["cheek_raise"])}
+
+
+def _vector(amount: np.ndarray, x, y, z) -> np.ndarray:
+    """`amount` [V] times a displacement in millimetres, constant or [V]."""
+    return amount[:, None] * np.stack(np.broadcast_arrays(x, y, z, amount)[:3], axis=-1) * 1e-3
+
+
+def _mouth_shapes(mesh: sm.Mesh) -> dict[str, np.ndarray]:
+    x, y, _ = mesh.points.T
+    ax, side, rise = np.abs(x), np.sign(x), y - sm.MOUTH_Y
+    left = sm.smoothstep(x / 0.012 + 0.5)
+    mouth = sm.bump(x, 0.034) * sm.bump(rise, 0.022)
+    corner = sm.bump(ax - 0.025, 0.013) * sm.bump(rise, 0.014)
+    upper = sm.smoothstep((mesh.domain_y - sm.MOUTH_Y) / 0.005 + 0.5)
+    inside = np.isin(mesh.part, (sm.LIPS, sm.BAG)).astype(np.float64)
+    lip_rise = np.where(mesh.part == sm.LIPS, rise * 1e3, 0.0)
+    cheek = sm.bump(ax - 0.040, 0.018) * sm.bump(y + 0.034, 0.016)
+    smile = _vector(corner, 6 * side, 6.5, -3) + _vector(cheek, 0, 2.5, 2)
+    sneer = sm.bump(ax - 0.012, 0.010) * sm.bump(y + 0.055, 0.014) * upper
+    return {
+        "smile_left": smile * left[:, None],
+        "smile_right": smile * (1.0 - left)[:, None],
+        "lip_pucker": _vector(mouth, -420 * x, 0, 8),
+        "lip_stretch": _vector(corner, 7 * side, -1, -3),
+        "upper_lip_raise": _vector(mouth * upper * sm.bump(x, 0.026), 0, 6, 0.5),
+        "lower_lip_drop": _vector(mouth * (1 - upper) * sm.bump(x, 0.026), 0, -7, 0.5),
+        "lip_press": _vector(sm.bump(x, 0.030), 0, -0.35 * lip_rise, -1.5 * inside),
+        "lip_roll": _vector(sm.bump(x, 0.030), 0, -0.5 * lip_rise, -4.0 * inside),
+        "mouth_corner_down": _vector(corner, 0, -6, -1),
+        "mouth_left": _vector(mouth, 8, 0, 0),
+        "mouth_right": _vector(mouth, -8, 0, 0),
+        "chin_raise": _vector(sm.bump(x, 0.028) * sm.bump(y + 0.100, 0.020), 0, 5, 2)
+        + _vector(mouth * (1 - upper), 0, 1.5, 0.5),
+        "sneer": _vector(sneer, 0, 5, 0.5) + _vector(sm.bump(ax - 0.012, 0.006) * sm.bump(y + 0.04, 0.008), 0, 2, 0),
+        "cheek_puff": _vector(sm.bump(ax - 0.040, 0.018) * sm.bump(y + 0.066, 0.022), 7 * side, 0, 6),
+    }
+
+
+def _face_shapes(mesh: sm.Mesh) -> dict[str, np.ndarray]:
+    x, y, _ = mesh.points.T
+    ax, side = np.abs(x), np.sign(x)
+    left = sm.smoothstep(x / 0.012 + 0.5)
+    brow = sm.bump(y - 0.028, 0.017)
+    brow_up = _vector(brow * sm.bump(ax - 0.032, 0.024), 0, 9, 1)
+    brow_down = _vector(brow * sm.bump(ax - 0.022, 0.022), -2.5 * side, -6, 0.5)
+    return {
+        "brow_up_left": brow_up * left[:, None],
+        "brow_up_right": brow_up * (1.0 - left)[:, None],
+        "brow_inner_up": _vector(brow * sm.bump(x, 0.022), 0, 8, 0.5),
+        "brow_down": brow_down,
+        "cheek_raise": _vector(sm.bump(ax - 0.040, 0.018) * sm.bump(y + 0.026, 0.013), 0, 5, 3),
+        "nose_wrinkle": _vector(sm.bump(x, 0.018) * sm.bump(y + 0.024, 0.018), 0, 3, 0.5) + 0.3 * brow_down,
+    }
+
+
+def _lid_shapes(mesh: sm.Mesh, cheek_raise: np.ndarray) -> dict[str, np.ndarray]:
+    """Blinks move both lids' margins to the line where they meet; the others are parts of that, or its reverse."""
+    shut = mesh.closed - mesh.points
+    left = (mesh.points[:, 0] > 0)[:, None]
+    upper = (shut[:, 1] < 0)[:, None]
+    return {
+        "blink_left": np.where(left, shut, 0.0),
+        "blink_right": np.where(left, 0.0, shut),
+        "squint": np.where(upper, 0.35, 0.7) * shut + 0.5 * cheek_raise,
+        "eye_wide": np.where(upper, -0.28, -0.1) * shut,
+    }

@@ -1,0 +1,74 @@
+"""The whole system as one module: codec, then prior, then audio encoder, as far as a stage has them."""
+
+from dataclasses import asdict, dataclass
+
+from flax import nnx
+
+from unils_jax.errors import UserError
+from unils_jax.models.codec import Codec, CodecConfig
+from unils_jax.models.logmel import LogMel, LogMelConfig
+from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
+from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from unils_jax.nn.lora import add_lora
+
+EncoderConfig = Wav2Vec2Config | LogMelConfig
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Rank, alpha and dropout of every adapter; the defaults are the paper's."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    dropout_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What to build. Absent parts are None: a codec has no prior, a prior no audio encoder, a merged model no LoRA."""
+
+    codec: CodecConfig = CodecConfig()
+    prior: PriorConfig | None = None
+    wav2vec2: Wav2Vec2Config | None = None
+    logmel: LogMelConfig | None = None
+    lora: LoRAConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError, with all problems at once, where sizes do not fit together."""
+        problems = []
+        for name, part in (("codec", self.codec), ("prior", self.prior), ("wav2vec2", self.wav2vec2)):
+            if part is not None and (part.width % part.num_heads or part.width // part.num_heads % 2):
+                problems.append(f"{name}.width / num_heads must be an even number, got {part.width} / {part.num_heads}")
+        if list(self.codec.scales) != sorted(set(self.codec.scales)) or min(self.codec.scales, default=0) < 1:
+            problems.append(f"codec.scales must rise from at least 1, got {self.codec.scales}")
+        audio_dim = None if self.prior is None else self.prior.audio_dim
+        if self.wav2vec2 is not None and self.logmel is not None:
+            problems.append("give wav2vec2 or logmel, not both")
+        elif self.audio_encoder is not None and self.audio_encoder.feature_dim != audio_dim:
+            problems.append(f"prior.audio_dim must be the encoder's {self.audio_encoder.feature_dim}, got {audio_dim}")
+        if problems:
+            raise UserError("model: " + "; ".join(problems))
+
+    @property
+    def audio_encoder(self) -> EncoderConfig | None:
+        return self.wav2vec2 or self.logmel
+
+    @property
+    def stage(self) -> str:
+        if self.prior is None:
+            return "codec"
+        return "prior" if self.prior.audio_dim is None else "dialogue"
+
+
+class UniLS(nnx.Module):
+    """`codec`, `prior` and `audio_encoder`; the parts a stage lacks are None."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.codec = Codec(config.codec, rngs=rngs)
+        self.prior = None if config.prior is None else MotionPrior(config.prior, config.codec, rngs=rngs)
+        if config.lora is not None and self.prior is not None:
+            add_lora(self.prior, LORA_PATTERN, **asdict(config.lora), rngs=rngs)
+        if config.wav2vec2 is not None:
+            self.audio_encoder = Wav2Vec2(config.wav2vec2, rngs=rngs)
+        else:
+            self.audio_encoder = None if config.logmel is None else LogMel(config.logmel)

@@ -1,0 +1,157 @@
+"""The 108 channels of motion: where each stands, what it is called, and the file it travels in.
+
+NumPy and SciPy only: data workers and tools that never start JAX import this module.
+Source: the paper's section on data and the release's data loaders.
+"""
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.signal import savgol_filter
+
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output
+
+FPS = 25.0
+SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = 640
+WINDOW_FRAMES = 100
+WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
+MOTION_DIM = 108
+
+EXPRESSION = slice(0, 100)
+HEAD = slice(100, 103)  # axis-angle, radians
+JAW = slice(103, 104)  # first axis-angle component, radians
+HEAD_AND_JAW = slice(100, 104)
+EYES = slice(104, 108)  # left eye (2), right eye (2), radians
+
+BASES = ("flame", "standin")
+
+# The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully expressed.
+# They are the leading expression channels of the `standin` basis, in this order.
+STANDIN_SHAPES: dict[str, float] = {
+    "smile_left": 2.5,
+    "smile_right": 2.5,
+    "lip_pucker": 2.5,
+    "lip_stretch": 2.5,
+    "upper_lip_raise": 2.5,
+    "lower_lip_drop": 2.5,
+    "blink_left": 4.0,
+    "blink_right": 4.0,
+    "brow_up_left": 2.5,
+    "brow_up_right": 2.5,
+    "brow_inner_up": 1.5,
+    "brow_down": 1.5,
+    "squint": 1.5,
+    "eye_wide": 1.5,
+    "lip_press": 1.5,
+    "lip_roll": 1.5,
+    "mouth_corner_down": 1.5,
+    "cheek_raise": 1.5,
+    "cheek_puff": 1.5,
+    "nose_wrinkle": 1.5,
+    "mouth_left": 1.5,
+    "mouth_right": 1.5,
+    "chin_raise": 1.5,
+    "sneer": 1.5,
+}
+
+
+def channel_names(expression_basis: str) -> list[str]:
+    """The 108 channel names; the stand-in basis names its leading expression channels."""
+    _check_basis(expression_basis)
+    expression = [f"expression_{i:02d}" for i in range(100)]
+    if expression_basis == "standin":
+        expression[: len(STANDIN_SHAPES)] = list(STANDIN_SHAPES)
+    head = ["head_x", "head_y", "head_z"]
+    eyes = ["eye_left_x", "eye_left_y", "eye_right_x", "eye_right_y"]
+    return [*expression, *head, "jaw", *eyes]
+
+
+def from_motioncode(motioncode: np.ndarray) -> np.ndarray:
+    """The 108 motion channels of a release record `[T, >=111]`, in the stored dtype.
+
+    The release stores expression 100, head 3, jaw 3, eyes 6; the model sees one jaw and two components of each eye.
+    """
+    if motioncode.ndim != 2 or motioncode.shape[1] < 111:
+        raise UserError(f"motioncode must be [T, at least 111], got {list(motioncode.shape)}")
+    return np.concatenate([motioncode[:, :104], motioncode[:, 106:108], motioncode[:, 109:111]], axis=1)
+
+
+def center_head(motion: np.ndarray) -> np.ndarray:
+    """Subtracts the mean head rotation over the whole record `[..., T, 108]`, in the stored dtype.
+
+    Float16 records are centred in float16 as the release does; float32 would differ by 2e-4.
+    """
+    motion = motion.copy()
+    motion[..., HEAD] -= motion[..., HEAD].mean(axis=-2, keepdims=True)
+    return motion
+
+
+def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 108"]:
+    """Savitzky-Golay over time (window 9, order 3, `interp` ends), for display only; under 9 frames unchanged."""
+    if motion.shape[-2] < 9:
+        return motion
+    return savgol_filter(motion, 9, 3, axis=-2, mode="interp").astype(motion.dtype)
+
+
+@dataclass(frozen=True)
+class MotionFile:
+    """What a motion file holds: `motion [P, T, 108]` float32, its basis, and where it came from."""
+
+    motion: np.ndarray
+    expression_basis: str
+    source: dict[str, Any]
+    fps: float = FPS
+
+
+def save_motion(
+    path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"], *, expression_basis: str, source: dict[str, Any]
+) -> None:
+    """Writes a motion file (.npz): `motion`, `fps`, `channels`, `expression_basis`, `source` (JSON). Atomic."""
+    _check_basis(expression_basis)
+    with atomic_output(path) as partial, open(partial, "wb") as file:
+        np.savez(
+            file,
+            motion=np.asarray(motion, np.float32),
+            fps=np.float64(FPS),
+            channels=np.array(channel_names(expression_basis)),
+            expression_basis=np.array(expression_basis),
+            source=np.array(json.dumps(source, sort_keys=True)),
+        )
+
+
+def load_motion(path: str | os.PathLike) -> MotionFile:
+    """Reads a motion file. Raises UserError, naming the file, where it is missing, broken or of another layout."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"motion file {path} does not exist")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            motion, basis = arrays["motion"], str(arrays["expression_basis"])
+            fps, source = float(arrays["fps"]), json.loads(str(arrays["source"]))
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a motion file of unils ({error}); see `unils decode --out`") from None
+    problems = []
+    if motion.ndim != 3 or motion.shape[-1] != MOTION_DIM or motion.dtype != np.float32:
+        problems.append(f"motion must be float32 [P, T, 108], got {motion.dtype} {list(motion.shape)}")
+    elif not np.isfinite(motion).all():
+        problems.append("motion holds NaN or infinite values")
+    if fps != FPS:
+        problems.append(f"fps must be {FPS}, got {fps}")
+    if basis not in BASES:
+        problems.append(f"expression_basis must be one of {BASES}, got {basis!r}")
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems))
+    return MotionFile(motion, basis, source, fps)
+
+
+def _check_basis(expression_basis: str) -> None:
+    if expression_basis not in BASES:
+        raise UserError(f"expression_basis must be one of {BASES}, got {expression_basis!r}")

@@ -1,0 +1,100 @@
+"""Rotary attention: one core, a self-attention with a fused projection and a cross-attention over audio."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float
+
+from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, split_key
+
+# (cos, sin), each [L, K/2] float32: NumPy constants, one row per token.
+Rotary = tuple[np.ndarray, np.ndarray]
+
+
+def rotary_table(positions: np.ndarray, head_dim: int) -> Rotary:
+    """Cosine and sine [L, head_dim/2] of integer positions, base 10000, computed in float32 as the release does."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.float32(10_000) ** exponents
+    angles = positions.astype(np.float32)[:, None] * frequencies[None]
+    return np.cos(angles), np.sin(angles)
+
+
+def rotate(x_BLHK: Float[Array, "B L H K"], rotary: Rotary) -> Float[Array, "B L H K"]:
+    """Rotates the interleaved channel pairs (2i, 2i+1) of every head by its token's angles, in float32."""
+    cos, sin = (jnp.asarray(table)[None, :, None, :] for table in rotary)
+    pairs = x_BLHK.astype(jnp.float32).reshape(*x_BLHK.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = jnp.broadcast_to(cos, even.shape), jnp.broadcast_to(sin, even.shape)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x_BLHK.shape).astype(x_BLHK.dtype)
+
+
+def attend(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BSHK: Float[Array, "B S H K"],
+    v_BSHK: Float[Array, "B S H K"],
+    mask: Bool[np.ndarray, "L S"] | None = None,
+) -> Float[Array, "B L D"]:
+    """Softmax attention, scale 1/sqrt(K), softmax in float32; `mask` is True where a query may look."""
+    logits = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSHK, preferred_element_type=jnp.float32)
+    logits = logits / math.sqrt(q_BLHK.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask[None, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BSHK.dtype)
+    out_BLHK = jnp.einsum("BHLS,BSHK->BLHK", weights, v_BSHK)
+    return out_BLHK.reshape(*out_BLHK.shape[:2], -1)
+
+
+class SelfAttention(nnx.Module):
+    """LayerNorm, one bias-free projection split as (q, k, v), (head), (dim), rotary attention, projection."""
+
+    def __init__(self, dim: int, num_heads: int, *, norm_eps: float, rngs: nnx.Rngs):
+        self.norm = LayerNorm(dim, norm_eps)
+        self.to_qkv = Linear(dim, 3 * dim, use_bias=False, rngs=rngs)
+        self.to_out = Linear(dim, dim, rngs=rngs)
+        self.num_heads = num_heads
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        rotary: Rotary,
+        mask: Bool[np.ndarray, "L L"] | None = None,
+        key: RandomKey | None = None,
+    ) -> Float[Array, "B L D"]:
+        qkv_key, out_key = split_key(key, 2)
+        qkv = self.to_qkv(self.norm(x), qkv_key)
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
+        return self.to_out(attend(rotate(q, rotary), rotate(k, rotary), v, mask), out_key)
+
+
+class CrossAttention(nnx.Module):
+    """Tokens attend to audio: LayerNorm on both, separate projections with bias, rotary on queries and keys, no mask."""
+
+    def __init__(self, dim: int, audio_dim: int, num_heads: int, *, norm_eps: float, rngs: nnx.Rngs):
+        self.query_norm = LayerNorm(dim, norm_eps)
+        self.audio_norm = LayerNorm(audio_dim, norm_eps)
+        self.q_proj = Linear(dim, dim, rngs=rngs)
+        self.k_proj = Linear(audio_dim, dim, rngs=rngs)
+        self.v_proj = Linear(audio_dim, dim, rngs=rngs)
+        self.out_proj = Linear(dim, dim, rngs=rngs)
+        self.num_heads = num_heads
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        audio: Float[Array, "B A E"],
+        rotary: Rotary,
+        audio_rotary: Rotary,
+    ) -> Float[Array, "B L D"]:
+        context = self.audio_norm(audio)
+        q = self._heads(self.q_proj(self.query_norm(x)))
+        k = self._heads(self.k_proj(context))
+        v = self._heads(self.v_proj(context))
+        return self.out_proj(attend(rotate(q, rotary), rotate(k, audio_rotary), v))
+
+    def _heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
+        return x.reshape(*x.shape[:2], self.num_heads, -1)

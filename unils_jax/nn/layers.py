@@ -1,0 +1,100 @@
+"""Linear, layer norm, MLP and drop-path with PyTorch's conventions of initialisation and rounding.
+
+Parameters are float32; a layer computes in the dtype of its input, norms and softmax in float32.
+Every layer takes `key`: a random key in training, None in evaluation.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Key
+
+RandomKey = Key[Array, ""]
+
+
+def uniform_init(bound: float) -> nnx.initializers.Initializer:
+    """U(-bound, bound)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def token_init(width: int) -> nnx.initializers.Initializer:
+    """The learned vectors' init: normal of deviation sqrt(1/width/3), cut at an absolute +-2 (paper's code)."""
+    std = math.sqrt(1 / width / 3)
+
+    def init(key: RandomKey, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return std * jax.random.truncated_normal(key, -2 / std, 2 / std, shape, dtype)
+
+    return init
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias` with PyTorch's default init, U(+-1/sqrt(fan_in)), unless `kernel_init` says otherwise."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        kernel_init: nnx.initializers.Initializer | None = None,
+        bias_init: nnx.initializers.Initializer | None = None,
+    ):
+        default = uniform_init(1 / math.sqrt(in_dim))
+        self.kernel = nnx.Param((kernel_init or default)(rngs.params(), (in_dim, out_dim)))
+        self.bias = nnx.Param((bias_init or default)(rngs.params(), (out_dim,))) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*B I"], key: RandomKey | None = None) -> Float[Array, "*B O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(x.dtype)
+        return y + jnp.broadcast_to(bias, y.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, computed in float32."""
+
+    def __init__(self, dim: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(-1, keepdims=True)
+        centred = x32 - mean
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """[norm ->] up -> tanh GELU -> down. The codec's has no norm (`norm_eps=None`)."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, norm_eps: float | None, rngs: nnx.Rngs):
+        self.norm = LayerNorm(dim, norm_eps) if norm_eps is not None else None
+        self.up = Linear(dim, hidden_dim, rngs=rngs)
+        self.down = Linear(hidden_dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"], key: RandomKey | None = None) -> Float[Array, "B L D"]:
+        up_key, down_key = split_key(key, 2)
+        h = x if self.norm is None else self.norm(x)
+        return self.down(jax.nn.gelu(self.up(h, up_key), approximate=True), down_key)
+
+
+def drop_path(x: Float[Array, "B L D"], rate: float, key: RandomKey | None) -> Float[Array, "B L D"]:
+    """Drops the whole residual branch of a sample with probability `rate`, scales the kept ones by 1/(1 - rate)."""
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+def split_key(key: RandomKey | None, num: int) -> list[RandomKey | None]:
+    """`num` keys from one; Nones from None, so that evaluation needs no second code path."""
+    return [None] * num if key is None else list(jax.random.split(key, num))

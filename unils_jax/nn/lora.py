@@ -1,0 +1,63 @@
+"""LoRA as surgery on an untouched model: a Linear gains two thin factors, its kernel and bias stay where they were."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from unils_jax.nn.layers import Linear, RandomKey
+from unils_jax.nn.params import Params
+
+
+class LoRALinear(Linear):
+    """`Linear(x) + alpha/rank * dropout(x) @ lora_a @ lora_b`; dropout only when a key is given."""
+
+    def __init__(self, base: Linear, *, rank: int, alpha: float, dropout_rate: float, rngs: nnx.Rngs):
+        self.kernel, self.bias = base.kernel, base.bias
+        in_dim, out_dim = base.kernel.shape
+        bound = in_dim**-0.5
+        self.lora_a = nnx.Param(jax.random.uniform(rngs.params(), (in_dim, rank), jnp.float32, -bound, bound))
+        self.lora_b = nnx.Param(jnp.zeros((rank, out_dim)))
+        self.scale = alpha / rank
+        self.dropout_rate = dropout_rate
+
+    def __call__(self, x: Float[Array, "*B I"], key: RandomKey | None = None) -> Float[Array, "*B O"]:
+        h = x
+        if key is not None and self.dropout_rate > 0:
+            kept = jax.random.bernoulli(key, 1 - self.dropout_rate, x.shape)
+            h = jnp.where(kept, x / (1 - self.dropout_rate), jnp.zeros_like(x))
+        low_rank = h @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
+        return Linear.__call__(self, x) + self.scale * low_rank
+
+
+def add_lora(
+    model: nnx.Module, pattern: str, *, rank: int, alpha: float, dropout_rate: float, rngs: nnx.Rngs
+) -> list[str]:
+    """Replaces, in place, every Linear whose path matches `pattern` in full; returns their paths."""
+    found = [
+        path
+        for path, node in nnx.iter_modules(model)
+        if isinstance(node, Linear) and re.fullmatch(pattern, "/".join(map(str, path)))
+    ]
+    for path in found:
+        parent = model
+        for part in path[:-1]:
+            parent = parent[part] if isinstance(part, int) else getattr(parent, part)
+        base = getattr(parent, path[-1])
+        lora = LoRALinear(base, rank=rank, alpha=alpha, dropout_rate=dropout_rate, rngs=rngs)
+        setattr(parent, path[-1], lora)
+    return ["/".join(map(str, path)) for path in found]
+
+
+def merge_lora(params: Params, scale: float) -> Params:
+    """Parameters with every `kernel + scale * lora_a @ lora_b` written into the kernel and the factors gone."""
+    merged = {path: value for path, value in params.items() if not path.endswith(("/lora_a", "/lora_b"))}
+    for path, lora_a in params.items():
+        if path.endswith("/lora_a"):
+            layer = path.removesuffix("/lora_a")
+            delta = jnp.matmul(lora_a, params[f"{layer}/lora_b"], precision="highest")
+            merged[f"{layer}/kernel"] = params[f"{layer}/kernel"] + scale * delta
+    return merged

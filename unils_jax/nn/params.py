@@ -1,0 +1,29 @@
+"""A model as a pure function of one flat dict: "prior/blocks/0/mlp/up/kernel" -> array.
+
+Freezing, sharding, checkpoints, the torch table and the optimiser all speak of parameters by these paths.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flax import nnx
+
+Params = dict[str, Any]
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+    """The model's static structure and its parameters by path."""
+    graphdef, state = nnx.split(model)
+    return graphdef, {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
+    """The model back from `split`; `params` may be traced."""
+    keys = {tuple(int(part) if part.isdigit() else part for part in path.split("/")): v for path, v in params.items()}
+    return nnx.merge(graphdef, nnx.from_flat_state(list(keys.items())))
+
+
+def abstract(build: Callable[[nnx.Rngs], Module]) -> tuple[nnx.GraphDef, Params]:
+    """`split` of `build(rngs)` without allocating: the values are `jax.ShapeDtypeStruct`s."""
+    return split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))

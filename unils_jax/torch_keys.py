@@ -1,0 +1,387 @@
+"""The release's names in ours: the one table of torch keys and parameter paths, and the sizes of a `meta_cfg`.
+
+Our parameters are a flat dict, path -> array: `codec/encoder/blocks/0/self_attn/to_qkv/kernel`. Every `kernel` and
+LoRA factor is torch's `weight` with its axes reversed (linear [out, in] -> [in, out], convolution [out, in, width]
+-> [width, in, out]); everything else keeps its shape. The table is read in both directions; no torch needed.
+Source: the state dicts of the release, transformers' names of wav2vec2, peft's names of adapters.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from unils_jax.errors import UserError
+from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
+
+STAGES = ("codec", "prior", "dialogue", "audio_encoder")
+UNKNOWN = "unknown/"  # the paths of keys that are not in the table
+MAX_NAMED = 10
+MAX_NAME_LENGTH = 160
+
+# Per kind of module: (torch's name, our name, axes reversed).
+_LEAF = (("", "", False),)
+_NORM = ((".weight", "/scale", False), (".bias", "/bias", False))
+_PROJECTION = ((".weight", "/kernel", True),)
+_LINEAR = (*_PROJECTION, (".bias", "/bias", False))
+_CONV = _LINEAR
+_LORA = ((".lora_A.default.weight", "/lora_a", True), (".lora_B.default.weight", "/lora_b", True))
+_WEIGHT = ((".weight", "", False),)
+_WEIGHT_NORM = (
+    (".parametrizations.weight.original0", "/weight_g", False),
+    (".parametrizations.weight.original1", "/weight_v", False),
+    (".bias", "/bias", False),
+)
+
+
+def _codec_half(half: str, inner: str, last: str) -> tuple:
+    # Torch keeps attention and MLP of a block as two neighbours of one list.
+    return (
+        (f"{half}.inp_mapping.0", f"codec/{half}/inp", _LINEAR),
+        (f"{half}.{last}", f"codec/{half}/out", _LINEAR),
+        (f"{half}.{inner}.{{2i}}.norm", f"codec/{half}/blocks/{{i}}/self_attn/norm", _NORM),
+        (f"{half}.{inner}.{{2i}}.to_qkv", f"codec/{half}/blocks/{{i}}/self_attn/to_qkv", _PROJECTION),
+        (f"{half}.{inner}.{{2i}}.to_out", f"codec/{half}/blocks/{{i}}/self_attn/to_out", _LINEAR),
+        (f"{half}.{inner}.{{2i+1}}.0", f"codec/{half}/blocks/{{i}}/mlp/up", _LINEAR),
+        (f"{half}.{inner}.{{2i+1}}.2", f"codec/{half}/blocks/{{i}}/mlp/down", _LINEAR),
+    )
+
+
+_CODEC = (
+    ("motion_mean", "codec/motion_mean", _LEAF),
+    ("motion_std", "codec/motion_std", _LEAF),
+    *_codec_half("encoder", "encoder_transformer", "code_mapping"),
+    *_codec_half("decoder", "decoder_transformer", "out_mapping"),
+)
+_BASE_CODEC = tuple((f"base_codec.{key}", path, kind) for key, path, kind in _CODEC)
+
+_PRIOR = (
+    ("sos_embed", "prior/start_token", _LEAF),
+    ("code_token_embed", "prior/token_embed", _LINEAR),
+    ("attn_blocks.style_pos", "prior/style_embed", _LEAF),
+    ("attn_blocks.prev_pos", "prior/prev_embed", _LEAF),
+    ("attn_blocks.lvl_embed", "prior/scale_embed", _WEIGHT),
+    ("attn_blocks.attn_blocks.{i}.self_attn.norm", "prior/blocks/{i}/self_attn/norm", _NORM),
+    ("attn_blocks.attn_blocks.{i}.self_attn.to_qkv", "prior/blocks/{i}/self_attn/to_qkv", _PROJECTION),
+    ("attn_blocks.attn_blocks.{i}.self_attn.to_out", "prior/blocks/{i}/self_attn/to_out", _LINEAR),
+    ("attn_blocks.attn_blocks.{i}.ffn.0", "prior/blocks/{i}/mlp/norm", _NORM),
+    ("attn_blocks.attn_blocks.{i}.ffn.1", "prior/blocks/{i}/mlp/up", _LINEAR),
+    ("attn_blocks.attn_blocks.{i}.ffn.3", "prior/blocks/{i}/mlp/down", _LINEAR),
+    ("logits_head.0", "prior/head_norm", _NORM),
+    ("logits_head.1", "prior/head", _LINEAR),
+)
+_ADAPTED = ("token_embed", "to_qkv", "to_out", "up", "down", "head")
+_PRIOR_LORA = tuple((key, path, _LORA) for key, path, _ in _PRIOR if path.rpartition("/")[2] in _ADAPTED)
+
+
+def _audio_attention(torch_name: str, name: str) -> tuple:
+    key, path = f"attn_blocks.attn_blocks.{{i}}.{torch_name}", f"prior/blocks/{{i}}/{name}"
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    return (
+        (f"{key}.self_norm", f"{path}/query_norm", _NORM),
+        (f"{key}.context_norm", f"{path}/audio_norm", _NORM),
+        *((f"{key}.{projection}", f"{path}/{projection}", _LINEAR) for projection in projections),
+    )
+
+
+_AUDIO_ATTENTION = (
+    ("attn_blocks.self_pos", "prior/own_audio_embed", _LEAF),
+    ("attn_blocks.other_pos", "prior/other_audio_embed", _LEAF),
+    *_audio_attention("self_audio_attn", "own_audio_attn"),
+    *_audio_attention("other_audio_attn", "other_audio_attn"),
+)
+
+_AUDIO_ENCODER = (
+    ("masked_spec_embed", "audio_encoder/masked_spec_embed", _LEAF),
+    ("feature_extractor.conv_layers.{i}.conv", "audio_encoder/convs/{i}/conv", _CONV),
+    ("feature_extractor.conv_layers.{i}.layer_norm", "audio_encoder/convs/{i}/norm", _NORM),
+    ("feature_projection.layer_norm", "audio_encoder/feature_norm", _NORM),
+    ("feature_projection.projection", "audio_encoder/feature_proj", _LINEAR),
+    ("encoder.pos_conv_embed.conv", "audio_encoder/pos_conv", _WEIGHT_NORM),
+    ("encoder.layers.{i}.layer_norm", "audio_encoder/blocks/{i}/attn_norm", _NORM),
+    ("encoder.layers.{i}.attention.q_proj", "audio_encoder/blocks/{i}/attn/q", _LINEAR),
+    ("encoder.layers.{i}.attention.k_proj", "audio_encoder/blocks/{i}/attn/k", _LINEAR),
+    ("encoder.layers.{i}.attention.v_proj", "audio_encoder/blocks/{i}/attn/v", _LINEAR),
+    ("encoder.layers.{i}.attention.out_proj", "audio_encoder/blocks/{i}/attn/out", _LINEAR),
+    ("encoder.layers.{i}.final_layer_norm", "audio_encoder/blocks/{i}/mlp_norm", _NORM),
+    ("encoder.layers.{i}.feed_forward.intermediate_dense", "audio_encoder/blocks/{i}/up", _LINEAR),
+    ("encoder.layers.{i}.feed_forward.output_dense", "audio_encoder/blocks/{i}/down", _LINEAR),
+    ("encoder.layer_norm", "audio_encoder/final_norm", _NORM),
+)
+
+_TABLES = {
+    "codec": _CODEC,
+    "prior": _BASE_CODEC + _PRIOR,
+    "dialogue": _BASE_CODEC + _PRIOR + _PRIOR_LORA + _AUDIO_ATTENTION,
+    "audio_encoder": _AUDIO_ENCODER,
+}
+# Other names of the same tensor, read and never written: (pattern, the table's name).
+_ALIASES = {
+    "dialogue": ((r"\.modules_to_save\.default\.", "."),),
+    "audio_encoder": (
+        (r"^wav2vec2\.", ""),
+        (r"^(encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
+        (r"^(encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
+    ),
+}
+# What fine-tuned and pre-training files of wav2vec2 hold beside the encoder.
+IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    key: str
+    path: str
+    reversed_axes: bool
+    key_pattern: re.Pattern
+    path_pattern: re.Pattern
+
+
+@cache
+def _rules(stage: str) -> tuple[_Rule, ...]:
+    if stage not in _TABLES:
+        raise ValueError(f"stage must be one of {STAGES}, got {stage!r}")
+    return tuple(
+        _Rule(key + key_end, path + path_end, flip, _pattern(key + key_end), _pattern(path + path_end))
+        for key, path, kind in _TABLES[stage]
+        for key_end, path_end, flip in kind
+    )
+
+
+def _pattern(template: str) -> re.Pattern:
+    number = r"(?P<number>0|[1-9][0-9]{0,3})"
+    return re.compile(re.sub(r"\\\{(2i\\\+1|2i|i)\\\}", lambda _: number, re.escape(template)))
+
+
+def _index(template: str, match: re.Match) -> int | None:
+    """The block's number, -1 where the template counts none, None where the number has the wrong parity."""
+    if "number" not in match.groupdict():
+        return -1
+    number = int(match["number"])
+    if "{i}" in template:
+        return number
+    return number // 2 if number % 2 == ("{2i+1}" in template) else None
+
+
+def _fill(template: str, index: int) -> str:
+    numbers = {"{i}": index, "{2i}": 2 * index, "{2i+1}": 2 * index + 1}
+    for mark, number in numbers.items():
+        template = template.replace(mark, str(number))
+    return template
+
+
+@lru_cache(maxsize=8192)
+def path_of(key: str, stage: str) -> tuple[str, bool] | None:
+    """Our path of torch's `key` and whether the axes are reversed; None where the table does not know the key."""
+    for pattern, name in _ALIASES.get(stage, ()):
+        key = re.sub(pattern, name, key)
+    for rule in _rules(stage):
+        match = rule.key_pattern.fullmatch(key)
+        index = _index(rule.key, match) if match else None
+        if index is not None:
+            return _fill(rule.path, index), rule.reversed_axes
+    return None
+
+
+@lru_cache(maxsize=8192)
+def key_of(path: str, stage: str) -> tuple[str, bool] | None:
+    """Torch's key of our `path` and whether the axes are reversed; None where the table does not know the path."""
+    for rule in _rules(stage):
+        match = rule.path_pattern.fullmatch(path)
+        if match:
+            return _fill(rule.key, _index(rule.path, match)), rule.reversed_axes
+    return None
+
+
+def is_ignored(key: str, stage: str) -> bool:
+    """True for keys of `IGNORED_HEADS`: heads that other uses of wav2vec2 put on the encoder."""
+    return stage == "audio_encoder" and key.removeprefix("wav2vec2.").startswith(IGNORED_HEADS)
+
+
+def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:
+    """Our flat parameters from a torch state dict; kernels are views with reversed axes, nothing is copied.
+
+    Stages are those of `STAGES`; the codec's keys stand bare in a codec's file and under `base_codec.` in the others.
+    Keys that the table does not know are kept under `unknown/<key>`, where `check_params` finds and names them.
+    Raises UserError where two keys name one parameter (a weight norm in both namings, say).
+    """
+    params, origin = {}, {}
+    for key, array in state.items():
+        if is_ignored(key, stage):
+            continue
+        path, reversed_axes = path_of(key, stage) or (UNKNOWN + key, False)
+        if path in params:
+            raise UserError(f"{origin[path]} and {key} name the same parameter {path}; keep one of them in the file")
+        params[path], origin[path] = array.T if reversed_axes else array, key
+    return params
+
+
+def torch_views(params: Mapping[str, Any], stage: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (torch key, array in torch's layout) for every parameter, without copying.
+
+    Raises ValueError for paths that the stage's table does not know: the caller chooses what to write.
+    """
+    unknown = [path for path in params if key_of(path, stage) is None]
+    if unknown:
+        raise ValueError(f"no torch key for {_some(unknown)} in stage {stage}")
+    for path, value in params.items():
+        key, reversed_axes = key_of(path, stage)
+        yield key, np.asarray(value).T if reversed_axes else np.asarray(value)
+
+
+def to_torch(params: Mapping[str, Any], stage: str) -> dict[str, np.ndarray]:
+    """The torch state dict of our flat parameters (NumPy or JAX arrays), each array C-contiguous.
+
+    The inverse of `to_paths`, bit for bit; of several torch names for one parameter the newest is written.
+    """
+    return {key: np.asarray(view, order="C") for key, view in torch_views(params, stage)}
+
+
+def check_params(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], source: str) -> None:
+    """Raises one UserError naming every missing, unexpected and misshapen parameter of `found`, by torch's keys.
+
+    expected: path -> shape in our layout. found: path -> anything with a shape, as `to_paths` returns it.
+    source: the file's name for the message. At most ten names of each sort are spelt out, with the count of all.
+    """
+    stage = _stage_of(expected)
+    missing = [_torch_name(path, stage) for path in expected if path not in found]
+    unexpected = [_torch_name(path, stage) for path in found if path not in expected]
+    misshapen = [
+        f"{_torch_name(path, stage)} is {_torch_shape(path, found[path].shape, stage)}, "
+        f"must be {_torch_shape(path, shape, stage)}"
+        for path, shape in expected.items()
+        if path in found and tuple(found[path].shape) != tuple(shape)
+    ]
+    sorts = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    problems = [f"{len(names)} {sort}: {_some(names)}" for sort, names in sorts if names]
+    if problems:
+        raise UserError(
+            f"{source} does not fit the model its config describes; keys " + "; ".join(problems) + ". "
+            "Use the weights and the config of one and the same model"
+        )
+
+
+def _some(names: list[str]) -> str:
+    names = ["".join(c if c.isprintable() else "?" for c in name[:MAX_NAME_LENGTH]) for name in names]
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _stage_of(paths: Iterable[str]) -> str:
+    """The stage whose torch names the paths have: without `prior/` paths the codec's keys stand bare."""
+    return "dialogue" if any(path.startswith("prior/") for path in paths) else "codec"
+
+
+def _known(path: str, stage: str) -> tuple[str, bool] | None:
+    return key_of(path, "audio_encoder" if path.startswith("audio_encoder/") else stage)
+
+
+def _torch_name(path: str, stage: str) -> str:
+    known = _known(path, stage)
+    return known[0] if known else path.removeprefix(UNKNOWN)
+
+
+def _torch_shape(path: str, shape: tuple[int, ...], stage: str) -> list[int]:
+    known = _known(path, stage)
+    return list(reversed(shape)) if known and known[1] else list(shape)
+
+
+LOADERS = {"unils_codec.UniLSCodec": "codec", "unils_freegen.UniLSFreeGen": "prior", "unils_gen.UniLSGen": "dialogue"}
+MAX_DEPTH = 1000
+MAX_SIZE = 1 << 16
+
+
+def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """What a release `meta_cfg` says about the model's sizes.
+
+    Returns {"stage": "codec" | "prior" | "dialogue",
+    "codec": {"motion_dim", "code_dim", "scales" (a tuple), "width", "depth", "num_heads"},
+    "prior": {"width", "depth", "num_heads"} or None for a codec,
+    "audio_encoder": the config's name of it or None, "audio_width": int or None}.
+    The audio width of a dialogue model stands in no config: it is read off `state`, its torch state dict (None
+    without one). Raises one UserError that names every missing or impossible value.
+    """
+    problems: list[str] = []
+    model = _branch(meta_cfg, "MODEL", "MODEL", problems)
+    stage = LOADERS.get(str(model.get("LOADER")))
+    if model and stage is None:
+        problems.append(f"MODEL.LOADER must be one of {sorted(LOADERS)}, got {model.get('LOADER')!r:.80}")
+    sizes: dict[str, Any] = {"stage": stage, "codec": None, "prior": None, "audio_encoder": None, "audio_width": None}
+    if stage == "codec":
+        sizes["codec"] = _codec_sizes(model, "MODEL", problems)
+    elif stage:
+        vae = _branch(model, "VAE_CONFIG", "MODEL.VAE_CONFIG", problems)
+        if vae:
+            sizes["codec"] = _codec_sizes(vae, "MODEL.VAE_CONFIG", problems)
+        sizes["prior"] = _transformer_sizes(model, "MODEL", ("T_EMBED_DIM", "T_DEPTH", "T_NUM_HEAD"), problems)
+    if stage == "dialogue":
+        sizes["audio_encoder"] = model.get("AUDIO_ENCODER")
+        sizes["audio_width"] = _audio_width(state, problems)
+    dataset = meta_cfg.get("DATASET")
+    for name, value in (("MOTION_FPS", FPS), ("AUDIO_SAMPLE_RATE", SAMPLE_RATE)):
+        if isinstance(dataset, Mapping) and dataset.get(name, value) != value:
+            problems.append(f"DATASET.{name} must be {value:g}, got {dataset[name]!r:.40}")
+    if problems:
+        raise UserError(f"meta_cfg does not describe a model of the release: {'; '.join(problems)}. Use the file's own")
+    return sizes
+
+
+def _branch(tree: Mapping[str, Any], name: str, full_name: str, problems: list[str]) -> Mapping[str, Any]:
+    branch = tree.get(name)
+    if isinstance(branch, Mapping) and branch:
+        return branch
+    problems.append(f"{full_name} is missing" if branch is None else f"{full_name} must be a filled dict")
+    return {}
+
+
+def _size(tree: Mapping[str, Any], where: str, name: str, limit: int, problems: list[str]) -> int:
+    value = tree.get(name)
+    if type(value) is int and 1 <= value <= limit:
+        return value
+    got = "nothing" if value is None else f"{value!r:.40}"
+    problems.append(f"{where}.{name} must be a whole number from 1 to {limit}, got {got}")
+    return 0
+
+
+def _transformer_sizes(
+    tree: Mapping[str, Any], where: str, names: tuple[str, str, str], problems: list[str]
+) -> dict[str, int]:
+    width_name, depth_name, heads_name = names
+    width = _size(tree, where, width_name, MAX_SIZE, problems)
+    depth = _size(tree, where, depth_name, MAX_DEPTH, problems)
+    num_heads = _size(tree, where, heads_name, MAX_SIZE, problems)
+    if width and num_heads and width % (2 * num_heads):
+        problems.append(f"{where}.{width_name} must be an even multiple of {heads_name} {num_heads}, got {width}")
+    return {"width": width, "depth": depth, "num_heads": num_heads}
+
+
+def _codec_sizes(tree: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    if LOADERS.get(str(tree.get("LOADER", "unils_codec.UniLSCodec"))) != "codec":
+        problems.append(f"{where}.LOADER must be unils_codec.UniLSCodec, got {tree['LOADER']!r:.80}")
+    motion_dim = _size(tree, where, "MOTION_DIM", MAX_SIZE, problems)
+    if motion_dim and motion_dim != MOTION_DIM:
+        problems.append(f"{where}.MOTION_DIM must be {MOTION_DIM}, got {motion_dim}")
+    scales = tree.get("V_PATCH_NUMS")
+    whole = isinstance(scales, list | tuple) and bool(scales) and all(type(n) is int and n > 0 for n in scales)
+    if not whole or list(scales) != sorted(set(scales)) or scales[-1] != WINDOW_FRAMES:
+        problems.append(f"{where}.V_PATCH_NUMS must be rising counts that end in {WINDOW_FRAMES}, got {scales!r:.80}")
+    return {
+        "motion_dim": motion_dim,
+        "code_dim": _size(tree, where, "V_CODE_DIM", MAX_SIZE, problems),
+        "scales": tuple(scales) if whole else (),
+        **_transformer_sizes(tree, where, ("T_HIDDEN_DIM", "T_DEPTH", "T_NUM_HEADS"), problems),
+    }
+
+
+def _audio_width(state: Mapping[str, np.ndarray] | None, problems: list[str]) -> int | None:
+    if state is None:
+        return None
+    vector = state.get("attn_blocks.self_pos")
+    if vector is None or vector.ndim != 3 or not 1 <= vector.shape[-1] <= MAX_SIZE:
+        found = "missing" if vector is None else f"of shape {list(vector.shape)}"
+        problems.append(f"the weight attn_blocks.self_pos, which tells the audio width, is {found}")
+        return None
+    return vector.shape[-1]

@@ -1,0 +1,58 @@
+"""AdamW with the release's schedule, gradient clipping and the moving average of the weights."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Float, Int
+
+from unils_jax.nn.params import Params
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps."""
+
+    rate: float = 1e-4
+    warmup_steps: int = 1000
+    decay_steps: int = 200_000
+    final_factor: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[Array, ""]:
+    """The rate of update `step` (from 0): a linear rise from a tenth, the full rate at `warmup_steps`, a linear fall."""
+    step = jnp.asarray(step, jnp.float32)
+    warmup, decay, low = config.warmup_steps, config.decay_steps, config.final_factor
+    rise = low + (1 - low) * step / max(warmup, 1)
+    fall = 1 - (1 - low) * (step - warmup) / max(decay - warmup, 1)
+    return config.rate * jnp.where(step < warmup, rise, jnp.maximum(fall, low))
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW on every tensor it is given, biases, norms and embeddings included. Gradients arrive clipped."""
+    return optax.adamw(
+        lambda count: learning_rate(config, count), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
+    )
+
+
+def clip_gradients(grads: Params, max_norm: float) -> tuple[Params, Float[Array, ""]]:
+    """Gradients scaled to a global norm of at most `max_norm`, and the norm before that (PyTorch's formula)."""
+    norm = optax.global_norm(grads)
+    factor = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), norm
+
+
+def update_ema(ema: Params, params: Params, decay: float) -> Params:
+    """`decay * ema + (1 - decay) * params` for floating tensors; integers are copied."""
+
+    def update(average: Array, value: Array) -> Array:
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return decay * average + (1 - decay) * value
+
+    return jax.tree.map(update, ema, params)
