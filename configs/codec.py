@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer = {
         "rate": 1e-4,
         "warmup_steps": 1000,
-        "decay_steps": config.get_ref("num_steps"),
+        "decay_steps": config.get_oneway_ref("num_steps"),
         "final_factor": 0.1,
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,

@@ -1,6 +1,6 @@
 """The small codec: 12.5 M parameters.
 
-    unils train --config codec_s --workdir runs/codec_s --config.data.store=DIR
+unils train --config codec_s --workdir runs/codec_s --config.data.store=DIR
 """
 
 import ml_collections

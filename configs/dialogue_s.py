@@ -1,6 +1,6 @@
 """The small dialogue: 14.2 M trainable parameters.
 
-    unils train --config dialogue_s --workdir runs/dialogue_s --parent runs/prior_s --config.data.store=DIR
+unils train --config dialogue_s --workdir runs/dialogue_s --parent runs/prior_s --config.data.store=DIR
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
     unils train --config prior --workdir runs/prior --parent runs/codec --config.data.store=DIR
 
-Data: unpaired motion (546 h in the paper). Cost in the paper: 200k steps of 128 windows; the release's config says 600k.
+Data: unpaired motion (546 h in the paper). Cost in the paper: 200k steps of 128 windows; the release's config says
+600k.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """The small prior: 10.7 M trainable parameters.
 
-    unils train --config prior_s --workdir runs/prior_s --parent runs/codec_s --config.data.store=DIR
+unils train --config prior_s --workdir runs/prior_s --parent runs/codec_s --config.data.store=DIR
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Dialogue small enough for two CPU cores, on log-mel features instead of wav2vec2: minutes on synthetic data.
 
-    unils train --config smoke_dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=data/synthetic
+unils train --config smoke_dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=data/synthetic
 """
 
 import ml_collections
@@ -11,7 +11,9 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_prior")
     config.stage = "dialogue"
-    config.num_steps = 800
+    config.num_steps = 600
+    config.optimizer.rate = 4e-3
+    config.data.batch_size = 4
     config.model.prior.audio_dim = 200
     config.model.logmel = {"num_mels": 40, "context_frames": 2}
     config.model.lora = {"rank": 16, "alpha": 16.0, "dropout_rate": 0.0}

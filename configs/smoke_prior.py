@@ -1,6 +1,6 @@
 """The prior small enough for two CPU cores: minutes on synthetic data.
 
-    unils train --config smoke_prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic
+unils train --config smoke_prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic
 """
 
 import ml_collections
@@ -11,7 +11,8 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_codec")
     config.stage = "prior"
-    config.num_steps = 500
+    config.num_steps = 400
     config.head = ""
-    config.model.prior = {"width": 96, "depth": 3, "num_heads": 4}
+    config.optimizer.rate = 3e-3
+    config.model.prior = {"width": 96, "depth": 3, "num_heads": 2}
     return config

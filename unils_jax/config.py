@@ -3,9 +3,10 @@
 import ast
 import difflib
 import importlib.util
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from unils_jax.errors import UserError
 
@@ -30,14 +31,24 @@ def config_path(name_or_file: str) -> Path:
 
 
 def load_config(name_or_file: str) -> Any:
-    """The ConfigDict that the file's `get_config()` returns. The file is Python of the user's own and is executed."""
+    """The ConfigDict that the file's `get_config()` returns. The file is Python of the user's own and is executed.
+
+    Raises UserError where there is no such file, where it fails (an unknown key, say), and where it returns no config.
+    """
     path = config_path(name_or_file)
     spec = importlib.util.spec_from_file_location(f"unils_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path} must define get_config()")
-    return module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"config file {path} fails with {type(error).__name__}: {text}; mend it") from error
+    if not hasattr(config, "to_dict"):
+        raise UserError(f"config file {path} must define get_config() that returns an ml_collections.ConfigDict")
+    return config
 
 
 def override(config: Any, assignments: list[str]) -> None:
@@ -86,13 +97,22 @@ def _parse(text: str) -> Any:
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     """The frozen dataclass `kind` from plain values; lists become tuples, dicts nested dataclasses.
 
-    Unknown and missing names are collected in one UserError.
+    Unknown and missing names and values of a wrong type are collected in one UserError.
     """
     known = {field.name: field for field in fields(kind)}
     problems = [f"{where} has no setting {name!r}{_near(name, known)}" for name in values if name not in known]
+    needed = [name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
+    problems += [f"{where} lacks {name!r}" for name in needed if name not in values]
+    chosen = {}
+    for name, value in values.items():
+        try:
+            if name in known:
+                chosen[name] = _value(known[name].type, value, f"{where}.{name}")
+        except UserError as error:
+            problems.append(str(error))
     try:
         if not problems:
-            return kind(**{name: _value(known[name].type, value, f"{where}.{name}") for name, value in values.items()})
+            return kind(**chosen)
     except TypeError as error:
         problems.append(f"{where}: {error}")
     raise UserError("; ".join(problems))
@@ -104,7 +124,18 @@ def _near(name: str, known: dict[str, Any]) -> str:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    nested = [option for option in getattr(kind, "__args__", (kind,)) if is_dataclass(option)]
+    options = kind.__args__ if isinstance(kind, UnionType) else (kind,)
+    nested = [option for option in options if is_dataclass(option)]
     if nested and hasattr(value, "items"):
         return from_dict(nested[0], dict(value.items()), where)
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        value = tuple(value)
+    if type(value) is int and float in options:
+        value = float(value)
+    # Tuples are of one type of element, tuple[int, ...].
+    elements = {type(item) for item in value} if type(value) is tuple else set()
+    allowed = {item for option in options for item in get_args(option)}
+    if type(value) not in [get_origin(option) or option for option in options] or not elements <= allowed:
+        wanted = "a group of settings" if nested else kind.__name__ if isinstance(kind, type) else str(kind)
+        raise UserError(f"{where} must be {wanted}, got {value!r}")
+    return value

@@ -76,8 +76,8 @@ def decode(
     audio: Float[np.ndarray, " N"],
     other_audio: Float[np.ndarray, " N2"] | None = None,
     *,
-    style: Float[np.ndarray, "P 100 108"] | None = None,
-    prev: Float[np.ndarray, "P 100 108"] | None = None,
+    style: Float[np.ndarray, "S 100 108"] | None = None,
+    prev: Float[np.ndarray, "R 100 108"] | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "P T 108"]:

@@ -18,9 +18,9 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(f"output {path} must end in {' or '.join(suffixes)}, got {path.suffix or 'no suffix'!r}")
-    if path.is_dir():
-        raise UserError(f"output {path} is a folder; name a file in it")
     try:
+        if path.is_dir():
+            raise UserError(f"output {path} is a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -11,14 +11,17 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import tensorstore as ts
 
+from unils_jax.adapters import apply_adapter, find_adapter, read_adapter
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.motion import BASES
 from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params, abstract, merge
 from unils_jax.torch_files import read_pt, read_safetensors, read_transformers_folder
@@ -31,28 +34,65 @@ DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: LoRA merged, averaged weights, everything float32.
+    """A loaded checkpoint, everything float32.
 
-    `params` lack the audio encoder's where it is a published one and was not given.
+    `params` lack the audio encoder's where it is a published one and was not given; so does the config of a release
+    file, which says nothing of the encoder's sizes. `run` is the resolved config of the run that made a workdir,
+    `meta_cfg` the config tree of a release file.
     """
 
     config: ModelConfig
     params: Params
     expression_basis: str
     source: dict[str, Any]
+    run: Mapping[str, Any] | None = None
+    meta_cfg: dict[str, Any] | None = None
 
     @cached_property
     def model(self) -> UniLS:
         """The module. Raises UserError where the audio encoder's weights are needed and were not given."""
         graphdef, shapes = abstract(lambda rngs: UniLS(self.config, rngs=rngs))
-        if any(path not in self.params for path in shapes if path.startswith("audio_encoder/")):
+        lacks_config = self.config.stage == "dialogue" and self.config.audio_encoder is None
+        if lacks_config or any(path not in self.params for path in shapes if path.startswith("audio_encoder/")):
             raise UserError(_encoder_needed(self.source["checkpoint"]))
         return merge(graphdef, {path: jnp.asarray(self.params[path]) for path in shapes})
 
+    def merged(self) -> "Checkpoint":
+        """The same with LoRA merged into the kernels."""
+        lora = self.config.lora
+        if lora is None:
+            return self
+        return replace(
+            self, config=replace(self.config, lora=None), params=merge_lora(self.params, lora.alpha / lora.rank)
+        )
 
-def load(path: str | os.PathLike, *, audio_encoder: str | None = None, stage: str | None = None) -> Checkpoint:
+    def with_adapter(self, adapter: str | os.PathLike, *, merge: bool = True) -> "Checkpoint":
+        """The dialogue that this base and an adapter file make; one base serves many.
+
+        The base is a prior, or a dialogue loaded with `merge=False`. Raises UserError for any other base.
+        """
+        loaded = read_adapter(adapter)
+        config, params = apply_adapter(self.config, self.params, loaded, str(adapter))
+        if loaded.info.expression_basis != self.expression_basis:
+            raise UserError(f"adapter {adapter} is of the {loaded.info.expression_basis!r} basis, its base of another")
+        source = {**self.source, "stage": config.stage, "adapter": loaded.info.name}
+        dialogue = Checkpoint(config, params, self.expression_basis, source)
+        return dialogue.merged() if merge else dialogue
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    audio_encoder: str | None = None,
+    stage: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    merge: bool = True,
+    raw: bool = False,
+) -> Checkpoint:
     """Reads a checkpoint; `audio_encoder` is a transformers folder or a hub name of wav2vec2.
 
+    `adapter` (a .safetensors, or a name in the checkpoint's folder `adapters`) makes a dialogue of a base. LoRA is
+    merged unless `merge` is False. A workdir's averaged weights are taken, with `raw` the ones without averaging.
     Raises UserError where the path is none of the known kinds or damaged, where keys or shapes do not fit (all named
     at once), and where the checkpoint is not of `stage`.
     """
@@ -60,17 +100,22 @@ def load(path: str | os.PathLike, *, audio_encoder: str | None = None, stage: st
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; give a workdir, a step's folder, a .pt or a .safetensors")
     if path.is_dir():
-        checkpoint = _load_ours(path)
-    elif path.suffix == ".safetensors":
-        checkpoint = _from_release(path, read_safetensors(path), audio_encoder)
+        checkpoint = _load_ours(path, "params" if raw else "ema")
+    elif raw:
+        raise UserError(f"{path} holds one set of weights; those without averaging are in a workdir only")
     else:
-        checkpoint = _from_release(path, read_pt(path), audio_encoder)
+        contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path)
+        checkpoint = _from_release(path, contents)
+    if adapter is not None:
+        checkpoint = checkpoint.with_adapter(find_adapter(path, adapter), merge=merge)
+    elif merge:
+        checkpoint = checkpoint.merged()
     if stage is not None and checkpoint.config.stage != stage:
         raise UserError(
             f"{path} is a checkpoint of the {checkpoint.config.stage} stage, a {stage} is needed; "
             f"give the {stage} stage's workdir or file"
         )
-    if path.is_dir() and audio_encoder and checkpoint.config.wav2vec2 is not None:
+    if audio_encoder and checkpoint.config.stage == "dialogue" and checkpoint.config.logmel is None:
         encoder, params = load_audio_encoder(audio_encoder)
         config = replace(checkpoint.config, wav2vec2=encoder)
         checkpoint = replace(checkpoint, config=config, params={**checkpoint.params, **params})
@@ -120,29 +165,36 @@ def _fetch(name: str) -> Path:
         ) from None
 
 
-def _load_ours(path: Path) -> Checkpoint:
+def _load_ours(path: Path, weights: str) -> Checkpoint:
     step_folder = _newest_step(path)
     meta = _read_meta(step_folder)
-    run = meta["config"]
-    config = from_dict(ModelConfig, run["model"], "model")
+    config = from_dict(ModelConfig, meta["config"]["model"], "model")
     expected = {p: s for p, s in _shapes(config).items() if not p.startswith("audio_encoder/")}
     restored: Params = {}
-    with ocp.StandardCheckpointer() as reader:
-        for item in ("ema", "frozen"):
-            folder = step_folder.absolute() / item
-            try:
-                saved = reader.metadata(folder).item_metadata.tree
-                target = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
-                restored |= reader.restore(folder, target)
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-                raise UserError(f"checkpoint {step_folder} is incomplete or damaged at {item!r}: {text}") from None
+    for item in ("ema", "frozen"):
+        try:
+            restored |= _read_item(step_folder.absolute() / item)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))
-    if config.lora is not None:
-        restored = merge_lora(restored, config.lora.alpha / config.lora.rank)
-        config = replace(config, lora=None)
     source = {"checkpoint": str(path), "step": meta["step"], "stage": config.stage}
-    return Checkpoint(config, restored, run["expression_basis"], source)
+    return Checkpoint(config, restored, meta["config"]["expression_basis"], source, run=meta["config"])
+
+
+def _read_item(folder: Path) -> Params:
+    """The arrays of one item of an Orbax checkpoint, a flat dict, as NumPy arrays wherever they were sharded.
+
+    Read as Orbax stores them, zarr arrays in one OCDBT, with TensorStore itself: Orbax's own reader warns about items
+    that are read alone, and where a file is damaged its threads print tracebacks after the error.
+    """
+    layout = json.loads((folder / "_METADATA").read_text())
+    driver, context = "zarr3" if layout["use_zarr3"] else "zarr", ts.Context()
+    base = {"driver": "file", "path": f"{folder}/"}
+    names = [entry["key_metadata"][0]["key"] for entry in layout["tree_metadata"].values()]
+    specs = {n: {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{n}/"}} for n in names}
+    opened = {name: ts.open(spec, open=True, context=context) for name, spec in specs.items()}
+    values = {name: store.result().read() for name, store in opened.items()}
+    return {name: value.result() for name, value in values.items()}
 
 
 def _newest_step(path: Path) -> Path:
@@ -156,30 +208,40 @@ def _newest_step(path: Path) -> Path:
 
 def _read_meta(step_folder: Path) -> Mapping[str, Any]:
     try:
-        return json.loads((step_folder / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {step_folder} is incomplete or damaged at 'meta': {error}") from None
+        meta = json.loads((step_folder / "meta" / "metadata").read_text())
+        run = meta["config"]
+        if not (type(meta["step"]) is int and hasattr(run["model"], "items") and run["expression_basis"] in BASES):
+            raise ValueError("it lacks step, model or expression_basis")
+        return meta
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(step_folder, "meta", error) from None
 
 
-def _from_release(path: Path, contents: dict[str, Any], audio_encoder: str | None) -> Checkpoint:
-    state = contents["model"]
-    sizes = model_sizes(contents["meta_cfg"], state)
-    prior = None
+def _damaged(step_folder: Path, item: str, error: Exception) -> UserError:
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(
+        f"checkpoint {step_folder} is incomplete or damaged at {item!r} ({text}); copy it again or use another step"
+    )
+
+
+def _from_release(path: Path, contents: dict[str, Any]) -> Checkpoint:
+    state, meta_cfg = contents["model"], contents["meta_cfg"]
+    sizes = model_sizes(meta_cfg, state)
+    prior = logmel = None
     if sizes["prior"] is not None:
         prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"])
-    config = ModelConfig(CodecConfig(**sizes["codec"]), prior)
+    basis = meta_cfg.get("EXPRESSION_BASIS", "flame")  # our addition, as is LOGMEL; the release knows FLAME only
+    if basis not in BASES:
+        raise UserError(f"{path}: meta_cfg.EXPRESSION_BASIS must be one of {', '.join(BASES)}, got {basis!r:.40}")
+    if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
+        fields = meta_cfg["MODEL"]["LOGMEL"]
+        fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
+        logmel = from_dict(LogMelConfig, fields, f"{path}: meta_cfg.MODEL.LOGMEL")
+    config = ModelConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel)
     params = to_paths(state, config.stage)
-    check_params({p: s for p, s in _shapes(config).items()}, params, str(path))
-    params = _float32(params)
-    if config.stage == "dialogue":
-        if audio_encoder:
-            encoder, encoder_params = load_audio_encoder(audio_encoder)
-            config, params = replace(config, wav2vec2=encoder), params | encoder_params
-        else:
-            # The release's encoder; its weights are not in the file, and `model` says so when they are missed.
-            config = replace(config, wav2vec2=Wav2Vec2Config(width=prior.audio_dim))
+    check_params(_shapes(config), params, str(path))
     source = {"checkpoint": str(path), "stage": config.stage}
-    return Checkpoint(config, params, "flame", source)
+    return Checkpoint(config, _float32(params), basis, source, meta_cfg=meta_cfg)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -196,5 +258,3 @@ def _encoder_needed(source: str) -> str:
         f"{source} needs its audio encoder, {DEFAULT_ENCODER}; give --audio_encoder {DEFAULT_ENCODER} where there is "
         f"a network, or the folder that `hf download {DEFAULT_ENCODER} --local-dir DIR` wrote"
     )
-
-

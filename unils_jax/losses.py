@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from unils_jax.motion import HEAD_AND_JAW
 
@@ -39,7 +40,7 @@ def motion_losses(
 
 
 def vertex_losses(
-    pred: Float[Array, "*B V 3"], target: Float[Array, "*B V 3"], lips: Array, weights: CodecLossWeights
+    pred: Float[Array, "*B V 3"], target: Float[Array, "*B V 3"], lips: Int[np.ndarray, " n"], weights: CodecLossWeights
 ) -> dict[str, Float[Array, ""]]:
     """Weighted MSE in square millimetres between vertices in metres, over all of them and over the lips; repeats in
     the list of lip vertices count."""

@@ -7,6 +7,7 @@ Source: the paper's section on data and the release's data loaders.
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 1
     return savgol_filter(motion, 9, 3, axis=-2, mode="interp").astype(motion.dtype)
 
 
+# What reading a cut, corrupted or foreign file can raise; TypeError where it is a single array, no archive of them.
+_BROKEN_FILE = (
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 @dataclass(frozen=True)
 class MotionFile:
     """What a motion file holds: `motion [P, T, 108]` float32, its basis, and where it came from."""
@@ -133,10 +148,11 @@ def load_motion(path: str | os.PathLike) -> MotionFile:
     if not path.is_file():
         raise UserError(f"motion file {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # np.load leaves a file open that it opened itself and found to be no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             motion, basis = arrays["motion"], str(arrays["expression_basis"])
             fps, source = float(arrays["fps"]), json.loads(str(arrays["source"]))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _BROKEN_FILE as error:
         raise UserError(f"{path} is not a motion file of unils ({error}); see `unils decode --out`") from None
     problems = []
     if motion.ndim != 3 or motion.shape[-1] != MOTION_DIM or motion.dtype != np.float32:

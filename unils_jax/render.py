@@ -273,7 +273,7 @@ def render_video(
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
     asset: FlameAsset,
-    audio: Sequence[Float[np.ndarray, " N"]] | Float[np.ndarray, "Q N"] | None = None,
+    audio: Sequence[Float[np.ndarray, "_"]] | Float[np.ndarray, "Q N"] | None = None,
     *,
     expression_basis: str,
     size: int = 512,
@@ -300,7 +300,7 @@ def render_video(
     try:
         with atomic_output(path) as partial:
             images = (_captioned(canvas.draw(points), labels) for points in _frames_of_vertices(asset, shown))
-            _encode(partial, tqdm(images, "render", num_frames, disable=None, unit="frame"), stereo, size, num_people)
+            _encode(partial, images, stereo, (num_people * size, size), num_frames)
     finally:
         canvas.close()
     elapsed_s = time.perf_counter() - started
@@ -317,15 +317,19 @@ def _stereo(audio: Sequence[np.ndarray] | np.ndarray, num_frames: int) -> np.nda
     return np.clip(np.stack([fitted[0], fitted[-1]]), -1.0, 1.0)
 
 
-def _encode(path: Path, images: Iterator[np.ndarray], stereo: np.ndarray | None, size: int, num_people: int) -> None:
+def _encode(
+    path: Path, images: Iterator[np.ndarray], stereo: np.ndarray | None, shape: tuple[int, int], num_frames: int
+) -> None:
     """Encodes H.264 and AAC; the audio of a frame goes in with the frame, so that players need not search."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         video = container.add_stream("libx264", rate=Fraction(FPS), options={"preset": "veryfast", "crf": "20"})
-        video.width, video.height, video.pix_fmt = num_people * size, size, "yuv420p"
+        video.width, video.height, video.pix_fmt = *shape, "yuv420p"
         sound = None
         if stereo is not None:
-            sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo", bit_rate=96_000)
-        for t, image in enumerate(images):
+            # FFmpeg's default AAC search spoils the first 64 ms of one channel (0.04 of a tone of 0.28, now 2e-4).
+            coder = {"aac_coder": "fast"}
+            sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo", bit_rate=96_000, options=coder)
+        for t, image in enumerate(tqdm(images, "render", num_frames, disable=None, unit="frame")):
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             if sound is not None and stereo is not None:
                 piece = stereo[:, t * SAMPLES_PER_FRAME : (t + 1) * SAMPLES_PER_FRAME]

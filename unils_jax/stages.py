@@ -43,6 +43,9 @@ class Noise:
     flips: Array
 
 
+jax.tree_util.register_dataclass(Noise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips"], [])
+
+
 @dataclass(frozen=True)
 class Objective:
     """What an objective needs beside model and batch: loss weights and head of the codec, rates of the generators."""
@@ -145,5 +148,7 @@ def _drop(x: Array, drop: Array) -> Array:
 
 CODEC = Stage("codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss)
 PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss)
-DIALOGUE = Stage("dialogue", "prior", "pair", r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/\w+_audio_attn/.*", generator_loss)
+DIALOGUE = Stage(
+    "dialogue", "prior", "pair", r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/\w+_audio_attn/.*", generator_loss
+)
 STAGES: dict[str, Any] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)}

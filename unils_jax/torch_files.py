@@ -76,8 +76,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     return _plain(tree, str(path), [0])
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a .safetensors file by its key, bfloat16 as float32."""
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a .safetensors file by its key, bfloat16 as float32. Raises UserError for a broken file."""
     if not path.is_file():
         raise UserError(f"cannot read {path}: no such file; check the path")
     try:
@@ -97,7 +97,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     Raises UserError, naming the file, where either is missing or broken.
     """
     path = Path(path)
-    model = _read_safetensors(path)
+    model = read_tensors(path)
     meta_cfg = _read_json(path.with_suffix(".json"), f"the meta_cfg of {path.name} (the release's config tree)")
     return {"model": model, "meta_cfg": meta_cfg}
 
@@ -195,13 +195,13 @@ def _folder_weights(path: Path) -> dict[str, np.ndarray]:
         path / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     )
     if single.is_file():
-        return _read_safetensors(single)
+        return read_tensors(single)
     if index.is_file():
         listed = _read_json(index, "the list of weight files").get("weight_map")
         names = sorted(set(listed.values())) if isinstance(listed, dict) else []
         if not names or not all(type(name) is str and Path(name).name == name for name in names):
             raise UserError(f"{index} must hold weight_map, key -> file in the same folder; get a fresh copy")
-        return {key: array for name in names for key, array in _read_safetensors(path / name).items()}
+        return {key: array for name in names for key, array in read_tensors(path / name).items()}
     if pickled.is_file():
         with open_archive(pickled) as archive:
             return state_dict(archive, archive.load())

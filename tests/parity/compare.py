@@ -1,13 +1,14 @@
 """How near is near: one comparison for values, one for gradients."""
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import nnx
 
-from unils_jax.nn.params import merge, split
+from unils_jax.models.prior import bit_cross_entropy
+from unils_jax.models.unils import UniLS
+from unils_jax.nn.params import Params, merge, split
+from unils_jax.stages import Batch, Stage, generator_logits
 from unils_jax.torch_keys import torch_views
 
 TABLE, LAYER, MODEL = 1e-6, 1e-5, 1e-4  # tolerances of constants and single operations, of a layer, of a whole model
@@ -16,10 +17,27 @@ TRAINED = 1e-4  # of weights after five updates: Adam amplifies rounding where a
 RECORDED = 1e-6  # of losses, norms and rates while training, relative
 
 
-def jitted(model: nnx.Module, function: Callable, *arguments: Any) -> Any:
-    """`function(model, *arguments)`, compiled: quicker than its operations one by one, and what a run computes."""
+@dataclass(frozen=True)
+class Pass:
+    """A generator's forward and backward pass without noise: `loss` is the mean cross-entropy of its bits."""
+
+    loss: jax.Array
+    logits: jax.Array
+    bits: jax.Array
+    grads: Params
+
+
+def run_pass(stage: Stage, model: UniLS, batch: Batch) -> Pass:
+    """Both passes over a batch, compiled once; `stage` says what is differentiated."""
     graphdef, params = split(model)
-    return jax.jit(lambda params, *arguments: function(merge(graphdef, params), *arguments))(params, *arguments)
+    trainable, frozen = stage.split(params)
+
+    def loss(trainable: Params, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        logits, bits = generator_logits(merge(graphdef, {**frozen, **trainable}), batch)
+        return bit_cross_entropy(logits, bits).mean(), (logits, bits)
+
+    (value, (logits, bits)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable, batch)
+    return Pass(value, logits, bits, grads)
 
 
 def assert_close(actual, expected, tolerance: float) -> None:

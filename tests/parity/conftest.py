@@ -85,9 +85,12 @@ def dialogue_model(golden, dialogue_config, encoder_params) -> UniLS:
 @pytest.fixture(scope="session")
 def lora_model(golden, dialogue_config, encoder_params) -> UniLS:
     case = golden("loragen_peft")
-    lora = LoRAConfig(case.config["lora"]["r"], case.config["lora"]["alpha"], case.config["lora"]["dropout"])
+    settings = case.config["lora"]
+    lora = LoRAConfig(settings["r"], float(settings["alpha"]), settings["dropout"])
     config = ModelConfig(dialogue_config.codec, dialogue_config.prior, dialogue_config.wav2vec2, lora=lora)
     base, adapters = (load_file(case.folder / f"{name}.safetensors") for name in ("base", "lora"))
+    # The base holds the cross-attentions as they were before training, the adapters as they are.
+    adapters = {key.replace(".modules_to_save.default", ""): value for key, value in adapters.items()}
     codec = {f"base_codec.{key}": value for key, value in golden("codec").weights.items()}
     return load_model(config, to_paths({**codec, **base, **adapters}, "dialogue") | encoder_params)
 

@@ -5,18 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flame_golden import golden_flame_asset
-from parity.compare import (
-    LAYER,
-    MODEL,
-    TABLE,
-    assert_bits_equal,
-    assert_close,
-    assert_gradients_match,
-    assert_relative,
-    jitted,
-)
-from parity.updates import assert_recorded, assert_trained_weights_match, run_updates
+from tiny_models import jitted
 
+from parity.compare import LAYER, MODEL, TABLE, assert_bits_equal, assert_close, assert_gradients_match, assert_relative
+from parity.updates import assert_recorded, assert_trained_weights_match, run_updates
 from unils_jax.losses import CodecLossWeights
 from unils_jax.models.codec import Codec
 from unils_jax.models.flame import flame_regions
@@ -73,7 +65,9 @@ def losses_and_gradients(golden, codec_model, codec_head, motion):
     trainable, frozen = CODEC.split(params)
 
     def loss(trainable):
-        return CODEC.loss(merge(graphdef, {**frozen, **trainable}), {"motion": motion}, None, objective(golden, codec_head))
+        return CODEC.loss(
+            merge(graphdef, {**frozen, **trainable}), {"motion": motion}, None, objective(golden, codec_head)
+        )
 
     grads, metrics = jax.jit(jax.grad(loss, has_aux=True))(trainable)
     return metrics, grads

@@ -5,8 +5,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import pytest
-from parity.compare import GRADIENT, LAYER, TABLE, assert_bits_equal, assert_close, assert_relative
 
+from parity.compare import GRADIENT, LAYER, TABLE, assert_bits_equal, assert_close, assert_relative
 from unils_jax.models.quantizer import area_pool, l2_normalize, quantize, scale_loss, to_codes, upsample
 
 SIZES = pytest.mark.parametrize("size", ["d8", "d32s"])

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.compare import TABLE, assert_close
 
+from parity.compare import TABLE, assert_close
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import attention_mask, audio_positions, scale_levels, token_positions
 from unils_jax.nn.attention import rotary_table, rotate

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
-from parity.compare import RECORDED, TRAINED, assert_close, assert_relative
 
+from parity.compare import RECORDED, TRAINED, assert_close, assert_relative
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, split
 from unils_jax.stages import Batch, Objective, Stage

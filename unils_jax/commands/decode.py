@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tau", type=float, default=1.0, help="temperature, 0 is greedy (default: %(default)s)")
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance, up to 1 is off (default: %(default)s)")
     parser.add_argument("--top_p", type=float, default=0.97, help="nucleus per bit (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same motion (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same motion (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,13 +45,18 @@ def run(args: argparse.Namespace) -> None:
 
     if not args.out and not args.video:
         raise UserError("nothing to write: give --out M.npz, --video V.mp4 or both")
+    if args.flame and not args.video:
+        raise UserError("--flame is the head of the video; name one with --video V.mp4 or leave --flame away")
+    if not 0 <= args.seed < 1 << 32:
+        raise UserError(f"--seed must be from 0 to {(1 << 32) - 1}, got {args.seed}")
     for path, suffix in ((args.out, ".npz"), (args.video, ".mp4")):
         if path:
             check_output(path, suffix)
     sampling = Sampling(args.tau, args.cfg, args.top_p)
     audio = [read_audio(path) for path in (args.audio, args.audio2) if path]
-    clips = {name: read_clip(getattr(args, name), name, len(audio)) for name in ("style", "prev")}
     checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage="dialogue")
+    basis = checkpoint.expression_basis
+    clips = {name: read_clip(getattr(args, name), name, len(audio), basis) for name in ("style", "prev")}
     head = load_head(args.flame) if args.video else None
     started = time.perf_counter()
     motion = decode(checkpoint.model, *audio, **clips, sampling=sampling, seed=args.seed)
@@ -65,22 +72,30 @@ def run(args: argparse.Namespace) -> None:
     }
     written = [path for path in (args.out, args.video) if path]
     if args.out:
-        save_motion(args.out, motion, expression_basis=checkpoint.expression_basis, source=source)
+        save_motion(args.out, motion, expression_basis=basis, source=source)
     if args.video:
-        write_video(args.video, motion, audio, head, checkpoint.expression_basis)
+        write_video(args.video, motion, audio, head, basis)
     people, frames = motion.shape[:2]
     print(f"{', '.join(written)}: {people} x {frames} frames, decoded in {seconds:.1f} s with compilation")
 
 
-def read_clip(path: str | None, name: str, num_people: int) -> Any:
-    """The 100 frames of a motion file that style (its middle) or prev (its end) take, [1 or P, 100, 108], or None."""
+def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Any:
+    """The 100 frames of a motion file that style (its middle) or prev (its end) take, [1 or P, 100, 108], or None.
+
+    Raises UserError where it is too short, of another number of people, or of another expression basis.
+    """
     from unils_jax.errors import UserError
     from unils_jax.motion import WINDOW_FRAMES, load_motion
 
     if path is None:
         return None
-    motion = load_motion(path).motion
-    people, frames = motion.shape[:2]
+    clip = load_motion(path)
+    motion, (people, frames) = clip.motion, clip.motion.shape[:2]
+    if clip.expression_basis != basis:
+        raise UserError(
+            f"--{name} {path} is of the {clip.expression_basis!r} expression basis, the checkpoint of {basis!r}; "
+            "use motion that this checkpoint or its data made"
+        )
     if frames < WINDOW_FRAMES:
         raise UserError(f"--{name} {path} has {frames} frames; at least {WINDOW_FRAMES} are needed")
     if people not in (1, num_people):

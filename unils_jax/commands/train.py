@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   unils data synth --out data/synthetic
   unils train --config smoke_codec --workdir runs/codec --config.data.store=data/synthetic
   unils train --config smoke_prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic"""
-    parser.add_argument("--config", required=True, metavar="NAME-OR-FILE", help="codec, smoke_prior, ..., or a .py file")
+    parser.add_argument(
+        "--config", required=True, metavar="NAME-OR-FILE", help="codec, smoke_prior, ..., or a .py file"
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and logs; an existing one resumes")
     parser.add_argument("--parent", metavar="PATH", help="checkpoint of the stage before: workdir, .pt or .safetensors")
     parser.add_argument("--dry_run", action="store_true", help="check config, data, parent and shapes, then stop")
@@ -37,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(f"{args.config}: config, data, parent and shapes fit; nothing was trained")
     else:
-        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics)
-        print(f"{workdir}: trained {config.num_steps} steps, {shown}")
+        shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+        print(f"{workdir}: trained {config.num_steps} steps, {', '.join(shown) or 'nothing was left to do'}")
 
 
 def train_stage(values: dict[str, Any], workdir: Path, parent: str | None, *, dry_run: bool = False) -> dict:
@@ -60,15 +62,18 @@ def train_stage(values: dict[str, Any], workdir: Path, parent: str | None, *, dr
     check_basis(config, store)
     check_output(workdir / "config.json")
     resumes = check_workdir(config, workdir)
+    batches, eval_batches = make_batches(config, stage.windows)
+    objective = Objective(config.loss, config.noise, load_head(config) if stage.name == "codec" else None)
     params = initial_params(config, store, stage.parent, parent, resumes)
     graphdef, _ = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
-    objective = Objective(config.loss, config.noise, load_head(config) if stage.name == "codec" else None)
-    batches, eval_batches = make_batches(config, stage.windows)
     if dry_run:
         step = make_train_step(stage, graphdef, objective, config.optimizer)
         trainable, frozen = stage.split(params)
         jax.eval_shape(step, init_state(trainable, config.optimizer), frozen, next(batches), jax.random.key(0))
         return {}
+    log.info("starting from %s", "the newest checkpoint of the workdir" if resumes else parent or "scratch")
+    if stage.name == "codec" and objective.head is None:
+        log.warning("no head is given: the codec trains without mesh and lip losses")
     with atomic_output(workdir / "config.json") as partial:
         partial.write_text(json.dumps(config.to_dict(), indent=1))
     return train(config, workdir, graphdef, params, objective, batches, eval_batches)
@@ -89,15 +94,22 @@ def check_workdir(config: Any, workdir: Path) -> bool:
     """Whether the workdir will be resumed. Raises UserError where it belongs to another stage or model."""
     from unils_jax.errors import UserError
 
-    saved = workdir / "config.json"
-    if not saved.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    # A save that was cut short leaves a folder with a longer name: there is nothing to resume in it.
+    if not any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*")):
         return False
-    old = json.loads(saved.read_text())
+    saved = workdir / "config.json"
+    try:
+        old = json.loads(saved.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{workdir} holds checkpoints, but {saved} cannot be read ({error}); name a new workdir"
+        ) from None
     new = json.loads(json.dumps(config.to_dict()))
-    changed = [name for name in ("stage", "model", "optimizer", "seed") if old.get(name) != new[name]]
+    names = ("stage", "model", "optimizer", "seed", "expression_basis")
+    changed = [name for name in names if not isinstance(old, dict) or old.get(name) != new[name]]
     if changed:
         raise UserError(
-            f"{workdir} was started with another {', '.join(changed)}; resume with the same config or name a new workdir"
+            f"{workdir} was started with another {', '.join(changed)}; use the same config or a new workdir"
         )
     return True
 
@@ -108,7 +120,7 @@ def initial_params(config: Any, store: Any, stage_parent: str | None, parent: st
     from flax import nnx
 
     from unils_jax.errors import UserError
-    from unils_jax.load import load, load_audio_encoder
+    from unils_jax.load import load_audio_encoder
     from unils_jax.models.unils import UniLS
     from unils_jax.nn.params import split
 
@@ -116,6 +128,7 @@ def initial_params(config: Any, store: Any, stage_parent: str | None, parent: st
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
     if stage_parent is not None and not parent and not resumes:
         raise UserError(f"the {config.stage} stage starts from a {stage_parent}; give its checkpoint with --parent")
+    inherited = {} if stage_parent is None or resumes else parent_params(config, stage_parent, parent)
     _, params = split(UniLS(replace(config.model, wav2vec2=None), rngs=nnx.Rngs(config.seed)))
     mean, std = store.statistics()
     params |= {"codec/motion_mean": jnp.asarray(mean), "codec/motion_std": jnp.asarray(std)}
@@ -124,21 +137,30 @@ def initial_params(config: Any, store: Any, stage_parent: str | None, parent: st
         if encoder != config.model.wav2vec2:
             raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
         params |= {path: jnp.asarray(value) for path, value in encoder_params.items()}
-    if resumes:
-        log.info("starting from the newest checkpoint of the workdir")
-    elif stage_parent is None:
-        log.info("starting from scratch")
-    else:
-        checkpoint = load(parent, stage=stage_parent)
-        if checkpoint.config.codec != config.model.codec:
-            raise UserError(f"{parent} has another codec, {checkpoint.config.codec}, than the config")
-        unknown = sorted(set(checkpoint.params) - set(params))
-        misshapen = [p for p in set(checkpoint.params) & set(params) if checkpoint.params[p].shape != params[p].shape]
-        if unknown or misshapen:
-            raise UserError(f"{parent} has another {stage_parent} than the config: {sorted(unknown + misshapen)[:5]}")
-        params |= {path: jnp.asarray(value) for path, value in checkpoint.params.items()}
-        log.info("starting from %s", parent)
-    return params
+    return params | {path: jnp.asarray(value) for path, value in inherited.items()}
+
+
+def parent_params(config: Any, stage_parent: str, parent: str) -> dict:
+    """The parent checkpoint's parameters. Raises UserError where it is of another stage, of other sizes than the
+    config's (then the shapes may fit and the model be another), or of another expression basis."""
+    from unils_jax.errors import UserError
+    from unils_jax.load import load
+
+    checkpoint = load(parent, stage=stage_parent)
+    parts = [("codec", checkpoint.config.codec, config.model.codec)]
+    if checkpoint.config.prior is not None:
+        parts.append(("prior", checkpoint.config.prior, replace(config.model.prior, audio_dim=None)))
+    problems = [
+        f"{part}.{name} is {getattr(theirs, name)} in it and {getattr(ours, name)} in the config"
+        for part, theirs, ours in parts
+        for name in vars(ours)
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if checkpoint.expression_basis != config.expression_basis:
+        problems.append(f"its motion is of the {checkpoint.expression_basis!r} basis, the config's of another")
+    if problems:
+        raise UserError(f"parent {parent} does not fit: {'; '.join(problems)}; use the config of the same family")
+    return checkpoint.params
 
 
 def load_head(config: Any) -> Any:
@@ -148,7 +170,6 @@ def load_head(config: Any) -> Any:
     from unils_jax.models.standin import standin_asset
 
     if not config.head:
-        log.warning("no head is given: the codec trains without mesh and lip losses")
         return None
     head = standin_asset() if config.head == "standin" else load_flame(config.head)
     if head.name != config.expression_basis:

@@ -89,9 +89,7 @@ def to_codes(bits: Array) -> Float[Array, "B L C"]:
     return (bits.astype(jnp.float32) * 2 - 1) / math.sqrt(bits.shape[-1])
 
 
-def quantize(
-    latent: Float[Array, "B T C"], scales: Scales, flips: Bool[Array, "B F C"] | None = None
-) -> Quantized:
+def quantize(latent: Float[Array, "B T C"], scales: Scales, flips: Bool[Array, "B F C"] | None = None) -> Quantized:
     """Quantises residually over scales.
 
     `flips` (F = all tokens but the last scale's) inverts bits: the flipped codes feed the next residual and the
@@ -110,9 +108,7 @@ def quantize(
         bits.append(bit)
         flipped_bits.append(flipped)
         losses.append(scale_loss(z, to_codes(bit).astype(z.dtype)))
-    return Quantized(
-        jnp.concatenate(bits, axis=1), jnp.concatenate(flipped_bits, axis=1), features, jnp.stack(losses)
-    )
+    return Quantized(jnp.concatenate(bits, axis=1), jnp.concatenate(flipped_bits, axis=1), features, jnp.stack(losses))
 
 
 def l2_normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:

@@ -37,7 +37,7 @@ _HAIR, _IRIS, _PUPIL = (74, 52, 42), (74, 112, 132), (16, 16, 20)
 def standin_asset() -> FlameAsset:
     """The stand-in head, built once. Its arrays are shared and read-only."""
     mesh = sm.build_mesh()
-    basis = np.zeros((mesh.count, 3, NUM_EXPRESSION))
+    basis = np.zeros((len(mesh.points), 3, NUM_EXPRESSION))
     shapes = _shapes(mesh)
     for i, (name, full) in enumerate(STANDIN_SHAPES.items()):
         basis[:, :, i] = shapes[name] / full
@@ -46,7 +46,7 @@ def standin_asset() -> FlameAsset:
     asset = FlameAsset(
         v_template=mesh.points.astype(np.float32),
         expression_basis=basis.astype(np.float32),
-        posedirs=np.zeros((mesh.count, 3, NUM_POSE), np.float32),
+        posedirs=np.zeros((len(mesh.points), 3, NUM_POSE), np.float32),
         j_regressor=_joint_regressor(mesh, basis, weights).astype(np.float32),
         weights=weights.astype(np.float32),
         faces=mesh.faces.astype(np.int32),
@@ -98,7 +98,7 @@ def _weights(mesh: sm.Mesh) -> np.ndarray:
     jaw = np.clip((border - y) / width + 0.5, 0.0, 1.0) * sm.smoothstep((z + 0.015) / 0.05)
     jaw[~np.isin(mesh.part, (sm.SKIN, sm.LIPS, sm.BAG))] = 0.0
     jaw[mesh.part == sm.TEETH_LOWER] = 1.0
-    weights = np.zeros((mesh.count, 5))
+    weights = np.zeros((len(mesh.points), 5))
     weights[:, 2] = jaw
     weights[mesh.part == sm.EYE_LEFT, 3] = 1.0
     weights[mesh.part == sm.EYE_RIGHT, 4] = 1.0
@@ -112,7 +112,7 @@ def _joint_regressor(mesh: sm.Mesh, basis: np.ndarray, weights: np.ndarray) -> n
     """[5, V]: eyes are the means of their eyeballs, the others the smallest weights on vertices that never move."""
     still = np.flatnonzero((np.abs(basis).max(axis=(1, 2)) < 1e-6) & (weights[:, 2:].sum(axis=1) == 0))
     system = np.vstack([mesh.points[still].T, np.ones(len(still))])
-    regressor = np.zeros((5, mesh.count))
+    regressor = np.zeros((5, len(mesh.points)))
     for joint, place in ((0, ROOT), (1, NECK), (2, JAW_HINGE)):
         regressor[joint, still] = np.linalg.lstsq(system, np.array([*place, 1.0]), rcond=None)[0]
     for joint, part in ((3, sm.EYE_LEFT), (4, sm.EYE_RIGHT)):

@@ -5,9 +5,10 @@ direction is then lifted to a super-ellipsoid and warped into a face. Metres; y 
 head's left; the origin is the middle of the skull at the height of the eyes. NumPy and SciPy only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull
 
 HALF_AXES = np.array([0.076, 0.118, 0.098])
@@ -34,18 +35,25 @@ def bump(x: np.ndarray, width: float | np.ndarray) -> np.ndarray:
     return np.exp(-((x / width) ** 2))
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Mesh:
     """Vertices by part. `closed` is where a vertex lies with both eyes shut; `domain_y` its height before the lips were
     brought together (upper and lower lip are apart there); `polar` the angle of eyeball vertices from the pupil."""
 
-    points: list = field(default_factory=list)
-    faces: list = field(default_factory=list)
-    part: list = field(default_factory=list)
-    closed: list = field(default_factory=list)
-    domain_y: list = field(default_factory=list)
-    polar: list = field(default_factory=list)
-    count: int = 0
+    points: Float[np.ndarray, "V 3"]
+    faces: Int[np.ndarray, "F 3"]
+    part: Int[np.ndarray, " V"]
+    closed: Float[np.ndarray, "V 3"]
+    domain_y: Float[np.ndarray, " V"]
+    polar: Float[np.ndarray, " V"]
+
+
+class _Builder:
+    """Collects the pieces of a Mesh."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Mesh)}
+        self._count = 0
 
     def add(
         self,
@@ -58,23 +66,26 @@ class Mesh:
     ) -> None:
         """Appends a piece; `faces` count from its first vertex."""
         num = len(points)
-        self.points.append(points)
-        self.faces.append(faces + self.count)
-        self.part.append(np.broadcast_to(part, num))
-        self.closed.append(points if closed is None else closed)
-        self.domain_y.append(points[:, 1] if domain_y is None else domain_y)
-        self.polar.append(np.full(num, np.pi) if polar is None else polar)
-        self.count += num
+        piece = {
+            "points": points,
+            "faces": faces + self._count,
+            "part": np.broadcast_to(part, num),
+            "closed": points if closed is None else closed,
+            "domain_y": points[:, 1] if domain_y is None else domain_y,
+            "polar": np.full(num, np.pi) if polar is None else polar,
+        }
+        for name, array in piece.items():
+            self._pieces[name].append(array)
+        self._count += num
 
-    def joined(self) -> "Mesh":
-        """The same with arrays in place of lists of arrays."""
-        names = ("points", "faces", "part", "closed", "domain_y", "polar")
-        return Mesh(**{name: np.concatenate(getattr(self, name)) for name in names}, count=self.count)
+    def joined(self) -> Mesh:
+        """All pieces in one."""
+        return Mesh(**{name: np.concatenate(arrays) for name, arrays in self._pieces.items()})
 
 
 def build_mesh() -> Mesh:
     """The whole head, about 2,700 vertices; the same on every call."""
-    mesh = Mesh()
+    mesh = _Builder()
     _add_skin(mesh)
     _add_teeth(mesh)
     for side, part in ((1.0, EYE_LEFT), (-1.0, EYE_RIGHT)):
@@ -109,7 +120,7 @@ def warp(base: np.ndarray) -> np.ndarray:
     """From the super-ellipsoid to a face: jaw, skull, and the reliefs of nose, sockets, cheeks and chin."""
     x, y, z = base.T.copy()
     forward = smoothstep(z / 0.05)
-    x = x * (1.0 - 0.30 * smoothstep((-0.03 - y) / 0.09)) * (1.0 - 0.08 * smoothstep((y - 0.04) / 0.07))
+    x = x * (1.0 - 0.30 * smoothstep((-0.03 - y) / 0.09))
     lifted = y + 0.055 * smoothstep((-y - 0.03) / 0.09) * smoothstep((0.02 - z) / 0.08)
     ax = np.abs(x)
     relief = np.interp(
@@ -185,7 +196,7 @@ def _background() -> np.ndarray:
     return points[~(ahead & (in_eye | in_mouth))]
 
 
-def _add_skin(mesh: Mesh) -> None:
+def _add_skin(mesh: _Builder) -> None:
     mouth, lip = _mouth_rings()
     eyes = [_eye_rings(side) for side in (1.0, -1.0)]
     flat = [mouth.reshape(-1, 2), *(rings.reshape(-1, 2) for rings in eyes)]
@@ -258,13 +269,13 @@ def _shape_lids(points: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray
     """Lays the inner rings over the eyeball; returns them open and shut. Both margins meet below the middle."""
     rings = points.reshape(-1, LID_POINTS, 3).copy()
     sin = np.round(np.sin(2 * np.pi * np.arange(LID_POINTS) / LID_POINTS), 6)
-    for k, ring in enumerate(rings):
-        cover = 1.0 - smoothstep(np.array((k - CREASE + 1) / 3.0))
+    covers = 1.0 - smoothstep((np.arange(len(rings)) - CREASE + 1) / 3.0)
+    for cover, ring in zip(covers, rings, strict=True):
         ring[:, 2] += cover * (_lid_surface(ring[:, :2], side) - ring[:, 2])
     shut = rings.copy()
     line = rings[0].copy()
     line[:, 1] = EYE[1] - 0.0026 * np.abs(sin) ** 0.9 + 0.042 * (np.abs(line[:, 0]) - EYE[0])
-    line[:, 1] += np.where(sin < 0, -0.0002, 0.0001)
+    line[:, 1] += np.where(sin < 0, 0.0003, -0.0003)  # they overlap a little: no slit between two straight edges
     for k in range(CREASE):
         shut[k, :, :2] = line[:, :2] + (rings[CREASE][:, :2] - line[:, :2]) * (k / CREASE)
         shut[k, :, 2] = _lid_surface(shut[k, :, :2], side)
@@ -279,14 +290,14 @@ def _grid_faces(rows: int, columns: int, *, closed: bool) -> np.ndarray:
     return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
 
 
-def _add_tube(mesh: Mesh, part: int, rings: np.ndarray, *, closed=None, domain_y=None, flip: bool = False) -> None:
+def _add_tube(mesh: _Builder, part: int, rings: np.ndarray, *, closed=None, domain_y=None, flip: bool = False) -> None:
     """A tube through rings [n, m, 3], its inside visible (outside with `flip`)."""
     faces = _grid_faces(rings.shape[0], rings.shape[1], closed=True)
     shut = None if closed is None else closed.reshape(-1, 3)
     mesh.add(part, rings.reshape(-1, 3), faces[:, ::-1] if flip else faces, shut, domain_y)
 
 
-def _add_teeth(mesh: Mesh) -> None:
+def _add_teeth(mesh: _Builder) -> None:
     x = np.linspace(-0.018, 0.018, 13)
     arc = warp(front(np.column_stack([x, np.full(13, MOUTH_Y)])))[:, 2] - 0.0075 - 14.0 * x**2
     for part, heights in ((TEETH_UPPER, (0.010, 0.0045, -0.0018)), (TEETH_LOWER, (-0.003, -0.007, -0.011))):
@@ -304,7 +315,7 @@ def _eyeball() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points.reshape(-1, 3), faces, np.repeat(polar, 16)
 
 
-def _add_brow(mesh: Mesh, side: float) -> None:
+def _add_brow(mesh: _Builder, side: float) -> None:
     u = np.linspace(0.0, 1.0, 12)
     x, y = 0.0125 + 0.037 * u, 0.0195 + 0.0065 * np.sin(np.pi * u**0.75 * 0.85)
     half = 0.0031 * (1.0 - 0.65 * u**2)
@@ -316,7 +327,7 @@ def _add_brow(mesh: Mesh, side: float) -> None:
     mesh.add(BROW, np.concatenate(rows), faces if side > 0 else faces[:, ::-1])
 
 
-def _add_ear(mesh: Mesh, side: float) -> None:
+def _add_ear(mesh: _Builder, side: float) -> None:
     theta, phi = np.linspace(0.0, np.pi, 8), 2 * np.pi * np.arange(12) / 12
     unit = np.stack(
         np.broadcast_arrays(
@@ -331,7 +342,7 @@ def _add_ear(mesh: Mesh, side: float) -> None:
     mesh.add(EAR, points, faces if side > 0 else faces[:, ::-1])
 
 
-def _add_neck(mesh: Mesh) -> None:
+def _add_neck(mesh: _Builder) -> None:
     phi = 2 * np.pi * np.arange(24) / 24
     rings = [
         np.column_stack([a * np.sin(phi), np.full(24, y), b * np.cos(phi) + c])

@@ -9,6 +9,7 @@ from unils_jax.models.codec import Codec, CodecConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from unils_jax.motion import MOTION_DIM
 from unils_jax.nn.lora import add_lora
 
 EncoderConfig = Wav2Vec2Config | LogMelConfig
@@ -37,10 +38,20 @@ class ModelConfig:
         """Raises UserError, with all problems at once, where sizes do not fit together."""
         problems = []
         for name, part in (("codec", self.codec), ("prior", self.prior), ("wav2vec2", self.wav2vec2)):
-            if part is not None and (part.width % part.num_heads or part.width // part.num_heads % 2):
+            if part is None:
+                continue
+            if min(part.width, part.depth, part.num_heads) < 1:
+                problems.append(f"{name}.width, depth and num_heads must be at least 1, got {part}")
+            elif part.width % part.num_heads or part.width // part.num_heads % 2:
                 problems.append(f"{name}.width / num_heads must be an even number, got {part.width} / {part.num_heads}")
+        if self.codec.code_dim < 1 or self.codec.motion_dim != MOTION_DIM:
+            problems.append(f"codec.code_dim must be at least 1 and motion_dim {MOTION_DIM}, got {self.codec}")
         if list(self.codec.scales) != sorted(set(self.codec.scales)) or min(self.codec.scales, default=0) < 1:
             problems.append(f"codec.scales must rise from at least 1, got {self.codec.scales}")
+        if self.logmel is not None and (self.logmel.num_mels < 1 or self.logmel.context_frames < 0):
+            problems.append(f"logmel.num_mels must be at least 1 and context_frames not negative, got {self.logmel}")
+        if self.lora is not None and (self.lora.rank < 1 or not 0 <= self.lora.dropout_rate < 1):
+            problems.append(f"lora.rank must be at least 1 and dropout_rate in 0..1, got {self.lora}")
         audio_dim = None if self.prior is None else self.prior.audio_dim
         if self.wav2vec2 is not None and self.logmel is not None:
             problems.append("give wav2vec2 or logmel, not both")

@@ -72,7 +72,7 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Tokens attend to audio: LayerNorm on both, separate projections with bias, rotary on queries and keys, no mask."""
+    """Tokens attend to audio: LayerNorm on both, projections with bias, rotary on queries and keys, no mask."""
 
     def __init__(self, dim: int, audio_dim: int, num_heads: int, *, norm_eps: float, rngs: nnx.Rngs):
         self.query_norm = LayerNorm(dim, norm_eps)

@@ -12,6 +12,7 @@ import grain.checkpoint as grain_checkpoint
 import jax
 import orbax.checkpoint as ocp
 
+from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
 from unils_jax.train.config import RunConfig
 from unils_jax.train.step import TrainState
@@ -53,19 +54,25 @@ class Checkpoints:
         self._manager.save(step, args=items)
 
     def restore(self, state: TrainState, frozen: Params, data: Any) -> tuple[TrainState, Params]:
-        """The newest state and frozen parameters, in the shapes of the given ones; sets the data iterator."""
+        """The newest state and frozen parameters, in the shapes of the given ones; sets the data iterator.
+
+        Raises UserError where the checkpoint is damaged or of other shapes.
+        """
         step = self.latest_step()
-        as_saved = published_left_out(frozen)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(state.params),
-                ema=ocp.args.StandardRestore(state.ema),
-                optimizer=ocp.args.StandardRestore(state.opt_state),
-                frozen=ocp.args.StandardRestore(as_saved),
-                data=grain_checkpoint.CheckpointRestore(data),
-            ),
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(state.params),
+            ema=ocp.args.StandardRestore(state.ema),
+            optimizer=ocp.args.StandardRestore(state.opt_state),
+            frozen=ocp.args.StandardRestore(published_left_out(frozen)),
+            data=grain_checkpoint.CheckpointRestore(data),
         )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            folder, text = self._manager.directory / str(step), " ".join(str(error).split())[:200]
+            raise UserError(
+                f"cannot resume from {folder} ({text}); remove that folder to resume from the step before it"
+            ) from error
         step_array = jax.numpy.int32(step)
         state = TrainState(step_array, restored["params"], restored["ema"], restored["optimizer"])
         return state, {**frozen, **restored["frozen"]}

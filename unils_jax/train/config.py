@@ -7,6 +7,7 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.losses import CodecLossWeights
 from unils_jax.models.unils import ModelConfig
+from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.stages import STAGES, NoiseRates
 from unils_jax.train.optimizer import OptimizerConfig
 
@@ -22,8 +23,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. `expression_basis` is the store's (checked); `head` is whose vertices the codec's mesh losses see: `standin`, a FLAME file, or empty
-    for none; `audio_encoder` a folder or hub name of wav2vec2, empty where none is needed."""
+    """One training run. `expression_basis` is the store's (checked); `head` is whose vertices the codec's mesh losses
+    see: `standin`, a FLAME file, or empty for none; `audio_encoder` a folder or hub name of wav2vec2, empty where none
+    is needed."""
 
     stage: str
     num_steps: int
@@ -52,6 +54,14 @@ class RunConfig:
         problems += [f"{n} must be at least 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
         if self.data.batch_size < 1:
             problems.append(f"data.batch_size must be at least 1, got {self.data.batch_size}")
+        if self.data.num_workers < 0:
+            problems.append(f"data.num_workers must not be negative, got {self.data.num_workers}")
+        if not 0 <= self.seed < 1 << 32:
+            problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
+        if self.stage == "dialogue" and self.model.audio_encoder is None:
+            problems.append("the dialogue stage needs an audio encoder: model.wav2vec2 or model.logmel")
+        if self.model.codec.window_frames != WINDOW_FRAMES:
+            problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
         if not self.data.store:
             problems.append("data.store is empty; set it with --config.data.store=DIR (`unils data synth` makes one)")
         if problems:

@@ -13,6 +13,7 @@ from flax import nnx
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
 from unils_jax.stages import STAGES, Batch, Metrics, Objective
 from unils_jax.train.checkpoint import Checkpoints
@@ -49,10 +50,13 @@ def train(
         if checkpoints.latest_step() is not None:
             state, frozen = checkpoints.restore(state, frozen, batches)
             log.info("resumed %s at step %d", workdir, int(state.step))
+        # Placed on the device by name, as restored arrays are: fresh and resumed run compile one and the same step.
+        state, frozen = jax.device_put((state, frozen), jax.devices()[0])
         first = int(state.step)
-        with MetricsLog(workdir, first) as metrics_log, tqdm(
-            total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None
-        ) as bar:
+        with (
+            MetricsLog(workdir, first) as metrics_log,
+            tqdm(total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None) as bar,
+        ):
             started, started_step = time.perf_counter(), first
             for step in range(first + 1, config.num_steps + 1):
                 state, metrics = step_fn(state, frozen, next(batches), key)
@@ -95,7 +99,8 @@ class MetricsLog:
         self.last: dict[str, float] = {}
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _step(line) <= first_step]
-            self.path.write_text("".join(line + "\n" for line in lines))
+            with atomic_output(self.path) as partial:
+                partial.write_text("".join(line + "\n" for line in lines))
         self._tensorboard = SummaryWriter(str(workdir), purge_step=first_step + 1)
 
     def __enter__(self) -> "MetricsLog":
@@ -115,6 +120,6 @@ class MetricsLog:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # the torn last line of a killed run

@@ -1,5 +1,6 @@
 """AdamW with the release's schedule, gradient clipping and the moving average of the weights."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -25,7 +26,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[Array, ""]:
-    """The rate of update `step` (from 0): a linear rise from a tenth, the full rate at `warmup_steps`, a linear fall."""
+    """The rate of update `step` (from 0): a linear rise, the full rate at `warmup_steps`, a linear fall."""
     step = jnp.asarray(step, jnp.float32)
     warmup, decay, low = config.warmup_steps, config.decay_steps, config.final_factor
     rise = low + (1 - low) * step / max(warmup, 1)
@@ -35,14 +36,40 @@ def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW on every tensor it is given, biases, norms and embeddings included. Gradients arrive clipped."""
-    return optax.adamw(
-        lambda count: learning_rate(config, count), b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
+    return optax.chain(
+        scale_by_adam(0.9, 0.999, eps=1e-8),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
     )
+
+
+def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction with exact bias corrections.
+
+    `1 - b**t` in float32, as optax has it, is off by 1e-5 in the first updates; PyTorch counts in float64. Written as
+    `-expm1(t * log(b))` it is good to the last digits.
+    """
+
+    def init(params: Params) -> optax.ScaleByAdamState:
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
+        return optax.ScaleByAdamState(jnp.int32(0), *zeros)
+
+    def update(
+        grads: Params, state: optax.ScaleByAdamState, params: Params | None = None
+    ) -> tuple[Params, optax.ScaleByAdamState]:
+        count = state.count + 1
+        correction1, correction2 = (-jnp.expm1(count.astype(jnp.float32) * math.log(b)) for b in (b1, b2))
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+        direction = jax.tree.map(lambda m, v: m / correction1 / (jnp.sqrt(v / correction2) + eps), mu, nu)
+        return direction, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_gradients(grads: Params, max_norm: float) -> tuple[Params, Float[Array, ""]]:
     """Gradients scaled to a global norm of at most `max_norm`, and the norm before that (PyTorch's formula)."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     factor = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), norm
 

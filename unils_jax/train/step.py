@@ -19,7 +19,7 @@ from unils_jax.train.optimizer import OptimizerConfig, clip_gradients, learning_
 class TrainState:
     """What training changes: the number of updates done, the trainable parameters, their average, the moments."""
 
-    step: Array
+    step: Array | jax.ShapeDtypeStruct  # shapes where a dry run traces the step
     params: Params
     ema: Params
     opt_state: optax.OptState

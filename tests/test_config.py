@@ -1,0 +1,206 @@
+"""Configs: where they are found, how they are overridden, what is refused, and what the shipped ones build."""
+
+import json
+import math
+
+import ml_collections
+import pytest
+
+from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
+from unils_jax.errors import UserError
+from unils_jax.models.unils import UniLS
+from unils_jax.nn.params import abstract
+from unils_jax.stages import STAGES
+from unils_jax.train.config import DataConfig, RunConfig, run_config
+
+SHIPPED = [f"{size}{stage}{small}" for stage in STAGES for size, small in (("", ""), ("", "_s"), ("smoke_", ""))]
+
+
+def values(name: str, *assignments: str) -> dict:
+    config = load_config(name)
+    override(config, ["data.store=somewhere", *assignments])
+    return config.to_dict()
+
+
+def error_of(function, *args) -> str:
+    with pytest.raises(UserError) as raised:
+        function(*args)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_every_config_file_is_a_known_stage_and_size():
+    assert {path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!_]*.py")} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_build_a_run_and_survive_json(name):
+    config = run_config(values(name))
+    assert config.stage == name.removeprefix("smoke_").removesuffix("_s") == config.model.stage
+    assert config.optimizer.decay_steps == config.num_steps
+    assert run_config(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_ask_for_a_store(name):
+    assert "data.store is empty; set it with --config.data.store=DIR" in error_of(
+        run_config, load_config(name).to_dict()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "bare", "trainable"),
+    [
+        ("codec", 29_549_708, 29_549_708, 29_549_708),
+        ("prior", 54_811_340, 54_811_340, 25_261_632),
+        ("dialogue", 395_499_852, 80_061_132, 27_380_736),
+        ("codec_s", 12_520_076, 12_520_076, 12_520_076),
+        ("prior_s", 23_200_716, 23_200_716, 23_200_716 - 12_520_076),
+        ("dialogue_s", 351_669_836, 36_231_116, 14_235_648),
+    ],
+)
+def test_full_size_configs_have_the_released_parameter_counts(name, total, bare, trainable):
+    """`total` with LoRA merged, `bare` without the audio encoder; the channel statistics are no parameters."""
+    config = run_config(values(name))
+    _, shapes = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
+    counts = {path: math.prod(s.shape) for path, s in shapes.items() if not path.startswith("codec/motion_")}
+    assert sum(STAGES[config.stage].split(counts)[0].values()) == trainable
+    merged = {path: count for path, count in counts.items() if not path.endswith(("/lora_a", "/lora_b"))}
+    assert sum(merged.values()) == total
+    assert sum(count for path, count in merged.items() if not path.startswith("audio_encoder/")) == bare
+
+
+def test_a_config_is_a_bare_name_or_a_file(tmp_path):
+    assert load_config("codec").to_dict() == load_config(str(config_path("codec"))).to_dict()
+    assert error_of(config_path, str(tmp_path / "x.py")).endswith("x.py does not exist")
+    message = error_of(config_path, "codek")
+    assert "no config named 'codek'" in message and "smoke_prior" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("x = 1", "must define get_config() that returns an ml_collections.ConfigDict"),
+        ("def get_config(): return {'stage': 'codec'}", "returns an ml_collections.ConfigDict"),
+        ("def get_config(:", "fails with SyntaxError"),
+        ("import no_such_module", "fails with ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "from unils_jax.config import load_config\ndef get_config():\n    c = load_config('codec')\n"
+            "    c.data.batchsize = 3\n    return c.lock().unlok()",
+            "fails with AttributeError",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_is_told_in_one_line(tmp_path, text, problem):
+    (tmp_path / "mine.py").write_text(text)
+    message = error_of(load_config, str(tmp_path / "mine.py"))
+    assert "mine.py" in message and problem in message
+
+
+def test_overrides_keep_the_type_of_what_they_replace():
+    config = load_config("prior")
+    override(
+        config,
+        [
+            "num_steps=7",
+            "data.store=123",
+            "data.batch_size=4",
+            "optimizer.rate=1",
+            "model.codec.scales=(1, 100)",
+            "head=none",
+            "expression_basis=standin",
+        ],
+    )
+    assert (config.num_steps, config.data.store, config.data.batch_size) == (7, "123", 4)
+    assert config.optimizer.rate == 1.0 and type(config.optimizer.rate) is float
+    assert config.model.codec.scales == (1, 100)
+    assert config.expression_basis == "standin"
+    override(config, ["model.codec.scales=[1, 5, 100]"])
+    assert config.model.codec.scales == (1, 5, 100)
+
+
+def test_decay_steps_follow_num_steps_until_they_are_set():
+    config = load_config("prior")
+    override(config, ["num_steps=70"])
+    assert config.optimizer.decay_steps == 70
+    override(config, ["optimizer.decay_steps=9"])
+    assert (config.num_steps, config.optimizer.decay_steps) == (70, 9)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("num_step=3", "unknown config key 'num_step'; did you mean num_steps?"),
+        ("model.codec.widht=3", "did you mean model.codec.width?"),
+        ("zzz=3", "unknown config key 'zzz'; known are audio_encoder, checkpoint_every"),
+        ("num_steps", "--config.num_steps needs a value: --config.num_steps=VALUE"),
+        ("num_steps=1.5", "config key num_steps is int (now 200000), got '1.5'"),
+        ("num_steps=many", "config key num_steps is int (now 200000), got 'many'"),
+        ("num_steps=true", "config key num_steps is int"),
+        ("optimizer.rate=fast", "config key optimizer.rate is float (now 0.0001), got 'fast'"),
+        ("model.codec.scales=100", "config key model.codec.scales is tuple"),
+        ("model.codec=3", "unknown config key 'model.codec'"),
+    ],
+)
+def test_bad_overrides_are_named_with_the_remedy(assignment, message):
+    assert message in error_of(override, load_config("codec"), [assignment])
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"stage": "codecs"}, ["stage must be one of codec, prior, dialogue, got 'codecs'"]),
+        ({"stage": "prior"}, ["stage is 'prior' but the model's parts make a 'codec'"]),
+        ({"num_steps": 0, "log_every": -1}, ["num_steps must be at least 1, got 0", "log_every must be at least 1"]),
+        ({"num_steps": "5"}, ["config.num_steps must be int, got '5'"]),
+        ({"num_steps": True}, ["config.num_steps must be int, got True"]),
+        ({"seed": -1}, ["seed must be from 0 to 4294967295, got -1"]),
+        ({"speed": 3, "sed": 4}, ["config has no setting 'speed', did you mean 'seed'?", "no setting 'sed'"]),
+        (
+            {"data": {"store": "x", "batch_size": 0, "num_workers": -1}},
+            ["batch_size must be at least 1", "num_workers"],
+        ),
+        ({"data": {"store": "x", "batchsize": 2}}, ["config.data has no setting 'batchsize'", "lacks 'batch_size'"]),
+        ({"data": "x"}, ["config.data must be a group of settings, got 'x'"]),
+        ({"data": None}, ["config.data must be a group of settings, got None"]),
+        ({"model": {"codec": {"width": 0}}}, ["codec.width, depth and num_heads must be at least 1"]),
+        ({"model": {"codec": {"num_heads": 0}}}, ["codec.width, depth and num_heads must be at least 1"]),
+        ({"model": {"codec": {"width": 30, "num_heads": 4}}}, ["codec.width / num_heads must be an even number"]),
+        ({"model": {"codec": {"scales": (5, 1, 100)}}}, ["codec.scales must rise"]),
+        ({"model": {"codec": {"scales": (1, 50)}}}, ["model.codec.scales must end in 100, got (1, 50)"]),
+        (
+            {"model": {"codec": {"scales": (1, "a")}}},
+            ["config.model.codec.scales must be tuple[int, ...], got (1, 'a')"],
+        ),
+        ({"model": {"codec": {"code_dim": 0}}}, ["codec.code_dim must be at least 1"]),
+        ({"model": {"codec": {"motion_dim": 64}}}, ["motion_dim 108"]),
+        ({"model": {"codec": {}, "prior": {"audio_dim": 8}}, "stage": "dialogue"}, ["needs an audio encoder"]),
+        ({"model": {"logmel": {}}}, ["prior.audio_dim must be the encoder's 200, got None"]),
+        ({"model": {"wav2vec2": {}, "logmel": {}}}, ["give wav2vec2 or logmel, not both"]),
+        ({"model": {"lora": {"rank": 0}}}, ["lora.rank must be at least 1"]),
+    ],
+)
+def test_bad_settings_are_all_named_at_once(changes, messages):
+    config = {"stage": "codec", "num_steps": 3, "data": {"store": "x", "batch_size": 1}, "model": {}, **changes}
+    message = error_of(run_config, config)
+    for part in messages:
+        assert part in message
+
+
+def test_plain_values_become_frozen_dataclasses():
+    config = from_dict(DataConfig, {"store": "x", "batch_size": 1})
+    assert config == DataConfig("x", 1)
+    with pytest.raises(AttributeError):
+        config.store = "y"
+    run = run_config(
+        {
+            "stage": "codec",
+            "num_steps": 3,
+            "data": ml_collections.ConfigDict({"store": "x", "batch_size": 1}),
+            "model": {"codec": {"scales": [1, 100]}, "prior": None},
+            "optimizer": {"rate": 1},
+        }
+    )
+    assert isinstance(run, RunConfig)
+    assert run.model.codec.scales == (1, 100) and run.model.prior is None
+    assert type(run.optimizer.rate) is float

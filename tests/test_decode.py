@@ -1,0 +1,236 @@
+"""Decoding: seeds, guidance, silence, lengths, and sampling that follows the probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
+
+import unils_jax.decode
+from unils_jax.decode import Chunk, Conditions, Sampling, decode, decode_prior, sample_scales, top_p_probability
+from unils_jax.errors import UserError
+
+GREEDY = Sampling(tau=0.0)
+COLD = Sampling(tau=1e-6)  # as good as greedy, through the sampler's compiled program
+
+
+def speech(samples: int, seed: int = 0) -> np.ndarray:
+    """Noise that swells and fades: unlike in every window."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(0, 0.1, samples) * np.sin(np.arange(samples) / 3000)).astype(np.float32)
+
+
+def style(people: int = 1, seed: int = 5) -> np.ndarray:
+    return np.asarray(random_motion(people, 100, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("dialogue")
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """Every call of the chunk decoder: (its arguments, its keywords)."""
+    calls, decode_chunk = [], unils_jax.decode.decode_chunk
+
+    def recording(*args, **kwargs):
+        calls.append((args, kwargs))
+        return decode_chunk(*args, **kwargs)
+
+    monkeypatch.setattr(unils_jax.decode, "decode_chunk", recording)
+    return calls
+
+
+def test_the_same_seed_gives_the_same_motion(model):
+    np.testing.assert_array_equal(decode(model, speech(1000), seed=3), decode(model, speech(1000), seed=3))
+
+
+def test_different_seeds_give_different_motion(model):
+    assert not np.allclose(decode(model, speech(1000), seed=3), decode(model, speech(1000), seed=4))
+
+
+def test_greedy_decoding_needs_no_seed(model):
+    motions = [decode(model, speech(1000), sampling=GREEDY, seed=seed) for seed in (0, 1)]
+    np.testing.assert_array_equal(*motions)
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(1, 1), (640, 1), (641, 2), (64_000, 100), (64_001, 101)])
+def test_frames_cover_the_samples(model, samples, frames):
+    assert decode(model, speech(samples)).shape == (1, frames, 108)
+
+
+def test_chunks_of_one_decode_differ(model):
+    motion = decode(model, np.zeros(128_000, np.float32))
+    assert not np.allclose(motion[:, :100], motion[:, 100:])
+
+
+def test_two_tracks_give_two_people(model):
+    motion = decode(model, speech(1000), speech(1000, seed=1))
+    assert motion.shape == (2, 2, 108)
+    assert not np.allclose(motion[0], motion[1])
+
+
+def test_the_shorter_track_is_padded_with_silence(model):
+    long, short = speech(2000), speech(700, seed=1)
+    padded = np.pad(short, (0, 1300))
+    np.testing.assert_array_equal(decode(model, long, short), decode(model, long, padded))
+    np.testing.assert_array_equal(decode(model, short, long), decode(model, padded, long))
+
+
+@pytest.mark.parametrize("sampling", [COLD, Sampling()], ids=["cold", "sampled"])
+def test_a_missing_second_track_is_silence(model, sampling):
+    alone = decode(model, speech(2000), sampling=sampling)
+    with_silence = decode(model, speech(2000), np.zeros(2000, np.float32), sampling=sampling)
+    # One and two people are different batch shapes, and so equal to rounding only.
+    np.testing.assert_allclose(alone[0], with_silence[0], atol=1e-4)
+
+
+def test_swapping_the_tracks_swaps_the_people(model):
+    a, b = speech(2000), speech(2000, seed=1)
+    one, other = decode(model, a, b, sampling=COLD), decode(model, b, a, sampling=COLD)
+    np.testing.assert_allclose(one, other[::-1], atol=1e-5)
+
+
+def test_style_and_previous_motion_are_heard(model):
+    plain = decode(model, speech(2000), sampling=COLD)
+    assert not np.allclose(decode(model, speech(2000), style=style(), sampling=COLD), plain)
+    assert not np.allclose(decode(model, speech(2000), prev=style(), sampling=COLD), plain)
+
+
+def test_one_style_serves_both_people(model):
+    tracks = speech(2000), speech(2000, seed=1)
+    both = decode(model, *tracks, style=style().repeat(2, 0))
+    np.testing.assert_array_equal(decode(model, *tracks, style=style()), both)
+
+
+@pytest.mark.parametrize(("cfg", "guided"), [(0.0, False), (1.0, False), (1.5, True)])
+def test_guidance_of_at_most_one_runs_a_single_branch(model, chunks, cfg, guided):
+    decode(model, speech(640), sampling=Sampling(cfg=cfg))
+    assert [keywords["guided"] for _, keywords in chunks] == [guided]
+
+
+def test_no_guidance_and_guidance_of_one_are_the_same(model):
+    motions = [decode(model, speech(2000), style=style(), sampling=Sampling(cfg=cfg)) for cfg in (0.5, 1.0)]
+    np.testing.assert_array_equal(*motions)
+
+
+def test_guidance_pushes_away_from_the_unconditional_branch(model):
+    weak, strong = (
+        decode(model, speech(2000), style=style(), sampling=Sampling(tau=1e-6, cfg=cfg)) for cfg in (1.1, 8.0)
+    )
+    assert not np.allclose(weak, strong)
+
+
+def test_the_next_chunk_continues_from_the_decoded_motion(model, chunks):
+    motion = decode(model, speech(64_001), prev=style())
+    (first, _), (second, _) = chunks
+    prev, free_prev = 4, 5
+    np.testing.assert_array_equal(first[prev], style())
+    assert not first[free_prev].any()
+    np.testing.assert_array_equal(second[prev], motion[:, :100])
+    np.testing.assert_array_equal(second[free_prev], motion[:, :100])
+
+
+def test_the_prior_alone_takes_its_style_for_previous_motion(monkeypatch):
+    calls, motion = [], random_motion(2, 100)
+    nothing = jnp.zeros(0)
+
+    def recording(*args, **kwargs):
+        calls.append(args)
+        return Chunk(motion, nothing, nothing)
+
+    monkeypatch.setattr(unils_jax.decode, "decode_chunk", recording)
+    np.testing.assert_array_equal(decode_prior(tiny_model("prior"), style(2), 2), np.tile(motion, (1, 2, 1)))
+    for call, expected in zip(calls, ([style(2)] * 3, [style(2), motion, motion]), strict=True):
+        _, _, audio, *conditions = call[:6]
+        assert audio is None
+        for condition, value in zip(conditions, expected, strict=True):
+            np.testing.assert_array_equal(condition, value)
+
+
+def test_chosen_bits_are_returned_scale_by_scale():
+    """With a chooser that goes by the scale, whatever the logits."""
+
+    def choose(logits, key):
+        return jnp.full(logits.shape[:-1], logits.shape[1] == SCALES[1]), logits
+
+    def run(model, feature):
+        return sample_scales(model, Conditions(None, None, feature, feature), choose, jax.random.key(0))
+
+    bits, logits = jitted(tiny_model("prior"), run, jnp.zeros((1, 100, CODE_DIM)))
+    assert logits.shape == (*bits.shape, 2)
+    np.testing.assert_array_equal(bits[0, :, 0], np.repeat([False, True, False], SCALES))
+
+
+def test_an_unlikely_outcome_is_dropped_and_a_likely_one_kept():
+    gap = np.log(0.97 / 0.03)
+    logits = jnp.array([[0.0, gap + 1e-3], [0.0, gap - 1e-2], [0.0, -gap - 1e-3], [0.0, 0.0]])
+    probability = top_p_probability(logits, 0.97)
+    np.testing.assert_allclose(probability[jnp.array([0, 2, 3])], [1.0, 0.0, 0.5])
+    assert 0.96 < probability[1] < 0.97
+
+
+def test_a_nucleus_of_one_drops_nothing():
+    probability = top_p_probability(jnp.array([[0.0, 6.0], [0.0, -6.0]]), 1.0)
+    np.testing.assert_allclose(probability, [1 / (1 + np.exp(-6)), 1 / (1 + np.exp(6))], rtol=1e-5)
+
+
+def test_sampled_bits_follow_the_probabilities_of_the_chunks_logits(model, chunks, monkeypatch):
+    results, decode_chunk = [], unils_jax.decode.decode_chunk
+    monkeypatch.setattr(
+        unils_jax.decode, "decode_chunk", lambda *a, **k: results.append(decode_chunk(*a, **k)) or results[-1]
+    )
+    for seed in range(10):
+        decode(model, speech(640), speech(640, seed=1), sampling=Sampling(tau=1.0), seed=seed)
+    bits = np.concatenate([np.asarray(chunk.bits).ravel() for chunk in results])
+    logits = np.concatenate([np.asarray(chunk.logits).reshape(-1, 2) for chunk in results])
+    probability = np.asarray(top_p_probability(jnp.asarray(logits), 0.97))
+    for low in np.arange(0.1, 0.9, 0.2):
+        chosen = (probability >= low) & (probability < low + 0.2)
+        if chosen.sum() > 500:
+            assert bits[chosen].mean() == pytest.approx(probability[chosen].mean(), abs=0.06)
+    assert (bits != (probability > 0.5)).mean() > 0.05
+    assert not bits[probability == 0].any() and bits[probability == 1].all()
+
+
+def test_the_lower_the_temperature_the_nearer_to_greedy(model):
+    greedy = decode(model, speech(2000), sampling=GREEDY)
+    np.testing.assert_allclose(decode(model, speech(2000), sampling=COLD, seed=1), greedy, atol=1e-4)
+    assert not np.allclose(decode(model, speech(2000), seed=1), greedy, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tau": -0.1}, r"tau must be 0 \(greedy\) or positive, got -0.1"),
+        ({"tau": float("nan")}, "tau must be"),
+        ({"tau": float("inf")}, "tau must be"),
+        ({"cfg": -1.0}, "cfg must be 0 or positive, got -1.0"),
+        ({"cfg": float("nan")}, "cfg must be"),
+        ({"top_p": 0.4}, "top_p must be from 0.5 to 1, got 0.4"),
+        ({"top_p": 1.01}, "top_p must be from 0.5 to 1, got 1.01"),
+        ({"top_p": float("nan")}, "top_p must be"),
+        ({"tau": -1.0, "cfg": -1.0}, "tau must be.*cfg must be"),
+    ],
+)
+def test_impossible_sampling_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize("stage", ["codec", "prior"])
+def test_a_model_without_ears_is_refused(stage):
+    with pytest.raises(UserError, match="no audio encoder: decode needs a dialogue checkpoint"):
+        decode(tiny_model(stage), speech(1000))
+
+
+def test_no_samples_are_refused(model):
+    with pytest.raises(UserError, match="audio holds no samples"):
+        decode(model, np.zeros(0, np.float32))
+
+
+@pytest.mark.parametrize("name", ["style", "prev"])
+def test_clips_for_too_many_people_are_refused(model, name):
+    with pytest.raises(UserError, match=rf"{name} must be \[1 or 1, 100, 108\], got \[3, 100, 108\]"):
+        decode(model, speech(1000), **{name: style(3)})

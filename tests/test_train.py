@@ -1,0 +1,178 @@
+"""Training through `unils train`: what changes, what does not, and that an interrupted run loses nothing."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES
+
+from unils_jax.load import load
+from unils_jax.stages import STAGES as STAGE_DATA
+from unils_jax.train.loop import MetricsLog, mean_metrics
+
+EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
+
+
+def item(workdir: Path, step: int, name: str) -> dict[str, np.ndarray]:
+    """One item of a checkpoint as arrays by path."""
+    folder = (workdir / "checkpoints" / str(step) / name).absolute()
+    handler = ocp.PyTreeCheckpointHandler()
+    shapes = handler.metadata(folder).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    handler.close()
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys() and first
+    different = [path for path in first if np.asarray(first[path]).tobytes() != np.asarray(second[path]).tobytes()]
+    assert not different
+
+
+def metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_speed(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "steps_per_s"} for row in rows]
+
+
+def cut_back(workdir: Path) -> Path:
+    """The workdir of a run that was killed after its last step was logged and before that step was saved."""
+    shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 7, "split": "tr')
+    return workdir
+
+
+@EACH_STAGE
+def test_resumed_run_ends_bit_identical_to_the_uninterrupted_one(tiny_runs, tmp_path, stage):
+    whole = tiny_runs.workdirs[stage]
+    resumed = cut_back(tiny_runs.copy(stage, tmp_path / stage))
+    assert tiny_runs.train(stage, resumed) == 0
+    for name in ("params", "ema", "optimizer", "frozen"):
+        assert_same(item(whole, NUM_STEPS, name), item(resumed, NUM_STEPS, name))
+    data = "checkpoints/6/data/process_0-of-1.json"
+    assert (resumed / data).read_bytes() == (whole / data).read_bytes()
+    assert without_speed(metrics(resumed)) == without_speed(metrics(whole))
+
+
+@EACH_STAGE
+def test_every_step_is_logged_and_every_third_saved(tiny_runs, stage):
+    rows = metrics(tiny_runs.workdirs[stage])
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, NUM_STEPS + 1))
+    assert [row["step"] for row in rows if row["split"] == "val"] == [CHECKPOINT_EVERY, NUM_STEPS]
+    for row in rows:
+        assert np.isfinite(list(value for name, value in row.items() if name != "split")).all()
+        wanted = {"loss", "grad_norm", "learning_rate", "steps_per_s"} if row["split"] == "train" else {"loss"}
+        assert wanted <= row.keys()
+    saved = sorted(entry.name for entry in (tiny_runs.workdirs[stage] / "checkpoints").iterdir())
+    assert saved == [str(CHECKPOINT_EVERY), str(NUM_STEPS)]
+
+
+@EACH_STAGE
+def test_only_the_stages_parameters_train_and_all_of_them_do(tiny_runs, stage):
+    workdir, pattern = tiny_runs.workdirs[stage], STAGE_DATA[stage].trainable
+    early, late = (item(workdir, step, "params") for step in (CHECKPOINT_EVERY, NUM_STEPS))
+    assert all(re.fullmatch(pattern, path[2:-2]) for path in early)
+    unchanged = [path for path in early if np.array_equal(early[path], late[path])]
+    assert not unchanged
+    frozen = item(workdir, NUM_STEPS, "frozen")
+    assert not [path for path in frozen if re.fullmatch(pattern, path[2:-2])]
+
+
+@EACH_STAGE
+def test_frozen_parameters_stay_bit_identical(tiny_runs, stage):
+    workdir = tiny_runs.workdirs[stage]
+    early, late = (item(workdir, step, "frozen") for step in (CHECKPOINT_EVERY, NUM_STEPS))
+    assert_same(early, late)
+
+
+@pytest.mark.parametrize(("stage", "parent"), [("prior", "codec"), ("dialogue", "prior")])
+def test_a_stage_freezes_its_parents_averaged_weights(tiny_runs, stage, parent):
+    frozen = item(tiny_runs.workdirs[stage], NUM_STEPS, "frozen")
+    inherited = load(tiny_runs.workdirs[parent]).params
+    assert_same({path: frozen[f"['{path}']"] for path in inherited}, inherited)
+
+
+@EACH_STAGE
+def test_average_covers_the_trainable_parameters_and_lags_behind_them(tiny_runs, stage):
+    workdir = tiny_runs.workdirs[stage]
+    params, ema = (item(workdir, NUM_STEPS, name) for name in ("params", "ema"))
+    assert params.keys() == ema.keys()
+    assert not [path for path in params if np.array_equal(params[path], ema[path])]
+
+
+def test_optimizer_holds_moments_of_the_trainable_parameters_only(tiny_runs):
+    workdir = tiny_runs.workdirs["dialogue"]
+    trainable = item(workdir, NUM_STEPS, "params")
+    moments = [path for path, leaf in item(workdir, NUM_STEPS, "optimizer").items() if np.ndim(leaf)]
+    assert len(moments) == 2 * len(trainable)
+
+
+def test_channel_statistics_come_from_the_store_and_travel_on(tiny_runs):
+    manifest = json.loads((tiny_runs.store / "manifest.json").read_text())["statistics"]
+    for stage in STAGES:
+        params = load(tiny_runs.workdirs[stage]).params
+        for name in ("mean", "std"):
+            assert np.array_equal(params[f"codec/motion_{name}"], np.array(manifest[name], np.float32))
+
+
+def test_a_finished_run_has_nothing_left_to_do(tiny_runs, tmp_path, capsys):
+    workdir = tiny_runs.copy("codec", tmp_path / "codec")
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert tiny_runs.train("codec", workdir) == 0
+    assert "trained 6 steps, nothing was left to do" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@EACH_STAGE
+def test_dry_run_checks_everything_and_writes_no_checkpoint(tiny_runs, tmp_path, capsys, stage):
+    assert tiny_runs.train(stage, tmp_path / "new", "--dry_run") == 0
+    assert "config, data, parent and shapes fit; nothing was trained" in capsys.readouterr().out
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
+def test_a_save_that_was_cut_short_is_not_taken_for_a_checkpoint(tiny_runs, tmp_path):
+    workdir = tiny_runs.copy("prior", tmp_path / "prior")
+    shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))
+    step = workdir / "checkpoints" / str(CHECKPOINT_EVERY)
+    step.rename(step.with_name(f"{step.name}.orbax-checkpoint-tmp-0"))
+    assert tiny_runs.train("prior", workdir) == 0
+    for name in ("params", "frozen"):
+        assert_same(item(workdir, NUM_STEPS, name), item(tiny_runs.workdirs["prior"], NUM_STEPS, name))
+
+
+def test_old_checkpoints_are_removed_as_the_config_says(tiny_runs, tmp_path):
+    workdir = tmp_path / "codec"
+    assert tiny_runs.train("codec", workdir, "--config.keep_checkpoints=1", "--config.eval_every=6") == 0
+    assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(NUM_STEPS)]
+
+
+def test_metrics_of_a_run_that_was_cut_are_dropped_on_resume(tmp_path):
+    with MetricsLog(tmp_path, 0) as log:
+        for step in range(1, 6):
+            log.write(step, "train", {"loss": step + 0.1})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "spl')
+    with MetricsLog(tmp_path, 3) as log:
+        log.write(4, "train", {"loss": 0.25})
+        assert log.last == {"train/loss": 0.25}
+    rows = metrics(tmp_path)
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)]
+
+
+def test_validation_metrics_are_means_over_the_batches():
+    assert mean_metrics(
+        iter([{"loss": np.float32(1), "l1": np.float32(4)}, {"loss": np.float32(2), "l1": np.float32(0)}])
+    ) == {
+        "loss": 1.5,
+        "l1": 2.0,
+    }
+    assert mean_metrics(iter([])) == {}

@@ -1,0 +1,52 @@
+"""Models small enough to compile in a second, with random weights, and the jit that tests run them through."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unils_jax.models.codec import CodecConfig
+from unils_jax.models.logmel import LogMelConfig
+from unils_jax.models.prior import PriorConfig
+from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.nn.params import abstract, merge, split
+
+SCALES = (1, 4, 100)
+CODE_DIM = 8
+CODEC = CodecConfig(code_dim=CODE_DIM, scales=SCALES, width=16, depth=1, num_heads=2)
+LOGMEL = LogMelConfig(num_mels=6, context_frames=0)
+CONFIGS = {
+    "codec": ModelConfig(CODEC),
+    "prior": ModelConfig(CODEC, PriorConfig(16, 2, 2)),
+    "dialogue": ModelConfig(
+        CODEC, PriorConfig(16, 2, 2, LOGMEL.feature_dim), logmel=LOGMEL, lora=LoRAConfig(2, 4.0, 0.5)
+    ),
+}
+
+
+@cache
+def tiny_model(stage: str, seed: int = 0) -> UniLS:
+    """The stage's model with values drawn by NumPy (quick): no adapter is zero, no statistic trivial."""
+    graphdef, shapes = abstract(lambda rngs: UniLS(CONFIGS[stage], rngs=rngs))
+    rng = np.random.default_rng(seed)
+    params = {path: rng.normal(0, (shape.shape[-2:] or (1,))[0] ** -0.5, shape.shape) for path, shape in shapes.items()}
+    for path in params:
+        if path.endswith(("/scale", "codec/motion_std")):
+            params[path] = rng.uniform(0.5, 1.5, params[path].shape)
+    return merge(graphdef, {path: jnp.asarray(value, jnp.float32) for path, value in params.items()})
+
+
+def random_motion(*shape: int, seed: int = 0) -> jax.Array:
+    """Smooth enough motion [*shape, 108] that its windows differ in their bits."""
+    steps = np.random.default_rng(seed).normal(0, 0.3, (*shape, 108))
+    return jnp.asarray(steps.cumsum(-2), jnp.float32)
+
+
+def jitted(model: nnx.Module, function: Callable, *arguments: Any) -> Any:
+    """`function(model, *arguments)`, compiled: quicker than its operations one by one, and what a run computes."""
+    graphdef, params = split(model)
+    return jax.jit(lambda params, *arguments: function(merge(graphdef, params), *arguments))(params, *arguments)

@@ -1,0 +1,159 @@
+"""What tests of the command line share, made once a session: tiny runs of the three stages, and a release's files."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from pt_writer import write_pt
+from safetensors.numpy import load_file
+
+from unils_jax.main import main
+
+STAGES = ("codec", "prior", "dialogue")
+TINY_CODEC = {"code_dim": 8, "scales": (1, 25, 100), "width": 16, "depth": 1, "num_heads": 2}
+NUM_STEPS, CHECKPOINT_EVERY = 6, 3
+
+_COMMON = """
+import ml_collections
+from unils_jax.config import load_config
+
+def get_config():
+    config = load_config("smoke_{stage}")
+    config.head = ""
+    config.num_steps = {num_steps}
+    config.data.update({{"store": {store!r}, "batch_size": 2}})
+    config.model.codec.update({codec!r})
+    config.update({{"log_every": 1, "eval_every": 3, "eval_batches": 1, "checkpoint_every": {checkpoint_every}}})
+"""
+_PRIOR = """
+    config.model.prior.update({"width": 16, "depth": 1, "num_heads": 2})
+"""
+_DIALOGUE = """
+    config.model.prior.audio_dim = 6
+    config.model.logmel = {"num_mels": 6, "context_frames": 0}
+    config.model.lora = {"rank": 2, "alpha": 4.0, "dropout_rate": 0.1}
+"""
+
+
+def run_unils(*argv: str | Path) -> int:
+    """The exit status of `unils ...`, in this process."""
+    try:
+        return main([str(word) for word in argv])
+    except SystemExit as stop:
+        return stop.code
+
+
+def write_tiny_config(path: Path, stage: str, store: Path) -> Path:
+    """A config file of the stage: what the smoke config says, at a size that compiles in seconds."""
+    values = {"stage": stage, "store": str(store), "codec": TINY_CODEC}
+    text = _COMMON.format(**values, num_steps=NUM_STEPS, checkpoint_every=CHECKPOINT_EVERY)
+    text += {"codec": "", "prior": _PRIOR, "dialogue": _PRIOR + _DIALOGUE}[stage]
+    path.write_text(dedent(text) + "    return config\n")
+    return path
+
+
+@contextmanager
+def quick_compiles() -> Iterator[None]:
+    """Half the compile time for slower programs, which six steps do not feel."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@dataclass(frozen=True)
+class TinyRuns:
+    """`store`, and per stage its config file and its finished workdir; two checkpoints each, of steps 3 and 6."""
+
+    store: Path
+    configs: dict[str, Path]
+    workdirs: dict[str, Path]
+
+    def train(self, stage: str, workdir: Path, *flags: str) -> int:
+        """`unils train` of a stage into another workdir, from the same parent."""
+        parent = {"prior": "codec", "dialogue": "prior"}.get(stage)
+        from_parent = ["--parent", self.workdirs[parent]] if parent else []
+        with quick_compiles():
+            return run_unils("train", "--config", self.configs[stage], "--workdir", workdir, *from_parent, *flags)
+
+    def copy(self, stage: str, to: Path) -> Path:
+        """A copy of a finished workdir, to be damaged or resumed."""
+        return shutil.copytree(self.workdirs[stage], to)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory) -> Path:
+    """A synthetic store of three conversations of twelve seconds."""
+    store = tmp_path_factory.mktemp("data") / "store"
+    assert run_unils("data", "synth", "--out", store, "--conversations", "3", "--minutes", "0.2") == 0
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory, tiny_store) -> TinyRuns:
+    """The three stages, trained for six steps each through `unils train`."""
+    folder = tmp_path_factory.mktemp("runs")
+    # A step that was compiled once is not compiled again for the runs that resume.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    configs = {stage: write_tiny_config(folder / f"{stage}.py", stage, tiny_store) for stage in STAGES}
+    runs = TinyRuns(tiny_store, configs, {stage: folder / stage for stage in STAGES})
+    for stage in STAGES:
+        assert runs.train(stage, runs.workdirs[stage]) == 0
+    return runs
+
+
+def transformers_config(w2v: dict) -> dict:
+    """The config.json that transformers would write for a golden's wav2vec2."""
+    return {
+        "model_type": "wav2vec2",
+        "do_stable_layer_norm": True,
+        "feat_extract_norm": "layer",
+        "conv_bias": True,
+        "hidden_size": w2v["hidden"],
+        "num_hidden_layers": w2v["layers"],
+        "num_attention_heads": w2v["heads"],
+        "intermediate_size": w2v["intermediate"],
+        "conv_dim": w2v["conv_dim"],
+        "num_conv_pos_embeddings": w2v["pos_conv"],
+        "num_conv_pos_embedding_groups": w2v["pos_groups"],
+        "layer_norm_eps": w2v["layer_norm_eps"],
+    }
+
+
+def meta_cfg(model: dict) -> dict:
+    """The config tree of a release checkpoint around a golden's MODEL part."""
+    return {"MODEL": model, "DATASET": {"MOTION_FPS": 25, "AUDIO_SAMPLE_RATE": 16_000}, "EXP_STR": "golden"}
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory, golden) -> SimpleNamespace:
+    """A release as a user has it on disk, of the goldens' weights.
+
+    `codec`, `prior` and `dialogue` are .pt files, `encoder` the folder of a tiny wav2vec2 (`w2v` its weights), `audio`
+    and `audio2` the two tracks of `loragen_decode`, exact in float32 and in 16 bits.
+    """
+    folder = tmp_path_factory.mktemp("release")
+    files = {}
+    for stage, case in zip(STAGES, ("codec", "freegen", "loragen"), strict=True):
+        weights, model = golden(case).weights, golden(case).config["model"]
+        files[stage] = write_pt(folder / f"{stage}.pt", {"model": weights, "meta_cfg": meta_cfg(model)})
+    encoder = folder / "wav2vec2"
+    encoder.mkdir()
+    source = golden("loragen").folder / "audio_encoder.safetensors"
+    shutil.copyfile(source, encoder / "model.safetensors")
+    (encoder / "config.json").write_text(json.dumps(transformers_config(golden("loragen").config["w2v"])))
+    first, second = golden("loragen_decode").inputs["audio_i8"][0]
+    soundfile.write(folder / "a.wav", first.astype(np.float32) / 128, 16_000, subtype="FLOAT")
+    soundfile.write(folder / "b.wav", second.astype(np.int16) * 256, 16_000, subtype="PCM_16")
+    tracks = {"audio": folder / "a.wav", "audio2": folder / "b.wav"}
+    return SimpleNamespace(**files, encoder=encoder, w2v=load_file(source), **tracks)

@@ -1,0 +1,167 @@
+"""Adapters apart from their base: what the dialogue stage learnt, in a file of its own.
+
+The base is a prior with its codec, named by a hash of its weights and sizes; many adapters (a style or a language each)
+share one. An adapter file is a .safetensors with peft's names, LoRA factors and audio cross-attentions, and the two
+vectors added to own and other audio; its metadata say the rest. Everything goes by paths of parameters.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from unils_jax.config import from_dict
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output
+from unils_jax.models.logmel import LogMelConfig
+from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.motion import BASES
+from unils_jax.nn.params import Params, abstract
+from unils_jax.torch_files import read_tensors
+from unils_jax.torch_keys import MAX_SIZE, check_params, to_paths, to_torch
+
+PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/(own|other)_audio_attn/.*|(own|other)_audio_embed)")
+METADATA = "unils_adapter"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter file says beside its weights; `base` is `base_hash` of what it was trained on."""
+
+    name: str
+    base: str
+    expression_basis: str
+    audio_dim: int
+    lora: LoRAConfig
+    logmel: LogMelConfig | None = None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`params` are all that the dialogue has and its base lacks, by path."""
+
+    info: AdapterInfo
+    params: Params
+
+
+def split_adapter(params: Mapping[str, Any]) -> tuple[Params, Params]:
+    """(base, adapter) of a dialogue's unmerged parameters; the audio encoder is in neither."""
+    base = {p: v for p, v in params.items() if not PATHS.fullmatch(p) and not p.startswith("audio_encoder/")}
+    return base, {path: value for path, value in params.items() if PATHS.fullmatch(path)}
+
+
+def base_hash(config: ModelConfig, params: Mapping[str, Any]) -> str:
+    """SHA-256 of a base: the sizes of codec and prior and every weight but the adapter's.
+
+    Training a dialogue leaves its base as it was, so a prior and every dialogue trained from it have one hash.
+    """
+    sizes = {"codec": asdict(config.codec), "prior": asdict(replace(config.prior, audio_dim=None))}
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    base, _ = split_adapter(params)
+    for path in sorted(base):
+        array = np.ascontiguousarray(base[path], np.float32)
+        digest.update(f"{path} {array.shape}\n".encode())
+        digest.update(memoryview(array).cast("B"))
+    return digest.hexdigest()
+
+
+def save_adapter(
+    path: str | os.PathLike, config: ModelConfig, params: Mapping[str, Any], expression_basis: str, name: str
+) -> Adapter:
+    """Writes the adapter of a dialogue with unmerged parameters, reads it back and compares before it appears.
+
+    Raises UserError where the parameters hold none.
+    """
+    if config.lora is None or config.prior is None or config.prior.audio_dim is None:
+        raise UserError(
+            "the checkpoint holds no adapter apart from its base: adapters are written from a workdir of the dialogue "
+            "stage; in a .pt or .safetensors they are merged"
+        )
+    info = AdapterInfo(
+        name, base_hash(config, params), expression_basis, config.prior.audio_dim, config.lora, config.logmel
+    )
+    adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
+    tensors = {
+        re.sub(r"(_audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array)
+        for key, array in to_torch(adapter.params, "dialogue").items()
+    }
+    with atomic_output(path) as partial:
+        save_file(tensors, partial, metadata={METADATA: json.dumps(asdict(info))})
+        again = read_adapter(partial)
+        same = again.info == info and set(again.params) == set(adapter.params)
+        if not same or any(again.params[p].tobytes() != v.tobytes() for p, v in adapter.params.items()):
+            raise OSError(f"{path} does not read back as it was written; check the disk")
+    return adapter
+
+
+def read_adapter(path: str | os.PathLike) -> Adapter:
+    """An adapter file. Raises UserError where it is missing, damaged, or no adapter of this project."""
+    path = Path(path)
+    tensors = read_tensors(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            values = json.loads((file.metadata() or {})[METADATA])
+        if not isinstance(values, dict):
+            raise ValueError("it must hold a dict")
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError):
+        raise UserError(
+            f"{path} is no adapter with its base named in the metadata; write one with `unils export --adapter FILE`"
+        ) from None
+    info = from_dict(AdapterInfo, values, f"{path}: adapter")
+    problems = []
+    if info.expression_basis not in BASES:
+        problems.append(f"expression_basis must be one of {', '.join(BASES)}, got {info.expression_basis!r:.40}")
+    if not (1 <= info.audio_dim <= MAX_SIZE and 1 <= info.lora.rank <= MAX_SIZE and math.isfinite(info.lora.alpha)):
+        problems.append(f"audio_dim and rank must be from 1 to {MAX_SIZE} and alpha finite")
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}; use the file as it was written")
+    return Adapter(info, to_paths(tensors, "dialogue"))
+
+
+def apply_adapter(config: ModelConfig, params: Params, adapter: Adapter, source: str) -> tuple[ModelConfig, Params]:
+    """The dialogue of a base (a prior, or a dialogue whose own adapter goes) and an adapter, not merged.
+
+    Raises UserError where the adapter was trained on another base and where a key is missing or misshapen; `source`
+    names the adapter in the message.
+    """
+    if config.prior is None:
+        raise UserError(f"adapter {source} needs a prior as its base, the checkpoint is a codec; give the prior")
+    found = base_hash(config, params)
+    if found != adapter.info.base:
+        raise UserError(
+            f"adapter {source} was trained on another base ({adapter.info.base[:12]!r}; this is {found[:12]!r}); give "
+            "the prior that it was trained from, or its own dialogue workdir"
+        )
+    prior = replace(config.prior, audio_dim=adapter.info.audio_dim)
+    config = ModelConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
+    params = split_adapter(params)[0] | adapter.params
+    _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
+    check_params({path: tuple(shape.shape) for path, shape in shapes.items()}, params, source)
+    return config, {path: np.asarray(value, np.float32) for path, value in params.items()}
+
+
+def find_adapter(checkpoint: Path, name_or_file: str | os.PathLike) -> Path:
+    """A .safetensors file, or by its name one in the folder `adapters` of a workdir or beside a file.
+
+    Raises UserError that lists the known names.
+    """
+    path = Path(name_or_file)
+    if path.suffix == ".safetensors":
+        return path
+    folder = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "adapters"
+    named = folder / f"{name_or_file}.safetensors"
+    if named.is_file():
+        return named
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+    raise UserError(
+        f"no adapter named {str(name_or_file)!r} in {folder} (known: {known}); give a name or a .safetensors"
+    )

@@ -1,0 +1,243 @@
+"""`unils demo`: the whole story at laptop size, with the proof that each stage has learnt."""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CONVERSATIONS, MINUTES, SEED = 120, 0.6, 0
+EVAL_CONVERSATIONS = 8
+JAW_MARGIN = 0.4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim: the measured value, the bound it must stay on the right side of, and whether it does."""
+
+    name: str
+    value: float
+    bound: float
+    passed: bool
+    meaning: str
+
+    def line(self) -> str:
+        verdict = "ok  " if self.passed else "FAIL"
+        return f"{verdict} {self.name}: {self.value:.4f} (bound {self.bound:.4f}) - {self.meaning}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sets the description, a working example and the flags."""
+    parser.description = (
+        "Makes synthetic conversations, trains codec, prior and dialogue on them, proves on held-out conversations "
+        "that each has learnt, decodes one and renders it. Minutes on two CPU cores; run again it continues."
+    )
+    parser.epilog = "example:\n  unils demo --out runs/demo"
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="results folder (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs all phases. Exits 1 where a check fails: then something is broken that must not pass unnoticed."""
+    out = Path(args.out)
+    seconds: dict[str, float] = {}
+    with phase("data", seconds):
+        make_data(out / "data")
+    parent = None
+    for stage in ("codec", "prior", "dialogue"):
+        with phase(stage, seconds):
+            train(stage, out, parent)
+        parent = str(out / stage)
+    with phase("checks", seconds):
+        checks = check_codec(out) + check_prior(out) + check_dialogue(out)
+    with phase("decode and render", seconds):
+        decode_and_render(out)
+    plot_losses(out)
+    draw_stills(out)
+    results = {"checks": [vars(check) for check in checks], "seconds": seconds}
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    for check in checks:
+        print(check.line())
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"time: {spent}; in all {sum(seconds.values()):.0f} s")
+    files = "conversation.mp4, stills.png, motion.npz, loss_curves.png, results.json"
+    print(f"{out}: {files}, and the workdirs of the three stages")
+    if not all(check.passed for check in checks):
+        raise SystemExit(1)
+
+
+@contextmanager
+def phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Logs a phase and notes how long it took."""
+    log.info("--- %s", name)
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def make_data(path: Path) -> None:
+    """The synthetic store, through the very command a user would give."""
+    from unils_jax.commands import data
+
+    parser = argparse.ArgumentParser()
+    data.add_arguments(parser)
+    flags = ["--out", str(path), "--conversations", str(CONVERSATIONS), "--minutes", str(MINUTES), "--seed", str(SEED)]
+    data.run(parser.parse_args(["synth", *flags]))
+
+
+def train(stage: str, out: Path, parent: str | None) -> None:
+    """One stage with its smoke config."""
+    from unils_jax.commands.train import train_stage
+    from unils_jax.config import load_config
+
+    config = load_config(f"smoke_{stage}")
+    config.data.store = str(out / "data")
+    train_stage(config.to_dict(), out / stage, parent)
+
+
+def held_out(out: Path, view: str, batch_size: int, num_batches: int) -> list[dict[str, Any]]:
+    """Batches of windows of the test conversations, which no stage has seen."""
+    from data_pipelines.loader import make_loader
+
+    return list(
+        islice(iter(make_loader(str(out / "data"), "test", view=view, batch_size=batch_size, seed=0)), num_batches)
+    )
+
+
+def check_codec(out: Path) -> list[Check]:
+    """Reconstruction against predicting the mean."""
+    from unils_jax.evaluate import codec_error, mean_over
+    from unils_jax.load import load
+
+    model = load(out / "codec").model
+    error, baseline = mean_over(held_out(out, "solo", 32, 8), lambda batch: codec_error(model, batch))
+    meaning = "L1 of the codec on held-out motion, bound: half of the L1 of predicting the mean"
+    return [Check("codec L1", error, baseline / 2, error < baseline / 2, meaning)]
+
+
+def check_prior(out: Path) -> list[Check]:
+    """Cross-entropy against the bits' own marginal frequencies."""
+    import numpy as np
+
+    from unils_jax.evaluate import marginal_cross_entropy, window_cross_entropy
+    from unils_jax.load import load
+
+    model = load(out / "prior").model
+    rows = [window_cross_entropy(model, batch) for batch in held_out(out, "solo", 32, 8)]
+    value = float(np.mean([cross_entropy.mean() for cross_entropy, _ in rows]))
+    bound = marginal_cross_entropy(np.concatenate([bits for _, bits in rows]), model.codec.scales)
+    meaning = "nats a bit on held-out motion, bound: the marginals of each scale's bits"
+    return [Check("prior cross-entropy", value, bound, value < bound, meaning)]
+
+
+def check_dialogue(out: Path) -> list[Check]:
+    """The right audio must tell more than another conversation's, and the decoded jaw must follow the own voice."""
+    import numpy as np
+
+    from unils_jax.evaluate import bootstrap_interval, window_cross_entropy, with_other_audio
+    from unils_jax.load import load
+
+    model = load(out / "dialogue").model
+    batches = held_out(out, "pair", 8, 16)
+    right = np.concatenate([window_cross_entropy(model, batch)[0] for batch in batches])
+    wrong = np.concatenate([window_cross_entropy(model, with_other_audio(batch))[0] for batch in batches])
+    gain = float((wrong - right).mean())
+    low, high = bootstrap_interval(wrong - right)
+    log.info("dialogue: %.4f nats a bit with the right audio, %.4f with another's", right.mean(), wrong.mean())
+    gain_meaning = "nats a bit gained by the right audio over another's, bound: half the width of its 95 % interval"
+    own, shuffled = jaw_correlations(model, out)
+    margin_meaning = (
+        f"decoded jaw with own loudness while speaking ({own:.3f}) less with shuffled audio ({shuffled:.3f})"
+    )
+    return [
+        Check("dialogue audio gain", gain, (high - low) / 2, bool(gain > (high - low) / 2), gain_meaning),
+        Check("dialogue jaw correlation", own - shuffled, JAW_MARGIN, own - shuffled >= JAW_MARGIN, margin_meaning),
+    ]
+
+
+def jaw_correlations(model: Any, out: Path) -> tuple[float, float]:
+    """Mean correlation of the decoded jaw with the own loudness while speaking, and with another conversation's."""
+    import numpy as np
+
+    from data_pipelines.store import Store
+    from data_pipelines.windows import whole_sequence
+    from unils_jax.audio import frame_loudness
+    from unils_jax.decode import decode
+    from unils_jax.evaluate import jaw_loudness_correlation
+
+    store = Store(str(out / "data"))
+    chosen = range(min(EVAL_CONVERSATIONS, len(store.lengths("test"))))
+    items = [whole_sequence(store.read("test", i)) for i in chosen]
+    own, shuffled = [], []
+    for i, item in enumerate(items):
+        motion = decode(model, *item["audio"], seed=i)
+        others = items[(i + 1) % len(items)]["audio"]
+        for person, speaking in enumerate(item["speech_mask"]):
+            for audio, values in ((item["audio"], own), (others, shuffled)):
+                loudness = frame_loudness(audio[person])
+                values.append(jaw_loudness_correlation(motion[person], loudness, speaking))
+    return float(np.nanmean(own)), float(np.nanmean(shuffled))
+
+
+def decode_and_render(out: Path) -> None:
+    """A held-out conversation's two tracks as files, then `unils decode` on them."""
+    from data_pipelines.store import Store
+    from data_pipelines.windows import whole_sequence
+    from unils_jax.audio import write_wav
+    from unils_jax.commands import decode
+
+    audio = whole_sequence(Store(str(out / "data")).read("test", 0))["audio"]
+    files = [str(out / f"speaker{person + 1}.wav") for person in range(2)]
+    for path, track in zip(files, audio, strict=True):
+        write_wav(path, track)
+    parser = argparse.ArgumentParser()
+    decode.add_arguments(parser)
+    flags = ["--checkpoint", str(out / "dialogue"), "--audio", files[0], "--audio2", files[1]]
+    flags += ["--out", str(out / "motion.npz"), "--video", str(out / "conversation.mp4")]
+    decode.run(parser.parse_args(flags))
+
+
+def plot_losses(out: Path) -> None:
+    """loss_curves.png: training and validation loss of the three stages."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    for axis, stage in zip(axes, ("codec", "prior", "dialogue"), strict=True):
+        rows = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+        for split in ("train", "val"):
+            chosen = [row for row in rows if row["split"] == split]
+            axis.plot([row["step"] for row in chosen], [row["loss"] for row in chosen], marker=".", label=split)
+        axis.set(title=stage, xlabel="step", ylabel="loss")
+        axis.set_yscale("log" if stage == "codec" else "linear")
+        axis.legend()
+    figure.savefig(out / "loss_curves.png", dpi=120)
+    plt.close(figure)
+
+
+def draw_stills(out: Path) -> None:
+    """stills.png: both people at four moments of the conversation."""
+    import matplotlib.image
+    import numpy as np
+
+    from unils_jax.models.standin import standin_asset
+    from unils_jax.motion import load_motion, smooth
+    from unils_jax.render import render_frame
+
+    file = load_motion(out / "motion.npz")
+    motion = smooth(file.motion)
+    moments = [motion.shape[1] * part // 5 for part in range(1, 5)]
+    frames = [
+        render_frame(motion[:, moment], standin_asset(), expression_basis=file.expression_basis, size=320)
+        for moment in moments
+    ]
+    rows = [np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)]
+    matplotlib.image.imsave(out / "stills.png", np.concatenate(rows, axis=0))

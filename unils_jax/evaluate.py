@@ -1,0 +1,105 @@
+"""What a trained stage has learnt, measured on held-out data against the simplest thing that knows nothing.
+
+Per-window and per-person values come back, so that the caller chooses means and intervals. Batches are those of the
+loader: dicts of float32 arrays.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float
+
+from unils_jax.models.prior import bit_cross_entropy
+from unils_jax.models.quantizer import scale_slices
+from unils_jax.models.unils import UniLS
+from unils_jax.motion import JAW
+from unils_jax.nn.params import Params, merge, split
+from unils_jax.stages import generator_logits
+
+Batch = dict[str, np.ndarray]
+
+
+def codec_error(model: UniLS, batch: Batch) -> tuple[float, float]:
+    """Mean absolute error of the reconstruction of `motion`, and of predicting the training set's mean instead."""
+    graphdef, params = split(model)
+    motion = jnp.asarray(batch["motion"])
+    error = jnp.abs(_reconstruct(graphdef, params, motion) - motion).mean()
+    baseline = jnp.abs(motion - model.codec.motion_mean[...][None, None]).mean()
+    return float(error), float(baseline)
+
+
+@partial(jax.jit, static_argnums=0)
+def _reconstruct(graphdef: nnx.GraphDef, params: Params, motion: Array) -> Array:
+    return merge(graphdef, params).codec(motion)[0]
+
+
+def window_cross_entropy(model: UniLS, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Teacher-forced cross-entropy in nats a bit of every window, [W], and the windows' bits, [W, L, C]."""
+    graphdef, params = split(model)
+    tensors = {name: batch[name] for name in ("motion", "prev", "style", "audio") if name in batch}
+    cross_entropy, bits = _cross_entropy(graphdef, params, tensors)
+    return np.asarray(cross_entropy), np.asarray(bits)
+
+
+@partial(jax.jit, static_argnums=0)
+def _cross_entropy(graphdef: nnx.GraphDef, params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
+    logits, bits = generator_logits(merge(graphdef, params), batch)
+    return bit_cross_entropy(logits, bits).mean((1, 2)), bits
+
+
+def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, ...]) -> float:
+    """Nats a bit of the best model without context: each scale's bit by its own frequency in these very bits."""
+    total = 0.0
+    for tokens in scale_slices(scales):
+        p = bits[:, tokens].mean((0, 1)).clip(1e-9, 1 - 1e-9)
+        entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
+        total += entropy * (tokens.stop - tokens.start)
+    return total / sum(scales)
+
+
+def with_other_audio(batch: Batch) -> Batch:
+    """The batch of pairs with every pair's audio taken from the next one: both tracks, still a real conversation."""
+    return {**batch, "audio": np.roll(batch["audio"], 1, axis=0)}
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, " W"], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of the mean of `values` under resampling."""
+    rng = np.random.default_rng(seed)
+    means = rng.choice(values, (draws, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def jaw_loudness_correlation(
+    motion: Float[np.ndarray, "T 108"],
+    loudness: Float[np.ndarray, " T2"],
+    speaking: Bool[np.ndarray, " T3"],
+    lead_frames: int = 1,
+) -> float:
+    """Pearson correlation of the jaw with loudness (dB) `lead_frames` later, over the frames where the person speaks.
+
+    Lips lead the sound they make by 40-80 ms. NaN with fewer than two speaking frames or a constant jaw.
+    """
+    frames = min(len(motion), len(loudness) - lead_frames, len(speaking) - lead_frames)
+    jaw = motion[:frames, JAW][:, 0]
+    heard = slice(lead_frames, lead_frames + frames)
+    spoken = speaking[heard].astype(bool)
+    if spoken.sum() < 2:
+        return float("nan")
+    jaw, loud = jaw[spoken], loudness[heard][spoken]
+    if jaw.std() == 0 or loud.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(jaw, loud)[0, 1])
+
+
+def mean_over(batches: list[Batch], measure: Callable[[Batch], tuple[float, float]]) -> tuple[float, float]:
+    """The means of a pair of figures over equally large batches."""
+    first, second = np.mean([measure(batch) for batch in batches], axis=0)
+    return float(first), float(second)

@@ -1,0 +1,216 @@
+"""The UniLS family of metrics and the Fréchet distances of the paper's table, per sequence and per role.
+
+A sequence is one person's prediction and truth, un-normalised motion of equal length. Roles are masks over its
+frames: `speaking`, `listening` (the rest) and `both` (all). What is not defined is NaN: fewer than two frames of a
+role, NaN in the input. Vertices are computed in pieces, so that a long conversation never stands in memory as meshes.
+
+Source: the paper's section on metrics and the release's evaluation for LVE, MHD, FDD, PDD and JDD. The release's code
+lacks F-FID and P-FID; `expression_fid` and `pose_fid` are our definition of them, see `Moments`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
+
+from unils_jax.motion import EXPRESSION, HEAD, JAW
+
+ROLES = ("speaking", "listening", "both")
+MESH_METRICS = ("LVE", "MHD", "FDD")
+POSE_METRICS = ("PDD", "JDD")
+CHUNK_FRAMES = 100
+
+# Frames [t, 108] -> vertices [t, V, 3] in metres, identity zero, without head rotation.
+Vertices = Callable[[Float[np.ndarray, "t 108"]], Any]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A head to measure on. The lists name vertices; an index that stands twice counts twice."""
+
+    vertices: Vertices
+    lips: Int[np.ndarray, " n"]
+    upper_face: Int[np.ndarray, " m"]
+
+
+def role_masks(speaking: Bool[np.ndarray, " T"]) -> dict[str, Bool[np.ndarray, " T"]]:
+    """The frames of each role."""
+    return {"speaking": speaking, "listening": ~speaking, "both": np.ones_like(speaking)}
+
+
+def unils_metrics(
+    prediction: Float[np.ndarray, "T 108"],
+    truth: Float[np.ndarray, "T 108"],
+    speaking: Bool[np.ndarray, " T"],
+    mesh: Mesh | None = None,
+) -> dict[str, dict[str, float]]:
+    """LVE, MHD, FDD, PDD and JDD of each role; without a mesh PDD and JDD alone.
+
+    - LVE, mm: root of the mean over frames of the largest squared distance of a lip vertex.
+    - MHD, mm: root of the mean squared distance over frames and all vertices.
+    - FDD, 0.01 mm: mean over upper-face vertices of |deviation of x+y+z over time, prediction less truth|.
+    - PDD, JDD, 0.01 rad: the same of the head rotation's three channels and of the jaw.
+
+    Deviations are unbiased, so that at least two frames are needed. The paper reports speaking LVE, MHD, FDD, PDD, JDD
+    and listening FDD, PDD, JDD.
+    """
+    masks = role_masks(speaking)
+    scores = {role: _pose_metrics(prediction[mask], truth[mask]) for role, mask in masks.items()}
+    if mesh is not None:
+        for role, values in _mesh_metrics(prediction, truth, masks, mesh).items():
+            scores[role] = values | scores[role]
+    return scores
+
+
+def _pose_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    return {
+        name: 100 * deviation_difference(prediction[:, channels], truth[:, channels])
+        for name, channels in zip(POSE_METRICS, (HEAD, JAW), strict=True)
+    }
+
+
+def deviation_difference(prediction: Float[np.ndarray, "T C"], truth: Float[np.ndarray, "T C"]) -> float:
+    """Mean over channels of |unbiased deviation over time, prediction less truth|; NaN below two frames."""
+    if len(prediction) < 2:
+        return float("nan")
+    deviations = [np.asarray(x, np.float64).std(axis=0, ddof=1) for x in (prediction, truth)]
+    return float(np.abs(deviations[0] - deviations[1]).mean())
+
+
+class _Deviation:
+    """Unbiased deviation over time per column, fed piece by piece."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, np.zeros(()), np.zeros(())
+
+    def add(self, frames: np.ndarray) -> None:
+        count = len(frames)
+        if not count:
+            return
+        mean = frames.mean(axis=0)
+        step, total = mean - self.mean, self.count + count
+        self.squares = self.squares + ((frames - mean) ** 2).sum(axis=0) + step**2 * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
+
+    def value(self) -> np.ndarray:
+        return np.sqrt(self.squares / (self.count - 1))
+
+
+def _mesh_metrics(
+    prediction: np.ndarray, truth: np.ndarray, masks: dict[str, np.ndarray], mesh: Mesh
+) -> dict[str, dict[str, float]]:
+    lip_errors, mean_errors = np.zeros(len(truth)), np.zeros(len(truth))
+    deviations = {role: (_Deviation(), _Deviation()) for role in masks}
+    for frames, predicted, true in _vertex_pieces(prediction, truth, mesh.vertices):
+        squared = ((predicted - true) ** 2).sum(axis=-1, dtype=np.float64)
+        lip_errors[frames] = squared[:, mesh.lips].max(axis=1)
+        # The mean of squared distances divides by vertices, not by coordinates.
+        mean_errors[frames] = squared.mean(axis=1)
+        sums = [x[:, mesh.upper_face].sum(axis=-1, dtype=np.float64) for x in (predicted, true)]
+        for role, mask in masks.items():
+            for deviation, values in zip(deviations[role], sums, strict=True):
+                deviation.add(values[mask[frames]])
+    scores = {}
+    for role, mask in masks.items():
+        values = dict.fromkeys(MESH_METRICS, float("nan"))
+        if mask.sum() >= 2:
+            first, second = (deviation.value() for deviation in deviations[role])
+            values = {
+                "LVE": float(np.sqrt(lip_errors[mask].mean())),
+                "MHD": float(np.sqrt(mean_errors[mask].mean())),
+                "FDD": float(100 * np.abs(first - second).mean()),
+            }
+        scores[role] = values
+    return scores
+
+
+def _vertex_pieces(
+    prediction: np.ndarray, truth: np.ndarray, vertices: Vertices
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Frames, and both sides' vertices in millimetres. Every piece has one length, so that a jit compiles once."""
+    for start in range(0, len(truth), CHUNK_FRAMES):
+        stop = min(start + CHUNK_FRAMES, len(truth))
+        pieces = []
+        for motion in (prediction, truth):
+            piece = np.asarray(motion[start:stop], np.float32)
+            padded = np.pad(piece, ((0, CHUNK_FRAMES - len(piece)), (0, 0)), mode="edge")
+            pieces.append(np.asarray(vertices(padded))[: stop - start] * np.float32(1000))
+        yield slice(start, stop), *pieces
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a Fréchet distance needs of a set of frames: how many, their mean, and the sum of x x^T (not centred).
+
+    Sets are united by `merge`. For a split, `expression_fid` (the paper's F-FID) is the Fréchet distance between the
+    Gaussians of predicted and true per-frame expression (100 channels), `pose_fid` (P-FID) of head rotation (3,
+    radians), over all frames of the split that belong to a role, un-normalised, each frame weighing the same.
+    """
+
+    count: int
+    total: Float64[np.ndarray, " C"]
+    products: Float64[np.ndarray, "C C"]
+
+    def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean and the unbiased covariance; at least two frames."""
+        mean = self.total / self.count
+        covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return mean, covariance
+
+
+def moments(frames: Float[np.ndarray, "T C"]) -> Moments:
+    """The moments of frames, in float64."""
+    frames = frames.astype(np.float64)
+    return Moments(len(frames), frames.sum(axis=0), frames.T @ frames)
+
+
+def merge(parts: Sequence[Moments], weights: Int[np.ndarray, " n"] | None = None) -> Moments:
+    """The moments of all parts together (at least one), part i taken `weights[i]` times."""
+    weights = np.ones(len(parts), np.int64) if weights is None else weights
+    counts, totals, products = (np.stack(values) for values in zip(*map(_fields, parts), strict=True))
+    return Moments(int(weights @ counts), np.tensordot(weights, totals, 1), np.tensordot(weights, products, 1))
+
+
+def _fields(part: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.asarray(part.count), part.total, part.products
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in squared units of the channels; never negative.
+
+    The root's trace is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), a symmetric matrix, so that
+    singular covariances (constant channels, fewer frames than channels) need no special case. NaN where either side
+    has fewer than two frames or holds NaN.
+    """
+    if min(a.count, b.count) < 2 or not all(np.isfinite(m.products).all() for m in (a, b)):
+        return float("nan")
+    (mean_a, cov_a), (mean_b, cov_b) = a.mean_and_covariance(), b.mean_and_covariance()
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.linalg.eigvalsh(root @ cov_b @ root)
+    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(cross.clip(0)).sum()
+    return float(max(distance, 0.0))
+
+
+def expression_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
+    """`expression_fid` of the frames given: see `Moments`."""
+    return frechet_distance(moments(prediction[:, EXPRESSION]), moments(truth[:, EXPRESSION]))
+
+
+def pose_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
+    """`pose_fid` of the frames given, rad^2: see `Moments`."""
+    return frechet_distance(moments(prediction[:, HEAD]), moments(truth[:, HEAD]))
+
+
+def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    """Pearson correlation; NaN below two values and where either side is constant or holds NaN."""
+    if len(a) < 2:
+        return float("nan")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not (np.ptp(a) > 0 and np.ptp(b) > 0):
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))

@@ -1,0 +1,159 @@
+"""Named protocols of evaluation: who is scored on which frames, and under which conditions the model decodes.
+
+Source of `unils-release`: the release's evaluation; see `Protocol` for what `unils-clean` changes and why.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from data_pipelines.schema import Record
+from data_pipelines.windows import is_long_enough, whole_sequence
+from unils_jax.audio import frame_loudness
+from unils_jax.decode import Sampling, decode
+from unils_jax.errors import UserError
+from unils_jax.models.unils import UniLS
+from unils_jax.motion import FPS, HEAD, WINDOW_FRAMES, center_head
+from unils_jax.scoring import Person
+
+MAX_LENGTH_DIFFERENCE_FRAMES = 25
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Who is scored, and how the model decodes. Common to all: whole sequences, previous motion zero, no smoothing,
+    head rotation of prediction and truth centred per sequence (what that takes away is reported as `head_offset`).
+
+    `num_people` are scored of each conversation, the first ones. The style clip of a person is 100 frames of the truth:
+    with `held_out_style` the first ones, which are then left out of the scores, otherwise the middle of the very clip
+    that is scored (the release's way, a small leak). The first seed is `seed`, further ones count up from it; every
+    conversation is decoded with the same seed, so that `unils decode --seed` gives the motion that was scored.
+    """
+
+    name: str
+    num_people: int
+    held_out_style: bool
+    seed: int = 42
+    tau: float = 1.0
+    cfg: float = 1.5
+    top_p: float = 0.97
+
+    @property
+    def first_frame(self) -> int:
+        """The first frame that is scored."""
+        return WINDOW_FRAMES if self.held_out_style else 0
+
+    def settings(self) -> dict[str, object]:
+        """Everything the protocol fixes, for the report."""
+        style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
+        return {
+            "name": self.name,
+            "people_scored": self.num_people,
+            "first_scored_frame": self.first_frame,
+            "style": f"{WINDOW_FRAMES} frames of the truth, {style}",
+            "previous_motion": "zero",
+            "head_rotation": "prediction and truth centred per sequence",
+            "smoothing": "none",
+            "first_seed": self.seed,
+            "tau": self.tau,
+            "cfg": self.cfg,
+            "top_p": self.top_p,
+        }
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("unils-release", num_people=1, held_out_style=False),
+        Protocol("unils-clean", num_people=2, held_out_style=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A dialogue to score: true motion and style in float32, head rotation centred; `audio [2, T * 640]` or None."""
+
+    name: str
+    motion: Float[np.ndarray, "2 T 108"]
+    style: Float[np.ndarray, "2 100 108"]
+    audio: Float[np.ndarray, "2 N"] | None
+    speaking: Bool[np.ndarray, "2 T"]
+
+
+# A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
+Predict = Callable[[Conversation, int], Float[np.ndarray, "P T 108"]]
+
+
+def unfit(record: dict[str, object], protocol: Protocol, *, needs_audio: bool) -> str | None:
+    """Why the protocol cannot score a record (as the store's manifest describes it); None where it can."""
+    frames = int(record["frames"]) - protocol.first_frame
+    if record["people"] != 2:
+        return f"it holds {record['people']} person, a dialogue has 2"
+    if not record["speech_mask"]:
+        return "it has no speech mask, so that its roles are unknown"
+    if needs_audio and not record["audio"]:
+        return "it has no audio to decode from"
+    if not is_long_enough(frames):
+        return f"{frames} frames are left to score, more than {WINDOW_FRAMES + 1} are needed"
+    return None
+
+
+def conversation_of(record: Record, protocol: Protocol) -> Conversation:
+    """A record that is not `unfit`, with the protocol's style clip."""
+    item = whole_sequence(record)
+    motion = item["motion"].astype(np.float32)
+    style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
+    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"])
+
+
+def decode_with(model: UniLS, protocol: Protocol) -> Predict:
+    """Decodes conversations under the protocol. Both people are decoded, whoever is scored."""
+    sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
+
+    def predict(conversation: Conversation, seed: int) -> np.ndarray:
+        return decode(model, *conversation.audio, style=conversation.style, sampling=sampling, seed=seed)
+
+    return predict
+
+
+def people_to_score(
+    conversation: Conversation, prediction: Float[np.ndarray, "P T2 108"], protocol: Protocol
+) -> list[Person]:
+    """The protocol's people and frames, prediction and truth cut to the shorter.
+
+    Raises UserError where the prediction holds too few people, differs from the truth by more than a second, or holds
+    NaN or infinite values.
+    """
+    frames = conversation.motion.shape[1]
+    problems = []
+    if len(prediction) < protocol.num_people:
+        problems.append(f"holds {len(prediction)} person, protocol {protocol.name} scores {protocol.num_people}")
+    if abs(prediction.shape[1] - frames) > MAX_LENGTH_DIFFERENCE_FRAMES:
+        problems.append(
+            f"has {prediction.shape[1]} frames at {FPS:g} fps, the truth {frames}: more than one second apart"
+        )
+    if not np.isfinite(prediction).all():
+        problems.append("holds NaN or infinite values")
+    if problems:
+        raise UserError(f"motion of {conversation.name} {'; '.join(problems)}; mend it or leave the record out")
+    scored = slice(protocol.first_frame, min(prediction.shape[1], frames))
+    centred = center_head(prediction.astype(np.float32))
+    people = []
+    for person in range(protocol.num_people):
+        heard = None
+        if conversation.audio is not None:
+            heard = frame_loudness(conversation.audio[person])[scored]
+        people.append(
+            Person(
+                prediction=centred[person, scored],
+                truth=conversation.motion[person, scored],
+                partner=conversation.motion[1 - person, scored],
+                speaking=conversation.speaking[person, scored],
+                heard=heard,
+                head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
+            )
+        )
+    return people

@@ -1,0 +1,116 @@
+"""The plots of an evaluation's HTML report, as base64 of SVG."""
+
+import base64
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+PREDICTION, TRUTH = "#1f77b4", "#444444"
+TRACE_FRAMES = 500  # 20 s of a clip
+FPS = 25.0
+
+
+def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str]]:
+    """Titles and base64-encoded SVG pictures; a picture that has nothing to show is left out."""
+    drawn = [
+        ("Deviations by role", _role_bars(report["metrics"])),
+        ("Fréchet distances by role", _fid_bars(report["metrics"])),
+        ("Distributions of channel groups", _distributions(report["pictures"]["distributions"])),
+        ("Spectra of gaze and head", _spectra(report["pictures"]["spectra"])),
+        *((f"The {which} clip: {trace['name']}", _trace(trace)) for which, trace in traces.items()),
+    ]
+    return [(title, _encode(figure)) for title, figure in drawn if figure is not None]
+
+
+def _encode(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    # A constant salt and no date: the same report gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "unils"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bars(axis: Any, entries: dict[str, dict[str, Any]]) -> None:
+    """A bar each with its interval; undefined ones stay empty."""
+    for place, entry in enumerate(entries.values()):
+        if entry["mean"] is None:
+            continue
+        axis.bar(place, entry["mean"], color=PREDICTION, width=0.6)
+        if entry["interval"] is not None:
+            axis.vlines(place, *entry["interval"], color="black")
+    axis.set_xticks(range(len(entries)), list(entries))
+
+
+def _role_bars(metrics: dict[str, Any]) -> Figure | None:
+    names = [name for name in ("FDD", "PDD", "JDD") if f"unils/speaking/{name}" in metrics]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        roles = {role: metrics[f"unils/{role}/{name}"] for role in ("speaking", "listening")}
+        _bars(axis, roles)
+        axis.set(title=name, ylabel=roles["speaking"]["unit"])
+    return figure
+
+
+def _fid_bars(metrics: dict[str, Any]) -> Figure | None:
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for axis, name in zip(axes, ("expression_fid", "pose_fid"), strict=True):
+        _bars(axis, {role: metrics[f"fid/{role}/{name}"] for role in ("speaking", "listening", "both")})
+        axis.set(title=name)
+    return figure
+
+
+def _distributions(counts: dict[str, Any]) -> Figure | None:
+    groups = [group for group in counts if group != "bins"]
+    middles = np.convolve(counts["bins"], [0.5, 0.5], mode="valid")
+    figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 2.8), layout="constrained", squeeze=False)
+    for axis, group in zip(axes[0], groups, strict=True):
+        for side, color in (("truth", TRUTH), ("prediction", PREDICTION)):
+            values = np.asarray(counts[group][side], float)
+            axis.step(middles, values / max(values.sum(), 1), where="mid", color=color, label=side)
+        axis.set(title=group, xlabel="deviations from the training mean", yticks=[])
+    axes[0][0].legend()
+    return figure
+
+
+def _spectra(spectra: dict[str, Any]) -> Figure | None:
+    names = [name for name in spectra if name != "frequencies_hz"]
+    if not names:
+        return None
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for side, color in (("truth", TRUTH), ("prediction", PREDICTION)):
+            axis.loglog(spectra["frequencies_hz"], np.maximum(spectra[name][side], 1e-12), color=color, label=side)
+        axis.set(title=name.replace("/", ": "), xlabel="Hz", ylabel="rad$^2$/Hz")
+    axes[0][0].legend()
+    return figure
+
+
+def _trace(trace: dict[str, Any]) -> Figure | None:
+    tracks = [name for name in trace if name not in ("name", "speaking")]
+    figure, axes = plt.subplots(len(tracks), 1, figsize=(10, 1.8 * len(tracks)), layout="constrained", sharex=True)
+    seconds = np.arange(min(TRACE_FRAMES, len(trace["speaking"]))) / FPS
+    for axis, name in zip(axes, tracks, strict=True):
+        frames = trace[name][: len(seconds)]
+        axis.fill_between(
+            seconds,
+            0,
+            1,
+            where=trace["speaking"][: len(seconds)],
+            transform=axis.get_xaxis_transform(),
+            color="#e8f0e0",
+            label="speaks",
+        )
+        axis.plot(seconds, frames[:, 1], color=TRUTH, label="truth")
+        axis.plot(seconds, frames[:, 0], color=PREDICTION, label="prediction")
+        axis.set(ylabel=f"{name} (rad)")
+    axes[0].legend(loc="upper right", ncols=3)
+    axes[-1].set(xlabel="s")
+    return figure

@@ -1,0 +1,313 @@
+"""Every metric of one person's motion against truth, and their means over a split.
+
+`score_person` turns a prediction into named figures; `Tally` gathers them: first the mean over the people of a
+conversation, then over seeds, then over conversations with a bootstrap interval, each ignoring what is undefined.
+Fréchet distances are of a split as a whole; their intervals resample conversations, too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from unils_jax import metrics_behaviour as behaviour
+from unils_jax.evaluate import bootstrap_interval
+from unils_jax.metrics import ROLES, Mesh, Moments, frechet_distance, merge, moments, role_masks, unils_metrics
+from unils_jax.metrics_dualtalk import dualtalk_channels, dualtalk_metrics
+from unils_jax.models.flame import FlameAsset, vertices
+from unils_jax.motion import EXPRESSION, HEAD, JAW
+
+Figures = dict[str, float]  # by path: family/role or metric/name
+FID_CHANNELS = {"expression_fid": EXPRESSION, "pose_fid": HEAD}
+FID_DRAWS = 200
+BINS = np.linspace(-4, 4, 65)  # of the distributions, in deviations of the training split
+NAN = float("nan")
+
+_UNITS = {
+    "LVE": "mm",
+    "MHD": "mm",
+    "FDD": "0.01 mm",
+    "PDD": "0.01 rad",
+    "JDD": "0.01 rad",
+    "pose_fid": "rad^2",
+    "sid": "bits",
+    "sid_reversed": "bits",
+    "blinks_per_minute": "1/min",
+    "blink_duration_s": "s",
+    "gaze_spectrum": "dB",
+    "head_spectrum": "dB",
+    "mouth_lag_s": "s",
+    "head_offset": "rad",
+    "jitter_expression": "1/s^3",
+    **{f"jitter_{group}": "rad/s^3" for group in ("head", "jaw", "eyes")},
+}
+
+
+def unit(name: str) -> str:
+    """The unit of a figure by its path; empty for ratios, correlations and the basis' own coefficients."""
+    return next((_UNITS[part] for part in name.split("/")[::-1] if part in _UNITS), "")
+
+
+def mesh_of(asset: FlameAsset) -> Mesh:
+    """The mesh to measure on of a head."""
+    return Mesh(jax.jit(partial(_without_head_rotation, asset)), asset.lips, asset.upper_face)
+
+
+def _without_head_rotation(asset: FlameAsset, motion: Float[Array, "t 108"]) -> Float[Array, "t V 3"]:
+    return vertices(asset, motion, head_rotation=False)
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person of one conversation: frames of prediction, truth and partner's truth, head rotation centred.
+
+    `heard` is the loudness of the own track in dB, or None where there is no audio. `head_offset` is the mean head
+    rotation in radians that centring took from the prediction.
+    """
+
+    prediction: Float[np.ndarray, "T 108"]
+    truth: Float[np.ndarray, "T 108"]
+    partner: Float[np.ndarray, "T 108"]
+    speaking: Bool[np.ndarray, " T"]
+    heard: Float[np.ndarray, " T"] | None
+    head_offset: float
+
+
+def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tuple[Figures, Figures]:
+    """All figures of a person, and those that the truth itself has where a metric can be taken of one motion alone."""
+    figures, true = {}, {}
+    for role, values in unils_metrics(person.prediction, person.truth, person.speaking, mesh).items():
+        figures |= {f"unils/{role}/{name}": value for name, value in values.items()}
+    channels = [dualtalk_channels(x) for x in (person.prediction, person.truth, person.partner)]
+    for name, groups in dualtalk_metrics(*channels).items():
+        target = true if name.startswith("true_") else figures
+        name = name.removeprefix("true_")
+        target |= {f"dualtalk/{name}/{group}": value for group, value in groups.items()}
+    for target, motion in ((figures, person.prediction), (true, person.truth)):
+        target |= _behaviour(motion, person, expression_basis)
+    for role in ROLES:
+        for what, pair in role_spectra(person, role).items():
+            figures[f"behaviour/{role}/{what}_spectrum"] = behaviour.spectral_distance(*pair)
+    figures["behaviour/both/head_offset"] = person.head_offset
+    return figures, true
+
+
+def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Figures:
+    figures: Figures = {}
+    masks = role_masks(person.speaking)
+    for role, mask in masks.items():
+        named: Figures = {f"jitter_{group}": value for group, value in behaviour.jitter(motion, mask).items()}
+        if expression_basis == "standin":
+            named["blinks_per_minute"], named["blink_duration_s"] = behaviour.blinks(motion, mask)
+        if role == "both":
+            named |= {f"border_jump_{group}": v for group, v in behaviour.border_jumps(motion, mask).items()}
+            silence = behaviour.mouth_shut_in_silence(motion, person.truth, person.speaking, mask)
+            named["mouth_shut_in_silence"] = silence
+        if role == "speaking" and person.heard is not None:
+            named["mouth_lag_s"], named["mouth_correlation"] = behaviour.mouth_lag(motion, person.heard, mask)
+        figures |= {f"behaviour/{role}/{name}": value for name, value in named.items()}
+    return figures
+
+
+def role_spectra(person: Person, role: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Spectra of gaze and head in a role, prediction's and truth's, rad^2/Hz."""
+    mask = role_masks(person.speaking)[role]
+    tracks = {"gaze": behaviour.gaze, "head": lambda motion: motion[:, HEAD]}
+    return {
+        what: (behaviour.spectrum(cut(person.prediction), mask), behaviour.spectrum(cut(person.truth), mask))
+        for what, cut in tracks.items()
+    }
+
+
+def _nanmean(values: list[float] | np.ndarray) -> float:
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else NAN
+
+
+def _mean_figures(rows: list[Figures]) -> Figures:
+    return {name: _nanmean([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+@dataclass
+class _Conversation:
+    name: str
+    seeds: list[Figures] = field(default_factory=list)
+    mean: Figures = field(default_factory=dict)  # over seeds
+    truth: Figures = field(default_factory=dict)
+    predicted: list[dict[str, Moments]] = field(default_factory=list)  # a seed each, by "role/fid"
+    true: dict[str, Moments] = field(default_factory=dict)
+
+
+def _united_moments(motions: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, Moments]:
+    roles = [role_masks(mask) for mask in masks]
+    return {
+        f"{role}/{name}": merge(
+            [moments(motion[mask[role], channels]) for motion, mask in zip(motions, roles, strict=True)]
+        )
+        for role in ROLES
+        for name, channels in FID_CHANNELS.items()
+    }
+
+
+class Tally:
+    """Gathers the scores of a split. `mean` and `std` are the training split's, for the distributions."""
+
+    def __init__(
+        self,
+        mesh: Mesh | None,
+        expression_basis: str,
+        mean: Float[np.ndarray, "108"],
+        std: Float[np.ndarray, "108"],
+    ):
+        self.mesh, self.expression_basis = mesh, expression_basis
+        self.mean, self.std = mean, std
+        self.conversations: list[_Conversation] = []
+        self.frames = 0
+        self._counts = {
+            group: np.zeros((2, len(BINS) - 1), np.int64) for group in behaviour.GROUPS
+        }  # prediction, truth
+        self._spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self._traces: dict[str, dict[str, np.ndarray]] = {}
+
+    def add(self, name: str, people_by_seed: list[list[Person]]) -> None:
+        """Scores a conversation: for every seed the people that the protocol looks at."""
+        conversation = _Conversation(name)
+        for people in people_by_seed:
+            rows = [score_person(person, self.mesh, self.expression_basis) for person in people]
+            conversation.seeds.append(_mean_figures([row for row, _ in rows]))
+            conversation.truth = _mean_figures([row for _, row in rows])
+            masks = [person.speaking for person in people]
+            conversation.predicted.append(_united_moments([person.prediction for person in people], masks))
+            conversation.true = _united_moments([person.truth for person in people], masks)
+            for person in people:
+                self._add_pictures(person)
+        conversation.mean = _mean_figures(conversation.seeds)
+        self.conversations.append(conversation)
+        self.frames += sum(len(person.truth) for person in people_by_seed[0])
+        self._keep_trace(name, people_by_seed[0][0])
+
+    def _add_pictures(self, person: Person) -> None:
+        for group, channels in behaviour.GROUPS.items():
+            for row, motion in zip(self._counts[group], (person.prediction, person.truth), strict=True):
+                scaled = (motion[:, channels] - self.mean[None, channels]) / (self.std[None, channels] + 1e-8)
+                row += np.histogram(scaled.clip(BINS[0], BINS[-1]), BINS)[0]
+        for role in ("speaking", "listening"):
+            for what, pair in role_spectra(person, role).items():
+                if np.isfinite(pair).all():
+                    self._spectra.setdefault(f"{role}/{what}", []).append(pair)
+
+    def _keep_trace(self, name: str, person: Person) -> None:
+        """Jaw and head of the first person of the best and the worst conversation so far; others are let go."""
+        self._traces[name] = {
+            "jaw": np.concatenate([person.prediction[:, JAW], person.truth[:, JAW]], axis=1),
+            "head pitch": np.stack([person.prediction[:, HEAD][:, 0], person.truth[:, HEAD][:, 0]], axis=1),
+            "speaking": person.speaking,
+        }
+        kept = set(self.extremes().values())
+        self._traces = {name: trace for name, trace in self._traces.items() if name in kept}
+
+    @property
+    def ranking(self) -> str:
+        """The figure by which clips are ranked."""
+        return "unils/both/LVE" if self.mesh is not None else "dualtalk/mse/expression"
+
+    def extremes(self) -> dict[str, str]:
+        """Names of the best and the worst conversation; none where the ranking figure is undefined everywhere."""
+        ranked = [(c.mean[self.ranking], c.name) for c in self.conversations]
+        ranked = sorted(pair for pair in ranked if np.isfinite(pair[0]))
+        return {"best": ranked[0][1], "worst": ranked[-1][1]} if ranked else {}
+
+    def traces(self) -> dict[str, dict[str, np.ndarray]]:
+        """Frames of the best and the worst clip: columns of prediction and truth, and who speaks."""
+        return {which: {"name": name, **self._traces[name]} for which, name in self.extremes().items()}
+
+    def metrics(self) -> dict[str, dict[str, object]]:
+        """Every figure of the split: mean, 95 % interval, conversations that define it, spread over seeds, truth's."""
+        rows = [conversation.mean for conversation in self.conversations]
+        true = [conversation.truth for conversation in self.conversations]
+        results = {}
+        for name in rows[0]:
+            values = np.array([row[name] for row in rows])
+            by_seed = [
+                _nanmean([conversation.seeds[seed][name] for conversation in self.conversations])
+                for seed in range(len(self.conversations[0].seeds))
+            ]
+            results[name] = _entry(name, values, by_seed)
+            if name in true[0]:
+                results[name]["truth"] = _nanmean([row[name] for row in true])
+        return results | self._fids()
+
+    def _fids(self) -> dict[str, dict[str, object]]:
+        rng = np.random.default_rng(0)
+        count = len(self.conversations)
+        draws = rng.multinomial(count, np.full(count, 1 / count), FID_DRAWS) if count > 1 else np.zeros((0, count))
+        results = {}
+        for name in self.conversations[0].true:
+            true = [conversation.true[name] for conversation in self.conversations]
+            by_seed, spread = [], []
+            for seed in range(len(self.conversations[0].predicted)):
+                predicted = [conversation.predicted[seed][name] for conversation in self.conversations]
+                by_seed.append(frechet_distance(merge(predicted), merge(true)))
+                spread.append([frechet_distance(merge(predicted, w), merge(true, w)) for w in draws])
+            value = _nanmean(by_seed)
+            entry = _entry(f"fid/{name}", np.array([value]), by_seed)
+            over_seeds = np.mean(spread, axis=0)
+            over_seeds = over_seeds[np.isfinite(over_seeds)]
+            if over_seeds.size > 1 and np.isfinite(value):
+                # Fewer distinct frames make a resampled distance larger on average: the spread is put round the value.
+                low, high = np.quantile(over_seeds - over_seeds.mean(), [0.025, 0.975])
+                entry["interval"] = [max(0.0, value + float(low)), value + float(high)]
+            entry["conversations"] = sum(part.count > 0 for part in true)
+            results[f"fid/{name}"] = entry
+        return results
+
+    def per_conversation(self) -> list[dict[str, object]]:
+        """Each conversation's figures, the mean over people and seeds."""
+        return [{"name": conversation.name, **conversation.mean} for conversation in self.conversations]
+
+    def pictures(self) -> dict[str, object]:
+        """Distributions (counts per bin) and mean spectra, prediction's and truth's, for plots."""
+        return {
+            "distributions": {
+                "bins": BINS.tolist(),
+                **{
+                    group: dict(zip(("prediction", "truth"), counts.tolist(), strict=True))
+                    for group, counts in self._counts.items()
+                },
+            },
+            "spectra": {
+                "frequencies_hz": behaviour.FREQUENCIES.tolist(),
+                **{
+                    name: dict(zip(("prediction", "truth"), np.mean(pairs, axis=0).tolist(), strict=True))
+                    for name, pairs in self._spectra.items()
+                },
+            },
+        }
+
+
+def _entry(name: str, values: np.ndarray, by_seed: list[float]) -> dict[str, object]:
+    defined = values[np.isfinite(values)]
+    interval = list(bootstrap_interval(defined)) if len(defined) > 1 else None
+    seed_std = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 and np.isfinite(by_seed).all() else None
+    return {
+        "mean": _nanmean(values),
+        "interval": interval,
+        "conversations": len(defined),
+        "seed_std": seed_std,
+        "unit": unit(name),
+    }
+
+
+def jsonable(value: object) -> object:
+    """Plain values with eight significant digits; undefined numbers become null."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.8g}") if np.isfinite(value) else None
+    return value

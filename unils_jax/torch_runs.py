@@ -1,0 +1,151 @@
+"""The twin at work as the release works, so that figures can be compared: training with noise and LoRA, and a decode
+that caches nothing."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_SAMPLES
+from unils_jax.torch_twin import Noise, TwinGenerator, full_features, next_scale_inputs, scale_slices
+
+
+class Decoded(NamedTuple):
+    """Motion [1, T, 108], and of every chunk the bits [W, L, C] and the logits [W, L, C, 2] that chose them."""
+
+    motion: Tensor
+    bits: Tensor
+    logits: Tensor
+
+
+def draw_noise(model: TwinGenerator, people: int, drop_rate: float = 0.1, max_flip_percent: int = 30) -> Noise:
+    """A step's noise: every condition dropped alone, one flip rate a scale for the whole batch."""
+    device, scales = model.sos_embed.device, model.base_codec.scales
+    drops = [torch.rand(people, 1, 1, device=device) < drop_rate for _ in range(4)]
+    rates = torch.randint(max_flip_percent + 1, (len(scales) - 1,), device=device) / 100
+    rates = rates.repeat_interleave(torch.tensor(scales[:-1], device=device))[None, :, None]
+    return Noise(*drops, torch.rand(people, rates.shape[1], model.base_codec.code_dim, device=device) < rates)
+
+
+class LoRALinear(nn.Linear):
+    """`Linear(x) + alpha/rank * B(A(dropout(x)))` with peft's names; weight and bias are the base's own."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
+        device = base.weight.device
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device=device)
+        self.weight, self.bias = base.weight, base.bias
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, rank, bias=False, device=device)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, base.out_features, bias=False, device=device)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+        self.dropout, self.scale = nn.Dropout(dropout), alpha / rank
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        low_rank = self.lora_B["default"](self.lora_A["default"](self.dropout(x)))
+        return super().forward(x) + self.scale * low_rank
+
+
+def add_lora(model: TwinGenerator, rank: int = 32, alpha: float = 32.0, dropout: float = 0.1) -> None:
+    """Stage 3, in place: adapters on every Linear of the prior; they and the audio attentions train, nothing else."""
+    blocks = model.attn_blocks.attn_blocks
+    layers = [(model, "code_token_embed"), (model.logits_head, "1")]
+    layers += [(block.self_attn, name) for block in blocks for name in ("to_qkv", "to_out")]
+    layers += [(block.ffn, name) for block in blocks for name in ("1", "3")]
+    for parent, name in layers:
+        setattr(parent, name, LoRALinear(parent.get_submodule(name), rank, alpha, dropout))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or "_audio_attn." in name)
+
+
+def make_optimizer(
+    model: nn.Module, num_steps: int, rate: float = 1e-4, warmup: int = 1000, final: float = 0.1
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW on all that trains, and the schedule: a rise from a tenth, then a fall on a line to `final`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return final + (1 - final) * step / warmup
+        return max(1 - (1 - final) * (step - warmup) / max(num_steps - warmup, 1), final)
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = AdamW(trained, rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+def train_step(
+    model: nn.Module, optimizer: AdamW, schedule: LambdaLR, loss: Float[Tensor, ""], max_norm: float = 1.0
+) -> Float[Tensor, ""]:
+    """One update by the gradient of `loss`, clipped; returns the gradient's norm before that."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = clip_grad_norm_((parameter for parameter in model.parameters() if parameter.requires_grad), max_norm)
+    optimizer.step()
+    schedule.step()
+    return norm
+
+
+@torch.no_grad()
+def decode(
+    model: TwinGenerator,
+    audio: Float[Tensor, "2 N"] | None = None,
+    *,
+    style: Float[Tensor, "1 T M"] | None = None,
+    prev: Float[Tensor, "1 T M"] | None = None,
+    num_chunks: int | None = None,
+    tau: float = 1.0,
+    cfg: float = 1.5,
+    top_p: float = 0.97,
+    generator: torch.Generator | None = None,
+) -> Decoded:
+    """The first person's motion from own and other audio, for ceil(N / 640) frames; `tau` 0 is greedy.
+
+    The release's way: one person at a time, every scale computes prefix, lower scales and audio anew. The prior alone
+    decodes `num_chunks` windows without audio, from a style clip that is its first previous motion, too.
+    """
+    codec = model.base_codec
+    zero = torch.zeros(1, codec.scales[-1], len(codec.motion_mean), device=codec.motion_mean.device)
+    style = zero if style is None else style
+    prev = style if audio is None else zero if prev is None else prev
+    free_prev = style if audio is None else zero
+    if audio is not None:
+        num_chunks = -(-audio.shape[1] // WINDOW_SAMPLES)
+        padded = F.pad(audio, (0, num_chunks * WINDOW_SAMPLES - audio.shape[1]))
+    chunks = []
+    for index in range(num_chunks):
+        own = other = None
+        if audio is not None:
+            window = padded[:, index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
+            own, other = model.audio_encoder(window).split(1)
+            own, other = (torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in (own, other))
+        styles = torch.cat([style, zero]) if cfg > 1 else style
+        prevs = torch.cat([prev, free_prev]) if cfg > 1 else prev
+        conditions = codec.features(styles), codec.features(prevs)
+        bits, logits = _decode_window(model, conditions, (own, other), tau, cfg, top_p, generator)
+        prev = free_prev = codec.decode(full_features(bits, codec.scales))
+        chunks.append((prev, bits, logits))
+    motion, bits, logits = (torch.cat(x) for x in zip(*chunks, strict=True))
+    frames = len(motion) * codec.scales[-1] if audio is None else -(-audio.shape[1] // SAMPLES_PER_FRAME)
+    return Decoded(motion.flatten(0, 1)[None, :frames], bits, logits)
+
+
+def _decode_window(model, conditions, audio, tau, cfg, top_p, generator):
+    """Bits [1, L, C] of a window and the logits [1, L, C, 2] after guidance that chose them."""
+    scales, branches = model.base_codec.scales, len(conditions[0])
+    inputs, chosen, chosen_by = conditions[0][:, :0], [], []
+    for tokens in scale_slices(scales):
+        logits = model(*conditions, inputs, *audio)[:, tokens] / (tau or 1)
+        if cfg > 1:
+            conditional, free = logits.chunk(2)
+            logits = cfg * conditional + (1 - cfg) * free
+        p = torch.sigmoid(logits[..., 1] - logits[..., 0])
+        p = torch.where(p <= 1 - top_p, 0, torch.where(1 - p <= 1 - top_p, 1, p))
+        drawn = torch.rand(p.shape, generator=generator, device=p.device) < p
+        chosen.append(logits[..., 1] > logits[..., 0] if tau == 0 else drawn)
+        chosen_by.append(logits)
+        if tokens.stop < sum(scales):
+            inputs = next_scale_inputs(torch.cat(chosen, 1), scales).expand(branches, -1, -1)
+    return torch.cat(chosen, 1), torch.cat(chosen_by, 1)

@@ -1,0 +1,376 @@
+"""The twin: codec, prior and dialogue in PyTorch with the release's key names, for those who run the models there.
+
+Nothing of JAX is imported. Exported files and the release's load with `strict=True`. `models/` has the same in JAX,
+with the reasons; `torch_runs` trains and decodes with it, `torch_wav2vec2` is its audio encoder.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from unils_jax.motion import HEAD_AND_JAW
+from unils_jax.torch_files import read_pt, read_safetensors
+from unils_jax.torch_keys import model_sizes
+from unils_jax.torch_wav2vec2 import load_strictly, load_wav2vec2
+
+Scales = tuple[int, ...]
+LOSS_WEIGHTS = {"vq": 1, "motion": 1, "pose": 8, "velocity": 5, "smooth": 0.5, "mesh": 2, "lips": 0.1}
+
+
+class Quantized(NamedTuple):
+    """Target bits and flipped bits [B, L, C], features [B, T, C] with straight-through gradients, losses [K]."""
+
+    bits: Tensor
+    flipped_bits: Tensor
+    features: Tensor
+    losses: Tensor
+
+
+class Noise(NamedTuple):
+    """A step's noise for B people: drops bool [B, 1, 1] (True removes), flips bool [B, L - last scale, C]."""
+
+    drop_style: Tensor
+    drop_prev: Tensor
+    drop_own: Tensor
+    drop_other: Tensor
+    flips: Tensor
+
+
+@lru_cache(maxsize=64)
+def rotary_table(positions: tuple[int, ...], head_dim: int, device: torch.device) -> Tensor:
+    """Cosine and sine [2, L, K/2] of the positions, base 10000."""
+    frequencies = 1 / 10_000 ** (torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angles = torch.tensor(positions, dtype=torch.float32, device=device)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Float[Tensor, "B H L K"], table: Float[Tensor, "2 L k"]) -> Float[Tensor, "B H L K"]:
+    """Interleaved channel pairs (2i, 2i+1) turned by their token's angles."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * table[0] - odd * table[1], even * table[1] + odd * table[0]], -1).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, eps: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps)
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.to_qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v, attn_mask=mask)
+        return self.to_out(attended.transpose(1, 2).flatten(2))
+
+
+class AudioAttention(nn.Module):
+    def __init__(self, dim: int, audio_dim: int, num_heads: int):
+        super().__init__()
+        self.self_norm, self.context_norm = nn.LayerNorm(dim, 1e-6), nn.LayerNorm(audio_dim, 1e-6)
+        self.q_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.k_proj, self.v_proj = nn.Linear(audio_dim, dim), nn.Linear(audio_dim, dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor, audio: Tensor, rotary: Tensor, audio_rotary: Tensor) -> Tensor:
+        context = self.context_norm(audio)
+        projected = self.q_proj(self.self_norm(x)), self.k_proj(context), self.v_proj(context)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in projected)
+        attended = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, audio_rotary), v)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class FrameTransformer(nn.Module):
+    """Half of the codec. Attention and MLP (without norm) alternate in one list; its name and the last layer's differ
+    between the halves."""
+
+    def __init__(self, in_dim: int, out_dim: int, width: int, depth: int, num_heads: int, blocks: str, last: str):
+        super().__init__()
+        self.inp_mapping = nn.Sequential(nn.Linear(in_dim, width), nn.LeakyReLU(0.2))
+        layers = []
+        for _ in range(depth):
+            layers.append(SelfAttention(width, num_heads, 1e-5))
+            up, down = nn.Linear(width, width * 3 // 2), nn.Linear(width * 3 // 2, width)
+            layers.append(nn.Sequential(up, nn.GELU("tanh"), down))
+        self.add_module(blocks, nn.ModuleList(layers))
+        self.add_module(last, nn.Linear(width, out_dim))
+        self.names, self.head_dim = (blocks, last), width // num_heads
+
+    def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
+        rotary = rotary_table(tuple(range(x.shape[1])), self.head_dim, x.device)
+        x = self.inp_mapping(x)
+        blocks, last = (self.get_submodule(name) for name in self.names)
+        for layer in blocks:
+            x = x + (layer(x, rotary) if isinstance(layer, SelfAttention) else layer(x))
+        return last(x)
+
+
+def resize(x: Float[Tensor, "B T C"], frames: int, mode: str) -> Float[Tensor, "B t C"]:
+    """Over time, by PyTorch's `area` or `linear` interpolation."""
+    return x if x.shape[1] == frames else F.interpolate(x.mT, frames, mode=mode).mT
+
+
+def to_codes(bits: Tensor) -> Float[Tensor, "B L C"]:
+    return (bits.float() * 2 - 1) / math.sqrt(bits.shape[-1])
+
+
+def scale_slices(scales: Scales) -> list[slice]:
+    return [slice(end - size, end) for end, size in zip(accumulate(scales), scales, strict=True)]
+
+
+def quantize(latent: Float[Tensor, "B T C"], scales: Scales, flips: Bool[Tensor, "B F C"] | None = None) -> Quantized:
+    """Residual binary spherical quantisation; flipped codes feed the next residual, targets are the bits before."""
+    frames, residual, features = latent.shape[1], latent, torch.zeros_like(latent)
+    bits, flipped_bits, losses = [], [], []
+    for scale, tokens in zip(scales, scale_slices(scales), strict=True):
+        z = F.normalize(resize(residual, scale, "area"), dim=-1)
+        bit = z > 0
+        flipped = bit if flips is None or scale == scales[-1] else bit ^ flips[:, tokens]
+        code = to_codes(flipped)
+        features = features + resize(z + (code - z).detach(), frames, "linear")
+        residual = residual - resize(code, frames, "linear")
+        bits.append(bit)
+        flipped_bits.append(flipped)
+        losses.append(scale_loss(z, to_codes(bit)))
+    return Quantized(torch.cat(bits, 1), torch.cat(flipped_bits, 1), features, torch.stack(losses))
+
+
+def scale_loss(z: Float[Tensor, "B n C"], code: Float[Tensor, "B n C"]) -> Float[Tensor, ""]:
+    """Commitment and entropy of one scale."""
+    logit = 400 * z / math.sqrt(z.shape[-1])
+    p, q = torch.sigmoid(-logit), torch.sigmoid(logit)
+
+    def entropy(p: Tensor, q: Tensor) -> Tensor:
+        return -(p * torch.log(p + 1e-8) + q * torch.log(q + 1e-8)).sum(-1)
+
+    entropies = entropy(p, q).mean() - entropy(p.mean((0, 1)), q.mean((0, 1)))
+    return 0.2 * (code - z).square().sum(-1).mean() + 0.1 * entropies / 100
+
+
+def full_features(bits: Tensor, scales: Scales) -> Float[Tensor, "B T C"]:
+    codes = to_codes(bits)
+    return sum(resize(codes[:, tokens], scales[-1], "linear") for tokens in scale_slices(scales))
+
+
+def next_scale_inputs(bits: Tensor, scales: Scales) -> Float[Tensor, "B I C"]:
+    """Inputs of scales 1..K-1 as far as they follow from `bits`, which may hold the first scales only."""
+    codes, features, inputs = to_codes(bits), 0, []
+    for tokens, next_scale in zip(scale_slices(scales), scales[1:], strict=False):
+        if tokens.stop <= bits.shape[1]:
+            features = features + resize(codes[:, tokens], scales[-1], "linear")
+            inputs.append(resize(features, next_scale, "area"))
+    return torch.cat(inputs, 1)
+
+
+class TwinCodec(nn.Module):
+    """Motion windows to bits and back; motion is un-normalised in and out."""
+
+    def __init__(self, *, motion_dim: int, code_dim: int, scales: Scales, width: int, depth: int, num_heads: int):
+        super().__init__()
+        self.register_buffer("motion_mean", torch.zeros(motion_dim))
+        self.register_buffer("motion_std", torch.ones(motion_dim))
+        sizes = (width, depth, num_heads)
+        self.encoder = FrameTransformer(motion_dim, code_dim, *sizes, "encoder_transformer", "code_mapping")
+        self.decoder = FrameTransformer(code_dim, motion_dim, *sizes, "decoder_transformer", "out_mapping")
+        nn.init.xavier_uniform_(self.decoder.out_mapping.weight, gain=0.05)
+        nn.init.zeros_(self.decoder.out_mapping.bias)
+        self.scales, self.code_dim = scales, code_dim
+
+    def quantize(self, motion: Float[Tensor, "B T M"], flips: Bool[Tensor, "B F C"] | None = None) -> Quantized:
+        return quantize(self.encoder((motion - self.motion_mean) / (self.motion_std + 1e-8)), self.scales, flips)
+
+    def features(self, motion: Float[Tensor, "B T M"]) -> Float[Tensor, "B T C"]:
+        return full_features(self.quantize(motion).bits, self.scales)
+
+    def decode(self, features: Float[Tensor, "B T C"]) -> Float[Tensor, "B T M"]:
+        return self.decoder(features) * self.motion_std + self.motion_mean
+
+    def forward(self, motion: Float[Tensor, "B T M"]) -> tuple[Tensor, Quantized]:
+        quantized = self.quantize(motion)
+        return self.decode(quantized.features), quantized
+
+    def reconstruct(self, motion: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
+        """Motion of any length, window by window; the last is padded with zero motion."""
+        padded = F.pad(motion, (0, 0, 0, -motion.shape[1] % self.scales[-1]))
+        pred, _ = self(padded.reshape(-1, self.scales[-1], motion.shape[-1]))
+        return pred.reshape(padded.shape)[:, : motion.shape[1]]
+
+    def loss(
+        self,
+        motion: Float[Tensor, "B T M"],
+        vertices: Callable[[Tensor], Tensor] | None = None,
+        lips: Any = None,
+        weights: Mapping[str, float] = LOSS_WEIGHTS,
+    ) -> dict[str, Tensor]:
+        """Weighted terms; their sum is the loss. `vertices` maps motion to a face without head rotation in metres,
+        [B, T, V, 3], and `lips` lists its lip vertices; without them there are no mesh terms."""
+        pred, quantized = self(motion)
+        error = pred - motion
+        velocity, target_velocity = (x[..., HEAD_AND_JAW].diff(dim=1) for x in (pred, motion))
+        terms = {
+            "vq": quantized.losses.mean(),
+            "motion": error.abs().mean(),
+            "pose": error[..., HEAD_AND_JAW].abs().mean(),
+            "velocity": (velocity - target_velocity).square().mean(),
+            "smooth": velocity.diff(dim=1).square().mean(),
+        }
+        if vertices is not None:
+            squared = (1000 * (vertices(pred) - vertices(motion))).square()
+            terms |= {"mesh": squared.mean(), "lips": squared[..., lips, :].mean()}
+        return {name: weights[name] * term for name, term in terms.items()}
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, num_heads: int, audio_dim: int | None, drop_path_rate: float):
+        super().__init__()
+        self.self_attn = SelfAttention(dim, num_heads, 1e-6)
+        if audio_dim is not None:
+            self.self_audio_attn = AudioAttention(dim, audio_dim, num_heads)
+            self.other_audio_attn = AudioAttention(dim, audio_dim, num_heads)
+        up, down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.ffn = nn.Sequential(nn.LayerNorm(dim, 1e-6), up, nn.GELU("tanh"), down)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor, audio: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+        x = x + self.drop_path(self.self_attn(x, rotary, mask))
+        if audio is not None:
+            own, other, audio_rotary = audio
+            x = x + self.drop_path(self.self_audio_attn(x, own, rotary, audio_rotary))
+            x = x + self.drop_path(self.other_audio_attn(x, other, rotary, audio_rotary))
+        return x + self.drop_path(self.ffn(x))
+
+    def drop_path(self, x: Tensor) -> Tensor:
+        """In training drops a sample's residual branch; the kept ones are scaled up."""
+        if not self.training or self.drop_path_rate == 0:
+            return x
+        keep = 1 - self.drop_path_rate
+        return x * (torch.rand(len(x), 1, 1, device=x.device) < keep) / keep
+
+
+class Blocks(nn.Module):
+    """The learned vectors and the blocks over [style | previous | scale tokens]."""
+
+    def __init__(self, width: int, depth: int, num_heads: int, audio_dim: int | None, scales: Scales):
+        super().__init__()
+        names = {"style_pos": width, "prev_pos": width}
+        if audio_dim is not None:
+            names |= {"self_pos": audio_dim, "other_pos": audio_dim}
+        for name, dim in names.items():
+            self.register_parameter(name, learned(1, 1, dim))
+        rates = np.linspace(0, 0.1 * depth / 24, depth)
+        self.attn_blocks = nn.ModuleList(Block(width, num_heads, audio_dim, float(rate)) for rate in rates)
+        self.lvl_embed = nn.Embedding(len(scales), width)
+        self.lvl_embed.weight = learned(len(scales), width)
+        frames, self.head_dim = scales[-1], width // num_heads
+        self.frames = frames
+        levels = np.repeat(np.arange(len(scales)), scales)
+        seen = np.concatenate([np.full(2 * frames, -1), levels])
+        self.register_buffer("levels", torch.from_numpy(levels), persistent=False)
+        self.register_buffer("mask", torch.from_numpy(seen[None] <= seen[:, None]), persistent=False)
+        points = [2 * frames + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
+        self.positions = tuple(np.concatenate([np.arange(2 * frames), *points]).astype(int).tolist())
+
+    def forward(self, style: Tensor, prev: Tensor, tokens: Tensor, own: Tensor | None, other: Tensor | None) -> Tensor:
+        tokens = tokens + self.lvl_embed(self.levels[: tokens.shape[1]])
+        x = torch.cat([style + self.style_pos, prev + self.prev_pos, tokens], 1)
+        rotary = rotary_table(self.positions, self.head_dim, x.device)[:, : x.shape[1]]
+        mask, audio = self.mask[: x.shape[1], : x.shape[1]], None
+        if own is not None:
+            points = np.linspace(0, self.frames, own.shape[1] + 1, dtype=np.float32)[:-1]
+            positions = tuple((2 * self.frames + points.astype(int)).tolist())
+            audio_rotary = rotary_table(positions, self.head_dim, x.device)
+            audio = own + self.self_pos, other + self.other_pos, audio_rotary
+        for block in self.attn_blocks:
+            x = block(x, rotary, mask, audio)
+        return x[:, 2 * self.frames :]
+
+
+def learned(*shape: int) -> nn.Parameter:
+    value = torch.empty(shape)
+    return nn.Parameter(nn.init.trunc_normal_(value, std=math.sqrt(1 / shape[-1] / 3), a=-2, b=2))
+
+
+class TwinGenerator(nn.Module):
+    """Prior, and with `audio_dim` the dialogue. `audio_encoder` maps audio [B, N] to features [B, A, E]; files of the
+    release leave it out, so it is set after loading."""
+
+    def __init__(self, codec: TwinCodec, *, width: int, depth: int, num_heads: int, audio_dim: int | None = None):
+        super().__init__()
+        self.sos_embed = learned(1, 1, width)
+        self.base_codec = codec.requires_grad_(False)
+        self.code_token_embed = nn.Linear(codec.code_dim, width)
+        self.attn_blocks = Blocks(width, depth, num_heads, audio_dim, codec.scales)
+        self.logits_head = nn.Sequential(nn.LayerNorm(width, 1e-5), nn.Linear(width, 2 * codec.code_dim))
+        self.audio_encoder: nn.Module | None = None
+        self.audio_dim = audio_dim
+
+    def forward(
+        self,
+        style: Float[Tensor, "B T C"],
+        prev: Float[Tensor, "B T C"],
+        inputs: Float[Tensor, "B I C"],
+        own: Float[Tensor, "B A E"] | None = None,
+        other: Float[Tensor, "B A E"] | None = None,
+    ) -> Float[Tensor, "B L C 2"]:
+        """Logits of the scales that `inputs` reach (none: the first alone), from full features and audio features."""
+        tokens = torch.cat([self.sos_embed.expand(len(style), 1, -1), self.code_token_embed(inputs)], 1)
+        x = self.attn_blocks(self.code_token_embed(style), self.code_token_embed(prev), tokens, own, other)
+        return self.logits_head(x).unflatten(-1, (-1, 2))
+
+    def teacher_forced(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, L, C, 2] and target bits [B, L, C]. Pairs ([B, 2, ...]) become 2B people, first all first ones."""
+        motion, prev, style = (batch[name] for name in ("motion", "prev", "style"))
+        own = other = None
+        with torch.no_grad():
+            if motion.ndim == 4:
+                motion, prev, style = (torch.cat(x.unbind(1)) for x in (motion, prev, style))
+            if self.audio_dim is not None:
+                own = self.audio_encoder(torch.cat(batch["audio"].unbind(1)))
+                other = torch.cat(own.chunk(2)[::-1])
+            if noise is not None:
+                style, prev = style * ~noise.drop_style, prev * ~noise.drop_prev
+                if own is not None:
+                    own, other = own * ~noise.drop_own, other * ~noise.drop_other
+            codec = self.base_codec
+            quantized = codec.quantize(motion, None if noise is None else noise.flips)
+            inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
+            style, prev = codec.features(style), codec.features(prev)
+        return self(style, prev, inputs, own, other), quantized.bits
+
+    def loss(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the window's bits in nats."""
+        logits, bits = self.teacher_forced(batch, noise)
+        return F.cross_entropy(logits.flatten(0, -2), bits.long().flatten())
+
+
+def build_twin(meta_cfg: Mapping[str, Any], audio_dim: int | None = None) -> TwinCodec | TwinGenerator:
+    """The model that a release `meta_cfg` describes, with fresh weights; `audio_dim` (1024 for wav2vec2-xls-r-300m)
+    stands in no config and makes a generator a dialogue. Raises UserError naming every impossible size."""
+    sizes = model_sizes(meta_cfg)
+    codec = TwinCodec(**sizes["codec"])
+    return codec if sizes["prior"] is None else TwinGenerator(codec, **sizes["prior"], audio_dim=audio_dim)
+
+
+def load_twin(path: str | os.PathLike, audio_encoder: str | os.PathLike | None = None) -> TwinCodec | TwinGenerator:
+    """The model of an exported or released .pt, or .safetensors with its JSON; in evaluation mode.
+
+    `audio_encoder` is a transformers folder of wav2vec2. No pickled code runs. Raises UserError, in one line, for a
+    damaged file and for missing, unexpected or misshapen keys.
+    """
+    contents = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
+    sizes = model_sizes(contents["meta_cfg"], contents["model"])
+    model = build_twin(contents["meta_cfg"], sizes["audio_width"])
+    load_strictly(model, contents["model"], str(path))
+    if audio_encoder is not None and sizes["stage"] == "dialogue":
+        model.audio_encoder = load_wav2vec2(audio_encoder)
+    return model.eval()
