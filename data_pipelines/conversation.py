@@ -175,7 +175,7 @@ def _backchannels(
     return backchannels
 
 
-def speech_mask(config: SynthConfig, phrases: list[Phrase]) -> Bool[np.ndarray, "T"]:
+def speech_mask(config: SynthConfig, phrases: list[Phrase]) -> Bool[np.ndarray, " T"]:
     """True in the frames where the voice is active, closed over pauses shorter than `mask_closing_s`."""
     mask = np.zeros(config.num_frames, bool)
     last_end = -np.inf

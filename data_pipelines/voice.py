@@ -114,7 +114,7 @@ def synthesize(
     phrases: list[Phrase],
     syllables: list[list[Syllable]],
     rng: np.random.Generator,
-) -> Float32[np.ndarray, "N"]:
+) -> Float32[np.ndarray, " N"]:
     """The clean voice at 16 kHz, without room and without the other person."""
     track = np.zeros(round(config.duration_s * SAMPLE_RATE), np.float32)
     filters = {name: _formant_filter(vowel, voice.tract) for name, vowel in VOWELS.items()}
@@ -133,7 +133,7 @@ def synthesize(
 
 
 def mix(
-    config: SynthConfig, own: Float32[np.ndarray, "N"], other: Float32[np.ndarray, "N"], rng: np.random.Generator
+    config: SynthConfig, own: Float32[np.ndarray, " N"], other: Float32[np.ndarray, " N"], rng: np.random.Generator
 ) -> np.ndarray:
     """A recorded track `[N]` int16: own voice, a little of the other's, and the room's noise."""
     noise = rng.standard_normal(len(own), dtype=np.float32)

@@ -71,6 +71,14 @@ def test_two_tracks_give_two_people(model):
     assert not np.allclose(motion[0], motion[1])
 
 
+def test_each_person_hears_the_other(model):
+    own, other = speech(64_000), speech(64_000, seed=1)
+    tone = np.sin(np.arange(64_000) / 10, dtype=np.float32)
+    same, changed = decode(model, own, other, sampling=COLD), decode(model, own, tone, sampling=COLD)
+    assert not np.allclose(same[0], changed[0])
+    assert not np.allclose(same[1], changed[1])
+
+
 def test_the_shorter_track_is_padded_with_silence(model):
     long, short = speech(2000), speech(700, seed=1)
     padded = np.pad(short, (0, 1300))

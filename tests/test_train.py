@@ -63,6 +63,17 @@ def test_resumed_run_ends_bit_identical_to_the_uninterrupted_one(tiny_runs, tmp_
     assert without_speed(metrics(resumed)) == without_speed(metrics(whole))
 
 
+@pytest.mark.slow
+def test_resume_is_exact_with_data_workers_too(tiny_runs, tmp_path):
+    flags = ["--config.data.num_workers=2"]
+    assert tiny_runs.train("dialogue", tmp_path / "whole", *flags) == 0
+    resumed = cut_back(shutil.copytree(tmp_path / "whole", tmp_path / "resumed"))
+    assert tiny_runs.train("dialogue", resumed, *flags) == 0
+    for name in ("params", "ema", "optimizer"):
+        assert_same(item(tmp_path / "whole", NUM_STEPS, name), item(resumed, NUM_STEPS, name))
+    assert without_speed(metrics(resumed)) == without_speed(metrics(tmp_path / "whole"))
+
+
 @EACH_STAGE
 def test_every_step_is_logged_and_every_third_saved(tiny_runs, stage):
     rows = metrics(tiny_runs.workdirs[stage])

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
@@ -79,7 +79,7 @@ def save_adapter(
 ) -> Adapter:
     """Writes the adapter of a dialogue with unmerged parameters, reads it back and compares before it appears.
 
-    Raises UserError where the parameters hold none.
+    Raises UserError where the parameters hold none, and where writing fails.
     """
     if config.lora is None or config.prior is None or config.prior.audio_dim is None:
         raise UserError(
@@ -91,15 +91,18 @@ def save_adapter(
     )
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
-        re.sub(r"(_audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array)
-        for key, array in to_torch(adapter.params, "dialogue").items()
+        re.sub(r"(_audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
+        for key, array in sorted(to_torch(adapter.params, "dialogue").items())
     }
-    with atomic_output(path) as partial:
-        save_file(tensors, partial, metadata={METADATA: json.dumps(asdict(info))})
-        again = read_adapter(partial)
-        same = again.info == info and set(again.params) == set(adapter.params)
-        if not same or any(again.params[p].tobytes() != v.tobytes() for p, v in adapter.params.items()):
-            raise OSError(f"{path} does not read back as it was written; check the disk")
+    try:
+        with atomic_output(path) as partial:
+            partial.write_bytes(save(tensors, metadata={METADATA: json.dumps(asdict(info))}))
+            again = read_adapter(partial)
+            same = again.info == info and set(again.params) == set(adapter.params)
+            if not same or any(again.params[p].tobytes() != v.tobytes() for p, v in adapter.params.items()):
+                raise OSError("it does not read back as it was written")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; check the disk or choose another folder") from None
     return adapter
 
 

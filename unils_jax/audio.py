@@ -20,7 +20,7 @@ from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
 SILENCE_DB = -80.0
 
 
-def read_audio(path: str | os.PathLike) -> Float32[np.ndarray, "N"]:
+def read_audio(path: str | os.PathLike) -> Float32[np.ndarray, " N"]:
     """The samples of an audio file (or of a video's first audio track), 16 kHz mono, in about -1..1.
 
     Channels are averaged, other rates resampled (polyphase). Raises UserError, naming the file, where it is missing,
@@ -44,7 +44,7 @@ def read_audio(path: str | os.PathLike) -> Float32[np.ndarray, "N"]:
     return resample(samples.mean(axis=1, dtype=np.float32), rate)
 
 
-def resample(samples: Float32[np.ndarray, "N"], rate: int) -> Float32[np.ndarray, "M"]:
+def resample(samples: Float32[np.ndarray, " N"], rate: int) -> Float32[np.ndarray, " M"]:
     """Samples at `rate` Hz as samples at 16 kHz, with a polyphase low-pass filter. Raises UserError for rate < 1."""
     if rate < 1:
         raise UserError(f"sample rate must be at least 1 Hz, got {rate}")
@@ -76,21 +76,21 @@ def _read_with_ffmpeg(path: Path) -> tuple[Float32[np.ndarray, "N C"], int]:
     return np.concatenate(pieces, axis=1).T, rate
 
 
-def write_wav(path: str | os.PathLike, audio: Float[np.ndarray, "N"]) -> None:
+def write_wav(path: str | os.PathLike, audio: Float[np.ndarray, " N"]) -> None:
     """Writes 16 kHz mono samples as a 16-bit wav, clipped to -1..1. Atomic."""
     with atomic_output(path) as partial:
         soundfile.write(partial, np.clip(audio, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="WAV")
 
 
 def pad_pair(
-    a: Float32[np.ndarray, "N"], b: Float32[np.ndarray, "M"]
-) -> tuple[Float32[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
+    a: Float32[np.ndarray, " N"], b: Float32[np.ndarray, " M"]
+) -> tuple[Float32[np.ndarray, " K"], Float32[np.ndarray, " K"]]:
     """Both tracks of a conversation at the length of the longer one; the shorter ends in zeros."""
     length = max(len(a), len(b))
     return np.pad(a, (0, length - len(a))), np.pad(b, (0, length - len(b)))
 
 
-def frame_loudness(audio: Float32[np.ndarray, "N"]) -> Float32[np.ndarray, "T"]:
+def frame_loudness(audio: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " T"]:
     """Root mean square of each 25 fps frame in dB re full scale, at least -80; T = ceil(N / 640), zeros at the end."""
     frames = -(-len(audio) // SAMPLES_PER_FRAME)
     padded = np.pad(audio, (0, frames * SAMPLES_PER_FRAME - len(audio))).reshape(frames, SAMPLES_PER_FRAME)

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from unils_jax.metrics import correlation
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.models.unils import UniLS
@@ -91,12 +92,7 @@ def jaw_loudness_correlation(
     jaw = motion[:frames, JAW][:, 0]
     heard = slice(lead_frames, lead_frames + frames)
     spoken = speaking[heard].astype(bool)
-    if spoken.sum() < 2:
-        return float("nan")
-    jaw, loud = jaw[spoken], loudness[heard][spoken]
-    if jaw.std() == 0 or loud.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(jaw, loud)[0, 1])
+    return correlation(jaw[spoken], loudness[heard][spoken])
 
 
 def mean_over(batches: list[Batch], measure: Callable[[Batch], tuple[float, float]]) -> tuple[float, float]:

@@ -171,7 +171,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     config = from_dict(ModelConfig, meta["config"]["model"], "model")
     expected = {p: s for p, s in _shapes(config).items() if not p.startswith("audio_encoder/")}
     restored: Params = {}
-    for item in ("ema", "frozen"):
+    for item in (weights, "frozen"):
         try:
             restored |= _read_item(step_folder.absolute() / item)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train one stage",
     "decode": "audio of a conversation in, motion and video out",
     "evaluate": "every metric of a checkpoint or of motion files, as JSON, Markdown and HTML",
+    "export": "a checkpoint as a release file, or its adapter alone",
     "render": "a motion file as a video",
 }
 

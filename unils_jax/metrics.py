@@ -147,7 +147,8 @@ class Moments:
 
     Sets are united by `merge`. For a split, `expression_fid` (the paper's F-FID) is the Fréchet distance between the
     Gaussians of predicted and true per-frame expression (100 channels), `pose_fid` (P-FID) of head rotation (3,
-    radians), over all frames of the split that belong to a role, un-normalised, each frame weighing the same.
+    radians), over all frames of the split that belong to a role, un-normalised, each frame weighing the same. Like
+    every such distance it is too large on few frames: compare equal amounts.
     """
 
     count: int

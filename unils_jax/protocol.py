@@ -45,17 +45,21 @@ class Protocol:
         """The first frame that is scored."""
         return WINDOW_FRAMES if self.held_out_style else 0
 
-    def settings(self) -> dict[str, object]:
-        """Everything the protocol fixes, for the report."""
+    def settings(self, *, decodes: bool = True) -> dict[str, object]:
+        """Everything the protocol fixes, for the report; motion that is not decoded here has conditions of its own."""
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
-        return {
+        scored = {
             "name": self.name,
             "people_scored": self.num_people,
             "first_scored_frame": self.first_frame,
-            "style": f"{WINDOW_FRAMES} frames of the truth, {style}",
-            "previous_motion": "zero",
             "head_rotation": "prediction and truth centred per sequence",
             "smoothing": "none",
+        }
+        if not decodes:
+            return scored
+        return scored | {
+            "style": f"{WINDOW_FRAMES} frames of the truth, {style}",
+            "previous_motion": "zero",
             "first_seed": self.seed,
             "tau": self.tau,
             "cfg": self.cfg,

@@ -273,7 +273,7 @@ def render_video(
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
     asset: FlameAsset,
-    audio: Sequence[Float[np.ndarray, "_"]] | Float[np.ndarray, "Q N"] | None = None,
+    audio: Sequence[Float[np.ndarray, " _"]] | Float[np.ndarray, "Q N"] | None = None,
     *,
     expression_basis: str,
     size: int = 512,

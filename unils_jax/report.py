@@ -31,6 +31,21 @@ PUBLISHED: dict[str, tuple[float | None, ...]] = {
     "DualTalk": (6.35, 1.95, 37.46, 9.70, 1.02, 43.58, 10.71, 2.02, 13.143, 0.079),
     "UniLS (paper)": (5.83, 1.89, 18.41, 4.67, 0.71, 17.12, 4.75, 0.98, 4.304, 0.038),
 }
+# DualTalk's and TIMAR's tables (DualTalk's test set): FD and SID of expression, jaw and head, SID higher is better.
+# By their size the published FD are in units of 1, 10^-3 and 10^-2.
+DUALTALK_COLUMNS = {
+    "FD expression": ("dualtalk/fd/expression", 1.0),
+    "FD jaw x 10^3": ("dualtalk/fd/jaw", 1e3),
+    "FD head x 10^2": ("dualtalk/fd/head", 1e2),
+    "SID expression": ("dualtalk/sid/expression", 1.0),
+    "SID jaw": ("dualtalk/sid/jaw", 1.0),
+    "SID head": ("dualtalk/sid/head", 1.0),
+}
+PUBLISHED_DUALTALK: dict[str, tuple[float | None, ...]] = {
+    "L2L": (24.61, 3.69, 7.08, 2.86, 1.89, 1.19),
+    "DualTalk (paper)": (11.14, 1.90, 3.83, 3.48, 2.23, 1.72),
+    "TIMAR": (8.97, 1.57, 3.08, 3.53, None, None),
+}
 FAMILIES = {
     "unils": "The UniLS family: lower is better",
     "fid": "Fréchet distances over the whole split: lower is better",
@@ -76,6 +91,14 @@ def comparison(report: Report) -> list[list[str]]:
     return [head, *rows, ["this evaluation", *own]]
 
 
+def dualtalk_comparison(report: Report) -> list[list[str]]:
+    """The same beside the rows that DualTalk and TIMAR published, in their units."""
+    rows = [[name, *map(_number, values)] for name, values in PUBLISHED_DUALTALK.items()]
+    means = [(report["metrics"][path]["mean"], scale) for path, scale in DUALTALK_COLUMNS.values()]
+    own = [_number(None if mean is None else scale * mean) for mean, scale in means]
+    return [["", *DUALTALK_COLUMNS], *rows, ["this evaluation", *own]]
+
+
 def family_table(report: Report, family: str) -> list[list[str]]:
     """Rows of all figures of a family, their head first."""
     rows = [["figure", "unit", "mean", "95 % interval", "truth", "conversations", "deviation over seeds"]]
@@ -98,9 +121,10 @@ def family_table(report: Report, family: str) -> list[list[str]]:
 def summary(report: Report) -> str:
     """One line: what was scored."""
     data, settings = report["data"], report["settings"]
+    seeds = f", seeds {', '.join(map(str, settings['seeds']))}" if settings["seeds"] else ""
     return (
         f"{data['conversations']} conversations ({data['scored_hours']:.2f} person-hours) of {data['store']}, split "
-        f"{data['split']}; protocol {settings['protocol']['name']}, seeds {', '.join(map(str, settings['seeds']))}; "
+        f"{data['split']}; protocol {settings['protocol']['name']}{seeds}; "
         f"{settings['expression_basis']} basis; motion from {settings['motion_from']}"
     )
 
@@ -113,7 +137,8 @@ def _markdown_table(rows: list[list[str]]) -> list[str]:
 def markdown(report: Report) -> str:
     """The report in Markdown."""
     lines = ["# Evaluation", "", summary(report) + ".", "", "## Beside the published rows", ""]
-    lines += [*_markdown_table(comparison(report)), "", *(f"- {note}" for note in report["notes"]), ""]
+    lines += [*_markdown_table(comparison(report)), "", *_markdown_table(dualtalk_comparison(report)), ""]
+    lines += [*(f"- {note}" for note in report["notes"]), ""]
     for family, title in FAMILIES.items():
         lines += [f"## {title}", "", *_markdown_table(family_table(report, family)), ""]
     if report["skipped"]:
@@ -151,6 +176,7 @@ def page(report: Report, traces: dict[str, Any]) -> str:
         f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1><p>{html.escape(summary(report))}.</p>",
         "<h2>Beside the published rows</h2>",
         _html_table(comparison(report), own=True),
+        _html_table(dualtalk_comparison(report), own=True),
         "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in report["notes"]) + "</ul>",
     ]
     for title, picture in plots(report, traces):

@@ -8,6 +8,7 @@ Fréchet distances are of a split as a whole; their intervals resample conversat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -221,7 +222,7 @@ class Tally:
         ranked = sorted(pair for pair in ranked if np.isfinite(pair[0]))
         return {"best": ranked[0][1], "worst": ranked[-1][1]} if ranked else {}
 
-    def traces(self) -> dict[str, dict[str, np.ndarray]]:
+    def traces(self) -> dict[str, dict[str, Any]]:
         """Frames of the best and the worst clip: columns of prediction and truth, and who speaks."""
         return {which: {"name": name, **self._traces[name]} for which, name in self.extremes().items()}
 

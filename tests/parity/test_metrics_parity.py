@@ -1,13 +1,18 @@
 """Metrics against the values that the release's own code (UniLS) and the published script (DualTalk) computed."""
 
+import os
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 from flame_golden import golden_flame_asset
+from scipy.cluster.vq import kmeans2
 
 from unils_jax.metrics import Mesh, unils_metrics
+from unils_jax.metrics_dualtalk import CLUSTERS, GROUPS, dualtalk_metrics, kmeans, mean_pair_distance, nearest
 from unils_jax.models.flame import flame_regions, vertices
 
 RELATIVE = 1e-5
@@ -39,3 +44,68 @@ def test_every_unils_metric_equals_the_release(golden, regions, all_speaking):
     for name, value in expected.items():
         role = next(role for start, role in reversed(ROLES.items()) if name.startswith(start))
         np.testing.assert_allclose(scores[role][name[-3:]], value, rtol=RELATIVE, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def dualtalk(golden):
+    """The published script's inputs, cut as it cuts them, its outputs, and our metrics of them."""
+    folder = golden("flame_metrics").folder.parent / "dualtalk"
+    inputs, outputs = (
+        dict(np.load(folder / f"metrics_{kind}.npz", allow_pickle=False)) for kind in ("inputs", "outputs")
+    )
+    frames = int(outputs["frames_used"])
+    arrays = [inputs[name][:frames].astype(np.float32) for name in ("pred", "gt", "partner")]
+    return arrays, outputs, dualtalk_metrics(*arrays)
+
+
+@pytest.mark.parametrize(("group", "published"), [("expression", "exp"), ("jaw", "jaw"), ("head", "pose")])
+def test_every_dualtalk_metric_equals_the_published_script(dualtalk, group, published):
+    arrays, outputs, scores = dualtalk
+    ours = {name: values[group] for name, values in scores.items()}
+    ours |= {"variance_pred": ours["variance"], "variance_gt": ours["true_variance"]}
+    for side, array in (("pred", arrays[0]), ("gt", arrays[1])):
+        pairs = [outputs[f"diversity_{side}_{which}.{published}"] for which in ("first", "second")]
+        ours[f"diversity_{side}"] = mean_pair_distance(array[:, GROUPS[group]], *pairs)
+    names = ("fd", "paired_fd", "mse", "sid", "sid_reversed", "rpcc", "sts")
+    for name in (*names, "variance_pred", "variance_gt", "diversity_pred", "diversity_gt"):
+        np.testing.assert_allclose(ours[name], outputs[f"{name}.{published}"], rtol=RELATIVE, err_msg=name)
+        exact = outputs.get(f"f64.{name}.{published}", outputs[f"{name}.{published}"] if "sid" in name else None)
+        if exact is not None:
+            np.testing.assert_allclose(ours[name], exact, rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(("group", "published"), [("expression", "exp"), ("jaw", "jaw"), ("head", "pose")])
+def test_clusters_are_those_that_the_published_script_found(dualtalk, group, published):
+    arrays, outputs, _ = dualtalk
+    prediction, truth = (array[:, GROUPS[group]] for array in arrays[:2])
+    for name, clustered, counted in (("sid", truth, prediction), ("sid_reversed", prediction, truth)):
+        centres = kmeans(clustered, CLUSTERS[group])
+        np.testing.assert_allclose(centres, outputs[f"{name}_centres.{published}"], atol=1e-5)
+        labels = nearest(counted.astype(np.float64), centres)
+        np.testing.assert_array_equal(labels, outputs[f"{name}_labels.{published}"])
+
+
+def test_the_real_clip_agrees_with_direct_computations():
+    """A person of a real recording as truth, the same a second later as prediction."""
+    folder = os.environ.get("UNILS_REAL_DATA")
+    if not folder:
+        pytest.skip("needs outside data: set UNILS_REAL_DATA to a folder with dialogue_speaker2.npz")
+    with np.load(Path(folder) / "dialogue_speaker2.npz", allow_pickle=False) as clip:
+        pose = clip["pose"]
+        frames = np.concatenate([clip["exp"], pose[:, 3:], pose[:, :3]], axis=1).astype(np.float32)
+    prediction, truth, partner = frames[25:-25], frames[:-50], frames[50:]
+    scores = dualtalk_metrics(prediction, truth, partner)
+    for group, channels in GROUPS.items():
+        p, g, r = (x[:, channels].astype(np.float64) for x in (prediction, truth, partner))
+        covariances = [np.cov(x, rowvar=False) for x in (p, g)]
+        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+        fd = ((p.mean(0) - g.mean(0)) ** 2).sum() + np.trace(sum(covariances)) - 2 * np.trace(root)
+        np.testing.assert_allclose(scores["fd"][group], fd, rtol=1e-6, atol=1e-9)
+        corr = [np.corrcoef(x.ravel(), r.ravel())[0, 1] for x in (g, p)]
+        np.testing.assert_allclose(scores["rpcc"][group], abs(corr[0] - corr[1]), rtol=1e-9)
+        sts = np.sqrt(((np.diff(p, axis=0) - np.diff(g, axis=0)) ** 2 / 0.1).sum())
+        np.testing.assert_allclose(scores["sts"][group], sts, rtol=1e-9)
+        settled, labels = kmeans2(g, kmeans(g, CLUSTERS[group]), iter=1, minit="matrix")
+        assert np.isfinite(settled).all() and len(set(labels)) == CLUSTERS[group]
+        share = np.bincount(nearest(p, kmeans(g, CLUSTERS[group])), minlength=CLUSTERS[group]) / len(p)
+        np.testing.assert_allclose(scores["sid"][group], -(share * np.log2(share + 1e-6)).sum(), rtol=1e-9)

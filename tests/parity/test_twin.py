@@ -3,14 +3,25 @@
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from parity.compare import LAYER, MODEL, RECORDED, TABLE, TRAINED, assert_bits_equal, assert_close, assert_relative
-from parity.compare import GRADIENT as GRADIENT
+from parity.compare import (
+    GRADIENT,
+    LAYER,
+    MODEL,
+    RECORDED,
+    TABLE,
+    TRAINED,
+    assert_bits_equal,
+    assert_close,
+    assert_relative,
+)
 from parity.test_codec import TERMS, WEIGHTS
 from parity.updates import schedule
 from unils_jax.models.flame import vertices
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
 from unils_jax.torch_twin import Noise, full_features, load_twin, next_scale_inputs, scale_slices  # noqa: E402
@@ -63,9 +74,8 @@ def assert_gradients_match(model: torch.nn.Module, loss: torch.Tensor, outputs: 
 def assert_updates_match(model: torch.nn.Module, loss, outputs: dict) -> None:
     """Five updates record the golden's losses, norms and rates, and leave its weights."""
     config = schedule(outputs["train5_lr"])
-    optimizer, rates = make_optimizer(
-        model, config.decay_steps, config.rate, config.warmup_steps, config.final_factor
-    )  # fmt: skip
+    settings = config.decay_steps, config.rate, config.warmup_steps, config.final_factor
+    optimizer, rates = make_optimizer(model, *settings)
     for index, rate in enumerate(outputs["train5_lr"]):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=RECORDED)
         value = loss()
@@ -220,8 +230,6 @@ def test_dialogue_under_drops_and_flips_matches(golden, dialogue, pair_batch):
 
 
 def test_adapters_apart_match(golden, release, pair_batch):
-    from safetensors.numpy import load_file
-
     case = golden("loragen_peft")
     settings = case.config["lora"]
     twin = load_twin(release.dialogue, release.encoder)

@@ -16,11 +16,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """example:
   unils decode --checkpoint runs/demo/dialogue --audio a.wav --audio2 b.wav --out motion.npz --video video.mp4"""
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="dialogue workdir, .pt or .safetensors")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="dialogue (or, with --adapter, prior): workdir, .pt, .safetensors",
+    )
     parser.add_argument("--audio", required=True, metavar="A", help="the first person's track, any rate and format")
     parser.add_argument("--audio2", metavar="B", help="the second person's track")
     parser.add_argument("--out", metavar="M.npz", help="motion file to write")
     parser.add_argument("--video", metavar="V.mp4", help="video to write")
+    parser.add_argument(
+        "--adapter", metavar="NAME", help="adapter of a prior: a .safetensors, or a name in its adapters/"
+    )
     parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the video")
     parser.add_argument("--style", metavar="M.npz", help="motion file whose middle 100 frames set the style")
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             check_output(path, suffix)
     sampling = Sampling(args.tau, args.cfg, args.top_p)
     audio = [read_audio(path) for path in (args.audio, args.audio2) if path]
-    checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage="dialogue")
+    checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage="dialogue", adapter=args.adapter)
     basis = checkpoint.expression_basis
     clips = {name: read_clip(getattr(args, name), name, len(audio), basis) for name in ("style", "prev")}
     head = load_head(args.flame) if args.video else None

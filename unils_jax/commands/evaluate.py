@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates. Raises UserError for every mistake of the user, before anything is written."""
     from data_pipelines.store import Store
     from unils_jax.files import check_output
+    from unils_jax.motion import FPS
     from unils_jax.report import report_paths, write_report
     from unils_jax.scoring import jsonable
 
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
         check_output(path)
     store = Store(args.data)
     chosen, skipped = choose_records(store, args, protocol)
+    decodes = args.checkpoint is not None
     seeds = [protocol.seed + i for i in range(args.seeds)]
     mesh, notes = find_mesh(args.flame, store.expression_basis)
     predict, source = make_predict(args, store, protocol, [name for _, name in chosen])
@@ -69,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
         "metrics": tally.metrics(),
         "clips": {"ranked_by": tally.ranking, **tally.extremes()},
         "settings": {
-            "protocol": protocol.settings(),
-            "seeds": seeds,
+            "protocol": protocol.settings(decodes=decodes),
+            "seeds": seeds if decodes else [],
             "limit": args.limit,
             "motion_from": args.checkpoint or args.motion,
             "source": source,
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
             "store": str(args.data),
             "split": args.split,
             "conversations": len(chosen),
-            "scored_hours": tally.frames / 25 / 3600,
+            "scored_hours": tally.frames / FPS / 3600,
             "made_with": store.manifest["settings"],
         },
         "skipped": skipped,
@@ -133,7 +135,7 @@ def choose_records(store: Any, args: argparse.Namespace, protocol: Any) -> tuple
     for i, record in enumerate(store.records(args.split)):
         if args.limit is not None and len(chosen) == args.limit:
             break
-        reason = unfit(record, protocol, needs_audio=bool(args.checkpoint))
+        reason = unfit(record, protocol, needs_audio=args.checkpoint is not None)
         if reason is None:
             chosen.append((i, record["name"]))
         else:

@@ -1,0 +1,125 @@
+"""What importing costs and needs, seen in fresh processes, and that every module has its place in the layers."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import unils_jax
+
+PACKAGE = Path(unils_jax.__file__).parent
+# What GPU images often lack, and the extras.
+OPTIONAL = (
+    "grain",
+    "ml_collections",
+    "tensorboardX",
+    "pyvista",
+    "vtkmodules",
+    "tensorflow_datasets",
+    "tensorflow",
+    "clu",
+)
+CORE = (
+    "unils_jax.models.unils",
+    "unils_jax.models.flame",
+    "unils_jax.models.standin",
+    "unils_jax.train.step",
+    "unils_jax.train.config",
+    "unils_jax.decode",
+    "unils_jax.evaluate",
+    "unils_jax.load",
+    "unils_jax.render",
+    "unils_jax.config",
+)
+
+
+def loaded_after(program: str, missing: tuple[str, ...] = ()) -> set[str]:
+    """The top-level modules that a fresh process holds after `program`; importing one of `missing` fails there."""
+    blocked = f"import sys\nfor name in {missing!r}: sys.modules[name] = None\n"
+    listed = "\nprint(*sorted({name.partition('.')[0] for name, module in sys.modules.items() if module is not None}))"
+    command = [sys.executable, "-c", blocked + program + listed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_imports_nothing_else():
+    assert not loaded_after("import unils_jax") & {"jax", "flax", "numpy", "torch", "scipy"}
+
+
+def test_models_step_and_decode_need_no_data_library():
+    loaded = loaded_after("\n".join(f"import {module}" for module in CORE), OPTIONAL)
+    assert {"jax", "flax", "unils_jax"} <= loaded
+    assert not loaded & {"torch", "transformers", "data_pipelines", *OPTIONAL}
+
+
+TRAIN_AND_DECODE = """
+import jax
+import numpy as np
+from flax import nnx
+from unils_jax.decode import Sampling, decode
+from unils_jax.models.codec import CodecConfig
+from unils_jax.models.logmel import LogMelConfig
+from unils_jax.models.prior import PriorConfig
+from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.nn.params import split
+from unils_jax.stages import CODEC, Objective
+from unils_jax.train.optimizer import OptimizerConfig
+from unils_jax.train.step import init_state, make_train_step
+jax.config.update("jax_disable_most_optimizations", True)
+codec = CodecConfig(code_dim=4, scales=(1, 100), width=4, depth=1, num_heads=1)
+config = ModelConfig(codec, PriorConfig(4, 1, 1, audio_dim=2), logmel=LogMelConfig(2, 0))
+model = UniLS(config, rngs=nnx.Rngs(0))
+graphdef, params = split(model)
+trainable, frozen = CODEC.split(params)
+step = make_train_step(CODEC, graphdef, Objective(), OptimizerConfig())
+batch = {"motion": np.zeros((1, 100, 108), np.float32)}
+state, metrics = step(init_state(trainable, OptimizerConfig()), frozen, batch, jax.random.key(0))
+assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
+assert decode(model, np.zeros(640, np.float32), sampling=Sampling(0.0, 1.0)).shape == (1, 1, 108)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_trains_a_step_and_decodes_without_the_data_libraries():
+    assert "torch" not in loaded_after(TRAIN_AND_DECODE, OPTIONAL)
+
+
+def test_the_command_line_answers_without_starting_jax():
+    program = "from unils_jax.main import main\ntry: main(['decode', '--help'])\nexcept SystemExit: pass"
+    assert not loaded_after(program) & {"jax", "flax", "scipy", "torch"}
+
+
+def test_every_command_imports_only_when_it_runs():
+    commands = [f"import unils_jax.commands.{path.stem}" for path in (PACKAGE / "commands").glob("[!_]*.py")]
+    assert len(commands) >= 5
+    assert not loaded_after("\n".join(commands)) & {"jax", "flax", "torch", "grain", "av", "matplotlib"}
+
+
+@pytest.mark.parametrize("folder", ["unils_jax", "data_pipelines"])
+def test_no_module_defers_its_annotations(folder):
+    """The shapes in them are checked under pytest, which needs them evaluated."""
+    for path in (PACKAGE.parent / folder).rglob("*.py"):
+        assert "from __future__ import annotations" not in path.read_text(), path
+
+
+def test_every_module_has_a_layer():
+    pyproject = PACKAGE.parent / "pyproject.toml"
+    contracts = tomllib.loads(pyproject.read_text())["tool"]["importlinter"]["contracts"]
+    named = {module.strip() for line in contracts[0]["layers"] for module in line.split("|")}
+    modules = {f"unils_jax.{path.stem}" for path in PACKAGE.glob("[!_]*.py")}
+    modules |= {f"unils_jax.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert named == modules | {"data_pipelines"}
+
+
+def test_packages_of_the_wheel_are_all_there_are():
+    pyproject = PACKAGE.parent / "pyproject.toml"
+    listed = set(tomllib.loads(pyproject.read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        for folder in ("unils_jax", "data_pipelines")
+        for path in (PACKAGE.parent / folder).rglob("__init__.py")
+    }
+    assert listed == found | {"unils_jax.configs"}

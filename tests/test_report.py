@@ -1,0 +1,136 @@
+"""The three files of an evaluation."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from test_scoring import person
+
+from unils_jax.report import (
+    COLUMNS,
+    PUBLISHED,
+    comparison,
+    dualtalk_comparison,
+    markdown,
+    page,
+    report_paths,
+    write_report,
+)
+from unils_jax.scoring import Tally, jsonable
+
+
+class Tags(HTMLParser):
+    """Collects pictures and checks that tags close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.pictures, self.outside = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.outside += [attrs[name] for name in ("href", "src") if not attrs.get(name, "data:").startswith("data:")]
+        if tag == "img":
+            self.pictures.append(attrs["src"])
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def tally():
+    split = Tally(None, "standin", np.zeros(108, np.float32), np.ones(108, np.float32))
+    split.add("first & <foremost>", [[person(1)]])
+    split.add("second", [[person(2)]])
+    return split
+
+
+@pytest.fixture(scope="module")
+def report(tally):
+    return jsonable(
+        {
+            "metrics": tally.metrics(),
+            "settings": {
+                "protocol": {"name": "unils-release"},
+                "seeds": [42],
+                "expression_basis": "standin",
+                "motion_from": "runs/<x>",
+            },
+            "data": {"store": "data", "split": "test", "conversations": 2, "scored_hours": 0.01},
+            "skipped": [{"name": "third", "reason": "too | short"}],
+            "notes": ["A note."],
+            "versions": {"unils": "0"},
+            "pictures": tally.pictures(),
+            "time": {},
+            "host": {},
+        }
+    )
+
+
+def test_the_published_rows_stand_above_ours(report):
+    rows = comparison(report)
+    assert [row[0] for row in rows[1:-1]] == list(PUBLISHED)
+    assert rows[0][1:] == list(COLUMNS) and all(len(row) == len(rows[0]) for row in rows)
+    paper = dict(zip(rows[0], rows[-2], strict=True))
+    assert (paper["LVE"], paper["listening FDD"], paper["F-FID"], paper["P-FID"]) == ("5.83", "17.12", "4.304", "0.038")
+    ours = dict(zip(rows[0], rows[-1], strict=True))
+    assert ours["LVE"] == "–"  # no vertices
+    assert ours["F-FID"] == f"{report['metrics']['fid/both/expression_fid']['mean']:.4g}"
+
+
+def test_dualtalks_rows_are_in_the_published_units(report):
+    rows = dualtalk_comparison(report)
+    assert all(len(row) == len(rows[0]) for row in rows)
+    ours, metrics = dict(zip(rows[0], rows[-1], strict=True)), report["metrics"]
+    assert ours["FD jaw x 10^3"] == f"{1000 * metrics['dualtalk/fd/jaw']['mean']:.4g}"
+    assert ours["SID expression"] == f"{metrics['dualtalk/sid/expression']['mean']:.4g}"
+
+
+def test_markdown_tables_are_rectangular(report):
+    text = markdown(report)
+    widths = {}
+    for i, block in enumerate(re.split(r"\n\n", text)):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        widths[i] = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert all(len(width) <= 1 for width in widths.values())
+    assert "too \\| short" in text and "A note." in text and '"seeds"' in text
+
+
+def test_the_page_needs_no_other_file_and_is_well_formed(report, tally):
+    tags = Tags()
+    text = page(report, tally.traces())
+    tags.feed(text)
+    assert tags.open == [] and tags.outside == []
+    assert len(tags.pictures) == 6  # bars, distances, distributions, spectra, best and worst clip
+    for picture in tags.pictures:
+        kind, _, content = picture.partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        assert ElementTree.fromstring(base64.b64decode(content)).tag.endswith("svg")
+    assert "first &amp; &lt;foremost&gt;" in text and "runs/&lt;x&gt;" in text
+
+
+def test_the_same_report_gives_the_same_page(report, tally):
+    assert page(report, tally.traces()) == page(report, tally.traces())
+
+
+def test_three_files_are_written(tmp_path, report, tally):
+    paths = write_report(tmp_path / "report.json", report, tally.traces())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["REPORT.md", "report.html", "report.json"]
+    assert json.loads(paths["json"].read_text()) == report
+    assert report_paths("x/clean.json")["markdown"].name == "CLEAN.md"
+
+
+def test_a_report_with_nothing_defined_can_be_drawn(report):
+    empty = {
+        **report,
+        "metrics": {name: {**e, "mean": None, "interval": None} for name, e in report["metrics"].items()},
+    }
+    empty["pictures"] = {**report["pictures"], "spectra": {"frequencies_hz": [1.0]}}
+    tags = Tags()
+    tags.feed(page(empty, {}))
+    assert len(tags.pictures) == 3

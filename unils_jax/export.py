@@ -1,0 +1,230 @@
+"""Our checkpoints as release files: keys, config tree and model card, written, read back and compared.
+
+A `.pt` is what the release's own code and `torch_twin` load; a `.safetensors` with its JSON holds the same without
+pickle. torch is imported for a `.pt` only.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output, check_output
+from unils_jax.load import Checkpoint, load
+from unils_jax.models.codec import CodecConfig
+from unils_jax.models.prior import PriorConfig
+from unils_jax.motion import FPS, SAMPLE_RATE
+from unils_jax.torch_keys import LOADERS, to_torch, torch_views
+
+NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
+PIPELINES = {"dialogue": "arlora_trainer.ARLoRATrainer"}
+DATASETS = {"dialogue": ("SeamlessInteractionTalk", "sitalk_data.SeamlessInteractionTalkData")}
+LOSS_NAMES = {
+    "vq": "VQ_WEIGHT",
+    "motion": "EXP_WEIGHT",
+    "pose": "POSE_WEIGHT",
+    "velocity": "HEAD_VEL_WEIGHT",
+    "smooth": "HEAD_SMOOTH_WEIGHT",
+    "mesh": "MESH_WEIGHT",
+    "lips": "LIPS_WEIGHT",
+}
+UNKNOWN = "..."  # paths of other machines: the release's code sets those that it needs
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the torch state dict, its config tree and, in words, what its users must be told."""
+
+    state: dict[str, np.ndarray]
+    meta_cfg: dict[str, Any]
+    warnings: list[str]
+
+
+def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str) -> Exported:
+    """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it as Markdown.
+
+    All files appear together, after the weights were read back and found equal bit for bit. Raises UserError for
+    another suffix, an unwritable folder, weights that are not finite, and a `.pt` where torch is not installed.
+    """
+    path = check_output(path, ".pt", ".safetensors")
+    checkpoint = checkpoint.merged()
+    exported = release_contents(checkpoint)
+    write = _write_safetensors if path.suffix == ".safetensors" else _write_pt
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(atomic_output(path.with_suffix(".md"))).write_text(card)
+            if path.suffix == ".safetensors":
+                stack.enter_context(atomic_output(path.with_suffix(".json")))
+            partial = stack.enter_context(atomic_output(path))
+            write(partial, exported.state, exported.meta_cfg)
+            _compare(load(partial), checkpoint, exported)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}; choose another output folder") from None
+    return exported
+
+
+def release_contents(checkpoint: Checkpoint) -> Exported:
+    """State dict (contiguous float32, without the audio encoder) and config tree of a merged checkpoint."""
+    params = {path: value for path, value in checkpoint.params.items() if not path.startswith("audio_encoder/")}
+    # Copies, not ascontiguousarray: that leaves odd strides on axes of length 1, and the bytes of a file should repeat.
+    views = sorted(torch_views(params, checkpoint.config.stage), key=lambda item: item[0])
+    state = {key: np.array(view, np.float32, order="C") for key, view in views}
+    broken = [key for key, array in state.items() if not np.isfinite(array).all()]
+    if broken:
+        raise UserError(
+            f"{len(broken)} tensors hold values that are not finite: {', '.join(broken[:10])}; export an earlier step"
+        )
+    warnings = []
+    if checkpoint.config.logmel is not None:
+        warnings.append(
+            "the model hears through our log-mel front end, which the release's code lacks: there the weights load, "
+            "but speech means nothing to them"
+        )
+    if checkpoint.expression_basis != "flame":
+        warnings.append(
+            f"the expression channels are of the {checkpoint.expression_basis!r} basis: a FLAME head shows them wrongly"
+        )
+    # Through JSON: pickle writes a text that occurs twice by its identity, and bytes should repeat.
+    return Exported(state, json.loads(json.dumps(make_meta_cfg(checkpoint))), warnings)
+
+
+def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The release's config tree of a checkpoint; a release file's own is passed on as it is.
+
+    Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths are left out.
+    Two names are ours: EXPRESSION_BASIS, and MODEL.LOGMEL where the model has that front end.
+    """
+    if checkpoint.meta_cfg is not None:
+        return checkpoint.meta_cfg
+    stage, run = checkpoint.config.stage, checkpoint.run
+    dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
+    frames = checkpoint.config.codec.window_frames
+    model = _model_tree(checkpoint)
+    return {
+        "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
+        "DATASET": {
+            "NAME": dataset,
+            "LOADER": loader,
+            "CLIP_LENGTH": frames,
+            "PREV_LENGTH": frames,
+            "STYLE_LENGTH": frames,
+            "MOTION_FPS": int(FPS),
+            "AUDIO_SAMPLE_RATE": SAMPLE_RATE,
+            "DATA_PATH": UNKNOWN,
+            "META_PATH": UNKNOWN,
+        },
+        "MODEL": model,
+        "TRAINER": {} if run is None else _trainer_tree(run),
+        "LOSS_KWARGS": {} if run is None else _loss_tree(run),
+        "EXP_STR": f"{model['NAME']}_{dataset}",
+        "TIME_STR": UNKNOWN,
+        "DUMP_DIR": UNKNOWN,
+        "EXPRESSION_BASIS": checkpoint.expression_basis,
+    }
+
+
+def _model_tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    config, run = checkpoint.config, checkpoint.run
+    stage, prior = config.stage, config.prior
+    loader = next(loader for loader, of in LOADERS.items() if of == stage)
+    tree: dict[str, Any] = {"NAME": NAMES[stage] + ("S" if _is_small(config.codec, prior) else ""), "LOADER": loader}
+    codec = {
+        "MOTION_DIM": config.codec.motion_dim,
+        "V_CODE_DIM": config.codec.code_dim,
+        "V_PATCH_NUMS": list(config.codec.scales),
+        "T_DEPTH": config.codec.depth,
+        "T_NUM_HEADS": config.codec.num_heads,
+        "T_HIDDEN_DIM": config.codec.width,
+        "STATS_PATH": "talk_motion_stats.json",
+    }
+    codec_loader = next(loader for loader, of in LOADERS.items() if of == "codec")
+    # The release's inference code writes into VAE_CONFIG, so it is there whatever the model.
+    vae_config = {"VAE_CONFIG": {"LOADER": codec_loader, **codec, "VAE_PATH": UNKNOWN}}
+    if prior is None:
+        return tree | codec | vae_config
+    noise = {} if run is None else run["noise"]
+    if stage == "dialogue":
+        tree["AUDIO_ENCODER"] = "wav2vec" if config.logmel is None else "logmel"
+    tree |= {
+        "T_DEPTH": prior.depth,
+        "T_NUM_HEAD": prior.num_heads,
+        "T_EMBED_DIM": prior.width,
+        "FLIP_QUANT": noise.get("max_flip_percent", 30) / 100,
+        "PREV_FREE": noise.get("prev_drop", 0.1),
+        "STYLE_FREE": noise.get("style_drop", 0.1),
+    }
+    if stage == "dialogue":
+        tree |= {"AUDIO_FREE": noise.get("audio_drop", 0.1), "PRETRAIN_PATH": None}
+        if config.logmel is not None:
+            tree["LOGMEL"] = {key.upper(): value for key, value in vars(config.logmel).items()}
+    return tree | vae_config
+
+
+def _is_small(codec: CodecConfig, prior: PriorConfig | None) -> bool:
+    """Whether the sizes are the paper's small ones, whose names end in S."""
+    small = CodecConfig(scales=(1, 25, 50, 100), width=384, depth=6, num_heads=6)
+    return codec == small and (prior is None or (prior.width, prior.depth, prior.num_heads) == (384, 6, 6))
+
+
+def _trainer_tree(run: Mapping[str, Any]) -> dict[str, Any]:
+    optimizer = run["optimizer"]
+    return {
+        "BATCH_SIZE": run["data"]["batch_size"],
+        "TRAIN_ITER": run["num_steps"],
+        "CHECK_INTERVAL": run["checkpoint_every"],
+        "NAME": "Adam",
+        "WARMUP_ITER": optimizer["warmup_steps"],
+        "LR_DECAY_RATE": optimizer["final_factor"],
+        "LR_DECAY_ITER": optimizer["decay_steps"],
+        "LEARNING_RATE": optimizer["rate"],
+        "USING_EMA": True,
+        "EMA_DECAY": optimizer["ema_decay"],
+        "EMA_UPDATE_FREQ": 1,
+    }
+
+
+def _loss_tree(run: Mapping[str, Any]) -> dict[str, float]:
+    if run["stage"] != "codec":
+        return {"CE_WEIGHT": 1.0}
+    return {name: run["loss"][ours] for ours, name in LOSS_NAMES.items()}
+
+
+def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:
+    path.write_bytes(save(dict(state)))
+    path.with_suffix(".json").write_text(json.dumps(meta_cfg, indent=1) + "\n")
+
+
+def _write_pt(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "writing a .pt needs PyTorch: pip install 'unils-jax[torch]', or name the output .safetensors"
+        ) from None
+    model = {key: torch.tensor(array) for key, array in state.items()}
+    # Through an open file, not by its name: torch writes the name into the archive, and bytes should repeat.
+    with open(path, "wb") as file:
+        torch.save({"model": model, "meta_cfg": dict(meta_cfg)}, file)
+
+
+def _compare(found: Checkpoint, wanted: Checkpoint, exported: Exported) -> None:
+    """Raises OSError where what was read back is not what was written."""
+    differences = [name for name in ("expression_basis",) if getattr(found, name) != getattr(wanted, name)]
+    if found.config != replace(wanted.config, wav2vec2=None):
+        differences.append("sizes")
+    if found.meta_cfg != exported.meta_cfg:
+        differences.append("meta_cfg")
+    state = to_torch(found.params, found.config.stage)
+    if set(state) != set(exported.state):
+        differences.append("keys")
+    else:
+        differences += [k for k, v in exported.state.items() if not np.array_equal(v.view("u4"), state[k].view("u4"))]
+    if differences:
+        raise OSError(f"read back, these differ: {', '.join(differences[:10])}; the disk may be damaged")
