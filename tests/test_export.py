@@ -170,6 +170,23 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(tiny_runs, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_config_that_was_cut_is_named(tiny_runs, tmp_path, capsys):
+    workdir = tiny_runs.copy("codec", tmp_path / "run")
+    path = workdir / "checkpoints" / "6" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["config"]["data"]
+    path.write_text(json.dumps(meta))
+    assert run_unils("export", "--checkpoint", workdir, "--out", tmp_path / "out" / "x.safetensors") == 2
+    assert "config lacks 'data'" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_damaged_log_of_metrics_costs_the_card_its_figures_only(tiny_runs, tmp_path):
+    workdir = tiny_runs.copy("codec", tmp_path / "run")
+    (workdir / "metrics.jsonl").write_bytes(b"\xff\n" + b"[" * 100_000 + b'\n[1]\n{"step": "x"}\n')
+    assert "None are recorded" in model_card(load(workdir), "x.pt")
+
+
 def test_raw_weights_of_a_file_are_refused(release, tmp_path, capsys):
     out = tmp_path / "x.safetensors"
     assert run_unils("export", "--checkpoint", release.codec, "--out", out, "--raw") == 2

@@ -113,7 +113,7 @@ def test_fewer_inputs_give_the_same_logits_of_fewer_scales(prior, arguments):
     style, prev, inputs, *_ = arguments
     first = prior(style, prev, inputs[:, :0])
     assert first.shape == (2, 1, CODE_DIM, 2)
-    np.testing.assert_allclose(first, prior(style, prev, inputs)[:, :1], atol=1e-5)
+    np.testing.assert_allclose(first, prior(style, prev, inputs)[:, :1], atol=1e-4)  # two programs of one model
 
 
 @pytest.mark.parametrize("index", range(5), ids=["style", "prev", "inputs", "own_audio", "other_audio"])

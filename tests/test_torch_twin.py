@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-j
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.torch_runs import LoRALinear, add_lora, decode, draw_noise, make_optimizer, train_step  # noqa: E402
-from unils_jax.torch_twin import TwinGenerator, build_twin, load_twin  # noqa: E402
+from unils_jax.torch_twin import TwinGenerator, build_twin, load_twin, rotary_table  # noqa: E402
 from unils_jax.torch_wav2vec2 import TwinWav2Vec2, load_wav2vec2  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -231,6 +231,15 @@ def test_sampled_bits_have_the_probabilities_of_ours(dialogue, audio):
     first = torch.stack([result.bits[0, 0] for result in results]).float().mean(0)
     p = np.asarray(unils_jax.decode.top_p_probability(jax.numpy.asarray(results[0].logits[0, 0].numpy()), 0.97))
     np.testing.assert_allclose(first, p, atol=4 * (0.25 / draws) ** 0.5)
+
+
+def test_a_decode_in_inference_mode_does_not_spoil_training(release):
+    prior, batch = load_twin(release.prior), solo_batch()
+    rotary_table.cache_clear()
+    with torch.inference_mode():
+        decode(prior, style=batch["style"][:1], num_chunks=1)
+    prior.loss(batch).backward()
+    assert prior.sos_embed.grad.abs().sum() > 0
 
 
 def test_a_dialogue_without_its_encoder_still_takes_features(release):

@@ -1,8 +1,10 @@
 """What tests of the command line share, made once a session: tiny runs of the three stages, and a release's files."""
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,25 +93,48 @@ class TinyRuns:
         return shutil.copytree(self.workdirs[stage], to)
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` filled, one for all of pytest's worker processes."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder = shared / name
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> Path:
     """A synthetic store of three conversations of twelve seconds."""
-    store = tmp_path_factory.mktemp("data") / "store"
-    assert run_unils("data", "synth", "--out", store, "--conversations", "3", "--minutes", "0.2") == 0
-    return store
+
+    def make(folder: Path) -> None:
+        flags = ["--conversations", "3", "--minutes", "0.2"]
+        assert run_unils("data", "synth", "--out", folder / "store", *flags) == 0
+
+    return made_once(tmp_path_factory, "tiny_data", make) / "store"
 
 
 @pytest.fixture(scope="session")
 def tiny_runs(tmp_path_factory, tiny_store) -> TinyRuns:
     """The three stages, trained for six steps each through `unils train`."""
-    folder = tmp_path_factory.mktemp("runs")
-    # A step that was compiled once is not compiled again for the runs that resume.
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-    configs = {stage: write_tiny_config(folder / f"{stage}.py", stage, tiny_store) for stage in STAGES}
-    runs = TinyRuns(tiny_store, configs, {stage: folder / stage for stage in STAGES})
-    for stage in STAGES:
-        assert runs.train(stage, runs.workdirs[stage]) == 0
-    return runs
+
+    def runs_in(folder: Path) -> TinyRuns:
+        # A step that was compiled once is not compiled again for the runs that resume.
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        configs = {stage: folder / f"{stage}.py" for stage in STAGES}
+        return TinyRuns(tiny_store, configs, {stage: folder / stage for stage in STAGES})
+
+    def make(folder: Path) -> None:
+        runs = runs_in(folder)
+        for stage in STAGES:
+            write_tiny_config(runs.configs[stage], stage, tiny_store)
+            assert runs.train(stage, runs.workdirs[stage]) == 0
+
+    return runs_in(made_once(tmp_path_factory, "tiny_runs", make))
 
 
 def transformers_config(w2v: dict) -> dict:

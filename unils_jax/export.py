@@ -20,8 +20,11 @@ from unils_jax.files import atomic_output, check_output
 from unils_jax.load import Checkpoint, load
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
+from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import FPS, SAMPLE_RATE
+from unils_jax.stages import NoiseRates
 from unils_jax.torch_keys import LOADERS, to_torch, torch_views
+from unils_jax.train.config import RunConfig, run_config
 
 NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
 PIPELINES = {"dialogue": "arlora_trainer.ARLoRATrainer"}
@@ -103,10 +106,11 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     if checkpoint.meta_cfg is not None:
         return checkpoint.meta_cfg
-    stage, run = checkpoint.config.stage, checkpoint.run
+    stage = checkpoint.config.stage
+    run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
     frames = checkpoint.config.codec.window_frames
-    model = _model_tree(checkpoint)
+    model = _model_tree(checkpoint.config, NoiseRates() if run is None else run.noise)
     return {
         "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
         "DATASET": {
@@ -130,8 +134,7 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _model_tree(checkpoint: Checkpoint) -> dict[str, Any]:
-    config, run = checkpoint.config, checkpoint.run
+def _model_tree(config: ModelConfig, noise: NoiseRates) -> dict[str, Any]:
     stage, prior = config.stage, config.prior
     loader = next(loader for loader, of in LOADERS.items() if of == stage)
     tree: dict[str, Any] = {"NAME": NAMES[stage] + ("S" if _is_small(config.codec, prior) else ""), "LOADER": loader}
@@ -149,19 +152,18 @@ def _model_tree(checkpoint: Checkpoint) -> dict[str, Any]:
     vae_config = {"VAE_CONFIG": {"LOADER": codec_loader, **codec, "VAE_PATH": UNKNOWN}}
     if prior is None:
         return tree | codec | vae_config
-    noise = {} if run is None else run["noise"]
     if stage == "dialogue":
         tree["AUDIO_ENCODER"] = "wav2vec" if config.logmel is None else "logmel"
     tree |= {
         "T_DEPTH": prior.depth,
         "T_NUM_HEAD": prior.num_heads,
         "T_EMBED_DIM": prior.width,
-        "FLIP_QUANT": noise.get("max_flip_percent", 30) / 100,
-        "PREV_FREE": noise.get("prev_drop", 0.1),
-        "STYLE_FREE": noise.get("style_drop", 0.1),
+        "FLIP_QUANT": noise.max_flip_percent / 100,
+        "PREV_FREE": noise.prev_drop,
+        "STYLE_FREE": noise.style_drop,
     }
     if stage == "dialogue":
-        tree |= {"AUDIO_FREE": noise.get("audio_drop", 0.1), "PRETRAIN_PATH": None}
+        tree |= {"AUDIO_FREE": noise.audio_drop, "PRETRAIN_PATH": None}
         if config.logmel is not None:
             tree["LOGMEL"] = {key.upper(): value for key, value in vars(config.logmel).items()}
     return tree | vae_config
@@ -173,27 +175,27 @@ def _is_small(codec: CodecConfig, prior: PriorConfig | None) -> bool:
     return codec == small and (prior is None or (prior.width, prior.depth, prior.num_heads) == (384, 6, 6))
 
 
-def _trainer_tree(run: Mapping[str, Any]) -> dict[str, Any]:
-    optimizer = run["optimizer"]
+def _trainer_tree(run: RunConfig) -> dict[str, Any]:
+    optimizer = run.optimizer
     return {
-        "BATCH_SIZE": run["data"]["batch_size"],
-        "TRAIN_ITER": run["num_steps"],
-        "CHECK_INTERVAL": run["checkpoint_every"],
+        "BATCH_SIZE": run.data.batch_size,
+        "TRAIN_ITER": run.num_steps,
+        "CHECK_INTERVAL": run.checkpoint_every,
         "NAME": "Adam",
-        "WARMUP_ITER": optimizer["warmup_steps"],
-        "LR_DECAY_RATE": optimizer["final_factor"],
-        "LR_DECAY_ITER": optimizer["decay_steps"],
-        "LEARNING_RATE": optimizer["rate"],
+        "WARMUP_ITER": optimizer.warmup_steps,
+        "LR_DECAY_RATE": optimizer.final_factor,
+        "LR_DECAY_ITER": optimizer.decay_steps,
+        "LEARNING_RATE": optimizer.rate,
         "USING_EMA": True,
-        "EMA_DECAY": optimizer["ema_decay"],
+        "EMA_DECAY": optimizer.ema_decay,
         "EMA_UPDATE_FREQ": 1,
     }
 
 
-def _loss_tree(run: Mapping[str, Any]) -> dict[str, float]:
-    if run["stage"] != "codec":
+def _loss_tree(run: RunConfig) -> dict[str, float]:
+    if run.stage != "codec":
         return {"CE_WEIGHT": 1.0}
-    return {name: run["loss"][ours] for ours, name in LOSS_NAMES.items()}
+    return {name: getattr(run.loss, ours) for ours, name in LOSS_NAMES.items()}
 
 
 def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:

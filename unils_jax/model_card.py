@@ -7,6 +7,7 @@ from typing import Any
 
 from unils_jax import __version__
 from unils_jax.load import Checkpoint
+from unils_jax.train.config import RunConfig, run_config
 
 TITLES = {
     "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",
@@ -24,9 +25,10 @@ languages of its training data; on others it is worse in ways that nobody has me
 def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = None, raw: bool = False) -> str:
     """Markdown for a checkpoint exported as `file_name`: facts of its run, without paths of this machine."""
     stage = checkpoint.config.stage
+    run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
     sections = {
-        "Data": _data(checkpoint),
-        "Training": _training(checkpoint, raw),
+        "Data": _data(run, checkpoint.expression_basis),
+        "Training": _training(checkpoint, run, raw),
         "Metrics": _metrics(checkpoint),
         "How to load": _loading(checkpoint, file_name),
         "Licence": f"{license or NO_LICENSE}\n\n{_inherited(checkpoint)}",
@@ -36,13 +38,12 @@ def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = 
     return f"# {TITLES[stage]}\n\n`{file_name}`, written by unils_jax {__version__}.\n\n{body}"
 
 
-def _data(checkpoint: Checkpoint) -> str:
-    run, basis = checkpoint.run, checkpoint.expression_basis
+def _data(run: RunConfig | None, basis: str) -> str:
     lines = []
     if run is None:
         lines.append("The file these weights came from names its training data in its own description only.")
     else:
-        lines.append(f"Trained on the store `{Path(run['data']['store']).name}`.")
+        lines.append(f"Trained on the store `{Path(run.data.store).name}`.")
     if basis == "flame":
         lines.append("108 channels at 25 frames/s in FLAME's basis: expression 100, head rotation 3, jaw 1, eyes 4.")
     else:
@@ -53,15 +54,15 @@ def _data(checkpoint: Checkpoint) -> str:
     return "\n".join(lines)
 
 
-def _training(checkpoint: Checkpoint, raw: bool) -> str:
-    config, run = checkpoint.config, checkpoint.run
+def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
+    config = checkpoint.config
     lines = []
     if run is not None:
         lines.append(
-            f"- {checkpoint.source['step']:,} of {run['num_steps']:,} steps of {run['data']['batch_size']} windows, "
-            f"AdamW, rate {run['optimizer']['rate']:g}, seed {run['seed']}"
+            f"- {checkpoint.source['step']:,} of {run.num_steps:,} steps of {run.data.batch_size} windows, "
+            f"AdamW, rate {run.optimizer.rate:g}, seed {run.seed}"
         )
-        average = f"averaged over the run (decay {run['optimizer']['ema_decay']:g})"
+        average = f"averaged over the run (decay {run.optimizer.ema_decay:g})"
         lines.append(f"- weights {'of the last step, without averaging' if raw else average}")
     if "adapter" in checkpoint.source:
         lines.append(f"- the adapter {checkpoint.source['adapter']!r} merged into its base")
@@ -105,7 +106,7 @@ def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]
         for line in path.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the torn last line of a killed run
             if isinstance(row, Mapping) and isinstance(row.get("step"), int) and row["step"] <= step:
                 rows[str(row.get("split"))] = dict(row)

@@ -47,6 +47,7 @@ class Noise(NamedTuple):
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept, so it must serve training, too, whoever asks first
 def rotary_table(positions: tuple[int, ...], head_dim: int, device: torch.device) -> Tensor:
     """Cosine and sine [2, L, K/2] of the positions, base 10000."""
     frequencies = 1 / 10_000 ** (torch.arange(0, head_dim, 2, device=device) / head_dim)

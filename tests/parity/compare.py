@@ -12,7 +12,7 @@ from unils_jax.stages import Batch, Stage, generator_logits
 from unils_jax.torch_keys import torch_views
 
 TABLE, LAYER, MODEL = 1e-6, 1e-5, 1e-4  # tolerances of constants and single operations, of a layer, of a whole model
-GRADIENT = 1e-4  # of a gradient, relative to the largest entry of its tensor
+GRADIENT = 1e-5  # of a gradient, relative to the largest entry of its tensor
 TRAINED = 1e-4  # of weights after five updates: Adam amplifies rounding where a gradient is near zero
 RECORDED = 1e-6  # of losses, norms and rates while training, relative
 
