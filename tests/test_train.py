@@ -156,8 +156,12 @@ def test_a_save_that_was_cut_short_is_not_taken_for_a_checkpoint(tiny_runs, tmp_
     step = workdir / "checkpoints" / str(CHECKPOINT_EVERY)
     step.rename(step.with_name(f"{step.name}.orbax-checkpoint-tmp-0"))
     assert tiny_runs.train("prior", workdir) == 0
-    for name in ("params", "frozen"):
-        assert_same(item(workdir, NUM_STEPS, name), item(tiny_runs.workdirs["prior"], NUM_STEPS, name))
+    assert_same(item(workdir, NUM_STEPS, "frozen"), item(tiny_runs.workdirs["prior"], NUM_STEPS, "frozen"))
+    # Fresh weights are drawn by small programs that another test of this process may have compiled with other
+    # optimisations than the process that made the tiny runs: they may differ in the last bit.
+    fresh, first = item(workdir, NUM_STEPS, "params"), item(tiny_runs.workdirs["prior"], NUM_STEPS, "params")
+    for path, value in fresh.items():
+        np.testing.assert_allclose(value, first[path], atol=1e-5, err_msg=path)
 
 
 def test_old_checkpoints_are_removed_as_the_config_says(tiny_runs, tmp_path):

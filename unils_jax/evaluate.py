@@ -60,7 +60,7 @@ def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, .
         p = bits[:, tokens].mean((0, 1)).clip(1e-9, 1 - 1e-9)
         entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
         total += entropy * (tokens.stop - tokens.start)
-    return total / sum(scales)
+    return float(total / sum(scales))
 
 
 def with_other_audio(batch: Batch) -> Batch:
