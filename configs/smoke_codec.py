@@ -10,14 +10,14 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("codec")
-    config.num_steps = 900
+    config.num_steps = 1400
     config.expression_basis = "standin"
     config.head = "standin"
     config.data.update({"batch_size": 8, "num_workers": 0})
     config.model.codec.update({"code_dim": 32, "width": 96, "depth": 2, "num_heads": 2})
     config.optimizer.update({"rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99})
     config.log_every = 50
-    config.eval_every = 300
+    config.eval_every = 350
     config.eval_batches = 4
-    config.checkpoint_every = 500
+    config.checkpoint_every = 700
     return config

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from unils_jax.audio import frame_loudness, pad_pair, read_audio, resample, write_wav
+from unils_jax.audio import frame_loudness, read_audio, resample, write_wav
 from unils_jax.errors import UserError
 
 
@@ -121,12 +121,6 @@ def test_a_truncated_wav_gives_what_is_there(tmp_path):
 def test_a_rate_below_one_is_refused():
     with pytest.raises(UserError, match="sample rate"):
         resample(tone(16000), 0)
-
-
-def test_the_shorter_track_of_a_pair_ends_in_silence():
-    a, b = pad_pair(np.ones(5, np.float32), np.ones(3, np.float32))
-    np.testing.assert_array_equal(a, np.ones(5))
-    np.testing.assert_array_equal(b, [1, 1, 1, 0, 0])
 
 
 def test_loudness_of_a_full_scale_sine_is_minus_3_db_and_silence_is_the_floor():

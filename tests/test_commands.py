@@ -178,3 +178,15 @@ def test_a_bug_of_ours_is_a_traceback_and_exit_status_1():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "RuntimeError: ours" in done.stderr
+
+
+def test_a_real_conversation_decodes_to_every_frame(tiny_runs, tmp_path):
+    folder = os.environ.get("UNILS_REAL_DATA")
+    if not folder:
+        pytest.skip("needs outside data: set UNILS_REAL_DATA to a folder with dialogue_speaker1.wav and _speaker2.wav")
+    tracks = [Path(folder) / f"dialogue_speaker{person}.wav" for person in (1, 2)]
+    files = ["--audio", tracks[0], "--audio2", tracks[1], "--out", tmp_path / "m.npz", "--video", tmp_path / "v.mp4"]
+    assert run_unils("decode", "--checkpoint", tiny_runs.workdirs["dialogue"], *files) == 0
+    motion = load_motion(tmp_path / "m.npz").motion  # refuses what is not finite
+    assert motion.shape == (2, 588, 108)
+    assert (tmp_path / "v.mp4").stat().st_size > 10_000

@@ -66,7 +66,7 @@ def test_a_workdir_returns_from_a_file_bit_for_bit(tiny_runs, tmp_path, suffix, 
     assert same(again.params, ours.params)
     assert ("log-mel" in caplog.text) == (stage == "dialogue")
     assert "basis" in caplog.text
-    expected = {"model.md", out.name} | ({"model.json"} if suffix == "safetensors" else set())
+    expected = {f"{out.name}.md", out.name} | ({"model.json"} if suffix == "safetensors" else set())
     assert {path.name for path in tmp_path.iterdir()} == expected
 
 
@@ -110,8 +110,8 @@ def test_averaged_weights_are_the_default_and_raw_ones_a_choice(tiny_runs, tmp_p
     ema, raw = (load(tmp_path / f"{name}.safetensors").params for name in ("ema", "raw"))
     assert same(ema, load(workdir).params) and same(raw, load(workdir, raw=True).params)
     assert not same(ema, raw)
-    assert "without averaging" in (tmp_path / "raw.md").read_text()
-    assert "without averaging" not in (tmp_path / "ema.md").read_text()
+    assert "without averaging" in (tmp_path / "raw.safetensors.md").read_text()
+    assert "without averaging" not in (tmp_path / "ema.safetensors.md").read_text()
 
 
 def test_a_step_s_folder_exports_that_step(tiny_runs, tmp_path):
@@ -119,7 +119,7 @@ def test_a_step_s_folder_exports_that_step(tiny_runs, tmp_path):
     step = tiny_runs.workdirs["codec"] / "checkpoints" / "3"
     assert run_unils("export", "--checkpoint", step, "--out", out) == 0
     assert same(load(out).params, load(step).params)
-    card = out.with_suffix(".md").read_text()
+    card = out.with_name(f"{out.name}.md").read_text()
     assert "3 of 6 steps" in card and "| val | 3 | loss |" in card and "| 6 |" not in card
 
 
@@ -241,3 +241,12 @@ def test_impossible_additions_to_a_config_tree_are_named(tiny_runs, tmp_path, ch
     out.with_suffix(".json").write_text(json.dumps(tree))
     with pytest.raises(UserError, match=message):
         load(out)
+
+
+def test_a_workdirs_config_is_not_overwritten(tiny_runs, tmp_path, capsys):
+    workdir = tiny_runs.copy("codec", tmp_path / "codec")
+    before = (workdir / "config.json").read_bytes()
+    assert run_unils("export", "--checkpoint", workdir, "--out", workdir / "config.safetensors") == 2
+    assert "is another file; choose another name" in capsys.readouterr().err
+    assert (workdir / "config.json").read_bytes() == before
+    assert not (workdir / "config.safetensors").exists()

@@ -33,10 +33,15 @@ def test_a_failure_before_anything_is_written_raises_itself(tmp_path):
 
 
 def test_an_output_path_is_returned_and_its_folder_made(tmp_path):
-    path = check_output(str(tmp_path / "new" / "out.NPZ"), ".npz")
-    assert path.name == "out.NPZ"
+    path = check_output(str(tmp_path / "new" / "out.npz"), ".npz")
+    assert path.name == "out.npz"
     assert path.parent.is_dir()
     assert not list(path.parent.iterdir())
+
+
+def test_a_suffix_in_capitals_is_refused_because_readers_tell_files_by_it(tmp_path):
+    with pytest.raises(UserError, match="must end in .npz, got '.NPZ'"):
+        check_output(tmp_path / "out.NPZ", ".npz")
 
 
 def test_any_suffix_will_do_where_none_is_asked_for(tmp_path):

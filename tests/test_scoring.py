@@ -1,5 +1,6 @@
 """Means over people, seeds and conversations, their intervals, and what of a split stands in the report."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_means_go_over_people_then_conversations():
     assert entry["conversations"] == 2
     assert entry["interval"] == pytest.approx([0.15, 0.3])
     assert entry["seed_std"] is None
+
+
+@pytest.mark.parametrize("deaf_first", [True, False])
+def test_a_record_without_audio_leaves_the_mouth_lag_to_the_others(deaf_first):
+    split, deaf = tally(), dataclasses.replace(person(3), heard=None)
+    for name, someone in (("a", deaf), ("b", person(1)))[:: 1 if deaf_first else -1]:
+        split.add(name, [[someone]])
+    assert split.metrics()["behaviour/speaking/mouth_correlation"]["conversations"] == 1
 
 
 def test_several_seeds_have_a_spread():

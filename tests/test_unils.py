@@ -88,6 +88,7 @@ def test_the_parts_of_a_model_tell_its_stage(stage):
         ({"codec": CodecConfig(scales=(5, 1, 100))}, r"codec.scales must rise from at least 1, got \(5, 1, 100\)"),
         ({"codec": CodecConfig(scales=(0, 100))}, r"codec.scales must rise from at least 1"),
         ({"codec": CodecConfig(scales=())}, r"codec.scales must rise from at least 1"),
+        ({"prior": PriorConfig(), "codec": CodecConfig(scales=(100,))}, "a prior needs at least two codec.scales"),
         ({"prior": PriorConfig(), "logmel": LogMelConfig()}, r"prior.audio_dim must be the encoder's 200, got None"),
         (
             {"prior": PriorConfig(audio_dim=1024), "wav2vec2": Wav2Vec2Config(), "logmel": LogMelConfig()},

@@ -82,14 +82,6 @@ def write_wav(path: str | os.PathLike, audio: Float[np.ndarray, " N"]) -> None:
         soundfile.write(partial, np.clip(audio, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="WAV")
 
 
-def pad_pair(
-    a: Float32[np.ndarray, " N"], b: Float32[np.ndarray, " M"]
-) -> tuple[Float32[np.ndarray, " K"], Float32[np.ndarray, " K"]]:
-    """Both tracks of a conversation at the length of the longer one; the shorter ends in zeros."""
-    length = max(len(a), len(b))
-    return np.pad(a, (0, length - len(a))), np.pad(b, (0, length - len(b)))
-
-
 def frame_loudness(audio: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " T"]:
     """Root mean square of each 25 fps frame in dB re full scale, at least -80; T = ceil(N / 640), zeros at the end."""
     frames = -(-len(audio) // SAMPLES_PER_FRAME)

@@ -64,7 +64,8 @@ def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, .
 
 
 def with_other_audio(batch: Batch) -> Batch:
-    """The batch of pairs with every pair's audio taken from the next one: both tracks, still a real conversation."""
+    """The batch of pairs with every pair's audio taken from its neighbour in the batch, both tracks: a conversation
+    still, and another one where the batch holds each conversation once."""
     return {**batch, "audio": np.roll(batch["audio"], 1, axis=0)}
 
 

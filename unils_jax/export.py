@@ -51,7 +51,7 @@ class Exported:
 
 
 def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str) -> Exported:
-    """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it as Markdown.
+    """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it, `<file name>.md`.
 
     All files appear together, after the weights were read back and found equal bit for bit. Raises UserError for
     another suffix, an unwritable folder, weights that are not finite, and a `.pt` where torch is not installed.
@@ -62,8 +62,9 @@ def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str) -> Export
     write = _write_safetensors if path.suffix == ".safetensors" else _write_pt
     try:
         with ExitStack() as stack:
-            stack.enter_context(atomic_output(path.with_suffix(".md"))).write_text(card)
+            stack.enter_context(atomic_output(card_path(path))).write_text(card)
             if path.suffix == ".safetensors":
+                _check_config_beside(path)
                 stack.enter_context(atomic_output(path.with_suffix(".json")))
             partial = stack.enter_context(atomic_output(path))
             write(partial, exported.state, exported.meta_cfg)
@@ -71,6 +72,22 @@ def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str) -> Export
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; choose another output folder") from None
     return exported
+
+
+def card_path(path: Path) -> Path:
+    """Where the model card of an exported file stands: `dialogue.pt.md` beside `dialogue.pt`."""
+    return path.with_name(f"{path.name}.md")
+
+
+def _check_config_beside(path: Path) -> None:
+    """Raises UserError where the JSON beside a .safetensors is somebody else's (a workdir's config.json, say)."""
+    beside = path.with_suffix(".json")
+    try:
+        ours = not beside.exists() or "MODEL" in json.loads(beside.read_text())
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{beside}, where the config of {path.name} would go, is another file; choose another name")
 
 
 def release_contents(checkpoint: Checkpoint) -> Exported:

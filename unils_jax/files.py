@@ -16,7 +16,7 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
     folders are made. Raises UserError when the suffix is not one of `suffixes` or the folder is not writable.
     """
     path = Path(path)
-    if suffixes and path.suffix.lower() not in suffixes:
+    if suffixes and path.suffix not in suffixes:
         raise UserError(f"output {path} must end in {' or '.join(suffixes)}, got {path.suffix or 'no suffix'!r}")
     try:
         if path.is_dir():

@@ -5,6 +5,7 @@ conversation, then over seeds, then over conversations with a bootstrap interval
 Fréchet distances are of a split as a whole; their intervals resample conversations, too.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,8 +108,9 @@ def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Fig
             named |= {f"border_jump_{group}": v for group, v in behaviour.border_jumps(motion, mask).items()}
             silence = behaviour.mouth_shut_in_silence(motion, person.truth, person.speaking, mask)
             named["mouth_shut_in_silence"] = silence
-        if role == "speaking" and person.heard is not None:
-            named["mouth_lag_s"], named["mouth_correlation"] = behaviour.mouth_lag(motion, person.heard, mask)
+        if role == "speaking":  # a record without audio has the figures, too, undefined
+            lag = (math.nan, math.nan) if person.heard is None else behaviour.mouth_lag(motion, person.heard, mask)
+            named["mouth_lag_s"], named["mouth_correlation"] = lag
         figures |= {f"behaviour/{role}/{name}": value for name, value in named.items()}
     return figures
 

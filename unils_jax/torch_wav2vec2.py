@@ -23,10 +23,10 @@ from unils_jax.torch_keys import to_paths, to_torch
 class ConvLayer(nn.Module):
     """A strided convolution, LayerNorm over channels, exact GELU; channels first in and out."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int, eps: float):
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int):
         super().__init__()
         self.conv = nn.Conv1d(in_dim, out_dim, kernel, stride)
-        self.layer_norm = nn.LayerNorm(out_dim, eps)
+        self.layer_norm = nn.LayerNorm(out_dim)  # 1e-5, whatever the config says for the other norms
 
     def forward(self, x: Float[Tensor, "B I N"]) -> Float[Tensor, "B O n"]:
         return F.gelu(self.layer_norm(self.conv(x).mT).mT)
@@ -68,7 +68,7 @@ class TwinWav2Vec2(nn.Module):
         sizes = zip([1, *dims[:-1]], dims, config["conv_kernel"], config["conv_stride"], strict=True)
         self.masked_spec_embed = nn.Parameter(torch.rand(width))  # of the published file; used in its pre-training only
         self.feature_extractor = nn.Module()
-        self.feature_extractor.conv_layers = nn.ModuleList(ConvLayer(*size, eps) for size in sizes)
+        self.feature_extractor.conv_layers = nn.ModuleList(ConvLayer(*size) for size in sizes)
         self.feature_projection = nn.Module()
         self.feature_projection.layer_norm = nn.LayerNorm(dims[-1], eps)
         self.feature_projection.projection = nn.Linear(dims[-1], width)

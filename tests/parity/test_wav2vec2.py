@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from tiny_models import jitted
 
 from parity.compare import LAYER, MODEL, assert_close
-from unils_jax.models.wav2vec2 import Wav2Vec2, normalize_audio
+from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config, normalize_audio
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,13 @@ def stages(encoder, pair_batch):
         return {"norm": normalised, "conv": x, "proj": projected, "posconv": encoder.pos_conv(projected)}
 
     return jitted(encoder, run, pair_batch["audio"][:, 0])
+
+
+def test_convolutions_keep_their_own_epsilon_whatever_the_config_says():
+    config = Wav2Vec2Config(width=8, depth=0, num_heads=1, conv_dims=(8,) * 7, pos_conv_groups=2, norm_eps=0.1)
+    encoder = Wav2Vec2(config, rngs=nnx.Rngs(0))
+    assert {conv.norm.eps for conv in encoder.convs} == {1e-5}
+    assert encoder.feature_norm.eps == encoder.final_norm.eps == 0.1
 
 
 def leading(x: jnp.ndarray, shape: tuple[int, ...]) -> jnp.ndarray:

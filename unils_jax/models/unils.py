@@ -52,6 +52,8 @@ class ModelConfig:
             problems.append(f"logmel.num_mels must be at least 1 and context_frames not negative, got {self.logmel}")
         if self.lora is not None and (self.lora.rank < 1 or not 0 <= self.lora.dropout_rate < 1):
             problems.append(f"lora.rank must be at least 1 and dropout_rate in 0..1, got {self.lora}")
+        if self.prior is not None and len(self.codec.scales) < 2:
+            problems.append(f"a prior needs at least two codec.scales, got {self.codec.scales}")
         audio_dim = None if self.prior is None else self.prior.audio_dim
         if self.wav2vec2 is not None and self.logmel is not None:
             problems.append("give wav2vec2 or logmel, not both")

@@ -55,9 +55,9 @@ class Conv(nnx.Module):
 class ConvLayer(nnx.Module):
     """Convolution, LayerNorm over channels, exact GELU."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int, eps: float, *, rngs: nnx.Rngs):
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int, *, rngs: nnx.Rngs):
         self.conv = Conv(in_dim, out_dim, kernel, stride, rngs=rngs)
-        self.norm = LayerNorm(out_dim, eps)
+        self.norm = LayerNorm(out_dim, NORM_EPS)  # whatever the config says for the other norms
 
     def __call__(self, x: Float[Array, "B N I"]) -> Float[Array, "B n O"]:
         return jax.nn.gelu(self.norm(self.conv(x)), approximate=False)
@@ -129,7 +129,7 @@ class Wav2Vec2(nnx.Module):
         self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.width,)))
         in_dims = (1, *config.conv_dims[:-1])
         sizes = zip(in_dims, config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
-        self.convs = nnx.List(ConvLayer(*size, config.norm_eps, rngs=rngs) for size in sizes)
+        self.convs = nnx.List(ConvLayer(*size, rngs=rngs) for size in sizes)
         self.feature_norm = LayerNorm(config.conv_dims[-1], config.norm_eps)
         self.feature_proj = Linear(config.conv_dims[-1], config.width, rngs=rngs)
         self.pos_conv = PositionalConv(config, rngs=rngs)
