@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.expression_basis = "flame"
     config.head = ""  # FLAME's generic_model.pkl, or "standin"; empty trains without mesh and lip losses
     config.audio_encoder = ""
-    config.data = {"store": "", "batch_size": 64, "num_workers": 4}
+    config.data = {"store": "", "stores": (), "batch_size": 64, "num_workers": 4, "max_bad_records": 0}
     config.model = {
         "codec": {"code_dim": 32, "scales": (1, 5, 25, 50, 100), "width": 512, "depth": 8, "num_heads": 8},
     }
@@ -24,6 +24,14 @@ def get_config() -> ml_collections.ConfigDict:
         "vq": 1.0, "motion": 1.0, "pose": 8.0, "velocity": 5.0, "smooth": 0.5, "mesh": 2.0, "lips": 0.1
     }  # fmt: skip
     config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30}
+    config.train = {
+        "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way
+        "remat": False,
+        "scan_layers": False,
+        "accumulate_steps": 1,
+        "mesh_frames": 10,
+    }
+    config.mesh = {"data": 0, "fsdp": 1}  # data 0: all devices that fsdp leaves
     config.optimizer = {
         "rate": 1e-4,
         "warmup_steps": 1000,
@@ -32,10 +40,15 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
         "ema_decay": 0.9999,
+        "release_devices": 1,  # n: the release's rule for n devices, steps / n, rate x n, EMA decay ^ n
     }
     config.log_every = 100
     config.eval_every = 5_000
     config.eval_batches = 16
     config.checkpoint_every = 5_000
     config.keep_checkpoints = 3
+    config.probe_every = 0  # prior and dialogue: decode and score held-out conversations every so many steps
+    config.probe_conversations = 2
+    config.probe_clips = False  # and render the first of them
+    config.max_bad_steps = 10  # end after so many steps in a row whose loss or gradient is not finite
     return config

@@ -19,6 +19,8 @@ class SynthConfig:
     """Every rate of the synthetic conversation. Pairs are ranges (low, high); `_per_min` are rates a minute."""
 
     minutes: float = 2.0
+    # In how many conversations of a split each person appears, about.
+    meetings_per_person: int = 2
     # Turns.
     turn_median_s: float = 4.0
     turn_log_std: float = 0.6
@@ -37,11 +39,13 @@ class SynthConfig:
     pitch_hz: tuple[float, float] = (90.0, 250.0)
     syllables_per_s: tuple[float, float] = (3.2, 5.0)
     accent_probability: float = 0.2
+    breath_probability: float = 0.5
+    breath_db: float = -46.0
     voice_db: float = -24.0
     room_noise_db: float = -50.0
     crosstalk_db: float = -35.0
     # Lips and jaw.
-    lead_s: float = 0.04
+    lead_s: tuple[float, float] = (0.04, 0.08)
     coarticulation_s: float = 0.08
     # Movements that no audio explains.
     blinks_per_min: tuple[float, float] = (10.0, 25.0)
@@ -61,20 +65,26 @@ class SynthConfig:
     brow_answer_probability: float = 0.2
     accent_brow_probability: float = 0.25
     accent_nod_probability: float = 0.25
-    # Tracking.
+    # Tracking: noise in parts of a channel's deviation, and stretches in which the tracker holds its last frame.
+    jitter: float = 0.03
     dropouts_per_min: float = 0.3
+    dropout_frames: tuple[int, int] = (2, 5)
 
     def __post_init__(self):
         problems = []
         if not 0.1 <= self.minutes <= 120:
             problems.append(f"minutes must be in 0.1..120, got {self.minutes}")
         for name, value in vars(self).items():
-            if isinstance(value, tuple) and (len(value) != 2 or not 0 < value[0] <= value[1]):
+            if isinstance(value, tuple) and (len(value) != 2 or not 0 < value[0] <= value[1] < np.inf):
                 problems.append(f"{name} must be a range (low, high) above 0, got {value}")
             if name.endswith(("probability", "_listening", "_speaking")) and not 0 <= value <= 1:
                 problems.append(f"{name} must be in 0..1, got {value}")
-            if name.endswith("_per_min") and not isinstance(value, tuple) and value < 0:
+            if name.endswith("_per_min") and not isinstance(value, tuple) and not 0 <= value < np.inf:
                 problems.append(f"{name} must not be negative, got {value}")
+        if self.meetings_per_person < 1:
+            problems.append(f"meetings_per_person must be at least 1, got {self.meetings_per_person}")
+        if not 0 <= self.jitter <= 1:
+            problems.append(f"jitter must be in 0..1, got {self.jitter}")
         if problems:
             raise UserError("; ".join(problems))
 

@@ -1,84 +1,85 @@
-"""Store -> batches, with Grain: shuffled over the whole split, endless, and the same for any number of processes.
+"""Stores -> batches, with Grain: shuffled over whole splits, endless, the same for any number of processes.
 
-The order and the jitter are functions of (seed, epoch, item) alone. Batches are plain NumPy; nothing here starts a
-JAX backend, so worker processes stay off the accelerator.
+The order and the jitter are functions of (seed, epoch, item) alone, and a step's batch of the step's number: a run
+stopped after k steps goes on at step k without replaying, on whatever number of processes and workers. Batches are
+plain NumPy; nothing here starts a JAX backend, so worker processes stay off the accelerator.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int32
 
-from data_pipelines.schema import Record
+from data_pipelines.index import NO_AUDIO
+from data_pipelines.mixture import CACHE_BYTES, Mixture
 from data_pipelines.store import Store
-from data_pipelines.windows import centered, cut_centered, one_person, training_index
+from data_pipelines.windows import cut_window, training_index
 from unils_jax.errors import UserError
 
 VIEWS = ("solo", "pair")
-CACHE_BYTES = 1 << 30
+# Grain wants a length; at a thousand steps a second this one lasts for nine thousand years.
+_ENDLESS = 1 << 48
+_MAX_SUBSTITUTES = 16
+_HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
+log = logging.getLogger(__name__)
 
-class RecordCache:
-    """The records of one split, decoded and centred, the latest used kept up to `max_bytes` per process.
-
-    Called with a record's number. Pickles without its contents; safe for threads.
-    """
-
-    def __init__(self, store: Store, split: str, *, with_audio: bool, max_bytes: int = CACHE_BYTES):
-        self.store, self.split, self.with_audio, self.max_bytes = store, split, with_audio, max_bytes
-        self._empty()
-
-    def _empty(self) -> None:
-        self._records: OrderedDict[int, Record] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._empty()
-
-    def __call__(self, i: int) -> Record:
-        with self._lock:
-            if i in self._records:
-                self._records.move_to_end(i)
-                return self._records[i]
-        record = centered(self.store.read(self.split, i, with_audio=self.with_audio))
-        with self._lock:
-            if i not in self._records:
-                self._records[i] = record
-                self._bytes += _num_bytes(record)
-            while self._bytes > self.max_bytes and len(self._records) > 1:
-                self._bytes -= _num_bytes(self._records.popitem(last=False)[1])
-        return record
-
-
-def _num_bytes(record: Record) -> int:
-    return sum(array.nbytes for array in (record.motion, record.audio, record.speech_mask) if array is not None)
+Batch = dict[str, np.ndarray]
 
 
 class WindowOf:
-    """Item number and a random generator -> one training window of float32 arrays; `items` are (record, person, i).
+    """(store number, item number) and a random generator -> one training window of float32 arrays.
 
-    A person of None takes all people of the record (pair), a number takes that one alone (solo).
+    `record` is the number of the record in all stores together. Where a record cannot be read, a window of the next
+    one stands in, and `replaced` is the number of the first one that failed, else -1.
     """
 
-    def __init__(self, cache: RecordCache, items: list[tuple[int, int | None, int]]):
-        self.cache, self.items = cache, items
+    def __init__(self, stores: Sequence[Store], split: str, items: Sequence[np.ndarray], first_records: Sequence[int]):
+        self.stores, self.split, self.items, self.first_records = stores, split, items, first_records
+        # The arrays of a batch must be those of every window: one dialogue without a mask, and none has one.
+        self.has_mask = all(
+            store.index(split).has_mask[rows[:, 0]].all() for store, rows in zip(stores, items, strict=True)
+        )
 
-    def __call__(self, item: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record_number, person, i = self.items[item]
-        record = self.cache(record_number)
-        randint = inclusive(rng)
-        if person is None:
-            return {name: array.astype(np.float32) for name, array in cut_centered(record, i, randint).items()}
-        window = cut_centered(one_person(record, person), i, randint)
-        return {name: window[name][0].astype(np.float32) for name in ("motion", "prev", "style")}
+    def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> Batch:
+        number, item = element
+        items, randint, replaced = self.items[number], inclusive(rng), -1
+        for tried in range(_MAX_SUBSTITUTES + 1):
+            record, person, i = (int(value) for value in items[item])
+            try:
+                window = self.cut(number, record, person, i, randint)
+                break
+            except UserError:
+                if tried == _MAX_SUBSTITUTES:
+                    raise
+                replaced = record if replaced < 0 else replaced
+                item = int(np.searchsorted(items[:, 0], record, side="right")) % len(items)
+        first = self.first_records[number]
+        window["record"] = np.int32(first + record)
+        window["replaced"] = np.int32(-1 if replaced < 0 else first + replaced)
+        return window
+
+    def cut(self, number: int, record: int, person: int, i: int, randint: Callable[[int, int], int]) -> Batch:
+        """The window of one item; a person of -1 takes both."""
+        source = self.stores[number].source(self.split, record, None if person < 0 else person)
+        window = {name: as_float32(array) for name, array in cut_window(source, i, randint).items()}
+        window["observed"] = source.observed.astype(np.float32)
+        if not self.has_mask:
+            window.pop("speech_mask", None)
+        return window if person < 0 else {name: array[0] for name, array in window.items()}
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """The array in float32; float16 by a table, which takes half the time of NumPy's own conversion."""
+    return _HALF.take(array.view(np.uint16)) if array.dtype == np.float16 else array.astype(np.float32)
 
 
 def inclusive(rng: np.random.Generator) -> Callable[[int, int], int]:
@@ -86,31 +87,201 @@ def inclusive(rng: np.random.Generator) -> Callable[[int, int], int]:
     return lambda low, high: int(rng.integers(low, high, endpoint=True))
 
 
-def window_items(store: Store, split: str, view: str) -> list[tuple[int, int | None, int]]:
-    """All training items `(record, person, i)` of a split. Solo: each person alone; pair: person is None.
+def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "items 3"]:
+    """All training items `(record, person, i)` of a split. Solo: each person with motion; pair: person is -1.
 
-    Raises UserError for an unknown view, a split without a record long enough, and, for pairs, records that are not
-    dialogues with audio and speech mask.
+    Pairs are the dialogues with audio and motion of someone; other records are left out. Raises
+    UserError for an unknown view and where nothing is left.
     """
     if view not in VIEWS:
         raise UserError(f"view must be one of {VIEWS}, got {view!r}")
-    records = store.records(split)
-    index = training_index(store.lengths(split))
-    if not index:
+    index = store.index(split)
+    items = training_index(index.frames)
+    if not len(items):
         raise UserError(f"{store.path} has no record of at least 102 frames in its {split} split; use a longer set")
+    has_motion = index.has_motion()
     if view == "solo":
-        return [(r, person, i) for r, i in index for person in range(records[r]["people"])]
-    for entry in records:
-        if entry["people"] != 2 or not entry["audio"] or not entry["speech_mask"]:
+        rows, people = np.nonzero(has_motion[items[:, 0]])
+        items = np.stack([items[rows, 0], people, items[rows, 1]], axis=1)
+    else:
+        fit = (index.people == 2) & (index.samples != NO_AUDIO) & has_motion.any(axis=1)
+        items = items[fit[items[:, 0]]]
+        items = np.stack([items[:, 0], np.full(len(items), -1), items[:, 1]], axis=1)
+    if not len(items):
+        wanted = "person with motion" if view == "solo" else "dialogue with audio and motion"
+        raise UserError(f"{store.path} has no {wanted} in its {split} split; this stage needs those")
+    return items.astype(np.int32)
+
+
+class ProcessRows:
+    """The windows of one process out of the global order, from one step on, as a random-access source for Grain.
+
+    Global batch s holds windows `s * batch .. (s + 1) * batch`; process p of n has the p-th n-th of them, in order.
+    """
+
+    def __init__(self, windows: Any, first_step: int, batch_size: int, process_index: int, process_count: int):
+        self.windows, self.first_step, self.batch_size = windows, first_step, batch_size
+        self.rows = batch_size // process_count
+        self.first_row = process_index * self.rows
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, i: int) -> Batch:
+        step, row = divmod(i, self.rows)
+        return self.windows[(self.first_step + step) * self.batch_size + self.first_row + row]
+
+
+class Loader:
+    """The endless batches of one process; see `make_loader`. `iter(loader)` starts at step 0, `at_step(k)` at k."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        split: str,
+        items: Sequence[np.ndarray],
+        *,
+        view: str,
+        batch_size: int,
+        seed: int,
+        num_workers: int,
+        process_index: int,
+        process_count: int,
+        max_bad_records: int,
+    ):
+        self.mixture, self.split, self.view = mixture, split, view
+        self.batch_size, self.num_workers, self.max_bad_records = batch_size, num_workers, max_bad_records
+        self.process_index, self.process_count = process_index, process_count
+        counts = [len(store.index(split)) for store in mixture.stores]
+        self.first_records = [sum(counts[:k]) for k in range(len(counts))]
+        window = WindowOf(mixture.stores, split, items, self.first_records)
+        self._windows = _global_order(items, mixture.weights, seed).random_map(window)
+        self.order = self._fingerprint(seed)
+
+    def __iter__(self) -> "LoaderIterator":
+        return self.at_step(0)
+
+    def at_step(self, step: int) -> "LoaderIterator":
+        """The iterator whose first batch is that of step `step`, counted from 0; no window before it is cut."""
+        return LoaderIterator(self, step)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name of every record, by the numbers in a batch's `record`."""
+        return [name for store in self.mixture.stores for name in store.index(self.split).names]
+
+    def why_bad(self, record: int) -> str:
+        """What is wrong with a record that could not be read, by its number in a batch."""
+        number = int(np.searchsorted(self.first_records, record, side="right")) - 1
+        store, i = self.mixture.stores[number], record - self.first_records[number]
+        try:
+            store.read(self.split, i)
+        except UserError as error:
+            return str(error)
+        return f"record {self.names[record]!r} (number {i} of {self.split} in {store.path}) could not be read once"
+
+    def _fingerprint(self, seed: int) -> str:
+        """What decides the order, as a short text."""
+        data = [store.manifest["files"].get(f"index/{self.split}.npz") for store in self.mixture.stores]
+        decisive = [data, self.mixture.weights, self.split, self.view, self.batch_size, seed]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Grain's iterator over this process's batches from a step on."""
+        rows = ProcessRows(self._windows, first_step, self.batch_size, self.process_index, self.process_count)
+        dataset = grain.MapDataset.source(rows).batch(rows.rows, drop_remainder=True)
+        # Few and small: a batch of 128 pairs holds 65 MB of audio.
+        batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain hands absl's flags to its workers and refuses to while nobody has parsed any; we have none.
+                flags.FLAGS.mark_as_parsed()
+            options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=2)
+            batches = batches.mp_prefetch(options)
+        return iter(batches)
+
+
+class LoaderIterator:
+    """Batches from a step on. Its state is the number of the next step; Grain's checkpoint handlers take it."""
+
+    def __init__(self, loader: Loader, step: int):
+        if step < 0:
+            raise UserError(f"step must not be negative, got {step}")
+        self.loader, self.step = loader, step
+        self._batches: Any = None
+        self._bad: set[int] = set()
+
+    def __iter__(self) -> "LoaderIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        self.start_prefetch()
+        batch = next(self._batches)
+        self._watch(batch.pop("replaced"))
+        self.step += 1
+        return batch
+
+    def start_prefetch(self) -> None:
+        """Starts threads and workers, which the first batch does otherwise."""
+        if self._batches is None:
+            self._batches = self.loader.batches(self.step)
+
+    def get_state(self) -> bytes:
+        """JSON: the next step, and what the order depends on. The same in every process."""
+        return json.dumps({"step": self.step, "order": self.loader.order}).encode()
+
+    def set_state(self, state: bytes) -> None:
+        """Goes on where `get_state` was taken. Raises UserError where data, seed, batch size or view differ."""
+        try:
+            values = json.loads(state)
+            step, order = int(values["step"]), values["order"]
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"record {entry['name']!r} of {store.path} is no dialogue with audio and speech mask; "
-                "the dialogue stage needs those"
+                f"the saved position in the data is damaged ({error}); start from an older checkpoint"
+            ) from None
+        if order != self.loader.order:
+            raise UserError(
+                "the saved position is of other stores, weights, seed, batch size or view; use those, or start the "
+                f"data anew at step {step}"
             )
-    return [(r, None, i) for r, i in index]
+        self.close()
+        self.step = step
+
+    def close(self) -> None:
+        """Ends threads and workers; the next batch starts them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _watch(self, replaced: np.ndarray) -> None:
+        for record in sorted({int(number) for number in replaced if number >= 0} - self._bad):
+            self._bad.add(record)
+            reason = self.loader.why_bad(record)
+            if len(self._bad) > self.loader.max_bad_records:
+                raise UserError(
+                    f"{reason} ({len(self._bad)} bad records, data.max_bad_records allows "
+                    f"{self.loader.max_bad_records})"
+                )
+            log.warning("left out: %s", reason)
+
+
+def _global_order(items: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """(store, item) in the one order that all processes share, each store shuffled anew every epoch."""
+    streams = []
+    for number, rows in enumerate(items):
+        stream = grain.MapDataset.range(len(rows)).seed(seed + number).shuffle().repeat()
+        streams.append(stream.map(partial(_numbered, number)))
+    if len(streams) == 1:
+        return streams[0]
+    return grain.MapDataset.mix(streams, weights).seed(seed)
+
+
+def _numbered(store: int, item: int) -> tuple[int, int]:
+    return store, item
 
 
 def make_loader(
-    store_path: str,
+    stores: str | os.PathLike | Sequence[tuple[str, float]],
     split: str,
     *,
     view: str,
@@ -119,31 +290,47 @@ def make_loader(
     num_workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.IterDataset:
-    """An endless data set of batches; `iter()` gives Grain's iterator with `get_state` and `set_state`.
+    max_bad_records: int = 0,
+    cache_bytes: int = CACHE_BYTES,
+) -> Loader:
+    """Endless batches of one store, or of several `(path, weight)`, windows drawn from each by its weight.
 
-    All arrays are float32. Solo: `motion`, `prev`, `style` `[B, 100, 108]`. Pair: the same as `[B, 2, 100, 108]`,
-    `audio [B, 2, 64000]` and `speech_mask [B, 2, 100]`. `batch_size` is that of one process; process k of n sees
-    items k, k + n, ... of one global order, so n processes together see what one process with batches n times as
-    large sees. With `num_workers` > 0 windows are cut in so many spawned processes (the caller guards `__main__`);
-    with 0 in threads. Raises UserError as `window_items`, and for sizes that are not positive.
+    All arrays but `record` are float32. Solo: `motion`, `prev`, `style` `[B, 100, 108]`, `observed [B, 108]` (1 where
+    the source has the channel). Pair: the same with both people, `[B, 2, ...]`, `audio [B, 2, 64000]` and, where every
+    dialogue of the stores has one, `speech_mask [B, 2, 100]`. `record [B]` int32 numbers the records as `Loader.names`.
+
+    `batch_size` is that of all processes together: process p of n gets the p-th n-th of the rows of each global batch,
+    so that the parts of all processes, joined in order, are the same batch for any n. With `num_workers` > 0 windows
+    are cut in so many spawned processes (the caller guards `__main__`), with 0 in threads; the batches are the same.
+    Each process keeps up to `cache_bytes` of motion in memory. A record that cannot be read is an error that names it;
+    up to `max_bad_records` different ones (counted by each process from its start) are logged and replaced by a
+    window of the record after. Raises UserError as `window_items`, and for sizes that do not fit.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    problems = [
+        f"{name} must be at least {least}, got {value}"
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("max_bad_records", max_bad_records, 0),
+        )
+        if value < least
+    ]
     if not 0 <= process_index < process_count:
-        raise UserError(f"process_index must be in 0..{process_count - 1}, got {process_index}")
-    store = Store(store_path)
-    items = window_items(store, split, view)
-    window = WindowOf(RecordCache(store, split, with_audio=view == "pair"), items)
-    dataset = grain.MapDataset.range(len(items)).seed(seed).shuffle().repeat().random_map(window)
-    dataset = dataset[process_index::process_count].batch(batch_size, drop_remainder=True)
-    # Few and small: a batch of 128 pairs holds 65 MB of audio.
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    batches = dataset.to_iter_dataset(options)
-    if num_workers:
-        if not flags.FLAGS.is_parsed():
-            # Grain hands absl's flags to its workers and refuses to while nobody has parsed any; we have none.
-            flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
-    return batches
+        problems.append(f"process_index must be in 0..{process_count - 1}, got {process_index}")
+    elif batch_size % process_count:
+        problems.append(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
+    if problems:
+        raise UserError("; ".join(problems))
+    mixture = Mixture(stores, cache_bytes=cache_bytes)
+    return Loader(
+        mixture,
+        split,
+        [window_items(store, split, view) for store in mixture.stores],
+        view=view,
+        batch_size=batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        process_index=process_index,
+        process_count=process_count,
+        max_bad_records=max_bad_records,
+    )

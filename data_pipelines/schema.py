@@ -17,7 +17,11 @@ class Record:
     centred (windows centre it, in the stored dtype). `audio [P, N]` is int16 or float32 in -1..1, or None.
     `speech_mask [P, T]` is bool, true while that person speaks, or None. `expression_basis` says what the 100
     expression channels mean (`flame` or `standin`). `events` holds the latent events of synthetic records, as
-    JSON-able values. Arrays are not checked here: `validate` does that at the borders.
+    JSON-able values. `identities` names each person (empty: unknown), so that a style can be taken from another
+    record of the same person. `observed [P, 108]` is bool, false where the source has no such channel: it is zero in
+    `motion` and left out of statistics, losses and metrics; a person without any is heard and never seen. None: all
+    are there. `source` says where the record comes from. Arrays are not checked here: `validate` does that at the
+    borders.
     """
 
     name: str
@@ -26,6 +30,9 @@ class Record:
     speech_mask: np.ndarray | None
     expression_basis: str
     events: dict[str, Any] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()
+    observed: np.ndarray | None = None
+    source: str = ""
 
     @property
     def num_people(self) -> int:
@@ -42,8 +49,7 @@ def validate(record: Record) -> None:
     """Checks a record against its description. Raises one UserError that names every problem at once."""
     problems = _motion_problems(record.motion)
     shaped = not problems
-    if not record.name:
-        problems.append("name must not be empty")
+    problems += _text_problems(record)
     if record.expression_basis not in BASES:
         problems.append(f"expression_basis must be one of {BASES}, got {record.expression_basis!r}")
     if shaped and not np.isfinite(record.motion).all():
@@ -56,6 +62,8 @@ def validate(record: Record) -> None:
         if mask.dtype != np.bool_ or (shaped and mask.shape != record.motion.shape[:2]):
             expected = list(record.motion.shape[:2]) if shaped else "[P, T]"
             problems.append(f"speech_mask must be bool {expected}, got {mask.dtype} {list(mask.shape)}")
+    if shaped:
+        problems += _people_problems(record)
     if problems:
         raise UserError(f"record {record.name!r}: " + "; ".join(problems) + "; mend or leave out the record")
 
@@ -66,6 +74,39 @@ def _motion_problems(motion: np.ndarray) -> list[str]:
         problems.append(f"motion must be [1 or 2, at least 1, 108], got {list(motion.shape)}")
     if motion.dtype not in (np.float16, np.float32):
         problems.append(f"motion must be float16 or float32, got {motion.dtype}")
+    return problems
+
+
+def _text_problems(record: Record) -> list[str]:
+    problems = [] if record.name else ["name must not be empty"]
+    texts = {"name": record.name, "source": record.source}
+    texts |= {f"identities[{i}]": text for i, text in enumerate(record.identities)}
+    for field_name, text in texts.items():
+        if not isinstance(text, str) or not (text.isprintable() and _is_unicode(text)):
+            problems.append(f"{field_name} must be text without control characters, got {text!r}")
+    return problems
+
+
+def _is_unicode(text: str) -> bool:
+    # A file name that is not UTF-8 arrives with lone surrogates, which nothing can write again.
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _people_problems(record: Record) -> list[str]:
+    """What `identities` and `observed` say of each person."""
+    problems, observed = [], record.observed
+    if record.identities and len(record.identities) != record.num_people:
+        problems.append(f"identities must name {record.num_people} people or nobody, got {len(record.identities)}")
+    if observed is None:
+        return problems
+    if observed.dtype != np.bool_ or observed.shape != (record.num_people, MOTION_DIM):
+        expected = [record.num_people, MOTION_DIM]
+        return [*problems, f"observed must be bool {expected}, got {observed.dtype} {list(observed.shape)}"]
+    if not observed.any():
+        problems.append("observed marks every channel of every person as missing")
+    elif (record.motion.any(axis=1) & ~observed).any():
+        channels = np.flatnonzero((record.motion.any(axis=1) & ~observed).any(axis=0))
+        problems.append(f"motion must be zero where observed is false, channel {channels[0]} is not")
     return problems
 
 

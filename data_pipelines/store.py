@@ -1,245 +1,283 @@
-"""The store: one folder of ArrayRecord files and a manifest. The only file that knows the storage format.
+"""The store, read: a folder of shards, their index and a manifest, local or behind a URL. `store_writer` makes it.
 
-`{train,val,test}.array_record` hold one record each as an uncompressed .npz archive (never unpickled);
-`manifest.json` holds the counts, the name and length of every record (so that an index needs no reading), the
-settings the data was made with, and the channel statistics of the training split.
+In the folder: `{train,val,test}.array_record-NNNNN` (pieces of motion), the same under `audio/`, `index/` (what is
+known of each record), `manifest.json`. Folder and `audio/` are tensorflow-datasets each (`builder_from_directory`).
 """
 
-import contextlib
-import io
 import json
 import os
-import shutil
-import threading
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Float32
 
-from data_pipelines.schema import Record, validate
+from data_pipelines import pieces, remote, tfds_layout
+from data_pipelines.index import NO_AUDIO, Index, load_index
+from data_pipelines.schema import Record
+from data_pipelines.shards import BROKEN, ShardFiles
+from data_pipelines.statistics import ChannelStatistics
+from data_pipelines.store_writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
+from data_pipelines.windows import to_float
 from unils_jax.errors import UserError
-from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, center_head
+from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME
 
-SPLITS = ("train", "val", "test")
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-
-
-class _Statistics:
-    """Running mean and deviation of the 108 channels in float64, over centred motion."""
-
-    def __init__(self):
-        self.count = 0
-        self.mean = np.zeros(MOTION_DIM)
-        self.squares = np.zeros(MOTION_DIM)
-
-    def add(self, motion: np.ndarray) -> None:
-        frames = center_head(motion).astype(np.float64).reshape(-1, MOTION_DIM)
-        count, mean = len(frames), frames.mean(axis=0)
-        difference, total = mean - self.mean, self.count + count
-        self.squares += ((frames - mean) ** 2).sum(axis=0) + difference**2 * self.count * count / total
-        self.mean = self.mean + difference * count / total
-        self.count = total
-
-    def as_json(self) -> dict[str, list[float]]:
-        std = np.sqrt(self.squares / max(self.count, 1))
-        return {"mean": self.mean.tolist(), "std": std.tolist()}
-
-
-def write_store(
-    path: str | os.PathLike,
-    records: Iterable[tuple[str, Record]],
-    *,
-    settings: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Writes `(split, record)` pairs into a new store at `path`; returns its manifest.
-
-    Records are validated and written as they come, so the iterator may be a generator. `settings` (JSON-able) says
-    how the data was made. The folder is written beside and renamed when whole. Raises UserError where `path` exists
-    and is not an empty folder, where a record is bad, and where the training split has no record.
-    """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} already exists and is not empty; choose another folder or remove it")
-    with _folder_beside(path) as partial:
-        manifest = _write_files(partial, records, settings or {})
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if path.exists():
-            path.rmdir()
-        os.replace(partial, path)
-    return manifest
-
-
-@contextlib.contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another output folder") from None
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_files(folder: Path, records: Iterable[tuple[str, Record]], settings: dict[str, Any]) -> dict[str, Any]:
-    writers = {split: ArrayRecordWriter(str(folder / f"{split}.array_record"), "group_size:1") for split in SPLITS}
-    entries: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    statistics, bases = _Statistics(), set()
-    try:
-        for split, record in records:
-            if split not in SPLITS:
-                raise UserError(f"split of record {record.name!r} must be one of {SPLITS}, got {split!r}")
-            validate(record)
-            bases.add(record.expression_basis)
-            if len(bases) > 1:
-                raise UserError(f"record {record.name!r} has another expression_basis than those before it: {bases}")
-            writers[split].write(_encode(record))
-            entries[split].append(_describe(record))
-            if split == "train":
-                statistics.add(record.motion)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    if not entries["train"]:
-        raise UserError("a store needs at least one record in its train split, got none")
-    return {
-        "format_version": FORMAT_VERSION,
-        "expression_basis": bases.pop(),
-        "fps": FPS,
-        "sample_rate": SAMPLE_RATE,
-        "splits": {split: _summary(folder, split, entries[split]) for split in SPLITS},
-        "statistics": statistics.as_json(),
-        "settings": settings,
-    }
-
-
-def _describe(record: Record) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "frames": record.num_frames,
-        "people": record.num_people,
-        "audio": record.audio is not None,
-        "speech_mask": record.speech_mask is not None,
-    }
-
-
-def _summary(folder: Path, split: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    file = f"{split}.array_record"
-    frames = sum(entry["frames"] for entry in entries)
-    return {
-        "file": file,
-        "bytes": (folder / file).stat().st_size,
-        "count": len(entries),
-        "frames": frames,
-        "hours": frames / FPS / 3600,
-        "records": entries,
-    }
-
-
-def _encode(record: Record) -> bytes:
-    arrays = {"motion": record.motion, "audio": record.audio, "speech_mask": record.speech_mask}
-    about = {"name": record.name, "expression_basis": record.expression_basis, "events": record.events}
-    buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(json.dumps(about)), **{k: v for k, v in arrays.items() if v is not None})
-    return buffer.getvalue()
-
-
-def _decode(value: bytes, with_audio: bool) -> Record:
-    with np.load(io.BytesIO(value), allow_pickle=False) as arrays:
-        about = json.loads(str(arrays["about"]))
-        audio = arrays["audio"] if with_audio and "audio" in arrays else None
-        mask = arrays["speech_mask"] if "speech_mask" in arrays else None
-        motion = arrays["motion"]
-    return Record(about["name"], motion, audio, mask, about["expression_basis"], about["events"])
+__all__ = ["MANIFEST", "SPLITS", "Store", "StoredRecord", "read_manifest", "write_store"]
+_REMEDY = "; make the store again"
 
 
 class Store:
-    """A store on disk, opened lazily: files are opened on the first read, once per process; instances pickle.
+    """A store, opened lazily: an index on its first use, shards on their first read; instances pickle without them.
 
-    Raises UserError that names the file where the folder is no store, or a file is missing or damaged.
+    `cache_bytes` bounds the pieces of motion that are kept in memory between reads, in each process. Raises UserError
+    that names the file where the folder is no store, or a file is missing or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, *, cache_bytes: int = 0):
+        self.path = str(path) if remote.is_remote(path) else Path(path)
+        self.cache_bytes = cache_bytes
         self.manifest = read_manifest(self.path)
-        self._readers: dict[str, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        self._indices: dict[str, Index] = {}
+        self.motion_files = ShardFiles(self.local_file, self.cache_bytes)
+        self.audio_files = ShardFiles(self.local_file, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest}
+        return {name: self.__dict__[name] for name in ("path", "cache_bytes", "manifest")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _readers={}, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._open()
 
     @property
     def expression_basis(self) -> str:
         """What the 100 expression channels mean: `flame` or `standin`."""
         return self.manifest["expression_basis"]
 
-    def statistics(self) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
-        """Mean and standard deviation per channel, over all frames of the training split, head rotation centred."""
-        numbers = self.manifest["statistics"]
-        return np.array(numbers["mean"], np.float32), np.array(numbers["std"], np.float32)
+    def channel_statistics(self) -> ChannelStatistics:
+        """Those of the training split, head rotation centred."""
+        return ChannelStatistics.from_json(self.manifest["statistics"])
 
-    def records(self, split: str) -> list[dict[str, Any]]:
-        """What the manifest says of each record of a split: name, frames, people, audio, speech_mask."""
+    def statistics(self) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
+        """Mean and standard deviation per channel, over all frames of the training split, head rotation centred.
+
+        Raises UserError where the store has no motion to train on.
+        """
+        return self.channel_statistics().normalisation(str(self.path))
+
+    def index(self, split: str) -> Index:
+        """The index of a split; without rows where the split has no record."""
         if split not in SPLITS:
             raise UserError(f"split must be one of {SPLITS}, got {split!r}")
-        return self.manifest["splits"][split]["records"]
+        if split not in self._indices:
+            self._indices[split] = self._load_index(split)
+        return self._indices[split]
 
-    def lengths(self, split: str) -> list[int]:
+    def _load_index(self, split: str) -> Index:
+        count = self.manifest["splits"][split]["count"]
+        if not count:
+            return Index.empty()
+        file = self.local_file(f"{INDEX_FOLDER}/{split}.npz")
+        try:
+            index, _ = load_index(file)
+        except BROKEN as error:
+            raise UserError(f"{file} is damaged ({_one_line(error)}){_REMEDY}") from None
+        if len(index) != count:
+            raise UserError(f"{file} lists {len(index)} records, the manifest says {count}{_REMEDY}")
+        return index
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """What is known of each record without reading it: see `Index.describe`."""
+        index = self.index(split)
+        return [index.describe(i) for i in range(len(index))]
+
+    def lengths(self, split: str) -> np.ndarray:
         """Frames of each record of a split, without reading a record."""
-        return [entry["frames"] for entry in self.records(split)]
+        return self.index(split).frames
 
-    def read(self, split: str, i: int, *, with_audio: bool = True) -> Record:
-        """Record i of a split; without audio it is None, and its samples are not copied."""
-        count = len(self.records(split))
+    def source(self, split: str, i: int, person: int | None = None) -> "StoredRecord":
+        """Record i for `windows.cut_window`, nothing read yet; of one person alone where `person` is given."""
+        count = len(self.index(split))
         if not 0 <= i < count:
             raise UserError(f"{self.path} has {count} records in {split}, there is no record {i}")
-        file = self.path / self.manifest["splits"][split]["file"]
-        try:
-            with self._lock:
-                value = self._reader(split, file).read([i])[0]
-            return _decode(value, with_audio)
-        except (OSError, KeyError, ValueError, IndexError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{file} is damaged at record {i} ({_one_line(error)}); make the store again") from None
+        return StoredRecord(self, split, i, person)
 
-    def _reader(self, split: str, file: Path) -> ArrayRecordReader:
-        if split not in self._readers:
-            expected = self.manifest["splits"][split]
-            if not file.is_file():
-                raise UserError(f"{file} is missing from its store; make the store again")
-            if file.stat().st_size != expected["bytes"]:
-                raise UserError(
-                    f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}; "
-                    "make the store again"
-                )
-            self._readers[split] = ArrayRecordReader(str(file))
-        return self._readers[split]
+    def read(self, split: str, i: int, *, with_audio: bool = True) -> Record:
+        """Record i of a split, whole; without audio it is None, and its samples are not read."""
+        return self.source(split, i).read(with_audio=with_audio)
+
+    def local_file(self, name: str) -> Path:
+        """A file of the store on this machine; a remote one is fetched first. Its size is checked."""
+        entry = self.manifest["files"].get(name)
+        if entry is None:
+            raise UserError(f"{name} is not a file of the store {self.path}{_REMEDY}")
+        if remote.is_remote(self.path):
+            return remote.fetch(self.path, name, entry["sha256"], entry["bytes"])
+        file = self.path / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing from its store{_REMEDY}")
+        if file.stat().st_size != entry["bytes"]:
+            raise UserError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}{_REMEDY}")
+        return file
+
+
+class StoredRecord:
+    """One record of a store (or one person of it, without audio and mask) of which only what is asked for is read."""
+
+    def __init__(self, store: Store, split: str, i: int, person: int | None = None):
+        index = store.index(split)
+        self._store, self._split, self._i = store, split, i
+        self._alone = person is not None
+        self._people = range(person, person + 1) if self._alone else range(int(index.people[i]))
+        self._stride = int(index.people[i])
+        self._dtype = store.manifest["dtypes"]["motion"]
+        self.num_frames = int(index.frames[i])
+        self.num_people = len(self._people)
+        self.has_audio = not self._alone and index.samples[i] != NO_AUDIO
+        self.observed = index.observed_of(i)[self._people.start : self._people.stop]
+
+    @property
+    def name(self) -> str:
+        """The record's name."""
+        return self._store.index(self._split).name(self._i)
+
+    @cached_property
+    def _head_mean(self) -> np.ndarray:
+        return self._store.index(self._split).head_mean[self._i].astype(self._dtype)
+
+    def frames(self, spans: Sequence[tuple[int, int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each `(person, first, last)` motion `[last - first, 108]`, head rotation centred, and speech mask."""
+        size = pieces.PIECE_FRAMES
+        needed = sorted(
+            {(k, self._people[p]) for p, first, last in spans for k in range(first // size, -(-last // size))}
+        )
+        found = dict(zip(needed, self._motion_pieces(needed), strict=True))
+        out = []
+        for person, first, last in spans:
+            person = self._people[person]
+            parts = []
+            for k in range(first // size, -(-last // size)):
+                motion, mask = found[k, person]
+                cut = slice(max(0, first - k * size), last - k * size)
+                parts.append((motion[cut], None if mask is None else mask[cut]))
+            motion = np.concatenate([motion for motion, _ in parts])
+            motion[:, HEAD] -= self._head_mean[person]
+            masked = not self._alone and parts[0][1] is not None
+            out.append((motion, np.concatenate([mask for _, mask in parts]) if masked else None))
+        return out
+
+    def audio(self, first: int, last: int) -> np.ndarray:
+        """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
+        samples = np.zeros((self.num_people, last - first), np.float32)
+        index, size = self._store.index(self._split), pieces.PIECE_SAMPLES
+        end = min(last, int(index.samples[self._i]), self.num_frames * SAMPLES_PER_FRAME)
+        if end <= first:
+            return samples
+        needed = [(k, p) for k in range(first // size, -(-end // size)) for p in self._people]
+        for (k, person), track in zip(needed, self._audio_pieces(needed), strict=True):
+            begin = max(first, k * size)
+            piece = track[begin - k * size : end - k * size]
+            samples[person, begin - first : begin - first + len(piece)] = to_float(piece)
+        return samples
+
+    def read(self, *, with_audio: bool = True) -> Record:
+        """The whole record, head rotation as it was."""
+        index, i = self._store.index(self._split), self._i
+        count = pieces.num_pieces(self.num_frames)
+        needed = [(k, p) for k in range(count) for p in self._people]
+        parts = self._motion_pieces(needed)
+        shape = (count, self.num_people)
+        motion = _joined([motion for motion, _ in parts], *shape)
+        mask = _joined([mask for _, mask in parts], *shape) if index.has_mask[i] and not self._alone else None
+        audio = _joined(self._audio_pieces(needed), *shape) if with_audio and self.has_audio else None
+        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: pieces.events_of(value))[0]
+        observed = None if self.observed.all() else self.observed
+        return Record(
+            name=index.name(i),
+            motion=motion,
+            audio=audio,
+            speech_mask=mask,
+            expression_basis=self._store.expression_basis,
+            events=events,
+            identities=index.identities(i)[self._people.start : self._people.stop],
+            observed=observed,
+            source=index.source(i),
+        )
+
+    def _motion_pieces(self, needed: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        has_mask = bool(self._store.index(self._split).has_mask[self._i])
+
+        def decode(value: bytes, k: int) -> tuple[np.ndarray, np.ndarray | None]:
+            motion, mask = pieces.motion_of(value, self._dtype)
+            frames = min(pieces.PIECE_FRAMES, self.num_frames - k * pieces.PIECE_FRAMES)
+            if len(motion) != frames or (mask is not None) != has_mask or (has_mask and len(mask) != frames):
+                raise UserError(f"a piece of {len(motion)} frames where {frames} are expected")
+            return motion, mask
+
+        return self._guarded(self._store.motion_files, "", needed, decode)
+
+    def _audio_pieces(self, needed: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        last = pieces.num_pieces(self.num_frames) - 1
+        samples = int(self._store.index(self._split).samples[self._i])
+
+        def decode(value: bytes, k: int) -> np.ndarray:
+            track = pieces.audio_of(value, self._store.manifest["dtypes"]["audio"])
+            left = max(0, samples - k * pieces.PIECE_SAMPLES)
+            expected = left if k == last else min(pieces.PIECE_SAMPLES, left)
+            if len(track) != expected:
+                raise UserError(f"a piece of {len(track)} samples where {expected} are expected")
+            return track
+
+        return self._guarded(self._store.audio_files, f"{AUDIO_FOLDER}/", needed, decode)
+
+    def _guarded(self, files: ShardFiles, folder: str, needed: Sequence[tuple[int, int]], decode: Any) -> list[Any]:
+        """The decoded pieces `(k, person)`. Raises UserError that names store, split, record and shard."""
+        index, i = self._store.index(self._split), self._i
+        first = int((index.first_audio if folder else index.first_motion)[i])
+        shard = folder + tfds_layout.shard_file(self._split, int(index.shard[i]))
+        positions = [first + k * self._stride + person for k, person in needed]
+        try:
+            values = files.read(shard, positions)
+            return [decode(value, k) for value, (k, _) in zip(values, needed, strict=True)]
+        except BROKEN as error:
+            raise UserError(
+                f"record {self.name!r} (number {i} of {self._split} in {self._store.path}) cannot be read from "
+                f"{shard}: {_one_line(error).removesuffix(_REMEDY)}{_REMEDY}"
+            ) from None
+
+
+def _joined(parts: list[np.ndarray], count: int, people: int) -> np.ndarray:
+    """`[P, ...]` out of `count` pieces of each person, one person's after the other's."""
+    return np.stack([np.concatenate(parts[person::people]) for person in range(people)])
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     """The manifest of the store at `path`. Raises UserError, naming the file, where there is none or it is bad."""
+    file = f"{path}/{MANIFEST}"
+    text = remote.read_text(path, MANIFEST) if remote.is_remote(path) else _read_local(path)
+    try:
+        manifest = json.loads(text)
+        version = manifest["format_version"]
+        complete = set(manifest["splits"]) == set(SPLITS) and len(manifest["statistics"]["mean"]) == MOTION_DIM
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({_one_line(error)}){_REMEDY}") from None
+    if version != FORMAT_VERSION or not complete:
+        raise UserError(f"{file} has format_version {version}, this program reads {FORMAT_VERSION}; make it again")
+    return manifest
+
+
+def _read_local(path: str | os.PathLike) -> str:
     file = Path(path) / MANIFEST
     if not file.is_file():
         raise UserError(f"{path} is no store: {file} does not exist; `unils data synth --out {path}` makes one")
     try:
-        manifest = json.loads(file.read_text())
-        version = manifest["format_version"]
-        complete = set(manifest["splits"]) == set(SPLITS) and len(manifest["statistics"]["mean"]) == MOTION_DIM
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({_one_line(error)}); make the store again") from None
-    if version != FORMAT_VERSION or not complete:
-        raise UserError(f"{file} has format_version {version}, this program reads {FORMAT_VERSION}; make it again")
-    return manifest
+        return file.read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({_one_line(error)}){_REMEDY}") from None
 
 
 def _one_line(error: Exception) -> str:

@@ -24,13 +24,19 @@ class Vowel(NamedTuple):
 
 
 class Consonant(NamedTuple):
-    """How long, how loud relative to the vowel, and the lips: closed and teeth shown in 0..1."""
+    """How long, how loud relative to the vowel, and the lips: closed and teeth shown in 0..1.
+
+    `jaw` is the opening as a share of the vowel's that follows; `hold` says how firmly jaw and closure keep their
+    targets against the neighbours': lips that must meet do.
+    """
 
     duration_s: tuple[float, float]
     noise: float
     voice: float
     close: float
     teeth: float
+    jaw: float
+    hold: float
 
 
 VOWELS = {
@@ -43,22 +49,30 @@ VOWELS = {
     "u": Vowel((310, 870, 2250), 0.55, 1.0, 0.0),
 }
 CONSONANTS = {
-    "none": Consonant((0.0, 0.02), 0.0, 0.0, 0.0, 0.0),
-    "liquid": Consonant((0.04, 0.07), 0.0, 0.4, 0.0, 0.2),
-    "nasal": Consonant((0.04, 0.07), 0.0, 0.45, 0.1, 0.2),
-    "fricative": Consonant((0.05, 0.09), 0.4, 0.0, 0.0, 1.0),
-    "plosive": Consonant((0.03, 0.06), 0.15, 0.0, 0.0, 0.6),
-    "bilabial": Consonant((0.05, 0.08), 0.0, 0.15, 1.0, 0.0),
+    "none": Consonant((0.0, 0.02), 0.0, 0.0, 0.0, 0.0, 1.0, 1.0),
+    "liquid": Consonant((0.04, 0.07), 0.0, 0.4, 0.0, 0.2, 0.7, 1.0),
+    "nasal": Consonant((0.04, 0.07), 0.0, 0.45, 0.1, 0.2, 0.6, 1.0),
+    "fricative": Consonant((0.05, 0.09), 0.4, 0.0, 0.0, 1.0, 0.4, 1.5),
+    "plosive": Consonant((0.03, 0.06), 0.15, 0.0, 0.0, 0.6, 0.5, 1.0),
+    "bilabial": Consonant((0.05, 0.08), 0.0, 0.15, 1.0, 0.0, 0.1, 3.0),
 }
 CONSONANT_ODDS = (0.12, 0.2, 0.14, 0.2, 0.2, 0.14)
 
+# How firmly a consonant keeps rounding and spreading from its neighbours: a vowel's are there before it sounds.
+ROUNDING_HOLD = 0.2
+
+BREATH_S = 0.3
+LIPS = ("open", "round", "spread", "close", "teeth")
+
 
 class Voice(NamedTuple):
-    """A person's voice: mean pitch, rate of syllables, and how much longer or shorter the vocal tract is."""
+    """A person's voice: mean pitch, rate of syllables, how much longer or shorter the vocal tract is, and by how much
+    the lips lead the sound."""
 
     pitch_hz: float
     syllables_per_s: float
     tract: float
+    lead_s: float
 
 
 class Syllable(NamedTuple):
@@ -75,16 +89,21 @@ class Syllable(NamedTuple):
 
 def draw_voice(config: SynthConfig, rng: np.random.Generator) -> Voice:
     """A person's voice."""
-    low, high = np.log(config.pitch_hz)
     return Voice(
-        float(np.exp(rng.uniform(low, high))), float(rng.uniform(*config.syllables_per_s)), rng.uniform(0.92, 1.1)
+        pitch_hz=float(np.exp(rng.uniform(*np.log(config.pitch_hz)))),
+        syllables_per_s=rng.uniform(*config.syllables_per_s),
+        tract=rng.uniform(0.92, 1.1),
+        lead_s=rng.uniform(*config.lead_s),
     )
 
 
 def draw_syllables(
     config: SynthConfig, voice: Voice, phrases: list[Phrase], rng: np.random.Generator
 ) -> list[list[Syllable]]:
-    """The syllables of each phrase. Loudness swells and fades over a second or so, and falls towards the end."""
+    """The syllables of each phrase. Loudness swells and fades over a second or so, and falls towards the end.
+
+    A back-channel is a quiet hum: nasals and one vowel.
+    """
     vowels, consonants = list(VOWELS), list(CONSONANTS)
     result = []
     for phrase in phrases:
@@ -95,13 +114,13 @@ def draw_syllables(
             end = start + rng.lognormal(0, 0.2) / voice.syllables_per_s
             if phrase.end_s - end < 0.12:
                 end = phrase.end_s
-            consonant = consonants[rng.choice(len(consonants), p=CONSONANT_ODDS)]
+            consonant = "nasal" if phrase.backchannel else consonants[rng.choice(len(consonants), p=CONSONANT_ODDS)]
             vowel_s = start + min(rng.uniform(*CONSONANTS[consonant].duration_s), 0.5 * (end - start))
             accent = bool(rng.random() < config.accent_probability)
             swell = np.exp(0.6 * np.sin(swell_phase + 2 * np.pi * swell_hz * (start - phrase.start_s)))
             fade = 1 - 0.3 * (start - phrase.start_s) / (phrase.end_s - phrase.start_s)
             loudness = level * swell * fade * (1.4 if accent else 1.0) * rng.lognormal(0, 0.1)
-            vowel = vowels[rng.integers(len(vowels))]
+            vowel = "schwa" if phrase.backchannel else vowels[rng.integers(len(vowels))]
             syllables.append(Syllable(start, vowel_s, end, consonant, vowel, float(loudness), accent))
             start = end
         result.append(syllables)
@@ -115,7 +134,7 @@ def synthesize(
     syllables: list[list[Syllable]],
     rng: np.random.Generator,
 ) -> Float32[np.ndarray, " N"]:
-    """The clean voice at 16 kHz, without room and without the other person."""
+    """The clean voice at 16 kHz, breath drawn before some phrases, without room and without the other person."""
     track = np.zeros(round(config.duration_s * SAMPLE_RATE), np.float32)
     filters = {name: _formant_filter(vowel, voice.tract) for name, vowel in VOWELS.items()}
     hiss = butter(2, [3000, 7000], "bandpass", fs=SAMPLE_RATE, output="sos")
@@ -129,6 +148,7 @@ def synthesize(
             first, vowel, last = (round(t * SAMPLE_RATE) - origin for t in syllable[:3])
             sound = _syllable_sound(syllable, source[first:last], vowel - first, filters[syllable.vowel], hiss, rng)
             track[origin + first : origin + first + len(sound)] += level * sound
+    _breathe(config, track, phrases, rng)
     return track
 
 
@@ -194,29 +214,51 @@ def _syllable_sound(
     return sound
 
 
+def _breathe(config: SynthConfig, track: np.ndarray, phrases: list[Phrase], rng: np.random.Generator) -> None:
+    """Adds audible breaths of 0.3 s that end just before the voice sets in after a pause."""
+    num_samples, last_end_s = round(BREATH_S * SAMPLE_RATE), 0.0
+    for phrase in phrases:
+        drawn = phrase.start_s - last_end_s > 2 * BREATH_S and rng.random() < config.breath_probability
+        last_end_s = phrase.end_s
+        if drawn and not phrase.backchannel:
+            end = round((phrase.start_s - 0.05) * SAMPLE_RATE)
+            noise = 0.8 * lfilter([1.0], [1.0, -0.6], rng.standard_normal(num_samples))
+            track[end - num_samples : end] += 10 ** (config.breath_db / 20) * np.hanning(num_samples) * noise
+
+
 def articulation(
-    config: SynthConfig, syllables: list[list[Syllable]], num_points: int, points_per_s: int
+    config: SynthConfig, voice: Voice, syllables: list[list[Syllable]], num_points: int, points_per_s: int
 ) -> dict[str, np.ndarray]:
     """The lips that make the syllables: latents `open`, `round`, `spread`, `close`, `teeth` over a time grid `[G]`.
 
-    `open` follows the loudness; targets blend over `coarticulation_s` and lead the sound by `lead_s`.
+    `open` follows the loudness. Targets lead the sound by the voice's `lead_s` and blend over `coarticulation_s`: the
+    mean of neighbouring targets, weighted by how firmly each holds and how near in time it is (after Cohen and
+    Massaro's dominance model). Silence holds the lips together as firmly as a vowel holds its own.
     """
-    latents = {name: np.zeros(num_points) for name in ("open", "round", "spread", "close", "teeth")}
+    targets = {name: np.zeros(num_points) for name in LIPS}
+    holds = {name: np.ones(num_points) for name in LIPS}
 
-    def paint(name: str, start_s: float, end_s: float, value: float) -> None:
-        first, last = (round((t - config.lead_s) * points_per_s) for t in (start_s, end_s))
-        latents[name][max(0, first) : max(0, last)] = value
+    def paint(start_s: float, end_s: float, values: dict[str, tuple[float, float]]) -> None:
+        first, last = (max(0, round((t - voice.lead_s) * points_per_s)) for t in (start_s, end_s))
+        for name, (target, hold) in values.items():
+            targets[name][first:last] = target * hold
+            holds[name][first:last] = hold
 
     for syllable in (s for phrase in syllables for s in phrase):
         vowel, consonant = VOWELS[syllable.vowel], CONSONANTS[syllable.consonant]
         # Jaws open no wider than they can: twice the usual, however loud.
         opening = 2 * np.tanh(vowel.open * syllable.loudness / 2)
-        # The jaw does not close for a consonant of the tongue; it does for one of the lips.
-        paint("open", syllable.start_s, syllable.vowel_s, 0.1 * opening if consonant.close == 1 else 0.6 * opening)
-        paint("open", syllable.vowel_s, syllable.end_s, opening)
-        for name in ("round", "spread"):
-            paint(name, syllable.start_s, syllable.end_s, getattr(vowel, name))
-        paint("close", syllable.start_s, syllable.vowel_s, consonant.close)
-        paint("teeth", syllable.start_s, syllable.vowel_s, consonant.teeth)
+        held = {
+            "open": (consonant.jaw * opening, consonant.hold),
+            "round": (0.0, ROUNDING_HOLD),
+            "spread": (0.0, ROUNDING_HOLD),
+            "close": (consonant.close, consonant.hold),
+            "teeth": (consonant.teeth, 1.0),
+        }
+        paint(syllable.start_s, syllable.vowel_s, held)
+        spoken = {"open": opening, "round": vowel.round, "spread": vowel.spread, "close": 0.0, "teeth": 0.0}
+        paint(syllable.vowel_s, syllable.end_s, {name: (target, 1.0) for name, target in spoken.items()})
+    # The width of the Gaussian at half its height is the time over which targets blend.
     sigma = config.coarticulation_s / 2.355 * points_per_s
-    return {name: gaussian_filter1d(track, sigma, mode="constant") for name, track in latents.items()}
+    blurred = [{name: gaussian_filter1d(track, sigma) for name, track in group.items()} for group in (targets, holds)]
+    return {name: blurred[0][name] / blurred[1][name] for name in LIPS}

@@ -3,16 +3,21 @@
 Source: the release's two data sets (unpaired motion, dialogue pairs). Training items start every 50 frames and
 are jittered; the previous context is the 100 frames before, left-padded with zeros; the style reference is any 100
 frames of the same person; the head rotation is centred over the whole record, in the stored dtype.
+
+Windows are cut from a *source*: a `RecordSource` (a record in memory) or a `store.StoredRecord` (reads what it needs).
+Both have `name`, `num_people`, `num_frames`, `has_audio`, `frames(spans)` and `audio(first, last)`.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from data_pipelines.schema import Record
 from unils_jax.errors import UserError
-from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_FRAMES, center_head
+from unils_jax.motion import HEAD, SAMPLES_PER_FRAME, WINDOW_FRAMES, center_head, head_mean
 
 STRIDE_FRAMES = 50
 
@@ -26,58 +31,93 @@ def is_long_enough(frames: int, clip_frames: int = WINDOW_FRAMES, prev_frames: i
 
 
 def training_index(
-    lengths: Sequence[int], clip_frames: int = WINDOW_FRAMES, prev_frames: int = WINDOW_FRAMES
-) -> list[tuple[int, int]]:
+    lengths: Sequence[int] | np.ndarray, clip_frames: int = WINDOW_FRAMES, prev_frames: int = WINDOW_FRAMES
+) -> Int64[np.ndarray, "items 2"]:
     """The training items `(record, i)` of records with `lengths` frames: starts i every 50 frames.
 
     Records that are not `is_long_enough` are left out.
     """
-    return [
-        (record, i)
-        for record, frames in enumerate(lengths)
-        if is_long_enough(frames, clip_frames, prev_frames)
-        for i in range(0, frames - clip_frames, STRIDE_FRAMES)
-    ]
-
-
-def centered(record: Record) -> Record:
-    """The record with every person's head rotation centred over the whole record, in the stored dtype."""
-    return dataclasses.replace(record, motion=center_head(record.motion))
+    frames = np.asarray(lengths, np.int64)
+    counts = np.where(frames > max(prev_frames, clip_frames) + 1, -(-(frames - clip_frames) // STRIDE_FRAMES), 0)
+    records = np.repeat(np.arange(len(frames)), counts)
+    first_item = np.cumsum(counts) - counts
+    starts = (np.arange(len(records)) - first_item[records]) * STRIDE_FRAMES
+    return np.stack([records, starts], axis=1)
 
 
 def one_person(record: Record, person: int) -> Record:
     """One person of a record as a record of its own, without audio: the view of the codec and the prior."""
-    mask = None if record.speech_mask is None else record.speech_mask[person : person + 1]
-    return dataclasses.replace(record, motion=record.motion[person : person + 1], audio=None, speech_mask=mask)
+
+    def alone(values: Any) -> Any:
+        return None if values is None else values[person : person + 1]
+
+    return dataclasses.replace(
+        record,
+        motion=alone(record.motion),
+        audio=None,
+        speech_mask=alone(record.speech_mask),
+        identities=alone(record.identities),
+        observed=alone(record.observed),
+    )
 
 
-def cut_window(record: Record, i: int, randint: RandInt) -> dict[str, np.ndarray]:
+class RecordSource:
+    """A record in memory as a source of windows."""
+
+    def __init__(self, record: Record):
+        self._record = record
+        self._head_mean = head_mean(record.motion)[:, 0]
+        self.name, self.num_people, self.num_frames = record.name, record.num_people, record.num_frames
+        self.has_audio = record.audio is not None
+
+    def frames(self, spans: Sequence[tuple[int, int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each `(person, first, last)` motion `[last - first, 108]`, head rotation centred, and speech mask."""
+        out, mask = [], self._record.speech_mask
+        for person, first, last in spans:
+            motion = self._record.motion[person, first:last].copy()
+            motion[:, HEAD] -= self._head_mean[person]
+            out.append((motion, None if mask is None else mask[person, first:last]))
+        return out
+
+    def audio(self, first: int, last: int) -> np.ndarray:
+        """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
+        track = self._record.audio
+        end = min(last, track.shape[1], self.num_frames * SAMPLES_PER_FRAME)
+        samples = np.zeros((self.num_people, last - first), np.float32)
+        if end > first:
+            samples[:, : end - first] = to_float(track[:, first:end])
+        return samples
+
+
+def cut_window(source: Any, i: int, randint: RandInt) -> dict[str, np.ndarray]:
     """The jittered training window of item `i` (a multiple of 50 out of `training_index`).
 
     Returns `motion`, `prev` and `style` `[P, 100, 108]` in the stored dtype, head rotation centred, and where the
-    record has them `audio [P, 64000]` float32 and `speech_mask [P, 100]` bool. `randint(low, high)` includes both
+    source has them `audio [P, 64000]` float32 and `speech_mask [P, 100]` bool. `randint(low, high)` includes both
     ends and is called for the start, then for the style of each person in turn. People share the start.
     Raises UserError for a record too short to cut.
     """
-    return cut_centered(centered(record), i, randint)
-
-
-def cut_centered(record: Record, i: int, randint: RandInt) -> dict[str, np.ndarray]:
-    """`cut_window` of a record that `centered` has made: centring is done once, not once a window."""
-    frames = record.num_frames
-    _check_length(record)
+    frames, people = source.num_frames, range(source.num_people)
+    _check_length(source.name, frames)
     start = min(randint(i, i + STRIDE_FRAMES), frames - WINDOW_FRAMES)
-    styles = [randint(0, frames - WINDOW_FRAMES) for _ in range(record.num_people)]
+    styles = [randint(0, frames - WINDOW_FRAMES) for _ in people]
+    before = min(start, WINDOW_FRAMES)
+    spans = [(person, start - before, start + WINDOW_FRAMES) for person in people]
+    spans += [(person, first, first + WINDOW_FRAMES) for person, first in zip(people, styles, strict=True)]
+    cuts = source.frames(spans)
+    current, style = cuts[: len(people)], cuts[len(people) :]
+    prev = np.zeros((len(people), WINDOW_FRAMES, current[0][0].shape[-1]), current[0][0].dtype)
+    for person, (motion, _) in enumerate(current):
+        prev[person, WINDOW_FRAMES - before :] = motion[:before]
     window = {
-        "motion": record.motion[:, start : start + WINDOW_FRAMES],
-        "prev": _frames_before(record.motion, start),
-        "style": _style(record.motion, styles),
+        "motion": np.stack([motion[before:] for motion, _ in current]),
+        "prev": prev,
+        "style": np.stack([motion for motion, _ in style]),
     }
-    if record.audio is not None:
-        first_sample = start * SAMPLES_PER_FRAME
-        window["audio"] = _audio(record, first_sample, first_sample + WINDOW_FRAMES * SAMPLES_PER_FRAME)
-    if record.speech_mask is not None:
-        window["speech_mask"] = record.speech_mask[:, start : start + WINDOW_FRAMES]
+    if source.has_audio:
+        window["audio"] = source.audio(start * SAMPLES_PER_FRAME, (start + WINDOW_FRAMES) * SAMPLES_PER_FRAME)
+    if current[0][1] is not None:
+        window["speech_mask"] = np.stack([mask[before:] for _, mask in current])
     return window
 
 
@@ -89,40 +129,24 @@ def whole_sequence(record: Record) -> dict[str, np.ndarray]:
     `speech_mask [P, T]` bool. Raises UserError for a record too short to have a style.
     """
     frames = record.num_frames
-    _check_length(record)
-    motion = centered(record).motion
+    _check_length(record.name, frames)
+    motion = center_head(record.motion)
     middle = min(frames // 2, frames - WINDOW_FRAMES)
-    item = {"motion": motion, "style": _style(motion, [middle] * record.num_people)}
+    item = {"motion": motion, "style": motion[:, middle : middle + WINDOW_FRAMES].copy()}
     if record.audio is not None:
-        item["audio"] = _audio(record, 0, frames * SAMPLES_PER_FRAME)
+        item["audio"] = RecordSource(record).audio(0, frames * SAMPLES_PER_FRAME)
     if record.speech_mask is not None:
         item["speech_mask"] = record.speech_mask
     return item
 
 
-def _check_length(record: Record) -> None:
-    if not is_long_enough(record.num_frames):
+def to_float(audio: np.ndarray) -> np.ndarray:
+    """Stored samples as float32 in -1..1."""
+    return audio * np.float32(1 / 32768) if audio.dtype == np.int16 else audio
+
+
+def _check_length(name: str, frames: int) -> None:
+    if not is_long_enough(frames):
         raise UserError(
-            f"record {record.name!r} has {record.num_frames} frames, a window needs at least {WINDOW_FRAMES + 2}; "
-            "leave the record out"
+            f"record {name!r} has {frames} frames, a window needs at least {WINDOW_FRAMES + 2}; leave the record out"
         )
-
-
-def _frames_before(motion: np.ndarray, start: int) -> np.ndarray:
-    before = motion[:, max(0, start - WINDOW_FRAMES) : start]
-    missing = WINDOW_FRAMES - before.shape[1]
-    return np.pad(before, ((0, 0), (missing, 0), (0, 0)))
-
-
-def _style(motion: np.ndarray, starts: list[int]) -> np.ndarray:
-    return np.stack([motion[p, s : s + WINDOW_FRAMES] for p, s in enumerate(starts)])
-
-
-def _audio(record: Record, first: int, last: int) -> np.ndarray:
-    """Samples `first`..`last` of all tracks as float32: what lies behind the track or behind T * 640 is zero."""
-    end = min(last, record.audio.shape[1], record.num_frames * SAMPLES_PER_FRAME)
-    samples = np.zeros((record.num_people, last - first), np.float32)
-    if end > first:
-        piece = record.audio[:, first:end]
-        samples[:, : end - first] = piece / np.float32(32768) if piece.dtype == np.int16 else piece
-    return samples

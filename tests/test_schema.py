@@ -63,3 +63,32 @@ def test_nan_audio_is_refused():
     audio[0, 5] = np.inf
     with pytest.raises(UserError, match="audio holds NaN"):
         validate(dataclasses.replace(dialogue(), audio=audio))
+
+
+def test_missing_channels_are_zero_and_someone_has_some():
+    record = dialogue()
+    observed = np.ones((2, 108), bool)
+    observed[1] = False
+    with pytest.raises(UserError, match="motion must be zero where observed is false, channel 0 is not"):
+        validate(dataclasses.replace(record, observed=observed))
+    heard = dataclasses.replace(record, motion=record.motion * observed[:, None].astype(np.float16), observed=observed)
+    validate(heard)
+    nobody = dataclasses.replace(record, motion=np.zeros_like(record.motion), observed=np.zeros((2, 108), bool))
+    with pytest.raises(UserError, match="every channel of every person as missing"):
+        validate(nobody)
+    with pytest.raises(UserError, match=r"observed must be bool \[2, 108\], got bool \[1, 108\]"):
+        validate(dataclasses.replace(record, observed=np.ones((1, 108), bool)))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"name": "a\nb"}, "name must be text without control"),
+        ({"source": "\ud800"}, "source must be text"),
+        ({"identities": ("ann", "b\x00")}, r"identities\[1\] must be text"),
+        ({"identities": ("ann",)}, "identities must name 2 people or nobody, got 1"),
+    ],
+)
+def test_names_that_cannot_be_kept_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        validate(dataclasses.replace(dialogue(), **change))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.schema import Record
-from data_pipelines.windows import cut_window, one_person, training_index, whole_sequence
+from data_pipelines.store import Store, write_store
+from data_pipelines.windows import RecordSource, cut_window, one_person, training_index, whole_sequence
 from unils_jax.motion import from_motioncode
 
 
@@ -46,15 +47,35 @@ def pair(data) -> Record:
     return Record("pair", np.stack(motion), np.stack(audio), np.stack(masks), "flame")
 
 
+@pytest.fixture(scope="module")
+def stored(pair, tmp_path_factory) -> Store:
+    path = tmp_path_factory.mktemp("release") / "store"
+    write_store(path, [("train", pair)])
+    return Store(path)
+
+
+@pytest.fixture(params=["memory", "store"])
+def source(request, pair, stored):
+    """The pair, or one person of it, as a source of windows: the record in memory, and read from a store."""
+    if request.param == "store":
+        return lambda person=None: stored.source("train", 0, person)
+    return lambda person=None: RecordSource(pair if person is None else one_person(pair, person))
+
+
+@pytest.fixture(params=["memory", "store"])
+def whole(request, pair, stored) -> Record:
+    return stored.read("train", 0) if request.param == "store" else pair
+
+
 def test_training_index_lists_the_release_items(info, pair):
-    expected = [(0, int(entry[2])) for entry in info["motion_train_index"]]
-    assert training_index([pair.num_frames]) == expected
-    assert [(0, int(entry[3])) for entry in info["pair_train_index"]] == expected
+    expected = [[0, int(entry[2])] for entry in info["motion_train_index"]]
+    assert training_index([pair.num_frames]).tolist() == expected
+    assert [[0, int(entry[3])] for entry in info["pair_train_index"]] == expected
 
 
-def test_unpaired_training_window_is_bit_exact(data, info, pair):
+def test_unpaired_training_window_is_bit_exact(data, info, source):
     draws = Replay(info["motion_train1_randint_calls"])
-    window = cut_window(one_person(pair, 0), int(info["motion_train_index"][1][2]), draws)
+    window = cut_window(source(0), int(info["motion_train_index"][1][2]), draws)
     for ours, theirs in (("motion", "motion_code"), ("prev", "prev_motion_code"), ("style", "style_motion_code")):
         expected = data.outputs[f"motion_train1.{theirs}"]
         assert window[ours].dtype == expected.dtype
@@ -62,9 +83,9 @@ def test_unpaired_training_window_is_bit_exact(data, info, pair):
     assert draws.calls == []
 
 
-def test_dialogue_training_window_is_bit_exact(data, info, pair):
+def test_dialogue_training_window_is_bit_exact(data, info, source):
     draws = Replay(info["pair_train1_randint_calls"])
-    window = cut_window(pair, int(info["pair_train_index"][1][3]), draws)
+    window = cut_window(source(), int(info["pair_train_index"][1][3]), draws)
     for ours, theirs in (("motion", "motion_code"), ("prev", "prev_motion_code"), ("style", "style_motion_code")):
         np.testing.assert_array_equal(window[ours], data.outputs[f"pair_train1.{theirs}"])
     assert list(window["audio"].shape) == data.outputs["pair_train1.audio_shape"].tolist()
@@ -73,14 +94,14 @@ def test_dialogue_training_window_is_bit_exact(data, info, pair):
     assert draws.calls == []
 
 
-def test_unpaired_test_item_is_bit_exact(data, pair):
-    item = whole_sequence(one_person(pair, 0))
+def test_unpaired_test_item_is_bit_exact(data, whole):
+    item = whole_sequence(one_person(whole, 0))
     np.testing.assert_array_equal(item["motion"][0], data.outputs["motion_test0.motion_code"])
     np.testing.assert_array_equal(item["style"][0], data.outputs["motion_test0.style_motion_code"])
 
 
-def test_dialogue_test_item_is_bit_exact(data, pair):
-    item = whole_sequence(pair)
+def test_dialogue_test_item_is_bit_exact(data, whole):
+    item = whole_sequence(whole)
     np.testing.assert_array_equal(item["motion"], data.outputs["pair_test0.motion_code"])
     np.testing.assert_array_equal(item["style"], data.outputs["pair_test0.style_motion_code"])
     np.testing.assert_array_equal(item["speech_mask"], data.outputs["pair_test0.speech_mask"].astype(bool))

@@ -1,0 +1,102 @@
+"""The account of a conversion: every frame that went in came out, or is listed with the reason why not."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data_pipelines.sources import Dropped, Entry, Reading
+from unils_jax.motion import FPS
+
+
+@dataclass
+class ShardAccount:
+    """What became of the entries of one shard: frames count one for the people of a conversation together."""
+
+    entries: int = 0
+    records: int = 0
+    frames_in: int = 0
+    frames_out: int = 0
+    cut: int = 0
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep(self, reading: Reading) -> None:
+        """An entry that became a record, perhaps a frame shorter."""
+        self.entries += 1
+        self.records += 1
+        self.frames_in += reading.frames_in
+        self.frames_out += reading.record.num_frames
+        self.cut += reading.frames_in > reading.record.num_frames
+
+    def drop(self, entry: Entry, dropped: Dropped) -> None:
+        """An entry that became none."""
+        self.entries += 1
+        self.frames_in += dropped.frames
+        what = {"split": entry.split, "name": entry.name, "frames": dropped.frames}
+        self.dropped.append(what | {"reason": dropped.reason, "detail": dropped.detail})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def merged(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The account of a whole conversion from the splits and accounts of its shards, in their order."""
+    splits: dict[str, Counter] = {}
+    dropped: list[dict[str, Any]] = []
+    for split, part in parts:
+        dropped += part["dropped"]
+        splits.setdefault(split, Counter()).update({k: v for k, v in part.items() if k != "dropped"})
+    reasons: dict[str, Counter] = {}
+    for item in dropped:
+        reasons.setdefault(item["reason"], Counter()).update(entries=1, frames=item["frames"])
+    totals = sum(splits.values(), Counter())
+    left_out = sum(item["frames"] for item in dropped)
+    frames = {"in": totals["frames_in"], "out": totals["frames_out"], "dropped": left_out}
+    frames["cut_at_ends"] = frames["in"] - frames["out"] - left_out
+    return {
+        "frames": frames,
+        "hours": {name: _hours(count) for name, count in frames.items()},
+        "entries": totals["entries"],
+        "records": totals["records"],
+        "records_cut_at_ends": totals["cut"],
+        "splits": {split: dict(counts) for split, counts in splits.items()},
+        "reasons": {reason: dict(counts) for reason, counts in sorted(reasons.items())},
+        "dropped": dropped,
+    }
+
+
+def _hours(frames: int) -> float:
+    return frames / FPS / 3600
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The account in Markdown: where every hour went."""
+    frames = report["frames"]
+    lines = [
+        "# Conversion",
+        "",
+        f"{report['entries']} sequences of {_hours(frames['in']):.4f} h in, {report['records']} records of "
+        f"{_hours(frames['out']):.4f} h out. {len(report['dropped'])} sequences of {_hours(frames['dropped']):.4f} h "
+        f"were left out; {report['records_cut_at_ends']} records lost {frames['cut_at_ends']} frames at their ends, "
+        "where lengths differed by a frame.",
+        "",
+        "| frames | in | out | left out | cut at ends |",
+        "|---|---|---|---|---|",
+        f"| | {frames['in']} | {frames['out']} | {frames['dropped']} | {frames['cut_at_ends']} |",
+        "",
+        *(f"- {note}" for note in report["notes"]),
+    ]
+    if report["dropped"]:
+        lines += ["", "| left out because | sequences | hours |", "|---|---|---|"]
+        lines += [f"| {r} | {c['entries']} | {_hours(c['frames']):.4f} |" for r, c in report["reasons"].items()]
+        lines += ["", "| split | sequence | frames | why |", "|---|---|---|---|"]
+        for item in report["dropped"]:
+            cells = (item["split"], item["name"], item["frames"], f"{item['reason']}: {item['detail']}")
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """A stranger's text as a cell of a table: no new lines, and no lone surrogates, which nothing can write."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)).replace("|", "\\|")

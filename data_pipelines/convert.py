@@ -1,0 +1,344 @@
+"""Any source -> store: sharded, parallel, resumable after a kill at any moment, with an account of every hour.
+
+A shard is a list of entries that depends on the source and the settings alone; it is there whole or not at all, so
+that a conversion that is run again does what is missing and ends in the same bytes. Parts of one conversion may run on
+several machines that share the output folder; whichever completes the last shard finishes the store.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines import account
+from data_pipelines.schema import Record, validate
+from data_pipelines.sources import DAMAGED, SPLITS, Dropped, Entry, Reading, Source
+from data_pipelines.store import MANIFEST, read_manifest
+from data_pipelines.store_writer import (
+    DEFAULT_DTYPES,
+    Dtypes,
+    finish_store,
+    shard_is_complete,
+    shard_summary,
+    write_shard,
+)
+from data_pipelines.workers import run_in_processes
+from unils_jax.errors import UserError
+from unils_jax.motion import FPS
+
+CONVERT_VERSION = 1
+REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lock", "conversion"
+# Where a source does not tell how long an entry is, half a minute is assumed to share the work out.
+ASSUMED_FRAMES = 750
+
+# Told as work goes on: hours of entries done, and the share of all work (0..1).
+Progress = Callable[[float, float], None]
+
+
+class ShardId(NamedTuple):
+    """One shard of one split."""
+
+    split: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+class _Busy(UserError):
+    """Another process holds the lock."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes into which shard, and the settings that decide it."""
+
+    settings: dict[str, Any]
+    shards: dict[ShardId, tuple[Entry, ...]]
+    notes: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Shards of each split."""
+        return {split: sum(shard.split == split for shard in self.shards) for split in SPLITS}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`finished` says whether the store is whole; `report` is its account then, `missing` counts shards until then."""
+
+    finished: bool
+    report: dict[str, Any]
+    missing: int = 0
+
+
+def make_plan(source: Source, *, num_shards: int | None = None, dtypes: Dtypes = DEFAULT_DTYPES) -> Plan:
+    """Shares the entries out over about `num_shards` shards of equal length, at least one a split that has entries.
+
+    Without a number: a quarter of an hour each for small sets, two hours each for large ones. Raises UserError for a
+    source that lists nothing or cannot be read, and for a number that is not positive.
+    """
+    if num_shards is not None and not 1 <= num_shards <= 99_999:
+        raise UserError(f"shards must be from 1 to 99999, got {num_shards}")
+    entries, notes = _marked_twice(source.entries())
+    total = sum(map(_weight, entries))
+    hours = total / FPS / 3600
+    wanted = num_shards or max(1, min(math.ceil(4 * hours), max(64, math.ceil(hours / 2))))
+    shards: dict[ShardId, tuple[Entry, ...]] = {}
+    for split in SPLITS:
+        inside = [entry for entry in entries if entry.split == split]
+        number = max(1, min(len(inside), round(wanted * sum(map(_weight, inside)) / total))) if inside else 0
+        shards |= {ShardId(split, i): part for i, part in enumerate(_parted(inside, number))}
+    digest = hashlib.blake2b(digest_size=16)
+    for shard, part in shards.items():
+        digest.update(repr((str(shard), part)).encode("utf-8", "surrogatepass"))
+    settings = {
+        "version": CONVERT_VERSION,
+        **source.describe(),
+        "dtypes": dataclasses.asdict(dtypes),
+        "plan": digest.hexdigest(),
+    }
+    return Plan(settings, shards, notes)
+
+
+def _weight(entry: Entry) -> int:
+    return max(1, ASSUMED_FRAMES if entry.frames is None else entry.frames)
+
+
+def _parted(entries: list[Entry], number: int) -> list[tuple[Entry, ...]]:
+    """Runs of entries of about equal length."""
+    parts: list[list[Entry]] = [[] for _ in range(number)]
+    total, done = sum(map(_weight, entries)), 0
+    for entry in entries:
+        parts[(2 * done + _weight(entry)) * number // (2 * total)].append(entry)
+        done += _weight(entry)
+    return [tuple(part) for part in parts]
+
+
+def _marked_twice(entries: list[Entry]) -> tuple[list[Entry], tuple[str, ...]]:
+    """Entries whose name is taken in their split become a problem of their own; names in several splits are a note."""
+    if not entries:
+        raise UserError("the source lists no sequence; check --source and --index")
+    seen: dict[str, set[str]] = {split: set() for split in SPLITS}
+    marked = []
+    for entry in entries:
+        taken = entry.name in seen[entry.split]
+        seen[entry.split].add(entry.name)
+        marked.append(dataclasses.replace(entry, problem="it is listed twice") if taken else entry)
+    leaked = sorted(
+        name for name, count in Counter(name for names in seen.values() for name in names).items() if count > 1
+    )
+    if not leaked:
+        return marked, ()
+    return marked, (f"{len(leaked)} names are in more than one split, the first {leaked[0]!r}",)
+
+
+def convert(
+    source: Source,
+    out: Path,
+    plan: Plan,
+    *,
+    num_workers: int = 1,
+    part: tuple[int, int] = (1, 1),
+    dtypes: Dtypes = DEFAULT_DTYPES,
+    progress: Progress = lambda hours, share: None,
+) -> Outcome:
+    """Writes the shards of part i of n (from 1) that are not there yet; finishes the store where none is missing then.
+
+    Shards are written in `num_workers` processes, which end when this one does (0: here). Raises UserError
+    where `out` holds anything but this very conversion, where another process is writing these shards, for a part that
+    is none, and where files cannot be written.
+    """
+    number, of = part
+    if not 1 <= number <= of:
+        raise UserError(f"shard must be i/n with i from 1 to n, got {number}/{of}")
+    if num_workers < 0:
+        raise UserError(f"workers must be at least 0 (no process of their own), got {num_workers}")
+    with _writing(out):
+        _claim(out, plan)
+        shards = list(plan.shards)
+        mine = [i for i in range(len(shards)) if i % of == number - 1]
+        with _locked(out, mine):
+            if not (out / MANIFEST).exists():
+                todo = [shards[i] for i in mine if not shard_is_complete(out, *shards[i])]
+                _convert_shards(source, out, plan, todo, num_workers, dtypes, progress)
+        return _finish(out, plan, dtypes)
+
+
+def _convert_shards(
+    source: Source, out: Path, plan: Plan, todo: list[ShardId], num_workers: int, dtypes: Dtypes, progress: Progress
+) -> None:
+    total = sum(_weight(entry) for shard in todo for entry in plan.shards[shard])
+    frames = weight = 0
+
+    def told(message: tuple[int, int]) -> None:
+        nonlocal frames, weight
+        frames, weight = frames + message[0], weight + message[1]
+        progress(frames / FPS / 3600, weight / total)
+
+    task = ShardTask(source, out, dtypes)
+    work = [(shard, plan.shards[shard]) for shard in todo]
+    if num_workers == 0:
+        for shard, entries in work:
+            task((shard, entries), lambda _: None, told)
+    else:
+        run_in_processes(task, work, num_workers, told)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Writes one shard; picklable, so that a worker process can be handed it."""
+
+    source: Source
+    out: Path
+    dtypes: Dtypes
+
+    def __call__(
+        self,
+        work: tuple[ShardId, tuple[Entry, ...]],
+        at: Callable[[str], None],
+        done: Callable[[tuple[int, int]], None],
+    ) -> None:
+        """`at` is told what is read next, `done` the frames and the weight of every entry dealt with."""
+        shard, entries = work
+        with self.source.open() as read:
+            write_shard(self.out, *shard, self._records(read, shard, entries, at, done), dtypes=self.dtypes)
+
+    def _records(
+        self,
+        read: Callable[[Entry], Reading],
+        shard: ShardId,
+        entries: tuple[Entry, ...],
+        at: Callable[[str], None],
+        done: Callable[[tuple[int, int]], None],
+    ) -> Iterator[Record]:
+        part = account.ShardAccount()
+        for entry in entries:
+            at(f"record {entry.name!r} of {entry.split}")
+            try:
+                reading = _checked(read, entry)
+            except Dropped as dropped:
+                part.drop(entry, dropped)
+                done((dropped.frames, _weight(entry)))
+                continue
+            part.keep(reading)
+            yield reading.record
+            done((reading.frames_in, _weight(entry)))
+        # The account is there before the shard is: a shard that counts as complete has one.
+        _write(self.out / WORK / f"{shard}.json", json.dumps(part.to_json()))
+
+
+def _checked(read: Callable[[Entry], Reading], entry: Entry) -> Reading:
+    if entry.problem:
+        raise Dropped(DAMAGED, entry.problem, entry.frames or 0)
+    reading = read(entry)
+    try:
+        validate(reading.record)
+    except UserError as error:
+        raise Dropped(DAMAGED, str(error), reading.frames_in) from None
+    return reading
+
+
+def _claim(out: Path, plan: Plan) -> None:
+    """Makes `out` this conversion's folder, or checks that it is."""
+    other = f"{out} holds another conversion (of other data, or with other flags); choose another folder or remove it"
+    if (out / MANIFEST).exists():
+        if read_manifest(out)["settings"] != plan.settings:
+            raise UserError(other)
+        return
+    claim = out / WORK / "settings.json"
+    if claim.exists():
+        if json.loads(claim.read_text()) != plan.settings:
+            raise UserError(other)
+        return
+    if out.exists() and any(path.name not in (WORK, LOCK) for path in out.iterdir()):
+        raise UserError(f"{out} already exists and is not empty; choose another folder or remove it")
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    _write(claim, json.dumps(plan.settings, indent=1))
+
+
+@contextlib.contextmanager
+def _locked(out: Path, shards: list[int]) -> Iterator[None]:
+    """Holds a byte of the lock file for each shard; the kernel lets go of them however the process ends."""
+    with open(out / LOCK, "ab") as file:
+        for shard in shards:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                raise _Busy(
+                    f"another process is converting into {out} already; wait for it, stop it, or choose another folder"
+                ) from None
+        yield
+
+
+def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
+    """Completes the store where every shard is there, whichever process wrote it, and clears the working files away."""
+    if not (out / MANIFEST).exists():
+        missing = sum(not shard_is_complete(out, *shard) for shard in plan.shards)
+        if missing:
+            return Outcome(False, {}, missing)
+    try:
+        with _locked(out, list(range(len(plan.shards)))):
+            if not (out / MANIFEST).exists():
+                _clear_leftovers(out)
+                report = _report(out, plan)
+                _write(out / REPORT, json.dumps(report, indent=1) + "\n")
+                _write(out / SUMMARY, account.summary(report))
+                if not report["records"]:
+                    raise UserError(f"no sequence of the source could be used; {out / SUMMARY} says why of each")
+                layout = plan.settings["layout"]
+                finish_store(out, plan.counts(), source=layout, settings=plan.settings, dtypes=dtypes)
+            shutil.rmtree(out / WORK, ignore_errors=True)
+    except _Busy:
+        # Another part is at its last step: whoever lets go of the lock last finishes.
+        return Outcome(False, {}, 0)
+    return Outcome(True, json.loads((out / REPORT).read_text()))
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Removes what killed processes were writing; nobody writes while this holds every shard's lock."""
+    for path in out.rglob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
+def _report(out: Path, plan: Plan) -> dict[str, Any]:
+    """The account of the whole conversion, checked against what the shards say they hold."""
+    parts = []
+    for shard in plan.shards:
+        file, held = out / WORK / f"{shard}.json", shard_summary(out, *shard)
+        part = json.loads(file.read_text()) if file.exists() else None
+        if part is None or held["frames"] != part["frames_out"] or held["records"] != part["records"]:
+            raise UserError(
+                f"shard {shard} of {out} does not hold what its account says; remove {out} and convert again"
+            )
+        parts.append((shard.split, part))
+    return {"settings": plan.settings, **account.merged(parts), "notes": list(plan.notes)}
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; a leftover of a killed process is written over."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another output folder") from None

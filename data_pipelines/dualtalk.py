@@ -1,0 +1,106 @@
+"""A folder in DualTalk's layout: `NAME_speakerK.wav` and `NAME_speakerK.npz` of two people, 25 fps.
+
+Its motion has 50 expression channels, the head's rotation and the jaw's; the expression channels it lacks and the eyes
+are zero and marked as not observed. A person without motion is kept with the audio alone.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.sources import (
+    DAMAGED,
+    PARTNER,
+    Dropped,
+    Entry,
+    Reading,
+    Track,
+    assemble,
+    listed_digest,
+    read_wav,
+    split_of_files,
+)
+from unils_jax.errors import UserError
+from unils_jax.motion import HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME
+from unils_jax.npz import read_npz_file
+
+EXPRESSION_DIM, POSE_DIM = 50, 6
+OBSERVED = np.zeros(MOTION_DIM, bool)
+OBSERVED[:EXPRESSION_DIM] = OBSERVED[HEAD] = OBSERVED[JAW] = True
+_FILE = re.compile(r"(.+)_speaker([12])\.(npz|wav)")
+
+
+@dataclass(frozen=True)
+class DualTalkSource:
+    """A folder with `train`, `val`, `test` inside, or of one split (`split`, or hashed where it is empty)."""
+
+    folder: Path
+    split: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """A checksum of the names and sizes of all files."""
+        return {"layout": "dualtalk", "files": listed_digest(self.folder, self.entries())}
+
+    def entries(self) -> list[Entry]:
+        """All conversations by name. Raises UserError where the folder holds none."""
+        entries = split_of_files(self.folder, self.split, _FILE)
+        if not entries:
+            raise UserError(
+                f"{self.folder} holds no NAME_speaker1.wav or .npz; give DualTalk's folder, or one split of it"
+            )
+        return entries
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[Entry], Reading]]:
+        """Files are opened one by one."""
+        yield self._read
+
+    def _read(self, entry: Entry) -> Reading:
+        files: dict[str, Path] = {}
+        for part in entry.parts:
+            _, speaker, suffix = _FILE.fullmatch(Path(part).name).groups()
+            files[speaker + suffix] = self.folder / part
+        motions, sounds, problems = {}, {}, []
+        for key, path in files.items():
+            try:
+                if key.endswith("npz"):
+                    motions[key[0]] = read_motion(path)
+                else:
+                    sounds[key[0]] = read_wav(path)
+            except UserError as error:
+                problems.append(str(error).replace(f"{self.folder}/", ""))
+        frames = max(map(len, motions.values()), default=0)
+        frames = frames or max((len(sound) // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
+        if problems:
+            raise Dropped(DAMAGED, "; ".join(problems), frames)
+        silent = [speaker for speaker in "12" if speaker not in sounds]
+        if silent:
+            raise Dropped(PARTNER, f"no wav of speaker {' and '.join(silent)}", frames)
+        tracks = [
+            Track(motions.get(speaker), sounds[speaker], observed=OBSERVED if speaker in motions else None)
+            for speaker in "12"
+        ]
+        return assemble(entry, tracks, expression_basis="flame", source="dualtalk")
+
+
+def read_motion(path: Path) -> np.ndarray:
+    """The 108 channels `[T, 108]` float32 of a DualTalk .npz: `exp [T, 50]`, `pose [T, 6]` (head 3, jaw 3).
+
+    Of the jaw's rotation the first component is kept, as everywhere here. Raises UserError for another layout.
+    """
+    arrays = read_npz_file(path, ("exp", "pose"))
+    shapes = {name: array.shape for name, array in arrays.items() if array.dtype.kind == "f"}
+    num_frames = shapes.get("exp", (0,))[0] if shapes.get("exp") else 0
+    if shapes != {"exp": (num_frames, EXPRESSION_DIM), "pose": (num_frames, POSE_DIM)}:
+        found = {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items()} or "neither"
+        raise UserError(f"{path} must hold float exp [T, 50] and pose [T, 6], got {found}")
+    motion = np.zeros((num_frames, MOTION_DIM), np.float32)
+    motion[:, :EXPRESSION_DIM] = arrays["exp"]
+    motion[:, HEAD] = arrays["pose"][:, :3]
+    motion[:, JAW] = arrays["pose"][:, 3:4]
+    return motion

@@ -1,0 +1,164 @@
+"""The index of a store: what is known of every record without reading it, as arrays that load at once.
+
+One .npz for each shard while a store is being written (there once the shard is whole), one for each split when it is
+finished.
+"""
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.schema import Record
+from unils_jax.files import durable_output
+from unils_jax.motion import MOTION_DIM, head_mean
+
+NO_AUDIO = -1
+_PEOPLE = 2  # every row has room for two people
+_LIMITS = {"people": (1, _PEOPLE), "frames": (1, 1 << 31), "samples": (NO_AUDIO, 1 << 40)}
+
+
+@dataclass(frozen=True)
+class Index:
+    """One row for each of n records. `first_motion` and `first_audio` are positions of pieces in `shard`.
+
+    `samples` is the length of the audio tracks, NO_AUDIO without; `head_mean [n, 2, 3]` the mean head rotation over
+    the whole record in the stored dtype (a float32 holds a float16 exactly); `observed [n, 2, 14]` packed bits;
+    `texts` each record's name, source and two identities, a line each.
+    """
+
+    frames: np.ndarray
+    people: np.ndarray
+    samples: np.ndarray
+    has_mask: np.ndarray
+    observed: np.ndarray
+    head_mean: np.ndarray
+    shard: np.ndarray
+    first_motion: np.ndarray
+    first_audio: np.ndarray
+    texts: np.ndarray
+
+    @classmethod
+    def empty(cls) -> "Index":
+        """That of a split without records."""
+        return IndexRows(0).build()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        return self.texts.tobytes().decode().split("\n")
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every record."""
+        return self._lines[: 4 * len(self) : 4]
+
+    def name(self, i: int) -> str:
+        """The name of record i."""
+        return self._lines[4 * i]
+
+    def source(self, i: int) -> str:
+        """Where record i comes from."""
+        return self._lines[4 * i + 1]
+
+    def identities(self, i: int) -> tuple[str, ...]:
+        """Who the people of record i are; empty where nobody is named."""
+        named = tuple(self._lines[4 * i + 2 : 4 * i + 2 + int(self.people[i])])
+        return named if any(named) else ()
+
+    def observed_of(self, i: int) -> np.ndarray:
+        """`[P, 108]` bool: the channels that record i has of each person."""
+        return np.unpackbits(self.observed[i, : self.people[i]], axis=-1, count=MOTION_DIM).view(bool)
+
+    def has_motion(self) -> np.ndarray:
+        """`[n, 2]` bool: whether any channel of a person is there."""
+        return self.observed.any(axis=-1) & (np.arange(_PEOPLE) < self.people[:, None])
+
+    def describe(self, i: int) -> dict[str, Any]:
+        """Record i as plain values."""
+        observed = self.observed_of(i)
+        return {
+            "name": self.name(i),
+            "frames": int(self.frames[i]),
+            "people": int(self.people[i]),
+            "audio": bool(self.samples[i] != NO_AUDIO),
+            "speech_mask": bool(self.has_mask[i]),
+            "identities": self.identities(i),
+            "observed": None if observed.all() else observed,
+            "source": self.source(i),
+            "shard": int(self.shard[i]),
+        }
+
+
+class IndexRows:
+    """Rows of an index as records come; `build` makes the arrays."""
+
+    def __init__(self, shard: int):
+        self._shard = shard
+        self._rows: list[tuple] = []
+        self._texts: list[str] = []
+
+    def add(self, record: Record, first_motion: int, first_audio: int) -> None:
+        """One record, in the dtypes it is stored in, its pieces starting at these positions."""
+        observed = np.zeros((_PEOPLE, MOTION_DIM), bool)
+        observed[: record.num_people] = True if record.observed is None else record.observed
+        mean = np.zeros((_PEOPLE, 3), np.float32)
+        mean[: record.num_people] = head_mean(record.motion)[:, 0]
+        samples = NO_AUDIO if record.audio is None else record.audio.shape[1]
+        has_mask = record.speech_mask is not None
+        sizes = (record.num_frames, record.num_people, samples, has_mask)
+        self._rows.append((*sizes, np.packbits(observed, axis=-1), mean, self._shard, first_motion, first_audio))
+        named = (*record.identities, "", "")[:_PEOPLE]
+        self._texts += [record.name, record.source, *named]
+
+    def build(self) -> Index:
+        """The index of the rows so far."""
+        columns = list(zip(*self._rows, strict=True)) or [()] * 9
+        dtypes = (np.int32, np.uint8, np.int64, bool, np.uint8, np.float32, np.int32, np.int64, np.int64)
+        inner = {4: (_PEOPLE, -(-MOTION_DIM // 8)), 5: (_PEOPLE, 3)}
+        arrays = [
+            np.array(column, dtype).reshape(len(self._rows), *inner.get(i, ()))
+            for i, (column, dtype) in enumerate(zip(columns, dtypes, strict=True))
+        ]
+        return Index(*arrays, texts=_as_bytes(self._texts))
+
+
+def concatenate(parts: Sequence[Index]) -> Index:
+    """The index of several shards."""
+    names = [field.name for field in fields(Index) if field.name != "texts"]
+    texts = [line for part in parts for line in part._lines[: 4 * len(part)]]
+    return Index(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names}, texts=_as_bytes(texts))
+
+
+def save_index(path: str | os.PathLike, index: Index, summary: dict[str, Any]) -> None:
+    """Writes index and summary (JSON-able) to `path`; equal content gives equal bytes. Durable and atomic."""
+    arrays = {field.name: getattr(index, field.name) for field in fields(Index)}
+    with durable_output(path) as partial, open(partial, "wb") as file:
+        np.savez(file, summary=_as_bytes([json.dumps(summary, sort_keys=True)]), **arrays)
+
+
+def load_index(path: str | os.PathLike) -> tuple[Index, dict[str, Any]]:
+    """Index and summary. Raises ValueError, KeyError or OSError where the file is no index."""
+    # Read at once: the members of an archive on a network disk would be sought one by one.
+    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as arrays:
+        index = Index(**{field.name: arrays[field.name] for field in fields(Index)})
+        summary = json.loads(arrays["summary"].tobytes())
+    for name, (low, high) in _LIMITS.items():
+        values = getattr(index, name)
+        if len(values) != len(index) or (len(values) and not low <= values.min() <= values.max() <= high):
+            raise ValueError(f"{name} is out of range")
+    if len(index._lines) < 4 * len(index):
+        raise ValueError("names are missing")
+    return index, summary
+
+
+def _as_bytes(lines: list[str]) -> np.ndarray:
+    return np.frombuffer("\n".join(lines).encode(), np.uint8)

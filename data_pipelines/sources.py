@@ -1,0 +1,264 @@
+"""What readers of other people's layouts share: entries, the tracks of people, and the record put together of them."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import soundfile
+
+from data_pipelines.schema import Record
+from data_pipelines.windows import is_long_enough
+from unils_jax.audio import read_audio, resample
+from unils_jax.errors import UserError
+from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES
+
+SPLITS = ("train", "val", "test")
+# Why an entry is left out, as the report of a conversion groups them.
+DAMAGED = "damaged"
+MISSING = "missing"
+PARTNER = "missing partner"
+LENGTHS = "lengths disagree"
+SHORT = "too short"
+NOT_FINITE = "NaN or infinite values"
+RANGE = "out of range"
+
+# Of one audio file: ten hours, and a gigabyte of float32.
+MAX_RECORD_S = 36_000
+MAX_SAMPLES = 1 << 28
+# Louder than full scale by this factor, float audio was written in other units; no tracked coefficient is near 1000.
+MAX_AMPLITUDE = 4.0
+MAX_MOTION = 1000.0
+MIN_RATE, MAX_RATE = 1_000, 768_000
+
+
+class Dropped(Exception):
+    """An entry that cannot become a record: the reason's kind, the detail, and the frames it would have had."""
+
+    def __init__(self, reason: str, detail: str, frames: int = 0):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail, self.frames = reason, detail, frames
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One future record as a source lists it: where its parts are, and its length where an index tells it.
+
+    `problem` is set where the source itself is wrong about it; reading such an entry drops it as damaged.
+    """
+
+    split: str
+    name: str
+    parts: tuple[str, ...]
+    frames: int | None = None
+    problem: str = ""
+
+
+class Reading(NamedTuple):
+    """A record and the frames its source has for it: `frames_in` less the record's own were cut off at the end."""
+
+    record: Record
+    frames_in: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A published layout on a disk. Picklable: worker processes open it for themselves."""
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this source from another, JSON-able."""
+
+    def entries(self) -> list[Entry]:
+        """All future records in an order that depends on the source's content alone. Raises UserError."""
+
+    def open(self) -> AbstractContextManager[Callable[[Entry], Reading]]:
+        """Opens the source for reading entries; the reader raises Dropped for one that cannot be a record."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One person: `motion [T, 108]` or None, channels `observed [108]` bool, `audio [N]` int16 or float32 or None,
+    `mask [T]` bool or None, who it is ("" unknown)."""
+
+    motion: np.ndarray | None
+    audio: np.ndarray | None
+    mask: np.ndarray | None = None
+    observed: np.ndarray | None = None
+    identity: str = ""
+
+
+def assemble(entry: Entry, tracks: list[Track], *, expression_basis: str, source: str) -> Reading:
+    """The record of one or two people, cut to what all of them have.
+
+    Motion, masks and the index must agree to a frame and audio to less than two frames; all is cut to the shortest
+    (audio is left short: windows pad it with zeros). A person without motion has zeros, marked as not observed. Raises
+    Dropped where lengths disagree, the rest is too short, or values are not finite or in other units.
+    """
+    motions = [track.motion for track in tracks if track.motion is not None]
+    if not motions:
+        raise Dropped(MISSING, "nobody in it has motion", entry.frames or _audio_frames(tracks))
+    lengths = {f"motion of person {i + 1}": len(t.motion) for i, t in enumerate(tracks) if t.motion is not None}
+    lengths |= {f"mask of person {i + 1}": len(t.mask) for i, t in enumerate(tracks) if t.mask is not None}
+    lengths |= {} if entry.frames is None else {"the index": entry.frames}
+    frames_in = max(map(len, motions)) if entry.frames is None else entry.frames
+    frames = min(lengths.values())
+    sounds = {f"audio of person {i + 1}": len(t.audio) for i, t in enumerate(tracks) if t.audio is not None}
+    wrong = max(lengths.values()) - frames > 1
+    if wrong or any(abs(n / SAMPLES_PER_FRAME - frames) >= 2 for n in sounds.values()):
+        listed = lengths | {name: round(n / SAMPLES_PER_FRAME, 1) for name, n in sounds.items()}
+        raise Dropped(LENGTHS, ", ".join(f"{name} {n} frames" for name, n in listed.items()), frames_in)
+    if not is_long_enough(frames):
+        raise Dropped(SHORT, f"{frames} frames, at least {WINDOW_FRAMES + 2} are needed", frames_in)
+    dtype = np.result_type(*motions)
+    record = Record(
+        name=entry.name,
+        motion=np.stack([_motion(track, frames, dtype) for track in tracks]),
+        audio=_stack_audio(tracks, frames),
+        speech_mask=_stack_masks(tracks, frames),
+        expression_basis=expression_basis,
+        identities=tuple(track.identity for track in tracks),
+        observed=_observed(tracks),
+        source=source,
+    )
+    _check_values(record, frames_in)
+    return Reading(record, frames_in)
+
+
+def _audio_frames(tracks: list[Track]) -> int:
+    return max((len(t.audio) // SAMPLES_PER_FRAME for t in tracks if t.audio is not None), default=0)
+
+
+def _motion(track: Track, frames: int, dtype: np.dtype) -> np.ndarray:
+    if track.motion is None:
+        return np.zeros((frames, MOTION_DIM), dtype)
+    return track.motion[:frames].astype(dtype, copy=False)
+
+
+def _stack_audio(tracks: list[Track], frames: int) -> np.ndarray | None:
+    sounds = [track.audio for track in tracks]
+    if any(sound is None for sound in sounds):
+        return None
+    if len({sound.dtype for sound in sounds}) > 1:
+        sounds = [s / np.float32(32768) if s.dtype == np.int16 else s for s in sounds]
+    num_samples = min(max(map(len, sounds)), frames * SAMPLES_PER_FRAME)
+    stacked = np.zeros((len(sounds), num_samples), sounds[0].dtype)
+    for row, sound in zip(stacked, sounds, strict=True):
+        row[: len(sound)] = sound[:num_samples]
+    return stacked
+
+
+def _stack_masks(tracks: list[Track], frames: int) -> np.ndarray | None:
+    masks = [track.mask for track in tracks]
+    return None if any(mask is None for mask in masks) else np.stack([mask[:frames] for mask in masks])
+
+
+def _observed(tracks: list[Track]) -> np.ndarray | None:
+    if all(track.motion is not None and track.observed is None for track in tracks):
+        return None
+    rows = np.ones((len(tracks), MOTION_DIM), bool)
+    for row, track in zip(rows, tracks, strict=True):
+        row[:] = False if track.motion is None else True if track.observed is None else track.observed
+    return rows
+
+
+def _check_values(record: Record, frames_in: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(record.motion).all(axis=(0, 2)))
+    if len(bad):
+        raise Dropped(NOT_FINITE, f"motion in {len(bad)} frames, the first {bad[0]}", frames_in)
+    largest = float(np.abs(record.motion).max())
+    if largest > MAX_MOTION:
+        raise Dropped(RANGE, f"motion reaches {largest:.4g}, at most {MAX_MOTION:g} is motion", frames_in)
+    if record.audio is None or record.audio.dtype == np.int16:
+        return
+    if not np.isfinite(record.audio).all():
+        raise Dropped(NOT_FINITE, f"audio in {int((~np.isfinite(record.audio)).sum())} samples", frames_in)
+    loudest = float(np.abs(record.audio).max(initial=0))
+    if loudest > MAX_AMPLITUDE:
+        raise Dropped(RANGE, f"audio reaches {loudest:.4g}, floating point audio is -1..1", frames_in)
+
+
+def read_wav(path: Path) -> np.ndarray:
+    """16 kHz mono float32 samples `[N]` of an audio file whose claimed size was checked first. Raises UserError."""
+    _check_wav(path)
+    return read_audio(path)
+
+
+def read_wav_channels(path: Path) -> np.ndarray:
+    """`read_wav` without the mixing: `[C, N]`, 16 kHz float32."""
+    _check_wav(path)
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        raise UserError(f"{path} is truncated or damaged; convert it to wav again") from None
+    if not samples.size:
+        raise UserError(f"{path} is empty (0 samples); give a file with sound in it")
+    return np.stack([resample(np.ascontiguousarray(channel), rate) for channel in samples.T])
+
+
+def _check_wav(path: Path) -> None:
+    try:
+        about = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        raise UserError(f"{path} is no audio file that can be read; convert it to wav") from None
+    if not MIN_RATE <= about.samplerate <= MAX_RATE:
+        raise UserError(f"{path} has a rate of {about.samplerate} Hz, must be {MIN_RATE} to {MAX_RATE}; resample it")
+    seconds = about.frames / about.samplerate
+    if seconds > MAX_RECORD_S or about.frames * about.channels > MAX_SAMPLES:
+        raise UserError(f"{path} claims {seconds:.0f} s in {about.channels} channels, too long to read; cut it up")
+
+
+def split_of_files(folder: Path, split: str, pattern: re.Pattern) -> list[Entry]:
+    """The files of a folder whose names match the pattern, as entries by its first group.
+
+    Where `split` is empty the folders `train`, `val` and `test` inside are the splits; without those, names are split
+    by `hashed_splits`. Raises UserError for a folder that is not there.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; check the path")
+    if split not in ("", *SPLITS):
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    inside = [name for name in SPLITS if (folder / name).is_dir()]
+    if split or not inside:
+        groups = _grouped(folder, "", pattern)
+        splits = hashed_splits(list(groups)) if not split else dict.fromkeys(groups, split)
+        return [Entry(splits[name], name, parts) for name, parts in groups.items()]
+    groups = {(name, key): parts for name in inside for key, parts in _grouped(folder, name, pattern).items()}
+    return [Entry(name, key, parts) for (name, key), parts in groups.items()]
+
+
+def folders_left_out(folder: Path) -> list[str]:
+    """The names of the folders beside the splits' in `folder`, like DualTalk's `ood`; none where it has no splits."""
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [name for name in inside if name not in SPLITS] if set(inside) & set(SPLITS) else []
+
+
+def _grouped(folder: Path, inside: str, pattern: re.Pattern) -> dict[str, tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for file in sorted(file.name for file in os.scandir(folder / inside) if file.is_file()):
+        found = pattern.fullmatch(file)
+        if found:
+            groups.setdefault(found[1], []).append(f"{inside}/{file}" if inside else file)
+    return {name: tuple(groups[name]) for name in sorted(groups)}
+
+
+def listed_digest(folder: Path, entries: list[Entry]) -> str:
+    """A checksum of what entries say and of how large their files are: copies of a folder give the same."""
+    digest = hashlib.blake2b(digest_size=16)
+    for entry in entries:
+        sizes = [(folder / part).stat().st_size for part in entry.parts]
+        digest.update(repr((entry, sizes)).encode())  # repr escapes what is not UTF-8
+    return digest.hexdigest()
+
+
+def hashed_splits(names: list[str]) -> dict[str, str]:
+    """Split of each name where the source has none: 80/10/10 by the order of their hashes, at least one each from
+    three names up, fewer are all `train`. The same names give the same splits."""
+    ranked = sorted(names, key=lambda name: hashlib.blake2b(os.fsencode(name), digest_size=8).digest())
+    held_out = 0 if len(names) < 3 else max(1, len(names) // 10)
+    parts = [("test", ranked[:held_out]), ("val", ranked[held_out : 2 * held_out]), ("train", ranked[2 * held_out :])]
+    return {name: split for split, some in parts for name in some}

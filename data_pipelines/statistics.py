@@ -1,0 +1,81 @@
+"""Channel statistics that are computed piece by piece, anywhere, and merged in any order."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from unils_jax.errors import UserError
+from unils_jax.motion import MOTION_DIM
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Count, mean and sum of squared deviations of each of the 108 channels, in float64.
+
+    Channels count apart, because frames of a source that lacks a channel say nothing of it. Merging follows Chan,
+    Golub and LeVeque's pairwise update, so that the result does not depend on how frames were parted, but for
+    rounding.
+    """
+
+    count: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+
+    @classmethod
+    def zero(cls) -> "ChannelStatistics":
+        """Those of no frame at all."""
+        return cls(np.zeros(MOTION_DIM, np.int64), np.zeros(MOTION_DIM), np.zeros(MOTION_DIM))
+
+    def add(self, frames: np.ndarray, observed: np.ndarray | None = None) -> "ChannelStatistics":
+        """With `frames [..., 108]` (head rotation already centred) added; channels not `observed [108]` left out."""
+        wide = frames.reshape(-1, MOTION_DIM).astype(np.float64)
+        if not len(wide):
+            return self
+        count = np.full(MOTION_DIM, len(wide), np.int64)
+        mean = wide.mean(axis=0)
+        m2 = ((wide - mean) ** 2).sum(axis=0)
+        if observed is not None:
+            count, mean, m2 = (np.where(observed, values, 0) for values in (count, mean, m2))
+        return self.merge(ChannelStatistics(count, mean, m2))
+
+    def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
+        """Those of both sets of frames together."""
+        count = self.count + other.count
+        total = np.maximum(count, 1)
+        difference = other.mean - self.mean
+        mean = self.mean + difference * (other.count / total)
+        m2 = self.m2 + other.m2 + difference**2 * (self.count * (other.count / total))
+        return ChannelStatistics(count, mean, m2)
+
+    @property
+    def std(self) -> np.ndarray:
+        """The standard deviation per channel, dividing by the count; zero where no frame was counted."""
+        return np.sqrt(self.m2 / np.maximum(self.count, 1))
+
+    def normalisation(self, where: str) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
+        """Mean and standard deviation as a model keeps them.
+
+        Raises UserError, naming `where` they come from, where no frame was counted.
+        """
+        if not self.count.any():
+            raise UserError(f"{where}: no motion in the train split, so no statistics; train on another store")
+        return self.mean.astype(np.float32), self.std.astype(np.float32)
+
+    def to_json(self) -> dict[str, list]:
+        """Plain lists; `from_json` reads them back exactly."""
+        return {"count": self.count.tolist(), "mean": self.mean.tolist(), "m2": self.m2.tolist()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ChannelStatistics":
+        """The way back from `to_json`. Raises UserError where the values are not three lists of 108 numbers."""
+        try:
+            arrays = [
+                np.array(values[name], dtype) for name, dtype in (("count", np.int64), ("mean", float), ("m2", float))
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"statistics are damaged ({type(error).__name__}: {error}); make the store again") from None
+        if any(array.shape != (MOTION_DIM,) or not np.isfinite(array).all() for array in arrays):
+            raise UserError(f"statistics must hold {MOTION_DIM} finite numbers each; make the store again")
+        return cls(*arrays)

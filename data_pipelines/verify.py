@@ -1,0 +1,300 @@
+"""Checks a store from its checksums to the lips: what is wrong, what is odd, and what there is, in one report.
+
+A *problem* is data that must not be trained on; a *warning* names what deserves a look. One record is in memory at a
+time.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.alignment import LAGS, align, peak
+from data_pipelines.schema import Record, validate
+from data_pipelines.statistics import ChannelStatistics
+from data_pipelines.store import SPLITS, Store
+from unils_jax.audio import frame_loudness
+from unils_jax.errors import UserError
+from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
+
+MAX_LISTED = 200
+MAX_ROTATION = float(np.pi)
+ODD_EXPRESSION = 30.0
+MAX_OFFSET_FRAMES = 5.0
+CLEAR_CORRELATION = 0.2
+GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
+# Histograms: name -> the edges; what lies beyond falls into the outermost bins.
+EDGES = {
+    "expression": np.linspace(-5, 5, 101),
+    "head": np.linspace(-1, 1, 101),
+    "jaw": np.linspace(-0.2, 0.8, 101),
+    "eyes": np.linspace(-1, 1, 101),
+    "loudness_db": np.linspace(-80, 0, 81),
+    "seconds": np.linspace(0, 600, 61),
+    "speech_share": np.linspace(0, 1, 41),
+    "offset_frames": np.arange(LAGS[0] - 0.5, LAGS[-1] + 1),
+}
+
+# Told as work goes on: hours of records checked, and the share of all (0..1).
+Progress = Callable[[float, float], None]
+
+
+class _Findings:
+    """Problems or warnings: all counted, the first `MAX_LISTED` kept."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, []
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.first) < MAX_LISTED:
+            self.first.append(text)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"count": self.count, "first": self.first}
+
+
+class _Tally:
+    """What is counted over all records."""
+
+    def __init__(self) -> None:
+        self.problems, self.warnings = _Findings(), _Findings()
+        self.statistics = ChannelStatistics.zero()
+        self.train = ChannelStatistics.zero()
+        self.low = np.full(MOTION_DIM, np.inf)
+        self.high = np.full(MOTION_DIM, -np.inf)
+        self.counts = {name: np.zeros(len(edges) - 1, np.int64) for name, edges in EDGES.items()}
+        self.masked_frames = self.speaking_frames = self.together_frames = self.dialogue_frames = 0
+        self.curve, self.curve_frames, self.offsets = np.zeros(len(LAGS)), 0, []
+
+    def count(self, name: str, values: np.ndarray) -> None:
+        edges = EDGES[name]
+        low, bins_per_unit = float(edges[0]), (len(edges) - 1) / float(edges[-1] - edges[0])
+        bins = (values.astype(np.float32) - low) * bins_per_unit
+        places = np.clip(bins, 0, len(edges) - 2).astype(np.int64)  # all bins of a histogram are equally wide
+        self.counts[name] += np.bincount(places.ravel(), minlength=len(edges) - 1)
+
+
+def verify(path: str | Path, progress: Progress = lambda hours, share: None) -> dict[str, Any]:
+    """Checks the store at `path`; the report, JSON-able. Raises UserError only where there is no store to check."""
+    store, tally = Store(path), _Tally()
+    _check_files(store, tally)
+    total, done = sum(int(np.sum(store.lengths(split))) for split in SPLITS), 0
+    names: dict[str, str] = {}
+    for split in SPLITS:
+        for i, entry in enumerate(store.records(split)):
+            _check_name(entry["name"], split, names, tally)
+            try:
+                record = store.read(split, i)
+                validate(record)
+            except UserError as error:
+                tally.problems.add(str(error))
+            else:
+                _check_record(record, split, entry, tally)
+            done += entry["frames"]
+            progress(done / FPS / 3600, done / total)
+    _check_statistics(store, tally)
+    alignment = _judge_alignment(tally)
+    return {
+        "store": str(path),
+        "expression_basis": store.expression_basis,
+        "source": store.manifest["source"],
+        "problems": tally.problems.to_json(),
+        "warnings": tally.warnings.to_json(),
+        "splits": {
+            split: {key: value for key, value in store.manifest["splits"][split].items() if np.isscalar(value)}
+            for split in SPLITS
+        },
+        "speech": _speech(tally),
+        "alignment": alignment,
+        "channels": _channels(store.expression_basis, tally),
+        "histograms": {
+            name: {"edges": EDGES[name].tolist(), "counts": counts.tolist()} for name, counts in tally.counts.items()
+        },
+    }
+
+
+def _check_files(store: Store, tally: _Tally) -> None:
+    for name, expected in sorted(store.manifest["files"].items()):
+        try:
+            with open(store.local_file(name), "rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except (UserError, OSError) as error:
+            tally.problems.add(str(error))
+            continue
+        if digest != expected["sha256"]:
+            tally.problems.add(f"{name} is not the file that was written (its checksum differs); make the store again")
+
+
+def _check_name(name: str, split: str, names: dict[str, str], tally: _Tally) -> None:
+    other = names.setdefault(name, split)
+    if other != split:
+        tally.warnings.add(f"record {name!r} is in {other} and in {split}")
+
+
+def _check_record(record: Record, split: str, entry: dict[str, Any], tally: _Tally) -> None:
+    who = f"record {record.name!r} of {split}"
+    told = {"name": record.name, "frames": record.num_frames, "people": record.num_people}
+    wrong = {key: entry[key] for key, value in told.items() if entry[key] != value}
+    if wrong:
+        tally.problems.add(f"{who} is not what the index says: {wrong}")
+    tally.count("seconds", np.array([record.num_frames / FPS]))
+    for person in range(record.num_people):
+        _check_motion(record, person, f"{who}, person {person + 1}", split, tally)
+    if record.audio is not None:
+        difference = record.audio.shape[1] / SAMPLES_PER_FRAME - record.num_frames
+        if abs(difference) >= 2:
+            tally.warnings.add(f"{who}: audio and motion differ by {difference:+.1f} frames")
+    if record.speech_mask is not None:
+        _count_speech(record, tally)
+    _check_voices(record, who, tally)
+
+
+def _check_motion(record: Record, person: int, who: str, split: str, tally: _Tally) -> None:
+    observed = np.ones(MOTION_DIM, bool) if record.observed is None else record.observed[person]
+    if not observed.any():
+        return
+    motion = record.motion[person]
+    low, high = motion.min(axis=0).astype(np.float64), motion.max(axis=0).astype(np.float64)
+    tally.low = np.where(observed, np.minimum(tally.low, low), tally.low)
+    tally.high = np.where(observed, np.maximum(tally.high, high), tally.high)
+    for name, channels in GROUPS.items():
+        seen = motion[:, channels][:, observed[channels]]
+        if not seen.size:
+            continue
+        tally.count(name, seen)
+        largest = float(np.abs(seen).max())
+        if name == "expression" and largest > ODD_EXPRESSION:
+            tally.warnings.add(f"{who}: expression reaches {largest:.4g}, coefficients rarely pass {ODD_EXPRESSION:g}")
+        elif name != "expression" and largest > MAX_ROTATION:
+            tally.problems.add(f"{who}: {name} reaches {largest:.4g} rad, rotations are within {MAX_ROTATION:.4f}")
+    if (low == high).all():
+        tally.warnings.add(f"{who}: the motion never moves")
+    centred = center_head(record.motion[person : person + 1])
+    tally.statistics = tally.statistics.add(centred, observed)
+    if split == "train":
+        tally.train = tally.train.add(centred, observed)
+
+
+def _count_speech(record: Record, tally: _Tally) -> None:
+    mask = record.speech_mask
+    tally.masked_frames += mask.size
+    tally.speaking_frames += int(mask.sum())
+    tally.count("speech_share", mask.mean(axis=1))
+    if record.num_people == 2:
+        tally.dialogue_frames += record.num_frames
+        tally.together_frames += int(mask.all(axis=0).sum())
+
+
+def _check_voices(record: Record, who: str, tally: _Tally) -> None:
+    """Loudness, whether the mask is where the voice is, and whether the mouth moves with it."""
+    if record.audio is None:
+        return
+    audio = record.audio / np.float32(32768) if record.audio.dtype == np.int16 else record.audio
+    aligned = []
+    for person in range(record.num_people):
+        loudness = frame_loudness(audio[person])[: record.num_frames]
+        tally.count("loudness_db", loudness)
+        mask = None if record.speech_mask is None else record.speech_mask[person]
+        if mask is not None and 0 < mask[: len(loudness)].sum() < len(loudness):
+            speech, silence = loudness[mask[: len(loudness)]].mean(), loudness[~mask[: len(loudness)]].mean()
+            if speech < silence:
+                levels = f"{speech:.0f} dB where the speech mask is set, {silence:.0f} dB where not"
+                tally.warnings.add(f"{who}, person {person + 1}: {levels}")
+        if record.observed is None or record.observed[person][JAW].all():
+            curve = align(record.motion[person].astype(np.float32), audio[person], mask)
+            aligned += [] if curve is None else [curve]
+    for curve, frames in aligned:
+        tally.curve += curve * frames
+        tally.curve_frames += frames
+        offset, correlation = peak(curve)
+        if correlation > CLEAR_CORRELATION:
+            tally.offsets.append(offset)
+            tally.count("offset_frames", np.array([offset]))
+            if abs(offset) > MAX_OFFSET_FRAMES:
+                tally.warnings.add(f"{who}: the jaw agrees best with the voice {offset:+.1f} frames away")
+
+
+def _check_statistics(store: Store, tally: _Tally) -> None:
+    if not len(store.lengths("train")):
+        return
+    told = store.channel_statistics()
+    same = np.array_equal(told.count, tally.train.count)
+    close = all(
+        np.allclose(getattr(told, name), getattr(tally.train, name), rtol=1e-6, atol=1e-6) for name in ("mean", "std")
+    )
+    if not (same and close):
+        tally.problems.add("the manifest's channel statistics are not those of the train split; convert again")
+
+
+def _judge_alignment(tally: _Tally) -> dict[str, Any]:
+    if not tally.curve_frames:
+        return {"offset_frames": None, "correlation": None, "speaking_frames": 0, "people_with_a_clear_offset": 0}
+    curve = tally.curve / tally.curve_frames
+    offset, correlation = peak(curve)
+    if correlation > CLEAR_CORRELATION and abs(offset) > MAX_OFFSET_FRAMES:
+        tally.problems.add(
+            f"over all speech the jaw agrees best with the voice {offset:+.1f} frames away (correlation "
+            f"{correlation:.2f}), at most {MAX_OFFSET_FRAMES:g} are natural; audio and motion are out of step"
+        )
+    return {
+        "offset_frames": offset,
+        "correlation": correlation,
+        "speaking_frames": tally.curve_frames,
+        "people_with_a_clear_offset": len(tally.offsets),
+        "share_within_2_frames": float(np.mean(np.abs(tally.offsets) <= 2)) if tally.offsets else None,
+        "curve": {"lags": LAGS.tolist(), "correlation": curve.tolist()},
+    }
+
+
+def _speech(tally: _Tally) -> dict[str, Any]:
+    return {
+        "hours_with_mask": tally.masked_frames / FPS / 3600,
+        "share_speaking": tally.speaking_frames / tally.masked_frames if tally.masked_frames else None,
+        "share_both_speak": tally.together_frames / tally.dialogue_frames if tally.dialogue_frames else None,
+    }
+
+
+def _channels(basis: str, tally: _Tally) -> dict[str, dict[str, float | None]]:
+    """Range (not centred), mean and deviation (head centred) of every channel over the whole store."""
+    columns = (tally.low, tally.high, tally.statistics.mean, tally.statistics.std)
+    return {
+        name: {
+            key: float(column[i]) if tally.statistics.count[i] else None
+            for key, column in zip(("min", "max", "mean", "std"), columns, strict=True)
+        }
+        for i, name in enumerate(channel_names(basis))
+    }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report in Markdown, without its histograms."""
+    problems, warnings, alignment = report["problems"], report["warnings"], report["alignment"]
+    hours = sum(split["hours"] for split in report["splits"].values())
+    lines = [
+        "# Store",
+        "",
+        f"{report['store']}: {sum(split['count'] for split in report['splits'].values())} records, {hours:.4f} h, "
+        f"{report['expression_basis']} basis. **{problems['count']} problems, {warnings['count']} warnings.**",
+        "",
+        "| split | records | hours |",
+        "|---|---|---|",
+        *(f"| {name} | {split['count']} | {split['hours']:.4f} |" for name, split in report["splits"].items()),
+        "",
+    ]
+    speech = report["speech"]
+    if speech["share_speaking"] is not None:
+        both = "" if speech["share_both_speak"] is None else f", both at once {speech['share_both_speak']:.1%}"
+        hours = f"{speech['hours_with_mask']:.4f} person-hours"
+        lines += [f"Speech masks over {hours}: {speech['share_speaking']:.1%} speech{both}."]
+    if alignment["offset_frames"] is not None:
+        found = f"{alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
+        lines += [f"Jaw against loudness while speaking: best at {found}, correlation {alignment['correlation']:.3f}."]
+    for title, findings in (("Problems", problems), ("Warnings", warnings)):
+        if findings["count"]:
+            more = findings["count"] - len(findings["first"])
+            lines += ["", f"## {title}", "", *(f"- {text}" for text in findings["first"])]
+            lines += [f"- and {more} more"] if more else []
+    return "\n".join(lines) + "\n"
