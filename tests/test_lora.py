@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import CONFIGS, jitted, tiny_model
+from tiny_models import CONFIGS, jitted, sample_keys, tiny_model
 
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
@@ -33,7 +33,7 @@ def x():
 @pytest.mark.parametrize("key", [None, 0])
 def test_an_adapter_starts_as_the_identity(x, key):
     base, lora = linear_and_lora(dropout_rate=0.5)
-    np.testing.assert_array_equal(lora(x, key if key is None else jax.random.key(key)), base(x))
+    np.testing.assert_array_equal(lora(x, key if key is None else sample_keys(key, len(x))), base(x))
 
 
 def test_an_adapter_adds_alpha_over_rank_of_its_factors(x):
@@ -47,7 +47,7 @@ def test_dropout_falls_on_the_adapter_only_and_keeps_its_expectation():
     base, lora = linear_and_lora(dropout_rate=0.5)
     trained(lora)
     x = jnp.ones((200_000, 6))
-    added = lora(x, jax.random.key(2)) - base(x)
+    added = lora(x, sample_keys(2, len(x))) - base(x)
     # With six inputs at one half, a row in 64 loses all of them and is the base's.
     assert np.isclose(added, 0, atol=1e-6).all(1).mean() == pytest.approx(0.5**6, abs=0.005)
     clean = (lora(x[:1]) - base(x[:1]))[0]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import CONFIGS, tiny_model
+from tiny_models import CONFIGS, sample_keys, tiny_model
 
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.attention import attend, rotary_table, rotate
@@ -88,27 +88,35 @@ def test_mlp_without_norm_sees_the_scale_of_its_input():
 
 def test_drop_path_drops_whole_samples_and_scales_the_kept():
     x = 1 + jnp.abs(normal(200, 3, 5))
-    y = drop_path(x, 0.25, jax.random.key(1))
+    y = drop_path(x, 0.25, sample_keys(1, len(x)))
     kept = np.asarray(y != 0)
     assert (kept.all((1, 2)) | ~kept.any((1, 2))).all()
     np.testing.assert_allclose(y[kept.all((1, 2))], x[kept.all((1, 2))] / 0.75, rtol=1e-6)
 
 
 def test_drop_path_keeps_the_expectation():
-    y = drop_path(jnp.ones((20_000, 1, 1)), 0.3, jax.random.key(0))
+    y = drop_path(jnp.ones((20_000, 1, 1)), 0.3, sample_keys(0, 20_000))
     assert float(y.mean()) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(("rate", "key"), [(0.5, None), (0.0, 0)])
 def test_drop_path_without_a_key_or_a_rate_is_the_identity(rate, key):
     x = normal(4, 2, 3)
-    assert drop_path(x, rate, key if key is None else jax.random.key(key)) is x
+    assert drop_path(x, rate, key if key is None else sample_keys(key, len(x))) is x
 
 
 def test_no_key_splits_into_no_keys():
     assert split_key(None, 3) == [None, None, None]
-    keys = jax.random.key_data(jnp.stack(split_key(jax.random.key(0), 3)))
-    assert len(np.unique(keys, axis=0)) == 3
+    keys = jax.random.key_data(jnp.stack(split_key(sample_keys(0, 2), 3)))
+    assert keys.shape[:2] == (3, 2)
+    assert len(np.unique(keys.reshape(6, -1), axis=0)) == 6
+
+
+def test_a_sample_draws_the_same_whatever_its_batch():
+    x, keys = 1 + jnp.abs(normal(6, 3, 5)), sample_keys(0, 6)
+    whole = drop_path(x, 0.5, keys)
+    np.testing.assert_array_equal(drop_path(x[2:4], 0.5, keys[2:4]), whole[2:4])
+    assert len({bool((y == 0).all()) for y in whole}) == 2
 
 
 def test_split_and_merge_give_the_model_back():

@@ -9,7 +9,7 @@ import pytest
 from flame_golden import golden_flame_asset
 from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
 
-from unils_jax.losses import CodecLossWeights, motion_losses, vertex_losses
+from unils_jax.losses import CodecLossWeights, motion_losses, observed_shares, vertex_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.nn.params import merge, split
 from unils_jax.stages import (
@@ -36,12 +36,13 @@ def pairs(batch: int = 2) -> dict[str, jax.Array]:
     return {**motions, "audio": 0.1 * jax.random.normal(jax.random.key(0), (batch, 2, 64_000))}
 
 
-def noise(batch: int, *dropped: str) -> Noise:
+def noise(people: tuple[int, ...], *dropped: str) -> Noise:
     """Drops these conditions of every sample and flips nothing."""
     drops = {
-        name: jnp.full((batch, 1, 1), name in dropped) for name in ("drop_style", "drop_prev", "drop_own", "drop_other")
+        name: jnp.full((*people, 1, 1), name in dropped)
+        for name in ("drop_style", "drop_prev", "drop_own", "drop_other")
     }
-    return Noise(**drops, flips=jnp.zeros((batch, NUM_FLIPS, CODE_DIM), bool))
+    return Noise(**drops, flips=jnp.zeros((*people, NUM_FLIPS, CODE_DIM), bool))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def solo_logits():
     """(batch, noise or none at all) -> logits and target bits of two people, each alone."""
     graphdef, params = split(tiny_model("prior"))
     compiled = jax.jit(lambda batch, noise: generator_logits(merge(graphdef, params), batch, noise))
-    return lambda batch, drawn=None: compiled(batch, drawn or noise(2))
+    return lambda batch, drawn=None: compiled(batch, drawn or noise((2,)))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def pair_logits():
     """(batch, noise or none at all) -> logits and target bits of two pairs."""
     graphdef, params = split(tiny_model("dialogue"))
     compiled = jax.jit(lambda batch, noise: generator_logits(merge(graphdef, params), batch, noise))
-    return lambda batch, drawn=None: compiled(batch, drawn or noise(4))
+    return lambda batch, drawn=None: compiled(batch, drawn or noise((2, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def train():
     graphdef, params = split(tiny_model("prior"))
 
     def loss(params, batch, key):
-        return PRIOR.loss(merge(graphdef, params), batch, key, Objective())[0]
+        model = merge(graphdef, params)
+        return PRIOR.loss(model, batch, PRIOR.draw(key, batch, model, Objective()), Objective())[0]
 
     compiled = jax.jit(jax.value_and_grad(loss))
     return lambda batch, key: compiled(params, batch, key)
@@ -114,20 +116,21 @@ def test_every_stage_but_the_first_has_the_one_before_as_parent():
     ]
 
 
-def test_pairs_become_people_first_all_first_ones(solo_logits, pair_logits):
+def test_the_people_of_a_pair_are_people_side_by_side(solo_logits, pair_logits):
     batch = pairs()
     logits, bits = pair_logits(batch)
-    assert logits.shape == (4, sum(SCALES), CODE_DIM, 2)
-    people = jnp.concatenate([batch["motion"][:, 0], batch["motion"][:, 1]])
-    expected = jitted(tiny_model("dialogue").codec, lambda codec, motion: codec.quantize(motion).bits, people)
-    np.testing.assert_array_equal(bits, expected)
+    assert logits.shape == (2, 2, sum(SCALES), CODE_DIM, 2)
+    for person in (0, 1):
+        codec, motion = tiny_model("dialogue").codec, batch["motion"][:, person]
+        expected = jitted(codec, lambda codec, motion: codec.quantize(motion).bits, motion)
+        np.testing.assert_array_equal(bits[:, person], expected)
 
 
 def test_swapping_the_people_of_a_pair_swaps_their_logits(pair_logits):
     batch = pairs()
     swapped = {name: value[:, ::-1] for name, value in batch.items()}
     logits, other = pair_logits(batch)[0], pair_logits(swapped)[0]
-    np.testing.assert_allclose(jnp.concatenate([other[2:], other[:2]]), logits, atol=1e-5)
+    np.testing.assert_allclose(other[:, ::-1], logits, atol=1e-5)
 
 
 def test_a_person_hears_own_and_other_audio(pair_logits):
@@ -136,14 +139,14 @@ def test_a_person_hears_own_and_other_audio(pair_logits):
     tone = 0.1 * jnp.sin(jnp.arange(64_000) / 10)
     for person in (0, 1):
         changed = {**batch, "audio": batch["audio"].at[0, person].set(tone)}
-        moved = jnp.abs(pair_logits(changed)[0] - logits).max((1, 2, 3)) > 1e-3
-        np.testing.assert_array_equal(moved, [True, False, True, False])  # both people of the first pair
+        moved = jnp.abs(pair_logits(changed)[0] - logits).max((2, 3, 4)) > 1e-3
+        np.testing.assert_array_equal(moved, [[True, True], [False, False]])  # both people of the first pair
 
 
 @pytest.mark.parametrize("condition", ["style", "prev"])
 def test_a_dropped_condition_is_zero_motion_before_the_codec(solo_logits, condition):
     batch = solo()
-    dropped = solo_logits(batch, noise(2, f"drop_{condition}"))[0]
+    dropped = solo_logits(batch, noise((2,), f"drop_{condition}"))[0]
     zero = {**batch, condition: jnp.zeros_like(batch[condition])}
     np.testing.assert_allclose(dropped, solo_logits(zero)[0], atol=1e-6)
     assert not np.allclose(dropped, solo_logits(batch)[0], atol=1e-3)
@@ -151,22 +154,22 @@ def test_a_dropped_condition_is_zero_motion_before_the_codec(solo_logits, condit
 
 def test_drops_fall_on_their_own_sample(solo_logits):
     batch = solo()
-    one = noise(2)
+    one = noise((2,))
     one = Noise(jnp.array([True, False])[:, None, None], one.drop_prev, one.drop_own, one.drop_other, one.flips)
     moved = jnp.abs(solo_logits(batch, one)[0] - solo_logits(batch)[0]).max((1, 2, 3)) > 1e-3
     np.testing.assert_array_equal(moved, [True, False])
 
 
 def test_with_both_tracks_dropped_audio_does_not_matter(pair_logits):
-    batch, silent = pairs(), noise(4, "drop_own", "drop_other")
+    batch, silent = pairs(), noise((2, 2), "drop_own", "drop_other")
     other_audio = {**batch, "audio": batch["audio"][::-1]}
     np.testing.assert_array_equal(pair_logits(batch, silent)[0], pair_logits(other_audio, silent)[0])
-    one_left = noise(4, "drop_own")
+    one_left = noise((2, 2), "drop_own")
     assert not np.allclose(pair_logits(batch, one_left)[0], pair_logits(other_audio, one_left)[0], atol=1e-3)
 
 
 def test_flips_change_inputs_and_later_targets_not_the_first_target(solo_logits):
-    batch, drawn = solo(), noise(2)
+    batch, drawn = solo(), noise((2,))
     flipped = Noise(drawn.drop_style, drawn.drop_prev, drawn.drop_own, drawn.drop_other, ~drawn.flips)
     (clean_logits, clean_bits), (logits, bits) = solo_logits(batch), solo_logits(batch, flipped)
     np.testing.assert_array_equal(bits[:, 0], clean_bits[:, 0])
@@ -176,15 +179,17 @@ def test_flips_change_inputs_and_later_targets_not_the_first_target(solo_logits)
 
 def test_noise_is_drawn_at_its_rates_and_independently():
     rates = NoiseRates(style_drop=0.1, prev_drop=0.3, audio_drop=0.5, max_flip_percent=30)
-    drawn = draw_noise(jax.random.key(0), 4000, tiny_model("dialogue"), rates)
+    batch = {"motion": jnp.zeros((2000, 2, 1, 108))}
+    drawn = draw_noise(jax.random.key(0), batch, tiny_model("dialogue"), Objective(noise=rates))
     drops = {name: np.asarray(getattr(drawn, name)) for name in ("drop_style", "drop_prev", "drop_own", "drop_other")}
-    assert all(drop.shape == (4000, 1, 1) for drop in drops.values())
+    assert all(drop.shape == (2000, 2, 1, 1) for drop in drops.values())
     shares = [drop.mean() for drop in drops.values()]
     np.testing.assert_allclose(shares, [0.1, 0.3, 0.5, 0.5], atol=0.03)
     correlations = np.corrcoef([drop.ravel() for drop in drops.values()])
     assert np.abs(correlations[~np.eye(4, dtype=bool)]).max() < 0.06
-    assert drawn.flips.shape == (4000, NUM_FLIPS, CODE_DIM)
+    assert drawn.flips.shape == (2000, 2, NUM_FLIPS, CODE_DIM)
     assert 0 <= drawn.flips.mean() <= 0.31
+    assert len(np.unique(jax.random.key_data(drawn.keys).reshape(4000, -1), axis=0)) == 4000
 
 
 def test_training_loss_follows_its_key(train, evaluate):
@@ -227,7 +232,7 @@ def test_with_a_head_the_codec_sees_vertices(golden):
 
 def test_perfect_motion_costs_its_own_jerk_only():
     motion = random_motion(2, 30)
-    losses = motion_losses(motion, motion, CodecLossWeights())
+    losses = motion_losses(motion, motion, CodecLossWeights(), observed_shares(jnp.ones((2, 108))))
     assert all(losses[name] == 0 for name in ("motion", "pose", "velocity"))
     second_difference = jnp.diff(motion[..., 100:104], 2, axis=1)
     np.testing.assert_allclose(losses["smooth"], 0.5 * jnp.square(second_difference).mean(), rtol=1e-5)
@@ -235,7 +240,7 @@ def test_perfect_motion_costs_its_own_jerk_only():
 
 def test_a_constant_offset_costs_no_velocity():
     motion = random_motion(1, 30)
-    losses = motion_losses(motion + 0.5, motion, CodecLossWeights())
+    losses = motion_losses(motion + 0.5, motion, CodecLossWeights(), observed_shares(jnp.ones((1, 108))))
     np.testing.assert_allclose([losses["motion"], losses["pose"]], [0.5, 8 * 0.5], rtol=1e-5)
     assert losses["velocity"] < 1e-9
 
@@ -245,7 +250,9 @@ def test_vertex_losses_are_in_square_millimetres_and_repeats_count():
     pred = target.at[..., 0, :].set(0.001).at[..., 2, :].set(0.002)
     weights = CodecLossWeights(mesh=1.0, lips=1.0)
     losses = vertex_losses(pred, target, np.array([0, 2, 2]), weights)
-    np.testing.assert_allclose([losses["mesh"], losses["lips"]], [(1 + 0 + 4) / 3, (1 + 4 + 4) / 3], rtol=1e-5)
+    np.testing.assert_allclose(
+        [losses["mesh"][0, 0], losses["lips"][0, 0]], [(1 + 0 + 4) / 3, (1 + 4 + 4) / 3], rtol=1e-5
+    )
 
 
 def test_patterns_of_the_stages_are_full_matches():

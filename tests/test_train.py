@@ -1,46 +1,20 @@
 """Training through `unils train`: what changes, what does not, and that an interrupted run loses nothing."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from run_files import assert_same, assert_same_run, item, metrics, without_speed
 from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES
 
+from data_pipelines.store import Store
 from unils_jax.load import load
 from unils_jax.stages import STAGES as STAGE_DATA
-from unils_jax.train.loop import MetricsLog, mean_metrics
+from unils_jax.train.evaluation import mean_metrics
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
-
-
-def item(workdir: Path, step: int, name: str) -> dict[str, np.ndarray]:
-    """One item of a checkpoint as arrays by path."""
-    folder = (workdir / "checkpoints" / str(step) / name).absolute()
-    handler = ocp.PyTreeCheckpointHandler()
-    shapes = handler.metadata(folder).tree
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    tree = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    handler.close()
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
-    assert first.keys() == second.keys() and first
-    different = [path for path in first if np.asarray(first[path]).tobytes() != np.asarray(second[path]).tobytes()]
-    assert not different
-
-
-def metrics(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_speed(rows: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "steps_per_s"} for row in rows]
 
 
 def cut_back(workdir: Path) -> Path:
@@ -56,11 +30,7 @@ def test_resumed_run_ends_bit_identical_to_the_uninterrupted_one(tiny_runs, tmp_
     whole = tiny_runs.workdirs[stage]
     resumed = cut_back(tiny_runs.copy(stage, tmp_path / stage))
     assert tiny_runs.train(stage, resumed) == 0
-    for name in ("params", "ema", "optimizer", "frozen"):
-        assert_same(item(whole, NUM_STEPS, name), item(resumed, NUM_STEPS, name))
-    data = "checkpoints/6/data/process_0-of-1.json"
-    assert (resumed / data).read_bytes() == (whole / data).read_bytes()
-    assert without_speed(metrics(resumed)) == without_speed(metrics(whole))
+    assert_same_run(whole, resumed, NUM_STEPS)
 
 
 @pytest.mark.slow
@@ -69,9 +39,7 @@ def test_resume_is_exact_with_data_workers_too(tiny_runs, tmp_path):
     assert tiny_runs.train("dialogue", tmp_path / "whole", *flags) == 0
     resumed = cut_back(shutil.copytree(tmp_path / "whole", tmp_path / "resumed"))
     assert tiny_runs.train("dialogue", resumed, *flags) == 0
-    for name in ("params", "ema", "optimizer"):
-        assert_same(item(tmp_path / "whole", NUM_STEPS, name), item(resumed, NUM_STEPS, name))
-    assert without_speed(metrics(resumed)) == without_speed(metrics(tmp_path / "whole"))
+    assert_same_run(tmp_path / "whole", resumed, NUM_STEPS)
 
 
 @EACH_STAGE
@@ -79,9 +47,9 @@ def test_every_step_is_logged_and_every_third_saved(tiny_runs, stage):
     rows = metrics(tiny_runs.workdirs[stage])
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, NUM_STEPS + 1))
     assert [row["step"] for row in rows if row["split"] == "val"] == [CHECKPOINT_EVERY, NUM_STEPS]
-    for row in rows:
+    for row in without_speed(rows):
         assert np.isfinite(list(value for name, value in row.items() if name != "split")).all()
-        wanted = {"loss", "grad_norm", "learning_rate", "steps_per_s"} if row["split"] == "train" else {"loss"}
+        wanted = {"loss", "grad_norm", "learning_rate", "finite"} if row["split"] == "train" else {"loss"}
         assert wanted <= row.keys()
     saved = sorted(entry.name for entry in (tiny_runs.workdirs[stage] / "checkpoints").iterdir())
     assert saved == [str(CHECKPOINT_EVERY), str(NUM_STEPS)]
@@ -91,11 +59,11 @@ def test_every_step_is_logged_and_every_third_saved(tiny_runs, stage):
 def test_only_the_stages_parameters_train_and_all_of_them_do(tiny_runs, stage):
     workdir, pattern = tiny_runs.workdirs[stage], STAGE_DATA[stage].trainable
     early, late = (item(workdir, step, "params") for step in (CHECKPOINT_EVERY, NUM_STEPS))
-    assert all(re.fullmatch(pattern, path[2:-2]) for path in early)
+    assert all(re.fullmatch(pattern, path) for path in early)
     unchanged = [path for path in early if np.array_equal(early[path], late[path])]
     assert not unchanged
     frozen = item(workdir, NUM_STEPS, "frozen")
-    assert not [path for path in frozen if re.fullmatch(pattern, path[2:-2])]
+    assert not [path for path in frozen if re.fullmatch(pattern, path)]
 
 
 @EACH_STAGE
@@ -109,7 +77,7 @@ def test_frozen_parameters_stay_bit_identical(tiny_runs, stage):
 def test_a_stage_freezes_its_parents_averaged_weights(tiny_runs, stage, parent):
     frozen = item(tiny_runs.workdirs[stage], NUM_STEPS, "frozen")
     inherited = load(tiny_runs.workdirs[parent]).params
-    assert_same({path: frozen[f"['{path}']"] for path in inherited}, inherited)
+    assert_same({path: frozen[path] for path in inherited}, inherited)
 
 
 @EACH_STAGE
@@ -128,11 +96,11 @@ def test_optimizer_holds_moments_of_the_trainable_parameters_only(tiny_runs):
 
 
 def test_channel_statistics_come_from_the_store_and_travel_on(tiny_runs):
-    manifest = json.loads((tiny_runs.store / "manifest.json").read_text())["statistics"]
+    mean, std = Store(tiny_runs.store).statistics()
     for stage in STAGES:
         params = load(tiny_runs.workdirs[stage]).params
-        for name in ("mean", "std"):
-            assert np.array_equal(params[f"codec/motion_{name}"], np.array(manifest[name], np.float32))
+        for name, expected in (("mean", mean), ("std", std)):
+            assert np.array_equal(params[f"codec/motion_{name}"], expected)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tiny_runs, tmp_path, capsys):
@@ -170,19 +138,6 @@ def test_old_checkpoints_are_removed_as_the_config_says(tiny_runs, tmp_path):
     assert [entry.name for entry in (workdir / "checkpoints").iterdir()] == [str(NUM_STEPS)]
 
 
-def test_metrics_of_a_run_that_was_cut_are_dropped_on_resume(tmp_path):
-    with MetricsLog(tmp_path, 0) as log:
-        for step in range(1, 6):
-            log.write(step, "train", {"loss": step + 0.1})
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 6, "spl')
-    with MetricsLog(tmp_path, 3) as log:
-        log.write(4, "train", {"loss": 0.25})
-        assert log.last == {"train/loss": 0.25}
-    rows = metrics(tmp_path)
-    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)]
-
-
 def test_validation_metrics_are_means_over_the_batches():
     assert mean_metrics(
         iter([{"loss": np.float32(1), "l1": np.float32(4)}, {"loss": np.float32(2), "l1": np.float32(0)}])
@@ -191,3 +146,23 @@ def test_validation_metrics_are_means_over_the_batches():
         "l1": 2.0,
     }
     assert mean_metrics(iter([])) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prior", "dialogue"])
+def test_the_averaged_model_is_scored_and_filmed_while_it_trains(tiny_runs, tmp_path, stage):
+    workdir = tmp_path / stage
+    flags = ["--config.probe_every=3", "--config.probe_conversations=1", "--config.probe_clips=True"]
+    assert tiny_runs.train(stage, workdir, *flags) == 0
+    free = [row for row in metrics(workdir) if row["split"] == "free"]
+    assert [row["step"] for row in free] == [3, 6]
+    wanted = {"unils/both/FDD", "unils/both/PDD", "unils/both/JDD"}
+    wanted |= {"unils/both/LVE"} if stage == "dialogue" else set()
+    for row in free:
+        assert wanted <= row.keys() and all(np.isfinite(row[name]) for name in wanted)
+        assert ("unils/both/LVE" in row) == (stage == "dialogue")  # a prior answers no audio
+    assert free[0] != {**free[1], "step": 3}
+    clips = sorted((workdir / "clips").iterdir())
+    assert [clip.name for clip in clips] == ["step_3.mp4", "step_6.mp4"] and clips[0].stat().st_size > 10_000
+    learnt = [row for row in without_speed(metrics(workdir)) if row["split"] != "free"]
+    assert learnt == without_speed(metrics(tiny_runs.workdirs[stage]))

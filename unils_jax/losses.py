@@ -1,7 +1,9 @@
 """The codec's loss terms, on un-normalised motion. The quantiser's own loss stands beside the quantiser."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -23,26 +25,80 @@ class CodecLossWeights:
     lips: float = 0.1
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What every item of a batch counts for in the means over it: `items [B]` (or [B, P], people) and, by channel,
+    `channels [B, 108]` and `pose [B, 4]` (head and jaw). Each sums to one over the *whole* batch, so that the losses of
+    its parts sum to its loss; what was not observed has no share."""
+
+    items: Array
+    channels: Array
+    pose: Array
+
+
+jax.tree_util.register_dataclass(Shares, ["items", "channels", "pose"], [])
+
+
+def observed_shares(observed: Float[Array, "*B 108"]) -> Shares:
+    """Equal shares for whatever was observed (1, else 0): items with any channel, and channels over all items."""
+    items = observed.any(-1).astype(jnp.float32)
+    return Shares(*(part / jnp.maximum(part.sum(), 1.0) for part in (items, observed, observed[..., HEAD_AND_JAW])))
+
+
 def motion_losses(
-    pred: Float[Array, "B T 108"], target: Float[Array, "B T 108"], weights: CodecLossWeights
+    pred: Float[Array, "B T 108"], target: Float[Array, "B T 108"], weights: CodecLossWeights, shares: Shares
 ) -> dict[str, Float[Array, ""]]:
     """Weighted terms: L1 of all channels, L1 of head and jaw, their velocity's MSE, and the smoothness term, which
-    compares the predicted velocity with itself one frame later."""
+    compares the predicted velocity with itself one frame later. Means over time, and by shares over the rest."""
+    error = jnp.abs(pred - target)
     velocity = jnp.diff(pred[..., HEAD_AND_JAW], axis=1)
     target_velocity = jnp.diff(target[..., HEAD_AND_JAW], axis=1)
-    pose_error = jnp.abs(pred[..., HEAD_AND_JAW] - target[..., HEAD_AND_JAW])
+    jerk = velocity[:, 1:] - velocity[:, :-1]
     return {
-        "motion": weights.motion * jnp.mean(jnp.abs(pred - target)),
-        "pose": weights.pose * jnp.mean(pose_error),
-        "velocity": weights.velocity * jnp.mean(jnp.square(velocity - target_velocity)),
-        "smooth": weights.smooth * jnp.mean(jnp.square(velocity[:, 1:] - velocity[:, :-1])),
+        "motion": weights.motion * jnp.sum(shares.channels * error.mean(1)),
+        "pose": weights.pose * jnp.sum(shares.pose * error[..., HEAD_AND_JAW].mean(1)),
+        "velocity": weights.velocity * jnp.sum(shares.pose * jnp.square(velocity - target_velocity).mean(1)),
+        "smooth": weights.smooth * jnp.sum(shares.pose * jnp.square(jerk).mean(1)),
     }
 
 
 def vertex_losses(
     pred: Float[Array, "*B V 3"], target: Float[Array, "*B V 3"], lips: Int[np.ndarray, " n"], weights: CodecLossWeights
-) -> dict[str, Float[Array, ""]]:
+) -> dict[str, Float[Array, "*B"]]:
     """Weighted MSE in square millimetres between vertices in metres, over all of them and over the lips; repeats in
     the list of lip vertices count."""
-    squared = jnp.square((pred - target) * 1000)
-    return {"mesh": weights.mesh * jnp.mean(squared), "lips": weights.lips * jnp.mean(squared[..., lips, :])}
+    squared = jnp.square((pred - target) * 1000).mean(-1)
+    # A weight for every vertex, not a gather: its gradient would be a scatter over all frames.
+    lip_weights = (np.bincount(lips, minlength=squared.shape[-1]) / len(lips)).astype(np.float32)
+    return {"mesh": weights.mesh * squared.mean(-1), "lips": weights.lips * (squared @ lip_weights)}
+
+
+def mesh_losses(
+    vertices: Callable[[Array], Array],
+    lips: Int[np.ndarray, " n"],
+    pred: Float[Array, "B T 108"],
+    target: Float[Array, "B T 108"],
+    weights: CodecLossWeights,
+    shares: Float[Array, " B"],
+    chunk_frames: int,
+) -> dict[str, Float[Array, ""]]:
+    """`vertex_losses` of motion, by shares over the batch and the mean over time; `vertices` makes [B, t, V, 3] metres
+    of [B, t, 108].
+
+    Vertices of at most `chunk_frames` frames of every window stand in memory at once, in the backward pass too, where
+    they are computed again: cut over time and not over the batch, which lies spread over the devices. From T frames on
+    all are computed at once and kept.
+    """
+
+    def losses(pred: Array, target: Array) -> dict[str, Array]:
+        terms = vertex_losses(vertices(pred), vertices(target), lips, weights)
+        return {name: jnp.einsum("b,bt->", shares, term) / num_frames for name, term in terms.items()}
+
+    num_frames = pred.shape[1]
+    if chunk_frames >= num_frames:
+        return losses(pred, target)
+    # The largest chunk that divides the window; 100 frames have divisors enough.
+    chunk = max(size for size in range(1, chunk_frames + 1) if num_frames % size == 0)
+    chunks = [jnp.moveaxis(x.reshape(x.shape[0], num_frames // chunk, chunk, -1), 1, 0) for x in (pred, target)]
+    of_chunks = jax.lax.map(jax.checkpoint(lambda pair: losses(*pair), prevent_cse=False), tuple(chunks))
+    return {name: value.sum() for name, value in of_chunks.items()}

@@ -1,6 +1,10 @@
-"""The three stages of training as data: which parent, which windows, which parameters train, which objective."""
+"""The three stages of training as data: which parent, which windows, which parameters train, which objective.
 
-import math
+Losses and noise are of the whole batch, by item: every loss is a sum over items, weighted by their shares in the whole,
+so a batch that is cut over devices or worked off in parts gives what it gives in one piece.
+"""
+
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unils_jax.losses import CodecLossWeights, motion_losses, vertex_losses
+from unils_jax.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
 from unils_jax.models import flame
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS
+from unils_jax.motion import MOTION_DIM
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
+from unils_jax.nn.stack import FLOAT32, Compute
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -34,37 +40,59 @@ class NoiseRates:
 
 @dataclass(frozen=True)
 class Noise:
-    """One draw of a generator step's noise. Drops are bool [B, 1, 1] (True removes), flips bool [B, F, C]."""
+    """One draw of a generator step's noise; the leading axes are the batch's, [B] or, for pairs, [B, 2].
+
+    Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for drop-path and LoRA
+    dropout (None: neither).
+    """
 
     drop_style: Array
     drop_prev: Array
     drop_own: Array
     drop_other: Array
     flips: Array
+    keys: Array | None = None
 
 
-jax.tree_util.register_dataclass(Noise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips"], [])
+jax.tree_util.register_dataclass(Noise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys"], [])
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an objective needs beside model and batch: loss weights and head of the codec, rates of the generators."""
+    """What an objective needs beside model and batch: loss weights and head of the codec (`mesh_frames` of a window at
+    a time, see `mesh_losses`), rates of the generators, and how the model is run."""
 
     weights: CodecLossWeights = CodecLossWeights()
     noise: NoiseRates = NoiseRates()
     head: flame.FlameAsset | None = None
+    compute: Compute = FLOAT32
+    mesh_frames: int = 10
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a part of a batch must know of the whole: its shares in it, and for the codec the whole's `code_means`."""
+
+    shares: Shares
+    code_means: Array | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`trainable` is a pattern of parameter paths; `windows` says whether a training item is one person or a pair;
-    `loss(model, batch, key, objective)` gives (loss, metrics), in evaluation mode where the key is None."""
+    """`trainable` is a pattern of parameter paths; `windows` says whether a training item is one person or a pair.
+
+    `loss(model, batch, noise, objective, whole)` gives (loss, metrics), in evaluation mode where `noise` is None; the
+    batch is all there is where `whole` is None. `draw(key, batch, model, objective)` draws a whole batch's noise (None:
+    the stage has none). `code_means` is what `Whole.code_means` of a batch in parts is summed from (None: not needed).
+    """
 
     name: str
     parent: str | None
     windows: str
     trainable: str
-    loss: Callable[[UniLS, Batch, RandomKey | None, Objective], tuple[Array, Metrics]]
+    loss: Callable[[UniLS, Batch, Noise | None, Objective, Whole | None], tuple[Array, Metrics]]
+    draw: Callable[[RandomKey, Batch, UniLS, Objective], Noise] | None = None
+    code_means: Callable[[UniLS, Batch, Objective, Shares], Array] | None = None
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """(trainable, frozen) parameters."""
@@ -73,49 +101,76 @@ class Stage:
         return trainable, {path: value for path, value in params.items() if path not in chosen}
 
 
-def codec_loss(model: UniLS, batch: Batch, key: RandomKey | None, objective: Objective) -> tuple[Array, Metrics]:
-    """Reconstruction, quantiser and, with a head, mesh and lip terms. The codec has no dropout: the key is unused."""
-    motion = batch["motion"]
-    pred, quantized = model.codec(motion)
-    weights = objective.weights
-    losses = {"vq": weights.vq * quantized.losses.mean(), **motion_losses(pred, motion, weights)}
+def batch_shares(batch: Batch) -> Shares:
+    """The shares of a whole batch's items, from `observed` ([B, 108] or [B, 2, 108], 1 = counts) where it has that."""
+    observed = batch.get("observed")
+    if observed is None:
+        observed = jnp.ones((*batch["motion"].shape[:-2], MOTION_DIM))
+    return observed_shares(jnp.asarray(observed))
+
+
+def codec_loss(
+    model: UniLS, batch: Batch, noise: Noise | None, objective: Objective, whole: Whole | None = None
+) -> tuple[Array, Metrics]:
+    """Reconstruction, quantiser and, with a head, mesh and lip terms. The codec has no noise.
+
+    In channels that were not observed the truth stands in for the prediction, and no term counts them.
+    """
+    whole = whole or Whole(batch_shares(batch))
+    motion, shares, weights = batch["motion"], whole.shares, objective.weights
+    pred, quantized = model.codec(motion, objective.compute, shares.items, whole.code_means)
+    if "observed" in batch:
+        pred = jnp.where(batch["observed"][:, None] > 0, pred, motion)
+    losses = {"vq": weights.vq * quantized.losses.mean(), **motion_losses(pred, motion, weights, shares)}
     if objective.head is not None:
+        vertices = functools.partial(flame.vertices, objective.head, head_rotation=False)
         with jax.named_scope("mesh"):
-            vertices = [flame.vertices(objective.head, m, head_rotation=False) for m in (pred, motion)]
-            losses |= vertex_losses(*vertices, objective.head.lips, weights)
+            losses |= mesh_losses(
+                vertices, objective.head.lips, pred, motion, weights, shares.items, objective.mesh_frames
+            )
     total = sum(losses.values())
-    return total, {"loss": total, **losses, "l1": jnp.abs(pred - motion).mean()}
+    return total, {"loss": total, **losses, "l1": jnp.sum(shares.channels * jnp.abs(pred - motion).mean(1))}
 
 
-def generator_loss(model: UniLS, batch: Batch, key: RandomKey | None, objective: Objective) -> tuple[Array, Metrics]:
-    """Cross-entropy of a window's bits, for prior and dialogue: with noise and dropout where a key is given."""
-    noise = layer_key = None
-    if key is not None:
-        noise_key, layer_key = jax.random.split(key)
-        num_people = math.prod(batch["motion"].shape[:-2])
-        noise = draw_noise(noise_key, num_people, model, objective.noise)
-    logits, bits = generator_logits(model, batch, noise, layer_key)
-    loss = bit_cross_entropy(logits, bits).mean()
-    accuracy = jnp.mean((logits[..., 1] > logits[..., 0]) == bits)
-    return loss, {"loss": loss, "bit_accuracy": accuracy.astype(jnp.float32)}
+def codec_code_means(model: UniLS, batch: Batch, objective: Objective, shares: Shares) -> Array:
+    """A part's contribution [K, 2, C] to the whole batch's `code_means`."""
+    return model.codec.quantize(batch["motion"], None, objective.compute, shares.items).means
+
+
+def generator_loss(
+    model: UniLS, batch: Batch, noise: Noise | None, objective: Objective, whole: Whole | None = None
+) -> tuple[Array, Metrics]:
+    """Cross-entropy of a window's bits, for prior and dialogue. People without any observed motion do not count; what
+    they say is heard all the same."""
+    shares = (whole or Whole(batch_shares(batch))).shares.items
+    logits, bits = generator_logits(model, batch, noise, objective.compute)
+    loss = jnp.sum(shares * bit_cross_entropy(logits, bits).mean((-2, -1)))
+    right = ((logits[..., 1] > logits[..., 0]) == bits).astype(jnp.float32)
+    return loss, {"loss": loss, "bit_accuracy": jnp.sum(shares * right.mean((-2, -1)))}
 
 
 def generator_logits(
-    model: UniLS, batch: Batch, noise: Noise | None = None, key: RandomKey | None = None
+    model: UniLS, batch: Batch, noise: Noise | None = None, compute: Compute = FLOAT32
 ) -> tuple[Array, Array]:
-    """Teacher-forced logits [B, L, C, 2] and target bits [B, L, C] of a batch.
+    """Teacher-forced logits [B, L, C, 2] and target bits [B, L, C] of a batch; of pairs [B, 2, ...].
 
-    A batch of pairs ([B, 2, ...]) becomes 2B people: first all first speakers, then all second ones, with own and
-    other audio swapped. The audio encoder runs once a track. Style and previous motion are dropped as motion, before
-    the codec encodes them; audio after its encoder.
+    The people of a pair stand side by side as 2B people, so that a batch which lies spread over devices stays where it
+    is; each hears the other's audio as the other's. The audio encoder runs once a track. Style and previous motion are
+    dropped as motion, before the codec encodes them; audio after its encoder. The codec computes in float32 whatever
+    `compute` says: bits are signs, and where a latent is near zero less precision would change targets and inputs.
     """
-    pairs = batch["motion"].ndim == 4
-    people = {name: _stack_people(batch[name]) if pairs else batch[name] for name in ("motion", "prev", "style")}
+    people_shape = batch["motion"].shape[:-2]
+    rank = len(people_shape)
+
+    def flat(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[rank:])
+
+    people = {name: flat(batch[name]) for name in ("motion", "prev", "style")}
+    noise = None if noise is None else jax.tree.map(flat, noise)
     own = other = None
     if model.audio_encoder is not None:
-        tracks = jax.lax.stop_gradient(model.audio_encoder(_stack_people(batch["audio"])))
-        first, second = jnp.split(tracks, 2)
-        own, other = tracks, jnp.concatenate([second, first])
+        own = jax.lax.stop_gradient(model.audio_encoder(flat(batch["audio"]), compute))
+        other = own.reshape(*people_shape, *own.shape[1:])[:, ::-1].reshape(own.shape)
     if noise is not None:
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
@@ -125,30 +180,35 @@ def generator_logits(
     quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], None if noise is None else noise.flips))
     inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
     style, prev = codec.features(people["style"]), codec.features(people["prev"])
-    return model.prior(style, prev, inputs, own, other, key), quantized.bits
+    logits = model.prior(style, prev, inputs, own, other, None if noise is None else noise.keys, compute)
+    return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
-def draw_noise(key: RandomKey, num_people: int, model: UniLS, rates: NoiseRates) -> Noise:
-    """Independent drops for every person of the batch, and bit flips."""
-    *drop_keys, flip_key = jax.random.split(key, 5)
+def draw_noise(key: RandomKey, batch: Batch, model: UniLS, objective: Objective) -> Noise:
+    """Independent drops for every person of the batch, bit flips, and every person's key."""
+    people_shape, rates = batch["motion"].shape[:-2], objective.noise
+    noise_key, layer_key = jax.random.split(key)
+    *drop_keys, flip_key = jax.random.split(noise_key, 5)
     drop_rates = (rates.style_drop, rates.prev_drop, rates.audio_drop, rates.audio_drop)
-    drops = [jax.random.bernoulli(k, rate, (num_people, 1, 1)) for k, rate in zip(drop_keys, drop_rates, strict=True)]
-    flips = draw_flips(flip_key, num_people, model.prior.code_dim, model.codec.scales, rates.max_flip_percent)
-    return Noise(*drops, flips)
-
-
-def _stack_people(x: Array) -> Array:
-    """[B, P, ...] -> [P*B, ...]: all first people, then all second ones."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    drops = [
+        jax.random.bernoulli(k, rate, (*people_shape, 1, 1)) for k, rate in zip(drop_keys, drop_rates, strict=True)
+    ]
+    flips = draw_flips(flip_key, people_shape, model.prior.code_dim, model.codec.scales, rates.max_flip_percent)
+    return Noise(*drops, flips, jax.random.split(layer_key, people_shape))
 
 
 def _drop(x: Array, drop: Array) -> Array:
     return jnp.where(drop, jnp.zeros_like(x), x)
 
 
-CODEC = Stage("codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss)
-PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss)
+CODEC = Stage("codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss, code_means=codec_code_means)
+PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, draw_noise)
 DIALOGUE = Stage(
-    "dialogue", "prior", "pair", r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/\w+_audio_attn/.*", generator_loss
+    "dialogue",
+    "prior",
+    "pair",
+    r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/\w+_audio_attn/.*",
+    generator_loss,
+    draw_noise,
 )
 STAGES: dict[str, Any] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)}

@@ -1,22 +1,32 @@
 """`unils train`: one stage, from scratch, from a parent, or from where the workdir stands."""
 
 import argparse
-import json
 import logging
-from dataclasses import replace
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Options:
+    """The flags of `unils train` beside config, workdir and parent."""
+
+    dry_run: bool = False
+    allow_changes: bool = False
+    profile_steps: str | None = None
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sets the description, a working example and the flags."""
     parser.description = (
         "Trains the stage that the config names. Run again with the same workdir, it resumes. Every setting can be "
-        "given as --config.a.b=value."
+        "given as --config.a.b=value. SIGTERM or SIGUSR1 saves and ends with exit status 75: run it again then."
     )
-    parser.epilog = """example:
+    parser.epilog = """examples:
   unils data synth --out data/synthetic
   unils train --config smoke_codec --workdir runs/codec --config.data.store=data/synthetic
   unils train --config smoke_prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic"""
@@ -26,118 +36,198 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and logs; an existing one resumes")
     parser.add_argument("--parent", metavar="PATH", help="checkpoint of the stage before: workdir, .pt or .safetensors")
     parser.add_argument("--dry_run", action="store_true", help="check config, data, parent and shapes, then stop")
+    parser.add_argument(
+        "--allow_changes", action="store_true", help="resume with settings or data other than the workdir's"
+    )
+    parser.add_argument(
+        "--profile_steps", metavar="A:B", help="trace these steps into WORKDIR/profile, for xprof and Perfetto"
+    )
+    parser.add_argument("--compile_cache", metavar="DIR", help="where compiled programs are kept between runs")
+    several = parser.add_argument_group("several processes", "each is started with the same command but --process_id")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0 that all can reach")
+    several.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    several.add_argument(
+        "--distributed", action="store_true", help="take all three from the environment: SLURM, Open MPI, Cloud TPU"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains. Raises UserError for every mistake of the user before the first step."""
+    """Trains. Raises UserError for every mistake of the user before the first step; exits with status 75 where it was
+    told to stop and has saved."""
+    import jax
+
     from unils_jax.config import load_config, override
+    from unils_jax.train.preemption import EXIT_STATUS, Preempted, StopRequest
 
     config = load_config(args.config)
     override(config, args.overrides)
     workdir = Path(args.workdir)
-    metrics = train_stage(config.to_dict(), workdir, args.parent, dry_run=args.dry_run)
+    join_others(args)
+    if args.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(args.compile_cache).absolute()))
+    options = Options(args.dry_run, args.allow_changes, args.profile_steps)
+    with StopRequest() as stop:
+        try:
+            metrics = train_stage(config.to_dict(), workdir, args.parent, options, stop)
+        except Preempted as preempted:
+            waited = f", {stop.waited_s():.1f} s after the signal" if stop.requested else ""
+            log.warning("%s: %s%s; run the same command again to go on", workdir, preempted, waited)
+            raise SystemExit(EXIT_STATUS) from None
     if args.dry_run:
         print(f"{args.config}: config, data, parent and shapes fit; nothing was trained")
-    else:
+    elif jax.process_index() == 0:
         shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
         print(f"{workdir}: trained {config.num_steps} steps, {', '.join(shown) or 'nothing was left to do'}")
 
 
-def train_stage(values: dict[str, Any], workdir: Path, parent: str | None, *, dry_run: bool = False) -> dict:
-    """Joins config, data and model, and trains; returns the last metrics (none for a dry run)."""
-    import jax
+def join_others(args: argparse.Namespace) -> None:
+    """Joins the other processes where flags name them; a dry run checks the flags alone."""
+    from unils_jax.errors import UserError
 
-    from data_pipelines.store import Store
-    from unils_jax.files import atomic_output, check_output
+    given = {"--coordinator": args.coordinator, "--process_id": args.process_id, "--num_processes": args.num_processes}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not args.distributed:
+        return
+    if args.distributed and len(missing) < len(given):
+        raise UserError("--distributed reads everything from the environment; leave the other flags away")
+    if missing and not args.distributed:
+        raise UserError(f"several processes need {', '.join(given)} together; {', '.join(missing)} is missing")
+    if not args.distributed and not 0 <= args.process_id < args.num_processes:
+        raise UserError(f"--process_id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
+    if not args.dry_run:
+        from unils_jax.train.hosts import join
+
+        join(args.coordinator, args.process_id, args.num_processes)
+
+
+def train_stage(
+    values: dict[str, Any], workdir: Path, parent: str | None, options: Options | None = None, stop: Any = None
+) -> dict:
+    """Joins config, data and model, and trains; returns the last metrics (none for a dry run). `stop` is a StopRequest
+    whose context the caller has entered, None where signals are nobody's business."""
+    from unils_jax.errors import UserError
+    from unils_jax.files import check_output
     from unils_jax.models.unils import UniLS
     from unils_jax.nn.params import abstract
-    from unils_jax.stages import STAGES, Objective
-    from unils_jax.train.config import run_config
-    from unils_jax.train.loop import train
-    from unils_jax.train.step import init_state, make_train_step
+    from unils_jax.stages import STAGES
+    from unils_jax.train.config import make_objective, run_config
+    from unils_jax.train.loop import Extras, Start, train
+    from unils_jax.train.preemption import StopRequest
+    from unils_jax.train.resume import check_workdir
+    from unils_jax.train.sharding import make_mesh
+    from unils_jax.train.trace import parse_steps
 
-    config = run_config(values)
+    config, options = run_config(values), options or Options()
     stage = STAGES[config.stage]
-    store = Store(config.data.store)
-    check_basis(config, store)
+    profile_steps = None if options.profile_steps is None else parse_steps(options.profile_steps)
+    mesh = make_mesh(config.mesh)
+    data, held_out = make_data(config, stage.windows, mesh)
+    if config.probe_every and config.stage == "codec":
+        raise UserError("probe_every must be 0 for the codec, which decodes nothing by itself; see its val rows")
+    check_basis(config, data.mixture.expression_basis)
     check_output(workdir / "config.json")
-    resumes = check_workdir(config, workdir)
-    batches, eval_batches = make_batches(config, stage.windows)
-    objective = Objective(config.loss, config.noise, load_head(config) if stage.name == "codec" else None)
-    params = initial_params(config, store, stage.parent, parent, resumes)
-    graphdef, _ = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
-    if dry_run:
-        step = make_train_step(stage, graphdef, objective, config.optimizer)
-        trainable, frozen = stage.split(params)
-        jax.eval_shape(step, init_state(trainable, config.optimizer), frozen, next(batches), jax.random.key(0))
+    resumes = check_workdir(config, workdir, allow_changes=options.allow_changes)
+    objective = make_objective(config, load_head(config) if stage.name == "codec" else None)
+    graphdef, shapes = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
+    fresh = make_fresh(config, mesh, shapes, data.mixture.statistics(), stage.parent, parent, resumes)
+    start = Start(shapes, published_params(config), fresh)
+    if options.dry_run:
+        try_shapes(config, mesh, graphdef, start, objective, next(data.at_step(0)))
         return {}
-    log.info("starting from %s", "the newest checkpoint of the workdir" if resumes else parent or "scratch")
+    begins = f"parent {parent}" if parent else "scratch"
+    log.info("starting from %s", f"the newest checkpoint of {workdir}" if resumes else begins)
+    if resumes and parent:
+        log.info("--parent %s is left unused: the workdir has its own weights", parent)
     if stage.name == "codec" and objective.head is None:
         log.warning("no head is given: the codec trains without mesh and lip losses")
-    with atomic_output(workdir / "config.json") as partial:
-        partial.write_text(json.dumps(config.to_dict(), indent=1))
-    return train(config, workdir, graphdef, params, objective, batches, eval_batches)
+    probe = make_probe(config, workdir, graphdef) if config.probe_every else None
+    extras = Extras(stop or StopRequest(), probe, profile_steps, options.allow_changes, matrix_peak(config))
+    return train(config, workdir, mesh, graphdef, start, objective, data, held_out, extras)
 
 
-def check_basis(config: Any, store: Any) -> None:
-    """Raises UserError where the store's expression basis is not the one that the config expects."""
+def make_data(config: Any, view: str, mesh: Any) -> tuple[Any, Callable[[], Any]]:
+    """The loader of this process's share of the training batches, and a function that starts the validation batches
+    anew. Raises UserError where the batch does not divide over the devices."""
+    from itertools import islice
+
+    import jax
+
+    from data_pipelines.loader import make_loader
+    from data_pipelines.mixture import parse_stores
+    from unils_jax.train.sharding import process_batch_size
+
+    data = config.data
+    process_batch_size(data.batch_size, mesh, config.train.accumulate_steps)
+    stores = parse_stores(data.store, data.stores)
+    options = {"view": view, "batch_size": data.batch_size, "max_bad_records": data.max_bad_records}
+    options |= {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    loader = make_loader(stores, "train", seed=config.seed, num_workers=data.num_workers, **options)
+    held_out = make_loader(stores, "val", seed=0, **options)
+    return loader, lambda: islice(iter(held_out), config.eval_batches)
+
+
+def check_basis(config: Any, expression_basis: str) -> None:
+    """Raises UserError where the data's expression basis is not the one that the config expects."""
     from unils_jax.errors import UserError
 
-    if store.expression_basis != config.expression_basis:
+    if expression_basis != config.expression_basis:
+        where = config.data.store or ", ".join(config.data.stores)
         raise UserError(
-            f"{config.data.store} holds motion of the {store.expression_basis!r} basis, the config expects "
-            f"{config.expression_basis!r}; set --config.expression_basis={store.expression_basis} or use another store"
+            f"{where} holds motion of the {expression_basis!r} basis, the config expects "
+            f"{config.expression_basis!r}; set --config.expression_basis={expression_basis} or use another store"
         )
 
 
-def check_workdir(config: Any, workdir: Path) -> bool:
-    """Whether the workdir will be resumed. Raises UserError where it belongs to another stage or model."""
-    from unils_jax.errors import UserError
+def make_fresh(
+    config: Any,
+    mesh: Any,
+    shapes: dict,
+    statistics: tuple[Any, Any],
+    stage_parent: str | None,
+    parent: str | None,
+    resumes: bool,
+) -> Callable[[], dict]:
+    """The function that gives all parameters before the first step: the parent's, the data's statistics, fresh ones.
 
-    # A save that was cut short leaves a folder with a longer name: there is nothing to resume in it.
-    if not any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*")):
-        return False
-    saved = workdir / "config.json"
-    try:
-        old = json.loads(saved.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{workdir} holds checkpoints, but {saved} cannot be read ({error}); name a new workdir"
-        ) from None
-    new = json.loads(json.dumps(config.to_dict()))
-    names = ("stage", "model", "optimizer", "seed", "expression_basis")
-    changed = [name for name in names if not isinstance(old, dict) or old.get(name) != new[name]]
-    if changed:
-        raise UserError(
-            f"{workdir} was started with another {', '.join(changed)}; use the same config or a new workdir"
-        )
-    return True
-
-
-def initial_params(config: Any, store: Any, stage_parent: str | None, parent: str | None, resumes: bool) -> dict:
-    """All parameters before the first step: fresh ones, the store's statistics, then the parent's, the encoder's."""
-    import jax.numpy as jnp
+    Published ones are left out. Raises UserError at once where the parent is missing, superfluous or does not fit.
+    """
     from flax import nnx
 
     from unils_jax.errors import UserError
-    from unils_jax.load import load_audio_encoder
     from unils_jax.models.unils import UniLS
-    from unils_jax.nn.params import split
+    from unils_jax.train.checkpoint import published_left_out
+    from unils_jax.train.sharding import born_sharded
 
     if stage_parent is None and parent:
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
     if stage_parent is not None and not parent and not resumes:
         raise UserError(f"the {config.stage} stage starts from a {stage_parent}; give its checkpoint with --parent")
     inherited = {} if stage_parent is None or resumes else parent_params(config, stage_parent, parent)
-    _, params = split(UniLS(replace(config.model, wav2vec2=None), rngs=nnx.Rngs(config.seed)))
-    mean, std = store.statistics()
-    params |= {"codec/motion_mean": jnp.asarray(mean), "codec/motion_std": jnp.asarray(std)}
-    if config.model.wav2vec2 is not None:
-        encoder, encoder_params = load_audio_encoder(config.audio_encoder)
-        if encoder != config.model.wav2vec2:
-            raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
-        params |= {path: jnp.asarray(value) for path, value in encoder_params.items()}
-    return params | {path: jnp.asarray(value) for path, value in inherited.items()}
+
+    def build(rngs: nnx.Rngs) -> UniLS:
+        return UniLS(replace(config.model, wav2vec2=None), rngs=rngs)
+
+    def fresh() -> dict:
+        mean, std = statistics
+        given = {"codec/motion_mean": mean, "codec/motion_std": std} | inherited
+        missing = [path for path in published_left_out(shapes) if path not in given]
+        return born_sharded(mesh, build, config.seed, "|".join(map(re.escape, missing))) | given
+
+    return fresh
+
+
+def published_params(config: Any) -> dict:
+    """The audio encoder's parameters where it is a published one, host arrays."""
+    from unils_jax.errors import UserError
+    from unils_jax.load import load_audio_encoder
+
+    if config.model.wav2vec2 is None:
+        return {}
+    encoder, params = load_audio_encoder(config.audio_encoder)
+    if encoder != config.model.wav2vec2:
+        raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
+    return params
 
 
 def parent_params(config: Any, stage_parent: str, parent: str) -> dict:
@@ -177,20 +267,64 @@ def load_head(config: Any) -> Any:
     return head
 
 
-def make_batches(config: Any, view: str) -> tuple[Any, Any]:
-    """The endless training batches and a function that starts the validation batches anew."""
+def make_probe(config: Any, workdir: Path, graphdef: Any) -> Any:
+    """What looks at the model while it trains, on the first conversations of the validation split that fit."""
     from itertools import islice
 
-    from data_pipelines.loader import make_loader
+    import jax
 
-    data = config.data
-    loader = make_loader(
-        data.store,
-        "train",
-        view=view,
-        batch_size=data.batch_size,
-        seed=config.seed,
-        num_workers=data.num_workers,
+    from data_pipelines.mixture import parse_stores
+    from data_pipelines.store import Store
+    from unils_jax import probe
+    from unils_jax.errors import UserError
+    from unils_jax.models.standin import standin_asset
+    from unils_jax.protocol import conversation_of, unfit
+    from unils_jax.scoring import mesh_of
+
+    store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
+    needs_audio = config.stage == "dialogue"
+    fitting = (i for i, r in enumerate(store.records("val")) if not unfit(r, probe.VALIDATION, needs_audio=needs_audio))
+    chosen = list(islice(fitting, config.probe_conversations))
+    if not chosen:
+        raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
+    head = load_head(config) or standin_asset()
+    clips = (workdir / "clips", head) if config.probe_clips and jax.process_index() == 0 else None
+    return probe.make_probe(
+        graphdef,
+        [conversation_of(store.read("val", i), probe.VALIDATION) for i in chosen],
+        mesh=mesh_of(head) if head.name == config.expression_basis else None,
+        expression_basis=config.expression_basis,
+        clips=clips,
     )
-    held_out = make_loader(data.store, "val", view=view, batch_size=data.batch_size, seed=0)
-    return iter(loader), lambda: islice(iter(held_out), config.eval_batches)
+
+
+def matrix_peak(config: Any) -> float:
+    """FLOP/s of all devices together: the data sheet's where it is known, otherwise measured on the first device."""
+    import jax
+
+    from unils_jax import flops
+    from unils_jax.train.speed import known_peak
+
+    device, dtype = jax.devices()[0], config.train.compute_dtype
+    known = known_peak(device.device_kind, dtype)
+    # On a CPU a small product tells enough, and quickly.
+    peak = known or flops.matrix_peak(dtype, *((512,) if device.platform == "cpu" else ()))
+    source = "by its data sheet" if known else "measured"
+    log.info("matrix peak of a device (%s): %.3g TFLOP/s in %s, %s", device.device_kind, peak / 1e12, dtype, source)
+    return peak * jax.device_count()
+
+
+def try_shapes(config: Any, mesh: Any, graphdef: Any, start: Any, objective: Any, batch: dict) -> None:
+    """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
+    import jax
+
+    from unils_jax.stages import STAGES
+    from unils_jax.train.loop import state_shapes
+    from unils_jax.train.step import make_train_step
+
+    stage = STAGES[config.stage]
+    step = make_train_step(
+        stage, graphdef, objective, config.optimizer, accumulate_steps=config.train.accumulate_steps, mesh=mesh
+    )
+    _, frozen = stage.split(start.shapes)
+    jax.eval_shape(step, state_shapes(stage, start.shapes, config, mesh), frozen, batch, jax.random.key(0))

@@ -1,6 +1,7 @@
 """Rotary attention: one core, a self-attention with a fused projection and a cross-attention over audio."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, split_key
+from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, split_key
 
 # (cos, sin), each [L, K/2] float32: NumPy constants, one row per token.
 Rotary = tuple[np.ndarray, np.ndarray]
+
+# Keys (rotated) and values of tokens that later tokens look at, [B, H, S, K] each.
+KeyValues = tuple[Array, Array]
 
 
 def rotary_table(positions: np.ndarray, head_dim: int) -> Rotary:
@@ -49,6 +53,25 @@ def attend(
     return out_BLHK.reshape(*out_BLHK.shape[:2], -1)
 
 
+def attend_cached(
+    q_BLHK: Float[Array, "B L H K"], past: Sequence[KeyValues], mask: Bool[np.ndarray, "L S"] | None = None
+) -> Float[Array, "B L D"]:
+    """`attend` to keys and values that are laid out by head already, in the order of `past`."""
+    k_BHSK, v_BHSK = (jnp.concatenate(parts, axis=2) for parts in zip(*past, strict=True))
+    logits = jnp.einsum("BHLK,BHSK->BHLS", heads_first(q_BLHK), k_BHSK, preferred_element_type=jnp.float32)
+    logits = logits / math.sqrt(q_BLHK.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask[None, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BHSK.dtype)
+    out_BHLK = jnp.einsum("BHLS,BHSK->BHLK", weights, v_BHSK)
+    return heads_first(out_BHLK).reshape(*q_BLHK.shape[:2], -1)
+
+
+def heads_first(x: Float[Array, "B L H K"]) -> Float[Array, "B H L K"]:
+    """Exchanges tokens and heads, either way."""
+    return x.swapaxes(1, 2)
+
+
 class SelfAttention(nnx.Module):
     """LayerNorm, one bias-free projection split as (q, k, v), (head), (dim), rotary attention, projection."""
 
@@ -63,12 +86,25 @@ class SelfAttention(nnx.Module):
         x: Float[Array, "B L D"],
         rotary: Rotary,
         mask: Bool[np.ndarray, "L L"] | None = None,
-        key: RandomKey | None = None,
+        key: SampleKeys | None = None,
     ) -> Float[Array, "B L D"]:
         qkv_key, out_key = split_key(key, 2)
         qkv = self.to_qkv(self.norm(x), qkv_key)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
         return self.to_out(attend(rotate(q, rotary), rotate(k, rotary), v, mask), out_key)
+
+    def extend(
+        self,
+        x: Float[Array, "B L D"],
+        rotary: Rotary,
+        past: Sequence[KeyValues],
+        mask: Bool[np.ndarray, "L S"] | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeyValues]:
+        """Attention of new tokens to all of `past` and to each other, and what the next ones need of them."""
+        qkv = self.to_qkv(self.norm(x)).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        q, k, v = (qkv[:, :, part] for part in range(3))
+        new = heads_first(rotate(k, rotary)), heads_first(v)
+        return self.to_out(attend_cached(rotate(q, rotary), [*past, new], mask)), new
 
 
 class CrossAttention(nnx.Module):
@@ -95,6 +131,21 @@ class CrossAttention(nnx.Module):
         k = self._heads(self.k_proj(context))
         v = self._heads(self.v_proj(context))
         return self.out_proj(attend(rotate(q, rotary), rotate(k, audio_rotary), v))
+
+    def keys(self, audio: Float[Array, "B A E"], audio_rotary: Rotary) -> KeyValues:
+        """What `look` needs of the audio."""
+        context = self.audio_norm(audio)
+        k, v = (self._heads(layer(context)) for layer in (self.k_proj, self.v_proj))
+        return heads_first(rotate(k, audio_rotary)), heads_first(v)
+
+    def look(self, x: Float[Array, "B L D"], rotary: Rotary, keys: KeyValues) -> Float[Array, "B L D"]:
+        """The call with audio that `keys` has seen."""
+        q = self._heads(self.q_proj(self.query_norm(x)))
+        return self.out_proj(attend_cached(rotate(q, rotary), [keys]))
+
+    def constant(self, frame: Float[Array, "B 1 E"]) -> Float[Array, "B 1 D"]:
+        """The call with audio whose frames are all alike: weights that sum to one leave that frame's value."""
+        return self.out_proj(self.v_proj(self.audio_norm(frame)))
 
     def _heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         return x.reshape(*x.shape[:2], self.num_heads, -1)

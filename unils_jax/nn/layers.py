@@ -1,7 +1,8 @@
 """Linear, layer norm, MLP and drop-path with PyTorch's conventions of initialisation and rounding.
 
 Parameters are float32; a layer computes in the dtype of its input, norms and softmax in float32.
-Every layer takes `key`: a random key in training, None in evaluation.
+Every layer takes `key`: in training one random key for each sample, so that what a sample draws depends neither on the
+others of its batch nor on how a batch is cut over devices and accumulated steps; None in evaluation.
 """
 
 import math
@@ -13,6 +14,7 @@ from jax import Array
 from jaxtyping import Float, Key
 
 RandomKey = Key[Array, ""]
+SampleKeys = Key[Array, " B"]
 
 
 def uniform_init(bound: float) -> nnx.initializers.Initializer:
@@ -47,7 +49,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param((kernel_init or default)(rngs.params(), (in_dim, out_dim)))
         self.bias = nnx.Param((bias_init or default)(rngs.params(), (out_dim,))) if use_bias else None
 
-    def __call__(self, x: Float[Array, "*B I"], key: RandomKey | None = None) -> Float[Array, "*B O"]:
+    def __call__(self, x: Float[Array, "*B I"], key: Key[Array, " b"] | None = None) -> Float[Array, "*B O"]:
         y = x @ self.kernel[...].astype(x.dtype)
         if self.bias is None:
             return y
@@ -81,20 +83,33 @@ class MLP(nnx.Module):
         self.up = Linear(dim, hidden_dim, rngs=rngs)
         self.down = Linear(hidden_dim, dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], key: RandomKey | None = None) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], key: SampleKeys | None = None) -> Float[Array, "B L D"]:
         up_key, down_key = split_key(key, 2)
         h = x if self.norm is None else self.norm(x)
         return self.down(jax.nn.gelu(self.up(h, up_key), approximate=True), down_key)
 
 
-def drop_path(x: Float[Array, "B L D"], rate: float, key: RandomKey | None) -> Float[Array, "B L D"]:
+def drop_path(
+    x: Float[Array, "B L D"], rate: float | Float[Array, ""], key: SampleKeys | None
+) -> Float[Array, "B L D"]:
     """Drops the whole residual branch of a sample with probability `rate`, scales the kept ones by 1/(1 - rate)."""
-    if key is None or rate == 0.0:
+    if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1))
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+    return drop(x, rate, key, (1, 1))
 
 
-def split_key(key: RandomKey | None, num: int) -> list[RandomKey | None]:
-    """`num` keys from one; Nones from None, so that evaluation needs no second code path."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
+def drop(
+    x: Float[Array, "*B"], rate: float | Float[Array, ""], key: Key[Array, " b"], mask_shape: tuple[int, ...]
+) -> Float[Array, "*B"]:
+    """Zero with probability `rate`, the rest scaled by 1/(1 - rate) in float32; masks [B, *mask_shape], every sample's
+    from its own key."""
+    keep = jnp.asarray(1 - rate, jnp.float32)
+    kept = jax.vmap(lambda sample_key: jax.random.bernoulli(sample_key, keep, mask_shape))(key)
+    return jnp.where(kept, (x.astype(jnp.float32) / keep).astype(x.dtype), jnp.zeros_like(x))
+
+
+def split_key(key: SampleKeys | None, num: int) -> list[SampleKeys | None]:
+    """`num` keys for every sample from its one; Nones from None, so that evaluation needs no second code path."""
+    if key is None:
+        return [None] * num
+    return list(jax.vmap(lambda sample_key: jax.random.split(sample_key, num), out_axes=1)(key))

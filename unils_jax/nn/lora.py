@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
-from unils_jax.nn.layers import Linear, RandomKey
+from unils_jax.nn.layers import Linear, drop
 from unils_jax.nn.params import Params
 
 
@@ -24,11 +24,10 @@ class LoRALinear(Linear):
         self.scale = alpha / rank
         self.dropout_rate = dropout_rate
 
-    def __call__(self, x: Float[Array, "*B I"], key: RandomKey | None = None) -> Float[Array, "*B O"]:
+    def __call__(self, x: Float[Array, "*B I"], key: Key[Array, " b"] | None = None) -> Float[Array, "*B O"]:
         h = x
         if key is not None and self.dropout_rate > 0:
-            kept = jax.random.bernoulli(key, 1 - self.dropout_rate, x.shape)
-            h = jnp.where(kept, x / (1 - self.dropout_rate), jnp.zeros_like(x))
+            h = drop(x, self.dropout_rate, key, x.shape[1:])
         low_rank = h @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
         return Linear.__call__(self, x) + self.scale * low_rank
 

@@ -1,32 +1,60 @@
 """Checkpoints of a run: parameters, average, moments, data position; written whole or not at all by Orbax.
 
 `checkpoints/<step>/` holds the items `params`, `ema`, `optimizer`, `frozen` (what the model needs beside the trained
-parameters, but for a published audio encoder), `data` and `meta` (JSON: the step and the resolved config).
+parameters, but for a published audio encoder; float32, as the parent gave it), `data` (JSON: the loader's position)
+and `meta` (JSON: the step, the resolved config, and whether the evaluation that was due at the step is done). Every
+step's folder is complete in itself. One that cannot be read is skipped, never deleted.
 """
 
+import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain.checkpoint as grain_checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from unils_jax.errors import UserError
+from unils_jax.load import read_item
 from unils_jax.nn.params import Params
 from unils_jax.train.config import RunConfig
 from unils_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
 
+ARRAYS = ("params", "ema", "optimizer", "frozen")
+# What Orbax, TensorStore and JSON raise on files that are missing, cut short or of another shape.
+DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a run goes on from. `frozen` are host arrays, `data` is the loader's position, `evaluated` is False where
+    the run was stopped before the evaluation that was due at this step."""
+
+    state: TrainState
+    frozen: Params
+    data: dict[str, Any]
+    evaluated: bool
+
 
 class Checkpoints:
-    """The checkpoints of one workdir. A context manager: leaving it waits until the last save is on disk."""
+    """The checkpoints of one workdir. A context manager: leaving it waits until the last save is on disk.
+
+    With several processes, all of them make every call at the same step, on a file system that they share.
+    """
 
     def __init__(self, workdir: Path, config: RunConfig):
         self.config = config
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints)
-        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        if jax.process_index() == 0:
+            for unfinished in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):
+                log.info("removing %s: a save that was cut short", unfinished)
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -35,49 +63,114 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def latest_step(self) -> int | None:
-        """The newest step on disk, None in a fresh workdir."""
-        return self._manager.latest_step()
+    def save(
+        self, step: int, state: TrainState, frozen: Params, data: dict[str, Any], *, evaluated: bool = True
+    ) -> None:
+        """Saves in the background under `step`; the arrays are copied before this returns.
 
-    def save(self, state: TrainState, frozen: Params, data: Any) -> None:
-        """Saves in the background under the state's step; the arrays are copied before this returns."""
-        step = int(state.step)
-        meta = {"step": step, "config": self.config.to_dict()}
+        `frozen` are host arrays, the same on every process. Nothing is done where the step is saved already.
+        """
+        if step in self._manager.all_steps():
+            return
+        meta = {"step": step, "config": self.config.to_dict(), "evaluated": evaluated}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             ema=ocp.args.StandardSave(state.ema),
             optimizer=ocp.args.StandardSave(state.opt_state),
             frozen=ocp.args.StandardSave(published_left_out(frozen)),
-            data=grain_checkpoint.CheckpointSave(data),
+            data=ocp.args.JsonSave(data),
             meta=ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items)
 
-    def restore(self, state: TrainState, frozen: Params, data: Any) -> tuple[TrainState, Params]:
-        """The newest state and frozen parameters, in the shapes of the given ones; sets the data iterator.
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest checkpoint that is whole, None where the workdir has none yet.
 
-        Raises UserError where the checkpoint is damaged or of other shapes.
+        `like` gives shapes, types and shardings (arrays or `jax.ShapeDtypeStruct`s): the mesh and the number of
+        processes may be others than those that saved. Newer checkpoints that are incomplete or damaged are skipped
+        with a warning and renamed to `damaged-<step>`, so that the run can save at their steps again. Raises
+        UserError where there are checkpoints and none can be read; then all stay as they are.
         """
-        step = self.latest_step()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems: dict[int, str] = {}
+        for step in steps:
+            found = self._restore(step, like)
+            if isinstance(found, Restored):
+                self._set_aside(list(problems))
+                return found
+            problems[step] = found
+            log.warning("WARNING: checkpoint %s is skipped: %s", self.folder / str(step), found)
+        if steps:
+            told = "; ".join(f"{self.folder / str(step)}: {text}" for step, text in problems.items())
+            raise UserError(
+                f"cannot resume, no checkpoint can be read ({told}); copy one back whole, resume with the config that "
+                "wrote them, or name a new workdir"
+            )
+        return None
+
+    def _restore(self, step: int, like: TrainState) -> Restored | str:
+        """The checkpoint of a step, or what is wrong with it; all processes come to the same answer."""
+        # Looked through by one process first: a failure that not all share would leave the others waiting in Orbax.
+        problem = problem_of(self.folder / str(step)) if jax.process_index() == 0 else ""
+        if _any_process(bool(problem)):
+            return problem or "process 0 found it damaged"
         items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(state.params),
-            ema=ocp.args.StandardRestore(state.ema),
-            optimizer=ocp.args.StandardRestore(state.opt_state),
-            frozen=ocp.args.StandardRestore(published_left_out(frozen)),
-            data=grain_checkpoint.CheckpointRestore(data),
+            params=ocp.args.StandardRestore(like.params),
+            ema=ocp.args.StandardRestore(like.ema),
+            optimizer=ocp.args.StandardRestore(like.opt_state),
+            data=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore(),
         )
         try:
             restored = self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            folder, text = self._manager.directory / str(step), " ".join(str(error).split())[:200]
-            raise UserError(
-                f"cannot resume from {folder} ({text}); remove that folder to resume from the step before it"
-            ) from error
-        step_array = jax.numpy.int32(step)
-        state = TrainState(step_array, restored["params"], restored["ema"], restored["optimizer"])
-        return state, {**frozen, **restored["frozen"]}
+            frozen = read_item(self.folder / str(step) / "frozen")
+        except DAMAGE as error:
+            return _one_line(error)
+        where = like.step.sharding
+        state = TrainState(jax.device_put(np.int32(step), where), *(restored[name] for name in ARRAYS[:3]))
+        return Restored(state, frozen, dict(restored["data"]), bool(restored["meta"]["evaluated"]))
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                names = [f"damaged-{step}", *(f"damaged-{step}-{i}" for i in range(2, 1000))]
+                target = next(self.folder / name for name in names if not (self.folder / name).exists())
+                (self.folder / str(step)).rename(target)
+                log.warning("WARNING: %s is kept as %s", self.folder / str(step), target.name)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._manager.reload()
+
+
+def problem_of(step_folder: Path) -> str:
+    """What keeps a step's folder from being resumed; empty where every file of it can be read in full."""
+    try:
+        for item in ("meta", "data"):
+            json.loads((step_folder / item / "metadata").read_text())
+        for item in ARRAYS:
+            read_item(step_folder / item)
+    except DAMAGE as error:
+        return _one_line(error)
+    return ""
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run of this workdir has saved anything. A save that was cut short has a longer name and is nothing."""
+    return any(entry.name.isdigit() for entry in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def published_left_out(params: Params) -> Params:
     """Without the audio encoder: its weights come from the published file, as in the release's checkpoints."""
     return {path: value for path, value in params.items() if not path.startswith("audio_encoder/")}
+
+
+def _any_process(flag: bool) -> bool:
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,31 +1,60 @@
 """Everything a run is told, as frozen dataclasses; its JSON stands in the workdir and in every checkpoint."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import jax.numpy as jnp
 
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.losses import CodecLossWeights
+from unils_jax.models.flame import FlameAsset
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import WINDOW_FRAMES
-from unils_jax.stages import STAGES, NoiseRates
-from unils_jax.train.optimizer import OptimizerConfig
+from unils_jax.nn.stack import Compute
+from unils_jax.stages import STAGES, NoiseRates, Objective
+from unils_jax.train.optimizer import OptimizerConfig, for_release_devices
+from unils_jax.train.sharding import MeshConfig
+
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`store` is a folder that `unils data` wrote; `batch_size` counts windows, of one person or of a pair."""
+    """`store` is a folder that `unils data` wrote, or its URL; `stores` several instead, each `PATH=WEIGHT`, windows
+    drawn from each by its weight. `batch_size` counts windows, of one person or of a pair, over all devices and
+    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable."""
 
     store: str
     batch_size: int
     num_workers: int = 0
+    stores: tuple[str, ...] = ()
+    max_bad_records: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a step is computed; none of it changes what is learnt beyond rounding, `compute_dtype` apart.
+
+    `remat` and `scan_layers` as in `Compute`; `accumulate_steps` works a batch off in so many parts, with the gradient
+    of the whole; `mesh_frames` of every window have their vertices in memory at once (codec; 100: all, none computed
+    twice).
+    """
+
+    compute_dtype: str = "float32"
+    remat: bool = False
+    scan_layers: bool = False
+    accumulate_steps: int = 1
+    mesh_frames: int = 10
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One training run. `expression_basis` is the store's (checked); `head` is whose vertices the codec's mesh losses
     see: `standin`, a FLAME file, or empty for none; `audio_encoder` a folder or hub name of wav2vec2, empty where none
-    is needed."""
+    is needed. Every `probe_every` steps (0: never) the averaged model decodes `probe_conversations` held-out
+    conversations, is scored, and filmed where `probe_clips` says so. `max_bad_steps` steps in a row whose loss or
+    gradient is not finite end the run."""
 
     stage: str
     num_steps: int
@@ -34,6 +63,8 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: CodecLossWeights = CodecLossWeights()
     noise: NoiseRates = NoiseRates()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     expression_basis: str = "flame"
     head: str = ""
     audio_encoder: str = ""
@@ -43,6 +74,10 @@ class RunConfig:
     eval_batches: int = 8
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    probe_every: int = 0
+    probe_conversations: int = 2
+    probe_clips: bool = False
+    max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
         problems = []
@@ -51,18 +86,39 @@ class RunConfig:
         elif self.model.stage != self.stage:
             problems.append(f"stage is {self.stage!r} but the model's parts make a {self.model.stage!r}")
         counts = ("num_steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints")
+        counts += ("probe_conversations", "max_bad_steps")
         problems += [f"{n} must be at least 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
+        if self.probe_every < 0:
+            problems.append(f"probe_every must be 0 (never) or a number of steps, got {self.probe_every}")
         if self.data.batch_size < 1:
             problems.append(f"data.batch_size must be at least 1, got {self.data.batch_size}")
         if self.data.num_workers < 0:
             problems.append(f"data.num_workers must not be negative, got {self.data.num_workers}")
+        if self.train.compute_dtype not in DTYPES:
+            problems.append(f"train.compute_dtype must be {' or '.join(DTYPES)}, got {self.train.compute_dtype!r}")
+        for name in ("accumulate_steps", "mesh_frames"):
+            if getattr(self.train, name) < 1:
+                problems.append(f"train.{name} must be at least 1, got {getattr(self.train, name)}")
+        if self.data.batch_size % max(self.train.accumulate_steps, 1):
+            problems.append(
+                f"data.batch_size must be a multiple of train.accumulate_steps, got {self.data.batch_size} and "
+                f"{self.train.accumulate_steps}"
+            )
+        if self.mesh.data < 0 or self.mesh.fsdp < 1:
+            problems.append(
+                f"mesh.data must not be negative (0: all devices) and mesh.fsdp at least 1, got {self.mesh}"
+            )
+        if self.optimizer.release_devices < 1:
+            problems.append(f"optimizer.release_devices must be at least 1, got {self.optimizer.release_devices}")
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
         if self.stage == "dialogue" and self.model.audio_encoder is None:
             problems.append("the dialogue stage needs an audio encoder: model.wav2vec2 or model.logmel")
         if self.model.codec.window_frames != WINDOW_FRAMES:
             problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
-        if not self.data.store:
+        if self.data.max_bad_records < 0:
+            problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
+        if not (self.data.store or self.data.stores):
             problems.append("data.store is empty; set it with --config.data.store=DIR (`unils data synth` makes one)")
         if problems:
             raise UserError("config: " + "; ".join(problems))
@@ -73,5 +129,20 @@ class RunConfig:
 
 
 def run_config(values: dict[str, Any]) -> RunConfig:
-    """A RunConfig from a ConfigDict's or JSON's plain values; unknown keys are a UserError."""
-    return from_dict(RunConfig, values)
+    """A RunConfig from a ConfigDict's or JSON's plain values; unknown keys are a UserError.
+
+    The release's rule for `optimizer.release_devices` is applied here, to the number of steps too: what comes back and
+    what is saved holds plain settings of one device.
+    """
+    config = from_dict(RunConfig, values)
+    devices = config.optimizer.release_devices
+    if devices == 1:
+        return config
+    return replace(config, num_steps=config.num_steps // devices, optimizer=for_release_devices(config.optimizer))
+
+
+def make_objective(config: RunConfig, head: FlameAsset | None) -> Objective:
+    """What the stage's loss is told of a run."""
+    train = config.train
+    compute = Compute(jnp.dtype(train.compute_dtype), train.remat, train.scan_layers)
+    return Objective(config.loss, config.noise, head, compute, train.mesh_frames)

@@ -1,125 +1,255 @@
-"""The loop: batches in, checkpoints and metrics out, resumed where the workdir stands."""
+"""The loop: batches in, checkpoints and metrics out, resumed where the workdir stands.
+
+While step k runs on the device, the metrics of step k - 1 are looked at: nobody waits for anybody.
+"""
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from flax import nnx
-from tensorboardX import SummaryWriter
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from unils_jax import flops
+from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
+from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.params import Params
-from unils_jax.stages import STAGES, Batch, Metrics, Objective
-from unils_jax.train.checkpoint import Checkpoints
+from unils_jax.stages import STAGES, Objective, Stage
+from unils_jax.train.checkpoint import Checkpoints, Restored
 from unils_jax.train.config import RunConfig
-from unils_jax.train.step import init_state, make_eval_step, make_train_step
+from unils_jax.train.evaluation import Evaluation, HostBatch, Probe, device_batch
+from unils_jax.train.hosts import Vote, check_agreement
+from unils_jax.train.metrics_log import MetricsLog
+from unils_jax.train.preemption import Preempted, StopRequest
+from unils_jax.train.reports import Reports
+from unils_jax.train.sharding import place, replicated, shardings
+from unils_jax.train.speed import CompileWatch, Speed
+from unils_jax.train.step import TrainState, hold_frozen, init_state, make_train_step
+from unils_jax.train.trace import StepTrace
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless iterator over this process's share of the global batches, with a position to save (JSON)."""
+
+    def __next__(self) -> HostBatch: ...
+    def get_state(self) -> bytes: ...
+    def set_state(self, state: bytes) -> None: ...
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Batches from any step on, and the names that their `record` ids stand for."""
+
+    names: Sequence[str]
+
+    def at_step(self, step: int) -> Batches: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """The parameters a run begins with.
+
+    `shapes` are those of all; `published` are host arrays of the audio encoder, which no checkpoint holds; `fresh()`
+    gives all others before the first step, and is called where there is nothing to resume.
+    """
+
+    shapes: Params
+    published: Params
+    fresh: Callable[[], Params]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a run may be given beside its config.
+
+    `probe`: see Evaluation. `profile_steps`: the first and the last step to trace. `allow_changes`: the data may be
+    others than those of the checkpoint. `peak_flops` is the matrix peak of all devices together, in FLOP/s.
+    """
+
+    stop: StopRequest = field(default_factory=StopRequest)
+    probe: Probe | None = None
+    profile_steps: tuple[int, int] | None = None
+    allow_changes: bool = False
+    peak_flops: float | None = None
 
 
 def train(
     config: RunConfig,
     workdir: Path,
+    mesh: Mesh,
     graphdef: nnx.GraphDef,
-    params: Params,
+    start: Start,
     objective: Objective,
-    batches: Any,
-    eval_batches: Callable[[], Iterator[Batch]],
+    data: Data,
+    eval_batches: Callable[[], Iterator[HostBatch]],
+    extras: Extras | None = None,
 ) -> dict[str, float]:
-    """Trains to `config.num_steps` and returns the last metrics.
+    """Trains to `config.num_steps` and returns the last metrics. The workdir's config.json holds the config from then
+    on, unless the run cannot begin.
 
-    `params` are all parameters, of which the stage chooses what trains; they are replaced by the workdir's newest
-    checkpoint where there is one. `batches` is a Grain iterator (its position is saved and restored),
-    `eval_batches()` starts the same validation batches anew each time.
+    Goes on from the workdir's newest whole checkpoint where there is one. `eval_batches()` starts the same validation
+    batches anew each time. Raises Preempted where it was told to stop and has saved, and UserError where loss or
+    gradient were not finite in `config.max_bad_steps` steps in a row.
     """
-    stage = STAGES[config.stage]
-    trainable, frozen = stage.split(params)
-    state = init_state(trainable, config.optimizer)
-    log.info("%s: %s trainable and %s frozen values", stage.name, *(f"{count(p):,}" for p in (trainable, frozen)))
-    del params, trainable
-    step_fn = make_train_step(stage, graphdef, objective, config.optimizer)
-    eval_fn = make_eval_step(stage, graphdef, objective)
-    key = jax.random.key(config.seed)
+    extras = extras or Extras()
+    stage, tells = STAGES[config.stage], jax.process_index() == 0
     with Checkpoints(workdir, config) as checkpoints:
-        if checkpoints.latest_step() is not None:
-            state, frozen = checkpoints.restore(state, frozen, batches)
-            log.info("resumed %s at step %d", workdir, int(state.step))
-        # Placed on the device by name, as restored arrays are: fresh and resumed run compile one and the same step.
-        state, frozen = jax.device_put((state, frozen), jax.devices()[0])
-        first = int(state.step)
-        with (
-            MetricsLog(workdir, first) as metrics_log,
-            tqdm(total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None) as bar,
-        ):
-            started, started_step = time.perf_counter(), first
-            for step in range(first + 1, config.num_steps + 1):
-                state, metrics = step_fn(state, frozen, next(batches), key)
-                bar.update()
-                last = step == config.num_steps
-                if step % config.log_every == 0 or last:
-                    values = {name: float(value) for name, value in metrics.items()}  # waits for the device
-                    now = time.perf_counter()
-                    values["steps_per_s"] = (step - started_step) / (now - started)
-                    started, started_step = now, step
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
-                    metrics_log.write(step, "train", values)
-                    if bar.disable:
-                        rate = values["steps_per_s"]
-                        log.info("%s step %d loss %.4f, %.1f steps/s", stage.name, step, values["loss"], rate)
-                if step % config.eval_every == 0 or last:
-                    metrics_log.write(step, "val", mean_metrics(eval_fn(state.ema, frozen, b) for b in eval_batches()))
-                    started, started_step = time.perf_counter(), step
-                if step % config.checkpoint_every == 0 or last:
-                    checkpoints.save(state, frozen, batches)
+        found = checkpoints.restore(state_shapes(stage, start.shapes, config, mesh))
+        at = found or first_state(stage, start.fresh(), config, mesh)
+        first = int(at.state.step)
+        if found:
+            log.info("resumed %s at step %d", workdir, first)
+        batches = data.at_step(first)
+        if found and not extras.allow_changes:
+            check_position(batches, found)
+        host_frozen = at.frozen | start.published
+        check_agreement(config.to_dict(), at.state.params | host_frozen)
+        if tells:
+            with atomic_output(workdir / "config.json") as partial:
+                partial.write_text(json.dumps(config.to_dict(), indent=1))
+        sizes = [f"{count(params):,}" for params in (at.state.params, host_frozen)]
+        log.info("%s: %s trainable and %s frozen values", stage.name, *sizes)
+        shown = tqdm(
+            total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None if tells else True
+        )
+        with MetricsLog(workdir, first, evaluated=at.evaluated, writes=tells) as metrics_log, shown as bar:
+            people = 2 if stage.windows == "pair" else 1
+            speed = Speed(config.data.batch_size * people * WINDOW_FRAMES, extras.peak_flops)
+            run = _Run(
+                config=config,
+                workdir=workdir,
+                mesh=mesh,
+                step_fn=make_train_step(
+                    stage,
+                    graphdef,
+                    objective,
+                    config.optimizer,
+                    accumulate_steps=config.train.accumulate_steps,
+                    mesh=mesh,
+                ),
+                frozen=place(mesh, hold_frozen(host_frozen, config.train.compute_dtype)),
+                host_frozen=host_frozen,
+                saved_frozen=at.frozen,
+                batches=batches,
+                evaluation=Evaluation(config, mesh, graphdef, objective, eval_batches, extras.probe),
+                checkpoints=checkpoints,
+                metrics_log=metrics_log,
+                reports=Reports(config, metrics_log, speed, bar, data.names),
+                speed=speed,
+                extras=extras,
+            )
+            if not at.evaluated:
+                run.evaluate(at.state, first)
+            run.steps(at.state, first)
         return metrics_log.last
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one run need. Frozen parameters come three times: as the step uses them, all of them as host
+    arrays, and those that checkpoints hold."""
+
+    config: RunConfig
+    workdir: Path
+    mesh: Mesh
+    step_fn: Callable
+    frozen: Params
+    host_frozen: Params
+    saved_frozen: Params
+    batches: Batches
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    metrics_log: MetricsLog
+    reports: Reports
+    speed: Speed
+    extras: Extras
+
+    def steps(self, state: TrainState, first: int) -> None:
+        """All steps after `first`."""
+        config, speed, reports = self.config, self.speed, self.reports
+        key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(self.mesh))()
+        vote = Vote(self.mesh)
+        trace = StepTrace(self.workdir / "profile", self.extras.profile_steps)
+        with CompileWatch() as compiles, trace:
+            for step in range(first + 1, config.num_steps + 1):
+                trace.before(step)
+                with speed.waiting():
+                    batch = next(self.batches)
+                arrays = device_batch(self.mesh, batch)
+                if step == first + 1:
+                    speed.flop_per_step = flops.count(self.step_fn, state, self.frozen, arrays, key).model
+                    speed.restart(first)
+                with (
+                    jax.profiler.StepTraceAnnotation("train", step_num=step),
+                    jax.transfer_guard("disallow"),
+                    compiles.counting(step, settled=step > first + 2),
+                ):
+                    state, metrics = self.step_fn(state, self.frozen, arrays, key)
+                if step == first + 1:
+                    speed.compiled(step, metrics)
+                trace.after(step, metrics)
+                reports.flush()  # of the step before, while this one runs
+                reports.add(step, metrics, batch["record"])
+                last = step == config.num_steps
+                stopping = vote.ask(self.extras.stop.requested) and not last
+                self._look_and_save(step, state, stopping, last)
+                if stopping:
+                    raise Preempted(step, self.extras.stop.reason or "a signal to another process")
+
+    def _look_and_save(self, step: int, state: TrainState, stopping: bool, last: bool) -> None:
+        """Evaluates and saves where it is due. Where the run is to stop it saves at once: the evaluation is left to
+        the run that resumes."""
+        looks = self.evaluation.is_due(step)
+        saves = last or stopping or step % self.config.checkpoint_every == 0
+        if not (looks or saves):
+            return
+        self.reports.flush()
+        if looks and not stopping:
+            self.evaluate(state, step)
+        if saves:
+            position = json.loads(self.batches.get_state())
+            self.checkpoints.save(step, state, self.saved_frozen, position, evaluated=not (looks and stopping))
+        self.speed.restart(step)
+
+    def evaluate(self, state: TrainState, step: int) -> None:
+        """What is due after this step."""
+        self.evaluation.write(step, state.ema, self.frozen, self.host_frozen, self.metrics_log)
+
+
+def check_position(batches: Batches, found: Restored) -> None:
+    """Sets the position that was saved. Raises UserError where it is of other data, or of another order of them."""
+    try:
+        batches.set_state(json.dumps(found.data).encode())
+    except UserError as error:
+        raise UserError(f"cannot resume: {error}; --allow_changes does the latter") from error
+
+
+def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the training state, nothing allocated."""
+    trainable, _ = stage.split(shapes)
+    state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
+    where = shardings(mesh, state)
+    return jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), state, where)
+
+
+def first_state(stage: Stage, params: Params, config: RunConfig, mesh: Mesh) -> Restored:
+    """What a run that resumes nothing begins with."""
+    trainable, frozen = stage.split(params)
+    on_host = {path: value for path, value in trainable.items() if not isinstance(value, jax.Array)}
+    state = init_state(trainable | place(mesh, on_host), config.optimizer, mesh=mesh)
+    return Restored(state, {path: np.asarray(value) for path, value in frozen.items()}, {}, evaluated=True)
 
 
 def count(params: Params) -> int:
     """How many values the parameters hold."""
     return sum(value.size for value in params.values())
-
-
-def mean_metrics(metrics: Iterator[Metrics]) -> dict[str, float]:
-    """The mean of every metric over equally large batches."""
-    rows = [jax.device_get(row) for row in metrics]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
-
-
-class MetricsLog:
-    """metrics.jsonl (always) and TensorBoard events. Lines after `first_step` are of a run that was cut: they go."""
-
-    def __init__(self, workdir: Path, first_step: int):
-        self.path = Path(workdir) / "metrics.jsonl"
-        self.last: dict[str, float] = {}
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if _step(line) <= first_step]
-            with atomic_output(self.path) as partial:
-                partial.write_text("".join(line + "\n" for line in lines))
-        self._tensorboard = SummaryWriter(str(workdir), purge_step=first_step + 1)
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._tensorboard.close()
-
-    def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One line `{"step", "split", ...}`; floats are written so that they read back exactly."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-        self.last |= {f"{split}/{name}": value for name, value in values.items()}
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # the torn last line of a killed run

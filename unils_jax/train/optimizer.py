@@ -1,7 +1,7 @@
 """AdamW with the release's schedule, gradient clipping and the moving average of the weights."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,10 @@ from unils_jax.nn.params import Params
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps."""
+    """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps.
+
+    `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`.
+    """
 
     rate: float = 1e-4
     warmup_steps: int = 1000
@@ -23,6 +26,22 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
+    release_devices: int = 1
+
+
+def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
+    """The settings that the release trains with on `release_devices` devices: step counts divided by their number (down
+    to whole steps), the rate times it, the EMA decay to its power. The batch size, which the release counts by device,
+    is the caller's; what comes back counts as one device."""
+    n = config.release_devices
+    return replace(
+        config,
+        rate=config.rate * n,
+        warmup_steps=config.warmup_steps // n,
+        decay_steps=config.decay_steps // n,
+        ema_decay=config.ema_decay**n,
+        release_devices=1,
+    )
 
 
 def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[Array, ""]:

@@ -1,25 +1,40 @@
 """One pure training step for all three stages."""
 
+import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Int
 
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge
-from unils_jax.stages import Batch, Metrics, Objective, Stage
+from unils_jax.stages import Batch, Metrics, Noise, Objective, Stage, Whole, batch_shares
 from unils_jax.train.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
+from unils_jax.train.sharding import batch_sharding, replicated, shardings
+
+# What is frozen and never used but in the compute dtype: all of prior and audio encoder except norms and the weight
+# norm of the positional convolution. The codec stays float32, its bits must not change.
+HELD_IN_COMPUTE_DTYPE = r"(prior|audio_encoder)/(?!.*norm/|.*/weight_[gv]).*"
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What training changes: the number of updates done, the trainable parameters, their average, the moments."""
+    """What training changes: the trainable parameters, their average, the moments; and the number of batches taken.
 
-    step: Array | jax.ShapeDtypeStruct  # shapes where a dry run traces the step
+    A batch whose loss or gradient is not finite is taken and changes nothing else: randomness and data position follow
+    `step`, so a resumed run goes on where the uninterrupted one would be; schedule and moments follow `updates_done`.
+    """
+
+    step: Any  # int32 []; a shape, a sharding or a placeholder of JAX where the step is traced or laid out
     params: Params
     ema: Params
     opt_state: optax.OptState
@@ -28,44 +43,134 @@ class TrainState:
 jax.tree_util.register_dataclass(TrainState, ["step", "params", "ema", "opt_state"], [])
 
 
-def init_state(params: Params, config: OptimizerConfig) -> TrainState:
-    """The state before the first update of `params`, the trainable ones."""
-    params = {path: jnp.array(value) for path, value in params.items()}
-    ema = {path: jnp.array(value) for path, value in params.items()}
-    return TrainState(jnp.int32(0), params, ema, make_optimizer(config).init(params))
+def init_state(params: Params, config: OptimizerConfig, *, mesh: Mesh | None = None) -> TrainState:
+    """The state before the first update of `params`, the trainable ones, which lie on the `mesh` if there is one; the
+    average and the moments lie as they do."""
+    params, ema = ({path: jnp.array(value) for path, value in params.items()} for _ in range(2))
+    init = make_optimizer(config).init
+    if mesh is None:
+        return TrainState(jnp.int32(0), params, ema, init(params))
+    moments = jax.jit(init, out_shardings=shardings(mesh, jax.eval_shape(init, params)))(params)
+    return TrainState(jax.device_put(np.int32(0), replicated(mesh)), params, ema, moments)
+
+
+def updates_done(state: TrainState) -> Int[Array, ""]:
+    """How many updates were made: the batches taken without those that were skipped."""
+    return state.opt_state[0].count  # Adam's
+
+
+def hold_frozen(frozen: Params, compute_dtype: Any) -> Params:
+    """Frozen parameters as the step holds them on its devices: in the compute dtype what is used in that alone, which
+    changes no result. Saved are the ones this was made from."""
+    return {
+        path: value.astype(compute_dtype) if re.fullmatch(HELD_IN_COMPUTE_DTYPE, path) else value
+        for path, value in frozen.items()
+    }
 
 
 def make_train_step(
-    stage: Stage, graphdef: nnx.GraphDef, objective: Objective, config: OptimizerConfig
+    stage: Stage,
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    config: OptimizerConfig,
+    *,
+    accumulate_steps: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Params, Batch, RandomKey], tuple[TrainState, Metrics]]:
     """The jitted `step(state, frozen, batch, key) -> (state, metrics)`; the state is donated, frozen only read.
 
-    The step's randomness is `fold_in(key, state.step)`: a resumed run draws what the uninterrupted one would have.
+    The step's randomness is `fold_in(key, state.step)`, drawn for the whole batch: a resumed run draws what the
+    uninterrupted one would have, and neither the mesh nor `accumulate_steps` changes what a sample draws. On a `mesh`
+    all arguments must lie there, and the new state lies as the old. Beside the stage's metrics come `grad_norm`,
+    `learning_rate`, `finite` (0: loss or gradient is not, nothing was updated) and `skipped`, how many such batches
+    there were so far.
     """
     optimizer = make_optimizer(config)
 
     def step(state: TrainState, frozen: Params, batch: Batch, key: RandomKey) -> tuple[TrainState, Metrics]:
-        def loss(params: Params) -> tuple[Array, Metrics]:
-            model = merge(graphdef, {**frozen, **params})
-            return stage.loss(model, batch, jax.random.fold_in(key, state.step), objective)
-
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        if mesh is not None:
+            batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+        key = jax.random.fold_in(key, state.step)
+        grads, metrics = gradients(stage, graphdef, objective, state.params, frozen, batch, key, accumulate_steps)
         grads, norm = clip_gradients(grads, config.max_grad_norm)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        done = updates_done(state)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, config.ema_decay)
-        metrics |= {"grad_norm": norm, "learning_rate": learning_rate(config, state.step)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+        new_state = TrainState(state.step + 1, *jax.tree.map(functools.partial(jnp.where, finite), new, old))
+        metrics |= {
+            "grad_norm": norm,
+            "learning_rate": learning_rate(config, done),
+            "finite": finite.astype(jnp.float32),
+            "skipped": new_state.step - updates_done(new_state),
+        }
+        if mesh is not None:
+            new_state = jax.lax.with_sharding_constraint(new_state, shardings(mesh, new_state))
+            metrics = jax.lax.with_sharding_constraint(metrics, replicated(mesh))
+        return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
+def gradients(
+    stage: Stage,
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    key: RandomKey,
+    num_parts: int,
+) -> tuple[Params, Metrics]:
+    """Gradients and metrics of a batch, worked off in `num_parts` parts one after another.
+
+    They are those of the whole batch up to rounding, the codec's too: its entropy over the batch needs the whole
+    batch's code probabilities, which parts gather in a first pass of the encoder, without gradient.
+    """
+
+    def model(params: Params) -> nnx.Module:
+        return merge(graphdef, {**frozen, **params})
+
+    def of_part(batch: Batch, noise: Noise | None, whole: Whole) -> tuple[Params, Metrics]:
+        return jax.grad(lambda params: stage.loss(model(params), batch, noise, objective, whole), has_aux=True)(params)
+
+    noise = None if stage.draw is None else stage.draw(key, batch, model(params), objective)
+    shares = batch_shares(batch)
+    if num_parts == 1:
+        return of_part(batch, noise, Whole(shares))
+    parts = jax.tree.map(functools.partial(_cut_batch, num_parts), (batch, noise, shares))
+    means = None
+    if stage.code_means is not None:
+        means = _sum_over(lambda part: stage.code_means(model(params), part[0], objective, part[2]), parts)
+    return _sum_over(lambda part: of_part(part[0], part[1], Whole(part[2], means)), parts)
+
+
+def _cut_batch(num_parts: int, x: Array) -> Array:
+    """[B, ...] -> [num_parts, B / num_parts, ...]. Part i takes every num_parts-th item: every device works off its own
+    items, where contiguous parts would lie on few devices."""
+    return jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1)
+
+
+def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
+    """The sum of `function(part)` over the leading axis of `parts`, one at a time."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(function, first))
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
 def make_eval_step(
-    stage: Stage, graphdef: nnx.GraphDef, objective: Objective
+    stage: Stage, graphdef: nnx.GraphDef, objective: Objective, *, mesh: Mesh | None = None
 ) -> Callable[[Params, Params, Batch], Metrics]:
     """The jitted `evaluate(params, frozen, batch) -> metrics`, without noise and dropout."""
 
     def evaluate(params: Params, frozen: Params, batch: Batch) -> Metrics:
-        return stage.loss(merge(graphdef, {**frozen, **params}), batch, None, objective)[1]
+        metrics = stage.loss(merge(graphdef, {**frozen, **params}), batch, None, objective, None)[1]
+        return metrics if mesh is None else jax.lax.with_sharding_constraint(metrics, replicated(mesh))
 
     return jax.jit(evaluate)

@@ -1,0 +1,76 @@
+"""The three stages trained in float32 and in bfloat16 from the same seeds: the same batches, the same noise.
+
+The tests train tiny models. At the size of the smoke configs, with a report of every loss:
+
+    UNILS_SMOKE_PRECISION=report.json python -m pytest -m slow tests/test_precision.py -k smoke
+"""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipelines.loader import make_loader
+from data_pipelines.store import Store
+from unils_jax.models.standin import standin_asset
+from unils_jax.models.unils import UniLS
+from unils_jax.nn.params import Params, abstract, split
+from unils_jax.stages import STAGES
+from unils_jax.train.config import RunConfig, make_objective, run_config
+from unils_jax.train.step import hold_frozen, init_state, make_eval_step, make_train_step
+
+DTYPES = ("float32", "bfloat16")
+
+
+def with_dtype(values: dict[str, Any], dtype: str, seed: int) -> RunConfig:
+    """The config at this precision and seed."""
+    return run_config({**values, "seed": seed, "train": {**values["train"], "compute_dtype": dtype}})
+
+
+class Precision:
+    """Compiled steps of one stage in one precision, for any number of seeds."""
+
+    def __init__(self, values: dict[str, Any], dtype: str):
+        self.values, self.dtype = values, dtype
+        config = with_dtype(values, dtype, 0)
+        self.stage = STAGES[config.stage]
+        head = standin_asset() if config.head else None
+        objective = make_objective(config, head)
+        graphdef, _ = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
+        self.step = make_train_step(self.stage, graphdef, objective, config.optimizer)
+        self.evaluate = make_eval_step(self.stage, graphdef, objective)
+
+    def train(self, store: Path, seed: int, parent: Params) -> tuple[float, Params]:
+        """Validation loss of the averaged weights after the last step, and all weights, averaged."""
+        config = with_dtype(self.values, self.dtype, seed)
+        params = split(UniLS(config.model, rngs=nnx.Rngs(seed)))[1]
+        mean, std = Store(str(store)).statistics()
+        statistics = {"codec/motion_mean": jnp.asarray(mean), "codec/motion_std": jnp.asarray(std)}
+        trainable, frozen = self.stage.split({**params, **statistics, **parent})
+        state, held = init_state(trainable, config.optimizer), hold_frozen(frozen, self.dtype)
+        view = {"view": self.stage.windows, "batch_size": config.data.batch_size}
+        key = jax.random.key(seed)
+        for batch in islice(iter(make_loader(str(store), "train", seed=seed, **view)), config.num_steps):
+            state, metrics = self.step(state, held, batch, key)
+        assert metrics["finite"] == 1
+        batches = islice(iter(make_loader(str(store), "val", seed=0, **view)), config.eval_batches)
+        losses = [float(self.evaluate(state.ema, held, batch)["loss"]) for batch in batches]
+        return float(np.mean(losses)), {**frozen, **state.ema}
+
+
+def compare(stages: dict[str, dict[str, Any]], store: Path, seeds: tuple[int, ...]) -> dict[str, dict[str, list]]:
+    """Validation losses by stage and precision, one a seed. Both start from the parent that was trained in float32."""
+    losses: dict[str, dict[str, list]] = {}
+    parents: list[Params] = [{} for _ in seeds]
+    for name, values in stages.items():
+        runs = {}
+        for dtype in DTYPES:
+            precision = Precision(values, dtype)
+            runs[dtype] = [precision.train(store, seed, parent) for seed, parent in zip(seeds, parents, strict=True)]
+        losses[name] = {dtype: [loss for loss, _ in runs[dtype]] for dtype in DTYPES}
+        parents = [weights for _, weights in runs["float32"]]
+    return losses

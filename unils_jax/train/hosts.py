@@ -1,0 +1,107 @@
+"""Several processes that train together: joining, agreeing on what is trained, and on when to stop."""
+
+import hashlib
+import json
+import logging
+import socket
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from unils_jax.errors import UserError
+from unils_jax.nn.params import Params
+from unils_jax.train.sharding import global_batch, replicated
+
+_NAME_BYTES = 64
+
+
+def join(coordinator: str | None = None, process_id: int | None = None, num_processes: int | None = None) -> None:
+    """Makes this process one of several. Comes before anything else that JAX does.
+
+    Without arguments everything is read from the environment (SLURM, Open MPI, Cloud TPU). Raises UserError where the
+    others do not come or the environment does not tell.
+    """
+    # Its handler of SIGTERM would take the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    detection = "deactivate" if coordinator else None
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method=detection)
+    except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"cannot join the other processes ({text}); start all of them with the same --coordinator HOST:PORT and "
+            "--num_processes, and --process_id 0, 1, ..."
+        ) from error
+    if jax.process_index() > 0:
+        # All tell the same; the first one's word is enough.
+        logging.getLogger("unils_jax").setLevel(logging.WARNING)
+
+
+def check_agreement(config: dict[str, Any], params: Params) -> None:
+    """Raises UserError on every process, naming the hosts that differ, where the processes hold other configs or
+    other parameters. `params` are host arrays, or device arrays of which the replicated ones are compared."""
+    if jax.process_count() == 1:
+        return
+    digests = np.concatenate([_digest_of_config(config), _digest_of_params(params), _host_name()])
+    rows = np.asarray(multihost_utils.process_allgather(digests))
+    raise_unless_agreed(rows)
+
+
+def raise_unless_agreed(rows: np.ndarray) -> None:
+    """The check itself, on one row of bytes a process: digest of config, digest of parameters, host name."""
+    hosts = [bytes(row[64:]).rstrip(b"\0").decode(errors="replace") for row in rows]
+    names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
+    problems = []
+    for what, part in (("config", slice(0, 32)), ("parameters", slice(32, 64))):
+        other = [name for name, row in zip(names, rows, strict=True) if not np.array_equal(row[part], rows[0, part])]
+        if other:
+            problems.append(f"another {what} than {names[0]}: {', '.join(other)}")
+    if problems:
+        raise UserError(f"these processes hold {'; '.join(problems)}; start all with the same command, code and files")
+
+
+def _digest_of_config(config: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(json.dumps(config, sort_keys=True).encode()).digest(), np.uint8)
+
+
+def _digest_of_params(params: Params) -> np.ndarray:
+    digest = hashlib.sha256()
+    for path, value in sorted(params.items()):
+        if isinstance(value, jax.Array):
+            if not value.is_fully_replicated:
+                continue  # every process holds another part of it
+            value = value.addressable_data(0)
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _host_name() -> np.ndarray:
+    return np.frombuffer(socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0"), np.uint8)
+
+
+class Vote:
+    """Whether any process says yes, at a step that all of them call `ask` at.
+
+    With several processes the answer comes one call late: it is worked out on the devices beside the step, and nobody
+    waits for it.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+        self._asked: Array | None = None
+        self._any_of = jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+    def ask(self, yes: bool) -> bool:
+        """This process's word; returns what is known of all."""
+        if jax.process_count() == 1:
+            return yes
+        before = self._asked
+        words = global_batch(self._mesh, {"yes": np.full(jax.local_device_count(), yes, np.int32)})
+        self._asked = self._any_of(words["yes"])
+        return before is not None and bool(jax.device_get(before))

@@ -1,0 +1,127 @@
+"""What a run's time goes into: rates, waiting for data, compilation, memory, and the share of the device's peak."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jax import monitoring
+
+log = logging.getLogger(__name__)
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+# Dense matrix peaks in bfloat16 by `device_kind`, FLOP/s of one JAX device, from the makers' data sheets.
+BFLOAT16_PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def known_peak(device_kind: str, compute_dtype: str) -> float | None:
+    """The data sheet's matrix peak in FLOP/s of one device; None where none is known (and for float32)."""
+    fitting = [name for name in BFLOAT16_PEAKS if device_kind.startswith(name)]
+    if compute_dtype != "bfloat16" or not fitting:
+        return None
+    return BFLOAT16_PEAKS[max(fitting, key=len)]
+
+
+class Speed:
+    """Wall-clock figures of the steps since the last `restart`, of all devices together.
+
+    Model-FLOPs utilisation is FLOP of one step (counted from its jaxpr, without what rematerialisation repeats) times
+    steps a second, over the peak of all devices. `data_wait_share` is the part of the time in which the loop waited for
+    a batch.
+    """
+
+    def __init__(self, frames_per_step: int, peak_flops: float | None = None):
+        self.frames_per_step, self.peak_flops = frames_per_step, peak_flops
+        self.flop_per_step: float | None = None
+        self.compile_s: float | None = None
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Counts from here, `step` steps being done: compiling, evaluating and saving do not count."""
+        self._started_s, self._first_step, self._waited_s = time.perf_counter(), step, 0.0
+
+    def compiled(self, step: int, results: Any) -> None:
+        """The first step has been dispatched, `results` are what it computes: the time since the last restart was for
+        compiling; once they are there, the counting begins."""
+        self.compile_s = time.perf_counter() - self._started_s
+        jax.block_until_ready(results)
+        self.restart(step)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around whatever waits for a batch."""
+        started_s = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - started_s
+
+    def read(self, step: int) -> dict[str, float]:
+        """The figures when `step` steps are done; without rates where none was done since the restart."""
+        elapsed_s, steps = time.perf_counter() - self._started_s, step - self._first_step
+        figures: dict[str, float] = {}
+        if steps > 0:
+            rate = steps / elapsed_s
+            figures |= {"steps_per_s": rate, "frames_per_s": rate * self.frames_per_step}
+            figures["data_wait_share"] = self._waited_s / elapsed_s
+            if self.flop_per_step and self.peak_flops:
+                figures["flops_utilisation"] = self.flop_per_step * rate / self.peak_flops
+        figures |= memory_used()
+        if self.compile_s is not None:
+            figures["compile_s"], self.compile_s = self.compile_s, None  # once a run
+        return figures
+
+
+def memory_used() -> dict[str, float]:
+    """The largest use so far, in GiB: of this process's first device, or of the process where devices do not tell."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return {"device_memory_gib": stats["peak_bytes_in_use"] / 2**30}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return {"host_memory_gib": kilobytes / 2**20}
+
+
+class CompileWatch:
+    """A context manager that counts the programs compiled inside `counting()`, those of a compile cache included."""
+
+    def __init__(self) -> None:
+        self.programs = 0
+        self._counts = False
+
+    def __enter__(self) -> "CompileWatch":
+        monitoring.register_event_duration_secs_listener(self._hear)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        monitoring.unregister_event_duration_listener(self._hear)
+
+    def _hear(self, event: str, duration_s: float, **_: Any) -> None:
+        self.programs += self._counts and event == _COMPILED
+
+    @contextmanager
+    def counting(self, step: int, settled: bool) -> Iterator[None]:
+        """Around a step; warns where it is compiled although the run has `settled`, its first two steps being done."""
+        before, self._counts, started_s = self.programs, True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._counts = False
+        if settled and self.programs > before:
+            log.warning(
+                "WARNING: step %d was compiled again, %.1f s: shapes or types of its batch are others than before",
+                step,
+                time.perf_counter() - started_s,
+            )
