@@ -1,15 +1,17 @@
 """Decoding: seeds, guidance, silence, lengths, and sampling that follows the probabilities."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_tools import recorded_chunks
 from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
 
-import unils_jax.decode
-from unils_jax.decode import Chunk, Conditions, Sampling, decode, decode_prior, sample_scales, top_p_probability
+from unils_jax.decode import Sampling, decode, decode_prior
+from unils_jax.decode_program import nucleus_probability, sample_scales
 from unils_jax.errors import UserError
+from unils_jax.models.unils import UniLS
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 GREEDY = Sampling(tau=0.0)
 COLD = Sampling(tau=1e-6)  # as good as greedy, through the sampler's compiled program
 
@@ -26,20 +28,12 @@ def style(people: int = 1, seed: int = 5) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model("dialogue")
+    return tiny_model("merged")
 
 
-@pytest.fixture
-def chunks(monkeypatch):
-    """Every call of the chunk decoder: (its arguments, its keywords)."""
-    calls, decode_chunk = [], unils_jax.decode.decode_chunk
-
-    def recording(*args, **kwargs):
-        calls.append((args, kwargs))
-        return decode_chunk(*args, **kwargs)
-
-    monkeypatch.setattr(unils_jax.decode, "decode_chunk", recording)
-    return calls
+def features(model: UniLS, motion: np.ndarray) -> np.ndarray:
+    """What conditions on `motion [P, 100, 108]`, [1, P, 100, C] as the program takes it."""
+    return np.asarray(jitted(model, lambda model, motion: model.codec.features(motion), motion))[None]
 
 
 def test_the_same_seed_gives_the_same_motion(model):
@@ -113,9 +107,10 @@ def test_one_style_serves_both_people(model):
 
 
 @pytest.mark.parametrize(("cfg", "guided"), [(0.0, False), (1.0, False), (1.5, True)])
-def test_guidance_of_at_most_one_runs_a_single_branch(model, chunks, cfg, guided):
-    decode(model, speech(640), sampling=Sampling(cfg=cfg))
-    assert [keywords["guided"] for _, keywords in chunks] == [guided]
+def test_guidance_of_at_most_one_runs_a_single_branch(model, cfg, guided):
+    with recorded_chunks() as calls:
+        decode(model, speech(640), sampling=Sampling(cfg=cfg))
+    assert [call.program.guided for call in calls] == [guided]
 
 
 def test_no_guidance_and_guidance_of_one_are_the_same(model):
@@ -130,43 +125,38 @@ def test_guidance_pushes_away_from_the_unconditional_branch(model):
     assert not np.allclose(weak, strong)
 
 
-def test_the_next_chunk_continues_from_the_decoded_motion(model, chunks):
-    motion = decode(model, speech(64_001), prev=style())
-    (first, _), (second, _) = chunks
-    prev, free_prev = 4, 5
-    np.testing.assert_array_equal(first[prev], style())
-    assert not first[free_prev].any()
-    np.testing.assert_array_equal(second[prev], motion[:, :100])
-    np.testing.assert_array_equal(second[free_prev], motion[:, :100])
+def test_the_next_chunk_continues_from_the_decoded_motion(model):
+    with recorded_chunks() as calls:
+        motion = decode(model, speech(64_001), prev=style())
+    first, second = calls
+    np.testing.assert_array_equal(first.prev, features(model, style()))
+    np.testing.assert_array_equal(first.free_prev, features(model, np.zeros((1, 100, 108), np.float32)))
+    np.testing.assert_array_equal(second.prev, features(model, motion[:, :100]))
+    np.testing.assert_array_equal(second.free_prev, second.prev)
 
 
-def test_the_prior_alone_takes_its_style_for_previous_motion(monkeypatch):
-    calls, motion = [], random_motion(2, 100)
-    nothing = jnp.zeros(0)
-
-    def recording(*args, **kwargs):
-        calls.append(args)
-        return Chunk(motion, nothing, nothing)
-
-    monkeypatch.setattr(unils_jax.decode, "decode_chunk", recording)
-    np.testing.assert_array_equal(decode_prior(tiny_model("prior"), style(2), 2), np.tile(motion, (1, 2, 1)))
-    for call, expected in zip(calls, ([style(2)] * 3, [style(2), motion, motion]), strict=True):
-        _, _, audio, *conditions = call[:6]
-        assert audio is None
-        for condition, value in zip(conditions, expected, strict=True):
-            np.testing.assert_array_equal(condition, value)
+def test_the_prior_alone_takes_its_style_for_previous_motion():
+    prior = tiny_model("prior")
+    with recorded_chunks() as calls:
+        motion = decode_prior(prior, style(2), 2)
+    first, second = calls
+    assert first.sound is None
+    for condition in (first.style, first.prev, first.free_prev, second.style):
+        np.testing.assert_array_equal(condition, features(prior, style(2)))
+    for condition in (second.prev, second.free_prev):
+        np.testing.assert_array_equal(condition, features(prior, motion[:, :100]))
 
 
 def test_chosen_bits_are_returned_scale_by_scale():
     """With a chooser that goes by the scale, whatever the logits."""
 
-    def choose(logits, key):
-        return jnp.full(logits.shape[:-1], logits.shape[1] == SCALES[1]), logits
+    def choose(tokens, logits):
+        return jnp.full(logits.shape[:-1], tokens.start == 1), logits
 
     def run(model, feature):
-        return sample_scales(model, Conditions(None, None, feature, feature), choose, jax.random.key(0))
+        return sample_scales(model.prior, feature, feature, [None] * len(model.prior.blocks), choose)
 
-    bits, logits = jitted(tiny_model("prior"), run, jnp.zeros((1, 100, CODE_DIM)))
+    bits, logits, _ = jitted(tiny_model("prior"), run, jnp.zeros((1, 100, CODE_DIM)))
     assert logits.shape == (*bits.shape, 2)
     np.testing.assert_array_equal(bits[0, :, 0], np.repeat([False, True, False], SCALES))
 
@@ -174,26 +164,23 @@ def test_chosen_bits_are_returned_scale_by_scale():
 def test_an_unlikely_outcome_is_dropped_and_a_likely_one_kept():
     gap = np.log(0.97 / 0.03)
     logits = jnp.array([[0.0, gap + 1e-3], [0.0, gap - 1e-2], [0.0, -gap - 1e-3], [0.0, 0.0]])
-    probability = top_p_probability(logits, 0.97)
+    probability = nucleus_probability(logits, 1 - 0.97)
     np.testing.assert_allclose(probability[jnp.array([0, 2, 3])], [1.0, 0.0, 0.5])
     assert 0.96 < probability[1] < 0.97
 
 
 def test_a_nucleus_of_one_drops_nothing():
-    probability = top_p_probability(jnp.array([[0.0, 6.0], [0.0, -6.0]]), 1.0)
+    probability = nucleus_probability(jnp.array([[0.0, 6.0], [0.0, -6.0]]), 0.0)
     np.testing.assert_allclose(probability, [1 / (1 + np.exp(-6)), 1 / (1 + np.exp(6))], rtol=1e-5)
 
 
-def test_sampled_bits_follow_the_probabilities_of_the_chunks_logits(model, chunks, monkeypatch):
-    results, decode_chunk = [], unils_jax.decode.decode_chunk
-    monkeypatch.setattr(
-        unils_jax.decode, "decode_chunk", lambda *a, **k: results.append(decode_chunk(*a, **k)) or results[-1]
-    )
-    for seed in range(10):
-        decode(model, speech(640), speech(640, seed=1), sampling=Sampling(tau=1.0), seed=seed)
-    bits = np.concatenate([np.asarray(chunk.bits).ravel() for chunk in results])
-    logits = np.concatenate([np.asarray(chunk.logits).reshape(-1, 2) for chunk in results])
-    probability = np.asarray(top_p_probability(jnp.asarray(logits), 0.97))
+def test_sampled_bits_follow_the_probabilities_of_the_chunks_logits(model):
+    with recorded_chunks() as calls:
+        for seed in range(10):
+            decode(model, speech(640), speech(640, seed=1), sampling=Sampling(tau=1.0), seed=seed)
+    bits = np.concatenate([np.asarray(call.chunk.bits).ravel() for call in calls])
+    logits = np.concatenate([np.asarray(call.chunk.logits).reshape(-1, 2) for call in calls])
+    probability = np.asarray(nucleus_probability(jnp.asarray(logits), 1 - 0.97))
     for low in np.arange(0.1, 0.9, 0.2):
         chosen = (probability >= low) & (probability < low + 0.2)
         if chosen.sum() > 500:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CODE_DIM, SCALES, tiny_model
+from tiny_models import CODE_DIM, SCALES, sample_keys, tiny_model
 
 from unils_jax.models.prior import (
     attention_mask,
@@ -140,7 +140,7 @@ def test_samples_of_a_batch_do_not_see_each_other(prior, arguments):
 
 
 def test_a_key_turns_noise_on_and_names_it(dialogue, arguments):
-    keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+    keys = [sample_keys(seed, len(arguments[0])) for seed in (0, 0, 1)]
     first, again, other = (dialogue(*arguments, key) for key in keys)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)

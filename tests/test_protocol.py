@@ -12,7 +12,7 @@ from unils_jax.motion import HEAD
 from unils_jax.protocol import PROTOCOLS, conversation_of, people_to_score, unfit
 
 RELEASE, CLEAN = PROTOCOLS["unils-release"], PROTOCOLS["unils-clean"]
-FITTING = {"name": "a", "frames": 300, "people": 2, "audio": True, "speech_mask": True}
+FITTING = {"name": "a", "frames": 300, "people": 2, "audio": True, "speech_mask": True, "observed": None}
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,28 @@ def test_motion_that_cannot_be_scored_is_named(record, change, told):
         ({"speech_mask": False}, "speech mask"),
         ({"audio": False}, "audio"),
         ({"frames": 101}, "101 frames"),
+        ({"observed": np.repeat([[False], [True]], 108, axis=1)}, "no motion of person 1"),
     ],
 )
 def test_records_that_do_not_fit_say_why(change, told):
     assert unfit(FITTING, RELEASE, needs_audio=True) is None
     assert told in unfit(FITTING | change, RELEASE, needs_audio=True)
+
+
+def test_a_partner_without_motion_matters_only_where_both_are_scored():
+    heard_only = FITTING | {"observed": np.repeat([[True], [False]], 108, axis=1)}
+    assert unfit(heard_only, RELEASE, needs_audio=True) is None
+    assert "no motion of person 2" in unfit(heard_only, CLEAN, needs_audio=True)
+
+
+def test_channels_that_the_truth_lacks_are_left_out_of_the_prediction(record):
+    observed = np.ones((2, 108), bool)
+    observed[0, 50:100] = False
+    motion = np.where(observed[:, None], record.motion, 0).astype(record.motion.dtype)
+    conversation = conversation_of(dataclasses.replace(record, motion=motion, observed=observed), RELEASE)
+    (person,) = people_to_score(conversation, np.ones((2, 300, 108), np.float32), RELEASE)
+    assert not person.prediction[:, 50:100].any() and person.prediction[:, :50].all()
+    np.testing.assert_array_equal(person.observed, observed[0])
 
 
 def test_motion_files_need_no_audio_and_a_held_out_style_needs_more_frames():

@@ -126,7 +126,7 @@ def test_inputs_hold_the_pooled_sum_of_upsampled_codes():
 
 def test_flip_rates_are_whole_percents_drawn_per_scale_for_the_whole_batch():
     scales = (50, 100, 200)
-    draw = jax.jit(lambda key: draw_flips(key, 16, 32, scales))
+    draw = jax.jit(lambda key: draw_flips(key, (16,), 32, scales))
     rates = []
     for seed in range(20):
         flips = np.asarray(draw(jax.random.key(seed)))
@@ -140,4 +140,4 @@ def test_flip_rates_are_whole_percents_drawn_per_scale_for_the_whole_batch():
 
 
 def test_a_largest_rate_of_zero_flips_nothing():
-    assert not draw_flips(jax.random.key(0), 4, 8, SCALES, max_percent=0).any()
+    assert not draw_flips(jax.random.key(0), (4,), 8, SCALES, max_percent=0).any()

@@ -1,6 +1,7 @@
 """Models small enough to compile in a second, with random weights, and the jit that tests run them through."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from unils_jax.models.codec import CodecConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
-from unils_jax.nn.params import abstract, merge, split
+from unils_jax.nn.params import Params, abstract, merge, split
 
 SCALES = (1, 4, 100)
 CODE_DIM = 8
@@ -27,11 +28,18 @@ CONFIGS = {
     ),
 }
 
+CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
+
 
 @cache
 def tiny_model(stage: str, seed: int = 0) -> UniLS:
-    """The stage's model with values drawn by NumPy (quick): no adapter is zero, no statistic trivial."""
-    graphdef, shapes = abstract(lambda rngs: UniLS(CONFIGS[stage], rngs=rngs))
+    """The stage's model; see `random_model`."""
+    return random_model(CONFIGS[stage], seed)
+
+
+def random_model(config: ModelConfig, seed: int) -> UniLS:
+    """A model with values drawn by NumPy (quick): no adapter is zero, no statistic trivial."""
+    graphdef, shapes = abstract_model(config)
     rng = np.random.default_rng(seed)
     params = {path: rng.normal(0, (shape.shape[-2:] or (1,))[0] ** -0.5, shape.shape) for path, shape in shapes.items()}
     for path in params:
@@ -42,10 +50,21 @@ def tiny_model(stage: str, seed: int = 0) -> UniLS:
     return merge(graphdef, {path: jnp.asarray(value, jnp.float32) for path, value in params.items()})
 
 
+@cache
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+    """Structure and shapes."""
+    return abstract(lambda rngs: UniLS(config, rngs=rngs))
+
+
 def random_motion(*shape: int, seed: int = 0) -> jax.Array:
     """Smooth enough motion [*shape, 108] that its windows differ in their bits."""
     steps = np.random.default_rng(seed).normal(0, 0.3, (*shape, 108))
     return jnp.asarray(steps.cumsum(-2), jnp.float32)
+
+
+def sample_keys(seed: int, batch: int) -> jax.Array:
+    """One key a sample, as layers take them in training."""
+    return jax.random.split(jax.random.key(seed), batch)
 
 
 def jitted(model: nnx.Module, function: Callable, *arguments: Any) -> Any:

@@ -73,6 +73,13 @@ def quick_compiles() -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def unoptimised() -> Iterator[None]:
+    """Programs of the module compile quickly; for facts that do not hang on how a program is compiled."""
+    with quick_compiles():
+        yield
+
+
 @dataclass(frozen=True)
 class TinyRuns:
     """`store`, and per stage its config file and its finished workdir; two checkpoints each, of steps 3 and 6."""
@@ -119,12 +126,19 @@ def tiny_store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_runs(tmp_path_factory, tiny_store) -> TinyRuns:
+def compile_cache(tmp_path_factory) -> Path:
+    """A folder, set as JAX's: a step that was compiled once is not compiled again for the runs that resume."""
+    folder = made_once(tmp_path_factory, "xla", lambda folder: None)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory, tiny_store, compile_cache) -> TinyRuns:
     """The three stages, trained for six steps each through `unils train`."""
 
     def runs_in(folder: Path) -> TinyRuns:
-        # A step that was compiled once is not compiled again for the runs that resume.
-        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
         configs = {stage: folder / f"{stage}.py" for stage in STAGES}
         return TinyRuns(tiny_store, configs, {stage: folder / stage for stage in STAGES})
 

@@ -1,74 +1,56 @@
-"""From audio to motion: chunks of 100 frames, guidance between two branches, nucleus sampling over bits.
+"""From audio to motion: one conversation, or many at a time, chunk by chunk.
 
-Source: the paper's section on inference and the release's inference code.
+The work of a chunk is `decode_program`'s; here conversations enter and leave the slots of one compiled program.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from unils_jax.decode_program import Chunk, Program, Sampling, make_program
 from unils_jax.errors import UserError
-from unils_jax.models.quantizer import full_features, next_scale_inputs, scale_slices
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
-from unils_jax.nn.layers import RandomKey
-from unils_jax.nn.params import Params, merge, split
+from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.slots import Slots, Turn, check_guidance, clip_of
 
-Choose = Callable[[Array, RandomKey], tuple[Array, Array]]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How bits are chosen: temperature (0 is greedy), guidance (<= 1 skips the unconditional branch), nucleus."""
-
-    tau: float = 1.0
-    cfg: float = 1.5
-    top_p: float = 0.97
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 <= self.tau < math.inf:
-            problems.append(f"tau must be 0 (greedy) or positive, got {self.tau}")
-        if not 0 <= self.cfg < math.inf:
-            problems.append(f"cfg must be 0 or positive, got {self.cfg}")
-        if not 0.5 <= self.top_p <= 1:
-            problems.append(f"top_p must be from 0.5 to 1, got {self.top_p}")
-        if problems:
-            raise UserError("; ".join(problems))
+__all__ = ["Chunk", "Program", "Request", "Sampling", "decode", "decode_many", "decode_prior", "make_program"]
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """One chunk's conditions of a branch: audio features [B, A, E] or None, style and prev as full features."""
+class Request:
+    """What to decode: 16 kHz mono tracks (`other` None is silence; the shorter one is padded), clips [1 or P, 100, 108]
+    (None is zero motion), and how. A prior's has no audio but a number of chunks, and its style is the previous motion
+    of both branches at first."""
 
-    own: Array | None
-    other: Array | None
-    style: Array
-    prev: Array
+    audio: np.ndarray | None
+    other: np.ndarray | None = None
+    style: np.ndarray | None = None
+    prev: np.ndarray | None = None
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    num_chunks: int | None = None
+    name: str = ""
 
+    @property
+    def num_frames(self) -> int:
+        """ceil(samples / 640), of the longer track."""
+        if self.audio is None:
+            return self.num_chunks * WINDOW_FRAMES
+        return -(-max(len(self.audio), 0 if self.other is None else len(self.other)) // SAMPLES_PER_FRAME)
 
-jax.tree_util.register_dataclass(Conditions, ["own", "other", "style", "prev"], [])
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """100 decoded frames: `motion [P, 100, 108]`, the `bits [P, L, C]` it was made of, and the `logits [P, L, C, 2]`
-    (after temperature and guidance) that chose them."""
-
-    motion: Array
-    bits: Array
-    logits: Array
-
-
-jax.tree_util.register_dataclass(Chunk, ["motion", "bits", "logits"], [])
+    def window(self, index: int) -> Float[np.ndarray, "2 N"] | None:
+        """Both tracks of a chunk, zero-padded."""
+        if self.audio is None:
+            return None
+        window = np.zeros((2, WINDOW_SAMPLES), np.float32)
+        for row, track in zip(window, (self.audio, self.other), strict=True):
+            if track is not None:
+                part = track[index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
+                row[: len(part)] = part
+        return window
 
 
 def decode(
@@ -80,26 +62,21 @@ def decode(
     prev: Float[np.ndarray, "R 100 108"] | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
+    people: int | None = None,
+    dtype: str = "float32",
 ) -> Float[np.ndarray, "P T 108"]:
-    """Motion of one person (P = 1, no `other_audio`: the other track is silence) or of both (P = 2).
+    """Motion of one person (no `other_audio`: the other track is silence) or of both.
 
     Audio is 16 kHz mono; the shorter track is padded, T = ceil(samples / 640). `style` and `prev` are clips of 100
     frames a person (one serves both); without them they are zero motion. The same seed gives the same motion.
+    `people` = 1 decodes the first person alone of two tracks. For many conversations see `decode_many`.
     """
-    if model.audio_encoder is None:
-        raise UserError("the model has no audio encoder: decode needs a dialogue checkpoint, not a codec or a prior")
-    num_samples = max(len(audio), 0 if other_audio is None else len(other_audio))
-    if num_samples == 0:
-        raise UserError("audio holds no samples; at least one is needed")
-    num_people = 1 if other_audio is None else 2
-    tracks = np.zeros((2, -(-num_samples // WINDOW_SAMPLES) * WINDOW_SAMPLES), np.float32)
-    tracks[0, : len(audio)] = audio
-    if other_audio is not None:
-        tracks[1, : len(other_audio)] = other_audio
-    chunks = tracks.reshape(2, -1, WINDOW_SAMPLES).swapaxes(0, 1)
-    clips = [_clip(name, clip, num_people) for name, clip in (("style", style), ("prev", prev))]
-    motion = _decode_chunks(model, chunks, *clips, None, num_people, sampling or Sampling(), seed)
-    return motion[:, : -(-num_samples // SAMPLES_PER_FRAME)]
+    check_can_hear(model)
+    sampling = sampling or Sampling()
+    people = people or (1 if other_audio is None else 2)
+    program = make_program(model, people=people, guided=sampling.cfg > 1, dtype=dtype)
+    request = Request(audio, other_audio, style, prev, sampling, seed)
+    return next(decode_many(program, [request]))[1]
 
 
 def decode_prior(
@@ -111,115 +88,87 @@ def decode_prior(
     seed: int = 0,
 ) -> Float[np.ndarray, "P T 108"]:
     """Motion of nobody's audio, `num_chunks` * 100 frames: the style clip is the first previous motion, too."""
-    style = np.asarray(style, np.float32)
-    return _decode_chunks(model, [None] * num_chunks, style, style, style, len(style), sampling or Sampling(), seed)
+    sampling = sampling or Sampling()
+    program = make_program(model, people=len(style), guided=sampling.cfg > 1)
+    request = Request(None, None, style, style, sampling, seed, num_chunks)
+    return next(decode_many(program, [request]))[1]
 
 
-def _clip(name: str, clip: np.ndarray | None, num_people: int) -> np.ndarray | None:
-    if clip is None:
-        return None
-    if clip.shape[0] not in (1, num_people) or clip.shape[1:] != (WINDOW_FRAMES, 108):
-        raise UserError(f"{name} must be [1 or {num_people}, {WINDOW_FRAMES}, 108], got {list(clip.shape)}")
-    return np.broadcast_to(clip, (num_people, *clip.shape[1:])).astype(np.float32)
+def check_can_hear(model: UniLS) -> None:
+    """Raises UserError where the model has no audio encoder."""
+    if model.audio_encoder is None:
+        raise UserError("the model has no audio encoder: decode needs a dialogue checkpoint, not a codec or a prior")
 
 
-def _decode_chunks(model, chunks, style, prev, free_prev, num_people, sampling, seed) -> np.ndarray:
-    """Runs the chunks; `free_prev` is the unconditional branch's first previous motion (None: zero motion)."""
-    graphdef, params = split(model)
-    zero = np.zeros((num_people, WINDOW_FRAMES, 108), np.float32)
-    style, prev, free_prev = (zero if clip is None else clip for clip in (style, prev, free_prev))
-    key = jax.random.key(seed)
-    motion = []
-    for index, audio in enumerate(chunks):
-        chunk = decode_chunk(
-            graphdef,
-            params,
-            audio,
-            style,
-            prev,
-            free_prev,
-            jax.random.fold_in(key, index),
-            jnp.float32(sampling.tau or 1.0),
-            jnp.float32(sampling.cfg),
-            sampling.top_p,
-            guided=sampling.cfg > 1,
-            greedy=sampling.tau == 0,
-        )
-        prev = free_prev = chunk.motion
-        motion.append(chunk.motion)
-    return np.concatenate([np.asarray(window) for window in motion], axis=1)
+def decode_many(
+    program: Program, requests: Iterable[Request]
+) -> Iterator[tuple[Request, Float[np.ndarray, "P T 108"]]]:
+    """Decodes any number of conversations in the program's slots; gives each with its motion as it ends.
 
-
-@partial(jax.jit, static_argnames=("graphdef", "top_p", "guided", "greedy"))
-def decode_chunk(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    audio: Float[Array, "2 N"] | None,
-    style: Float[Array, "P 100 108"],
-    prev: Float[Array, "P 100 108"],
-    free_prev: Float[Array, "P 100 108"],
-    key: RandomKey,
-    tau: Float[Array, ""],
-    cfg: Float[Array, ""],
-    top_p: float,
-    *,
-    guided: bool,
-    greedy: bool,
-) -> Chunk:
-    """One chunk. Both branches of the guidance run as one batch; nothing is cached between scales."""
-    model: UniLS = merge(graphdef, params)
-    num_people = style.shape[0]
-    own = other = None
-    if audio is not None:
-        tracks = model.audio_encoder(jnp.asarray(audio))
-        own, other = tracks[:num_people], tracks[::-1][:num_people]
-    style_features, prev_features = model.codec.features(style), model.codec.features(prev)
-    branches = Conditions(own, other, style_features, prev_features)
-    if guided:
-        free = Conditions(
-            *(None if x is None else jnp.zeros_like(x) for x in (own, other)),
-            model.codec.features(jnp.zeros_like(style)),
-            model.codec.features(free_prev),
-        )
-        branches = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), branches, free)
-
-    def choose(scale_logits: Array, scale_key: RandomKey) -> tuple[Array, Array]:
-        scale_logits = scale_logits / tau
-        if guided:
-            cond, uncond = jnp.split(scale_logits, 2)
-            scale_logits = cfg * cond + (1 - cfg) * uncond
-        if greedy:
-            return scale_logits[..., 1] > scale_logits[..., 0], scale_logits
-        return jax.random.bernoulli(scale_key, top_p_probability(scale_logits, top_p)), scale_logits
-
-    bits, logits = sample_scales(model, branches, choose, key)
-    return Chunk(model.codec.decode(full_features(bits, model.codec.scales)), bits, logits)
-
-
-def sample_scales(model: UniLS, branches: Conditions, choose: Choose, key: RandomKey) -> tuple[Array, Array]:
-    """Bits [P, L, C] and the logits [P, L, C, 2] that chose them, scale by scale.
-
-    `choose(logits of the scale, key)` gives the scale's bits [P, n, C], bool, and the logits it chose by. What it is
-    handed holds as many branches as the conditions, stacked over the batch; all branches read the same bits.
+    A conversation enters when a slot is free, so `requests` may read files as it goes. A chunk's motion is fetched
+    while the next one is computed. Raises UserError for a conversation that the program cannot decode.
     """
-    scales, code_dim = model.codec.scales, model.prior.code_dim
-    num_branches = branches.style.shape[0]
-    inputs = jnp.zeros((num_branches, 0, code_dim))
-    bits, chosen_by = None, []
-    for tokens, scale_key in zip(scale_slices(scales), jax.random.split(key, len(scales)), strict=True):
-        with jax.named_scope(f"scale_{tokens.stop - tokens.start}"):
-            logits = model.prior(branches.style, branches.prev, inputs, branches.own, branches.other)
-            chosen, scale_logits = choose(logits[:, tokens], scale_key)
-            chosen_by.append(scale_logits)
-            bits = chosen if bits is None else jnp.concatenate([bits, chosen], axis=1)
-            if tokens.stop < sum(scales):
-                inputs = next_scale_inputs(bits, scales)
-                inputs = jnp.tile(inputs, (num_branches // inputs.shape[0], 1, 1))
-    return bits, jnp.concatenate(chosen_by, axis=1)
+    slots = Slots(program, program.slots)
+    waiting = iter(requests)
+    active: list[_Decoding] = []
+    under_way: tuple[list[_Decoding], Array] | None = None
+    while True:
+        while len(active) < program.slots and (request := next(waiting, None)) is not None:
+            active.append(_begin(slots, request))
+        if active:
+            chunk = slots.decode([decoding.next_turn() for decoding in active])
+        if under_way is not None:
+            yield from _fetch(*under_way)
+        if not active:
+            return
+        under_way = (list(active), chunk.motion)
+        for decoding in active:
+            if decoding.has_ended:
+                slots.release(decoding.row)
+        active = [decoding for decoding in active if not decoding.has_ended]
 
 
-def top_p_probability(logits: Float[Array, "*B 2"], top_p: float) -> Float[Array, "*B"]:
-    """The probability of bit 1 after nucleus filtering: an outcome of probability <= 1 - top_p is dropped."""
-    p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
-    rare = 1 - top_p
-    return jnp.where(p <= rare, 0.0, jnp.where(1 - p <= rare, 1.0, p))
+@dataclass
+class _Decoding:
+    """A conversation under way: its row, the chunks that were begun, the chunks whose motion has arrived."""
+
+    request: Request
+    row: int
+    motion: np.ndarray
+    begun: int = 0
+    fetched: int = 0
+
+    def next_turn(self) -> Turn:
+        turn = self.request
+        self.begun += 1
+        return Turn(self.row, turn.window(self.begun - 1), turn.sampling, turn.seed, self.begun - 1)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.begun * WINDOW_FRAMES >= self.motion.shape[1]
+
+
+def _begin(slots: Slots, request: Request) -> _Decoding:
+    program = slots.program
+    if request.num_frames == 0:
+        raise UserError(f"{request.name or 'audio'} holds no samples; at least one is needed")
+    if (request.audio is None) == program.hears:
+        raise UserError("a dialogue decodes audio and a prior a number of chunks; give the program's own kind")
+    if request.audio is not None and program.people == 2 and request.other is None:
+        raise UserError("two people need two tracks; give the other one, or decode one person")
+    check_guidance(program, request.sampling)
+    style, prev = (clip_of(name, getattr(request, name), program.people) for name in ("style", "prev"))
+    row = slots.admit(style, prev, style if request.audio is None else None)
+    motion = np.empty((program.people, request.num_frames, MOTION_DIM), np.float32)
+    return _Decoding(request, row, motion)
+
+
+def _fetch(batch: list[_Decoding], motion: Array) -> Iterator[tuple[Request, np.ndarray]]:
+    """Waits for a chunk and puts it in its place; gives the conversations that are complete."""
+    frames = np.asarray(motion)
+    for decoding, window in zip(batch, frames, strict=False):
+        part = decoding.motion[:, decoding.fetched * WINDOW_FRAMES :][:, :WINDOW_FRAMES]
+        part[:] = window[:, : part.shape[1]]
+        decoding.fetched += 1
+        if decoding.fetched * WINDOW_FRAMES >= decoding.motion.shape[1]:
+            yield decoding.request, decoding.motion

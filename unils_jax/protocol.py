@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from data_pipelines.schema import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
-from unils_jax.decode import Sampling, decode
+from unils_jax.decode import Request, Sampling, decode_many, make_program
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import FPS, HEAD, WINDOW_FRAMES, center_head
@@ -29,7 +29,7 @@ class Protocol:
     `num_people` are scored of each conversation, the first ones. The style clip of a person is 100 frames of the truth:
     with `held_out_style` the first ones, which are then left out of the scores, otherwise the middle of the very clip
     that is scored (the release's way, a small leak). The first seed is `seed`, further ones count up from it; every
-    conversation is decoded with the same seed, so that `unils decode --seed` gives the motion that was scored.
+    conversation is decoded with the same seed, so that `unils decode --seed --people` gives the motion that was scored.
     """
 
     name: str
@@ -78,13 +78,15 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue to score: true motion and style in float32, head rotation centred; `audio [2, T * 640]` or None."""
+    """A dialogue to score: true motion and style in float32, head rotation centred; `audio [2, T * 640]` or None;
+    `observed` says which channels of each person the truth has."""
 
     name: str
     motion: Float[np.ndarray, "2 T 108"]
     style: Float[np.ndarray, "2 100 108"]
     audio: Float[np.ndarray, "2 N"] | None
     speaking: Bool[np.ndarray, "2 T"]
+    observed: Bool[np.ndarray, "2 108"]
 
 
 # A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
@@ -98,6 +100,9 @@ def unfit(record: dict[str, object], protocol: Protocol, *, needs_audio: bool) -
         return f"it holds {record['people']} person, a dialogue has 2"
     if not record["speech_mask"]:
         return "it has no speech mask, so that its roles are unknown"
+    seen = None if record["observed"] is None else record["observed"][: protocol.num_people].any(axis=1)
+    if seen is not None and not seen.all():
+        return f"it has no motion of person {int(np.argmin(seen)) + 1}, who is scored"
     if needs_audio and not record["audio"]:
         return "it has no audio to decode from"
     if not is_long_enough(frames):
@@ -110,15 +115,19 @@ def conversation_of(record: Record, protocol: Protocol) -> Conversation:
     item = whole_sequence(record)
     motion = item["motion"].astype(np.float32)
     style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
-    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"])
+    observed = np.ones(motion.shape[::2], bool) if record.observed is None else record.observed
+    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"], observed)
 
 
-def decode_with(model: UniLS, protocol: Protocol) -> Predict:
-    """Decodes conversations under the protocol. Both people are decoded, whoever is scored."""
+def decode_with(model: UniLS, protocol: Protocol, dtype: str = "float32") -> Predict:
+    """Decodes the people that the protocol scores, one conversation at a time."""
     sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
+    people = protocol.num_people
+    program = make_program(model, people=people, guided=sampling.cfg > 1, dtype=dtype)
 
     def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        return decode(model, *conversation.audio, style=conversation.style, sampling=sampling, seed=seed)
+        request = Request(*conversation.audio, conversation.style[:people], sampling=sampling, seed=seed)
+        return next(decode_many(program, [request]))[1]
 
     return predict
 
@@ -126,7 +135,8 @@ def decode_with(model: UniLS, protocol: Protocol) -> Predict:
 def people_to_score(
     conversation: Conversation, prediction: Float[np.ndarray, "P T2 108"], protocol: Protocol
 ) -> list[Person]:
-    """The protocol's people and frames, prediction and truth cut to the shorter.
+    """The protocol's people and frames, prediction and truth cut to the shorter. Channels that the truth lacks are zero
+    in both.
 
     Raises UserError where the prediction holds too few people, differs from the truth by more than a second, or holds
     NaN or infinite values.
@@ -152,12 +162,14 @@ def people_to_score(
             heard = frame_loudness(conversation.audio[person])[scored]
         people.append(
             Person(
-                prediction=centred[person, scored],
+                prediction=np.where(conversation.observed[person], centred[person, scored], np.float32(0)),
                 truth=conversation.motion[person, scored],
                 partner=conversation.motion[1 - person, scored],
                 speaking=conversation.speaking[person, scored],
                 heard=heard,
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
+                observed=conversation.observed[person],
+                partner_observed=conversation.observed[1 - person],
             )
         )
     return people

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unils_jax.models.prior import bit_cross_entropy
@@ -27,13 +28,23 @@ class Pass:
     grads: Params
 
 
+def people_first(x: jax.Array) -> jax.Array:
+    """[B, 2, ...] of pairs -> [2B, ...], all first people, then all second ones, as in the goldens; else as it is."""
+    return x if x.shape[1] != 2 else jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def pairs_first(x: jax.Array) -> jax.Array:
+    """The way back, [2B, ...] -> [B, 2, ...]."""
+    return jnp.swapaxes(x.reshape(2, -1, *x.shape[1:]), 0, 1)
+
+
 def run_pass(stage: Stage, model: UniLS, batch: Batch) -> Pass:
     """Both passes over a batch, compiled once; `stage` says what is differentiated."""
     graphdef, params = split(model)
     trainable, frozen = stage.split(params)
 
     def loss(trainable: Params, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits, bits = generator_logits(merge(graphdef, {**frozen, **trainable}), batch)
+        logits, bits = map(people_first, generator_logits(merge(graphdef, {**frozen, **trainable}), batch))
         return bit_cross_entropy(logits, bits).mean(), (logits, bits)
 
     (value, (logits, bits)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable, batch)

@@ -5,10 +5,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+from decode_tools import recorded_chunks
 
-import unils_jax.decode
 from parity.compare import MODEL, assert_bits_equal, assert_close
-from unils_jax.decode import Chunk, Sampling, decode, decode_prior
+from unils_jax.decode import Sampling, decode, decode_prior
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,9 @@ class Decoded:
 
 def record(run) -> Decoded:
     """Runs a decode and keeps what its chunks were made of."""
-    chunks: list[Chunk] = []
-    decode_chunk = unils_jax.decode.decode_chunk
-
-    def recording(*args, **kwargs) -> Chunk:
-        chunks.append(decode_chunk(*args, **kwargs))
-        return chunks[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unils_jax.decode, "decode_chunk", recording)
+    with recorded_chunks() as calls:
         motion = run()
-    return Decoded(motion[:1], *(np.stack([getattr(c, name)[0] for c in chunks]) for name in ("bits", "logits")))
+    return Decoded(motion[:1], *(np.stack([getattr(c.chunk, n)[0, 0] for c in calls]) for n in ("bits", "logits")))
 
 
 VARIANTS = pytest.mark.parametrize("variant", ["style", "nostyle", "prevonly", "cfg1"])

@@ -11,6 +11,8 @@ from parity.compare import (
     assert_close,
     assert_gradients_match,
     assert_relative,
+    pairs_first,
+    people_first,
     run_pass,
 )
 from unils_jax.models.prior import bit_cross_entropy
@@ -22,10 +24,12 @@ def noisy(golden, dialogue_model, pair_batch):
     """Logits and target bits with the golden's own drops and flips; drop-path is off."""
     inputs = golden("loragen").inputs
     names = ("drop_style", "drop_prev", "drop_audio_self", "drop_audio_other", "flip_masks")
-    noise = [jnp.asarray(inputs[name]) for name in names]
-    return jitted(
-        dialogue_model, lambda model, batch, *noise: generator_logits(model, batch, Noise(*noise)), pair_batch, *noise
-    )
+    noise = [pairs_first(jnp.asarray(inputs[name])) for name in names]
+
+    def run(model, batch, *noise):
+        return [people_first(x) for x in generator_logits(model, batch, Noise(*noise))]
+
+    return jitted(dialogue_model, run, pair_batch, *noise)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from unils_jax.motion import MOTION_DIM
 from unils_jax.nn.attention import rotary_table
 from unils_jax.nn.block import Block
 from unils_jax.nn.layers import Linear
+from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class FrameTransformer(nnx.Module):
         self.out = Linear(width, out_dim, rngs=rngs, kernel_init=out_init, bias_init=zeros)
         self.head_dim = width // config.num_heads
 
-    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+    def __call__(self, x: Float[Array, "B T I"], compute: Compute = FLOAT32) -> Float[Array, "B T O"]:
+        """Float32 in and out, the layers in the dtype of `compute`."""
         rotary = rotary_table(np.arange(x.shape[1]), self.head_dim)
-        x = jax.nn.leaky_relu(self.inp(x), 0.2)
-        for block in self.blocks:
-            x = block(x, rotary)
-        return self.out(x)
+        x = jax.nn.leaky_relu(self.inp(x.astype(compute.dtype)), 0.2)
+        x = run_blocks(self.blocks, x, lambda block, x: block(x, rotary), [()] * len(self.blocks), compute)
+        return self.out(x).astype(jnp.float32)
 
 
 class Codec(nnx.Module):
@@ -79,28 +80,43 @@ class Codec(nnx.Module):
         mean, std = self.motion_mean[...][None, None], self.motion_std[...][None, None]
         return (motion - mean) / (std + 1e-8)
 
-    def encode(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T C"]:
+    def encode(self, motion: Float[Array, "B T M"], compute: Compute = FLOAT32) -> Float[Array, "B T C"]:
         """Latent of un-normalised motion."""
         with jax.named_scope("codec_encoder"):
-            return self.encoder(self.normalize(motion))
+            return self.encoder(self.normalize(motion), compute)
 
-    def quantize(self, motion: Float[Array, "B T M"], flips: Bool[Array, "B F C"] | None = None) -> Quantized:
-        """Bits, features and losses of one-window motion (T = 100)."""
-        return quantize(self.encode(motion), self.scales, flips)
+    def quantize(
+        self,
+        motion: Float[Array, "B T M"],
+        flips: Bool[Array, "B F C"] | None = None,
+        compute: Compute = FLOAT32,
+        shares: Float[Array, " B"] | None = None,
+        whole_means: Float[Array, "K 2 C"] | None = None,
+    ) -> Quantized:
+        """Bits, features and losses of one-window motion (T = 100); shares and means as in `quantizer.scale_loss`."""
+        return quantize(self.encode(motion, compute), self.scales, flips, shares, whole_means)
 
     def features(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T C"]:
         """The full feature of one-window motion, as style and previous motion condition on it; no gradient."""
         return jax.lax.stop_gradient(full_features(self.quantize(motion).bits, self.scales))
 
-    def decode(self, features: Float[Array, "B T C"]) -> Float[Array, "B T M"]:
+    def decode(self, features: Float[Array, "B T C"], compute: Compute = FLOAT32) -> Float[Array, "B T M"]:
         """Un-normalised motion from features: `y * std + mean`, no epsilon."""
         with jax.named_scope("codec_decoder"):
-            return self.decoder(features) * self.motion_std[...][None, None] + self.motion_mean[...][None, None]
+            return (
+                self.decoder(features, compute) * self.motion_std[...][None, None] + self.motion_mean[...][None, None]
+            )
 
-    def __call__(self, motion: Float[Array, "B T M"]) -> tuple[Float[Array, "B T M"], Quantized]:
+    def __call__(
+        self,
+        motion: Float[Array, "B T M"],
+        compute: Compute = FLOAT32,
+        shares: Float[Array, " B"] | None = None,
+        whole_means: Float[Array, "K 2 C"] | None = None,
+    ) -> tuple[Float[Array, "B T M"], Quantized]:
         """Reconstruction of one-window motion with straight-through gradients, and what the quantiser made of it."""
-        quantized = self.quantize(motion)
-        return self.decode(quantized.features), quantized
+        quantized = self.quantize(motion, None, compute, shares, whole_means)
+        return self.decode(quantized.features, compute), quantized
 
     def reconstruct(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
         """Motion of any length, coded in windows: the last is padded with zero motion, the output cut back to T."""

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.motion import SAMPLE_RATE
+from unils_jax.nn.stack import FLOAT32, Compute
 
 WINDOW_SAMPLES, HOP_SAMPLES = 400, 320  # wav2vec2's receptive field and stride: 4 s give 199 frames there and here
 
@@ -49,7 +50,8 @@ class LogMel(nnx.Module):
         self.num_mels = config.num_mels
         self.context_frames = config.context_frames
 
-    def __call__(self, audio: Float[Array, "B N"]) -> Float[Array, "B A E"]:
+    def __call__(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A E"]:
+        """Float32 audio, computed in float32, features in the dtype of `compute`."""
         with jax.named_scope("logmel"):
             num_frames = (audio.shape[-1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1
             index = np.arange(num_frames)[:, None] * HOP_SAMPLES + np.arange(WINDOW_SAMPLES)[None]
@@ -59,4 +61,5 @@ class LogMel(nnx.Module):
             log_mel = (jnp.log(mel + 1e-7) + 9) / 4
             reach = self.context_frames
             padded = jnp.pad(log_mel, ((0, 0), (reach, reach), (0, 0)), mode="edge")
-            return jnp.concatenate([padded[:, i : i + num_frames] for i in range(2 * reach + 1)], axis=-1)
+            features = jnp.concatenate([padded[:, i : i + num_frames] for i in range(2 * reach + 1)], axis=-1)
+            return features.astype(compute.dtype)

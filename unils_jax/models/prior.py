@@ -14,7 +14,8 @@ from unils_jax.models.codec import CodecConfig
 from unils_jax.models.quantizer import Scales
 from unils_jax.nn.attention import Rotary, rotary_table
 from unils_jax.nn.block import AudioContext, Block
-from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, split_key, token_init
+from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, split_key, token_init
+from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
 # Every Linear that LoRA adapts in stage 3.
 LORA_PATTERN = r"token_embed|head|blocks/\d+/self_attn/(to_qkv|to_out)|blocks/\d+/mlp/(up|down)"
@@ -105,16 +106,19 @@ class MotionPrior(nnx.Module):
         inputs: Float[Array, "B I C"],
         own_audio: Float[Array, "B A E"] | None = None,
         other_audio: Float[Array, "B A E"] | None = None,
-        key: RandomKey | None = None,
+        key: SampleKeys | None = None,
+        compute: Compute = FLOAT32,
     ) -> Float[Array, "B L C 2"]:
         """Logits [B, L, C, 2] (bit = 0, bit = 1) of the scales that the inputs reach.
 
         `style` and `prev` are full features of a window, `inputs` the next-scale inputs of the first scales
-        (I = L - 1; none gives the first scale alone). `key` turns drop-path and LoRA dropout on.
+        (I = L - 1; none gives the first scale alone). `key` turns drop-path and LoRA dropout on. Audio comes in the
+        dtype of `compute`, features in any; the logits are of that dtype.
         """
         embed_key, head_key, *block_keys = split_key(key, 2 + len(self.blocks))
         frames = self.scales[-1]
-        tokens = self.token_embed(jnp.concatenate([style, prev, inputs], axis=1), embed_key)
+        features = jnp.concatenate([style, prev, inputs], axis=1).astype(compute.dtype)
+        tokens = self.token_embed(features, embed_key)
         batch, num_tokens = tokens.shape[0], inputs.shape[1] + 1
 
         def learned(param: nnx.Param, num: int) -> Array:
@@ -135,8 +139,11 @@ class MotionPrior(nnx.Module):
         rotary = rotary_table(token_positions(self.scales)[: x.shape[1]], self.head_dim)
         mask = attention_mask(self.scales)[: x.shape[1], : x.shape[1]]
         audio = self._audio_context(own_audio, other_audio)
-        for block, block_key in zip(self.blocks, block_keys, strict=True):
-            x = block(x, rotary, mask, audio, block_key)
+        rates = [block.drop_path_rate for block in self.blocks]
+        values = list(zip(block_keys, rates, strict=True))
+        x = run_blocks(
+            self.blocks, x, lambda block, x, key, rate: block(x, rotary, mask, audio, key, rate), values, compute
+        )
         logits = self.head(self.head_norm(x[:, 2 * frames :]), head_key)
         return logits.reshape(batch, num_tokens, self.code_dim, 2)
 
@@ -150,7 +157,7 @@ class MotionPrior(nnx.Module):
         return AudioContext(own + own_embed, other + other_embed, rotary)
 
 
-def bit_cross_entropy(logits: Float[Array, "B L C 2"], bits: Array) -> Float[Array, "B L C"]:
+def bit_cross_entropy(logits: Float[Array, "*B L C 2"], bits: Array) -> Float[Array, "*B L C"]:
     """Cross-entropy of every bit in nats, float32; its mean over all is the training loss of stages 2 and 3."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.where(bits.astype(bool), log_probs[..., 1], log_probs[..., 0])

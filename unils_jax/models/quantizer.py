@@ -27,15 +27,16 @@ Scales = tuple[int, ...]
 @dataclass(frozen=True)
 class Quantized:
     """`bits [B, L, C]` (targets), `flipped_bits` (what the inputs are made of), `features [B, T, C]` with
-    straight-through gradients, and the `losses [K]`, one a scale."""
+    straight-through gradients, and of every scale its loss, `losses [K]`, and the `means [K, 2, C]` of `code_means`."""
 
     bits: Array
     flipped_bits: Array
     features: Array
     losses: Array
+    means: Array
 
 
-jax.tree_util.register_dataclass(Quantized, ["bits", "flipped_bits", "features", "losses"], [])
+jax.tree_util.register_dataclass(Quantized, ["bits", "flipped_bits", "features", "losses", "means"], [])
 
 
 @lru_cache(maxsize=64)
@@ -89,16 +90,23 @@ def to_codes(bits: Array) -> Float[Array, "B L C"]:
     return (bits.astype(jnp.float32) * 2 - 1) / math.sqrt(bits.shape[-1])
 
 
-def quantize(latent: Float[Array, "B T C"], scales: Scales, flips: Bool[Array, "B F C"] | None = None) -> Quantized:
+def quantize(
+    latent: Float[Array, "B T C"],
+    scales: Scales,
+    flips: Bool[Array, "B F C"] | None = None,
+    shares: Float[Array, " B"] | None = None,
+    whole_means: Float[Array, "K 2 C"] | None = None,
+) -> Quantized:
     """Quantises residually over scales.
 
     `flips` (F = all tokens but the last scale's) inverts bits: the flipped codes feed the next residual and the
-    features, while `bits` are what was quantised along that noisy path.
+    features, while `bits` are what was quantised along that noisy path. `shares` and `whole_means` matter to the losses
+    alone, see `scale_loss`.
     """
     frames = latent.shape[1]
     residual, features = latent, jnp.zeros_like(latent)
-    bits, flipped_bits, losses = [], [], []
-    for scale, tokens in zip(scales, scale_slices(scales), strict=True):
+    bits, flipped_bits, losses, means = [], [], [], []
+    for index, (scale, tokens) in enumerate(zip(scales, scale_slices(scales), strict=True)):
         z = l2_normalize(area_pool(residual, scale))
         bit = z > 0
         flipped = bit if flips is None or scale == scales[-1] else bit ^ flips[:, tokens]
@@ -107,8 +115,13 @@ def quantize(latent: Float[Array, "B T C"], scales: Scales, flips: Bool[Array, "
         residual = residual - upsample(code, frames)
         bits.append(bit)
         flipped_bits.append(flipped)
-        losses.append(scale_loss(z, to_codes(bit).astype(z.dtype)))
-    return Quantized(jnp.concatenate(bits, axis=1), jnp.concatenate(flipped_bits, axis=1), features, jnp.stack(losses))
+        mean = code_means(z, shares)
+        losses.append(
+            scale_loss(z, to_codes(bit).astype(z.dtype), shares, None if whole_means is None else whole_means[index])
+        )
+        means.append(mean)
+    bits, flipped_bits = (jnp.concatenate(parts, axis=1) for parts in (bits, flipped_bits))
+    return Quantized(bits, flipped_bits, features, jnp.stack(losses), jnp.stack(means))
 
 
 def l2_normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
@@ -117,18 +130,49 @@ def l2_normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
     return x / jnp.sqrt(jnp.maximum(squared, 1e-24))
 
 
-def scale_loss(z: Float[Array, "B n C"], code: Float[Array, "B n C"]) -> Float[Array, ""]:
+def scale_loss(
+    z: Float[Array, "B n C"],
+    code: Float[Array, "B n C"],
+    shares: Float[Array, " B"] | None = None,
+    whole_means: Float[Array, "2 C"] | None = None,
+) -> Float[Array, ""]:
     """Commitment plus entropy of one scale: codes should be sure of themselves and differ from each other.
+
+    `shares` weigh the samples (default: all alike). The entropy of the batch is no mean over samples, so a batch that
+    is worked off in parts needs `code_means` of the whole: with `whole_means` the losses of all parts sum to the loss
+    of the whole batch, and so do their gradients.
 
     q is the sigmoid of the negated logit and never `1 - p`: compilers fold `1 - p + 1e-8` into `1 - p`, whose
     logarithm is -inf for saturated tokens.
     """
-    commit = jnp.mean(jnp.sum(jnp.square(jax.lax.stop_gradient(code) - z), axis=-1))
+    shares = _shares(z, shares)
+    commit = jnp.sum(jnp.square(jax.lax.stop_gradient(code) - z), axis=-1).mean(1)
+    sample_entropy = jnp.sum(_binary_entropy(*_bit_probabilities(z)), axis=-1).mean(1)
+    means = code_means(z, shares)
+    if whole_means is None:
+        batch_entropy = jnp.sum(_binary_entropy(*means))
+    else:
+        means = means + jax.lax.stop_gradient(whole_means - means)
+        batch_entropy = jnp.sum(_binary_entropy(*means))
+        # The parts' values sum to the whole's, while each has the gradient of its own samples in full.
+        batch_entropy = batch_entropy - jax.lax.stop_gradient((1 - shares.sum()) * batch_entropy)
+    entropy = jnp.sum(shares * sample_entropy) - batch_entropy
+    return COMMIT_WEIGHT * jnp.sum(shares * commit) + ENTROPY_WEIGHT * entropy / INVERSE_TEMPERATURE
+
+
+def code_means(z: Float[Array, "B n C"], shares: Float[Array, " B"] | None = None) -> Float[Array, "2 C"]:
+    """The mean probabilities p and q of one scale's bits, over its tokens and, by their shares, the samples."""
+    p, q = _bit_probabilities(z)
+    return jnp.einsum("B,xBC->xC", _shares(z, shares), jnp.stack([p.mean(1), q.mean(1)]))
+
+
+def _bit_probabilities(z: Array) -> tuple[Array, Array]:
     logit = 4 * z / math.sqrt(z.shape[-1]) * INVERSE_TEMPERATURE
-    p, q = jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)
-    sample_entropy = jnp.mean(jnp.sum(_binary_entropy(p, q), axis=-1))
-    batch_entropy = jnp.sum(_binary_entropy(p.mean((0, 1)), q.mean((0, 1))))
-    return COMMIT_WEIGHT * commit + ENTROPY_WEIGHT * (sample_entropy - batch_entropy) / INVERSE_TEMPERATURE
+    return jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)
+
+
+def _shares(z: Array, shares: Array | None) -> Array:
+    return jnp.full(z.shape[0], 1 / z.shape[0], z.dtype) if shares is None else shares
 
 
 def _binary_entropy(p: Array, q: Array) -> Array:
@@ -158,12 +202,12 @@ def next_scale_inputs(bits: Array, scales: Scales) -> Float[Array, "B I C"]:
 
 
 def draw_flips(
-    key: RandomKey, batch: int, code_dim: int, scales: Scales, max_percent: int = 30
-) -> Bool[Array, "B F C"]:
+    key: RandomKey, batch: tuple[int, ...], code_dim: int, scales: Scales, max_percent: int = 30
+) -> Bool[Array, "*B F C"]:
     """Bit-flip noise: each scale but the last draws one rate from {0, 0.01, ..., max} for the whole batch."""
     masks = []
     for scale, scale_key in zip(scales[:-1], jax.random.split(key, len(scales) - 1), strict=True):
         rate_key, bit_key = jax.random.split(scale_key)
         rate = jax.random.randint(rate_key, (), 0, max_percent + 1).astype(jnp.float32) / 100
-        masks.append(jax.random.bernoulli(bit_key, rate, (batch, scale, code_dim)))
-    return jnp.concatenate(masks, axis=1)
+        masks.append(jax.random.bernoulli(bit_key, rate, (*batch, scale, code_dim)))
+    return jnp.concatenate(masks, axis=-2)

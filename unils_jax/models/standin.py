@@ -8,7 +8,7 @@ every call.
 import functools
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float
 
 from unils_jax.models import standin_mesh as sm
 from unils_jax.models.flame import NUM_EXPRESSION, NUM_POSE, FlameAsset
@@ -16,21 +16,6 @@ from unils_jax.motion import STANDIN_SHAPES
 
 JAW_HINGE = (0.0, -0.025, 0.0)
 ROOT, NECK = (0.0, -0.11, -0.025), (0.0, -0.08, -0.025)
-FLAME_SKIN = (205, 160, 138)
-_COLORS = {  # RGB by part
-    sm.SKIN: (222, 178, 152),
-    sm.LIPS: (188, 98, 96),
-    sm.BAG: (58, 16, 20),
-    sm.TEETH_UPPER: (232, 226, 212),
-    sm.TEETH_LOWER: (206, 198, 184),
-    sm.EYE_LEFT: (236, 234, 230),
-    sm.EYE_RIGHT: (236, 234, 230),
-    sm.BROW: (82, 56, 42),
-    sm.LASHES: (86, 50, 44),
-    sm.EAR: (206, 152, 130),
-    sm.NECK: (204, 160, 136),
-}
-_HAIR, _IRIS, _PUPIL = (74, 52, 42), (74, 112, 132), (16, 16, 20)
 
 
 @functools.cache
@@ -43,11 +28,12 @@ def standin_asset() -> FlameAsset:
         basis[:, :, i] = shapes[name] / full
     weights = _weights(mesh)
     lips, upper_face = _regions(mesh)
+    joints = np.array([ROOT, NECK, JAW_HINGE, sm.eye_centre(1.0), sm.eye_centre(-1.0)])
     asset = FlameAsset(
         v_template=mesh.points.astype(np.float32),
         expression_basis=basis.astype(np.float32),
         posedirs=np.zeros((len(mesh.points), 3, NUM_POSE), np.float32),
-        j_regressor=_joint_regressor(mesh, basis, weights).astype(np.float32),
+        j_regressor=joint_regressor(mesh.points, basis, weights, joints).astype(np.float32),
         weights=weights.astype(np.float32),
         faces=mesh.faces.astype(np.int32),
         lips=lips,
@@ -58,36 +44,6 @@ def standin_asset() -> FlameAsset:
         if isinstance(array, np.ndarray):
             array.setflags(write=False)
     return asset
-
-
-def vertex_colors(asset: FlameAsset) -> UInt8[np.ndarray, "V 3"]:
-    """RGB of every vertex before lighting: the stand-in by part, FLAME in skin colour with redder lips."""
-    if asset.name == "standin":
-        return _standin_colors()
-    colors = np.tile(np.array(FLAME_SKIN, np.uint8), (len(asset.v_template), 1))
-    colors[asset.lips] = (190, 120, 112)
-    return colors
-
-
-@functools.cache
-def _standin_colors() -> np.ndarray:
-    mesh = sm.build_mesh()
-    table = np.array([_COLORS[part] for part in range(len(sm.PARTS))], np.float64)
-    colors = table[mesh.part]
-    x, y, z = mesh.points.T
-    eyes = np.isin(mesh.part, (sm.EYE_LEFT, sm.EYE_RIGHT))
-    colors[eyes & (mesh.polar < np.deg2rad(30))] = _IRIS
-    colors[eyes & (mesh.polar < np.deg2rad(12))] = _PUPIL
-    skin = mesh.part == sm.SKIN
-    hairline = np.interp(z, [-0.1, -0.03, 0.0, 0.02, 0.05, 0.08], [-0.05, -0.04, 0.005, 0.05, 0.074, 0.080])
-    hair = skin * sm.smoothstep((y - hairline) / 0.016)
-    cheek = 0.35 * skin * sm.bump(np.abs(x) - 0.043, 0.016) * sm.bump(y + 0.033, 0.016) * (z > 0)
-    nostril = 0.75 * skin * sm.bump(np.abs(x) - 0.0068, 0.004) * sm.bump(y + 0.0475, 0.0032) * (z > 0)
-    lid = np.linalg.norm(mesh.closed - mesh.points, axis=1) > 1e-4
-    shade = 0.25 * skin * lid
-    for amount, color in ((hair, _HAIR), (cheek, (214, 134, 118)), (nostril, (70, 34, 30)), (shade, (150, 96, 82))):
-        colors += amount[:, None] * (np.array(color) - colors)
-    return colors.round().astype(np.uint8)
 
 
 def _weights(mesh: sm.Mesh) -> np.ndarray:
@@ -108,17 +64,21 @@ def _weights(mesh: sm.Mesh) -> np.ndarray:
     return weights
 
 
-def _joint_regressor(mesh: sm.Mesh, basis: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[5, V]: eyes are the means of their eyeballs, the others the smallest weights on vertices that never move."""
-    still = np.flatnonzero((np.abs(basis).max(axis=(1, 2)) < 1e-6) & (weights[:, 2:].sum(axis=1) == 0))
-    system = np.vstack([mesh.points[still].T, np.ones(len(still))])
-    regressor = np.zeros((5, len(mesh.points)))
-    for joint, place in ((0, ROOT), (1, NECK), (2, JAW_HINGE)):
+def joint_regressor(
+    points: Float[np.ndarray, "V 3"],
+    basis: Float[np.ndarray, "V 3 K"],
+    weights: Float[np.ndarray, "V 5"],
+    joints: Float[np.ndarray, "5 3"],
+) -> Float[np.ndarray, "5 V"]:
+    """The smallest weights that put the `joints` where they are asked for, on vertices no expression moves: eyes on
+    their eyeballs, the others on what follows neither jaw nor eyes."""
+    unmoved = np.abs(basis).max(axis=(1, 2)) < 1e-6
+    regressor = np.zeros((5, len(points)))
+    for joint, place in enumerate(joints):
+        part = weights[:, joint] == 1.0 if joint in (3, 4) else weights[:, 2:].sum(axis=1) == 0
+        still = np.flatnonzero(unmoved & part)
+        system = np.vstack([points[still].T, np.ones(len(still))])
         regressor[joint, still] = np.linalg.lstsq(system, np.array([*place, 1.0]), rcond=None)[0]
-    for joint, part in ((3, sm.EYE_LEFT), (4, sm.EYE_RIGHT)):
-        ball = mesh.part == part
-        poles = ball & ((mesh.polar == 0.0) | (mesh.polar == np.pi))  # the sphere's rings are not evenly spread
-        regressor[joint, poles] = 1.0 / poles.sum()
     return regressor
 
 

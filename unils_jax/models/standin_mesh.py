@@ -244,7 +244,7 @@ def _skin_faces(base: np.ndarray, grids: list[tuple[int, tuple[int, ...]]]) -> n
     hull = chosen[ConvexHull(directions[chosen]).simplices]
     for ring in outer:
         hull = hull[~np.isin(hull, ring).all(axis=1)]
-    strips = [first + _grid_faces(rings, points, closed=True) for first, (rings, points, _) in grids]
+    strips = [first + grid_faces(rings, points, closed=True) for first, (rings, points, _) in grids]
     faces = np.concatenate([hull, *strips])
     a, b, c = (directions[faces[:, i]] for i in range(3))
     inward = (np.cross(b - a, c - a) * a).sum(axis=1) < 0
@@ -282,7 +282,7 @@ def _shape_lids(points: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray
     return rings.reshape(-1, 3), shut.reshape(-1, 3)
 
 
-def _grid_faces(rows: int, columns: int, *, closed: bool) -> np.ndarray:
+def grid_faces(rows: int, columns: int, *, closed: bool) -> np.ndarray:
     """Triangles of a grid of `rows` by `columns` vertices; `closed` joins the last column to the first."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns if closed else columns - 1), indexing="ij")
     a, b = r * columns + c, r * columns + (c + 1) % columns
@@ -292,7 +292,7 @@ def _grid_faces(rows: int, columns: int, *, closed: bool) -> np.ndarray:
 
 def _add_tube(mesh: _Builder, part: int, rings: np.ndarray, *, closed=None, domain_y=None, flip: bool = False) -> None:
     """A tube through rings [n, m, 3], its inside visible (outside with `flip`)."""
-    faces = _grid_faces(rings.shape[0], rings.shape[1], closed=True)
+    faces = grid_faces(rings.shape[0], rings.shape[1], closed=True)
     shut = None if closed is None else closed.reshape(-1, 3)
     mesh.add(part, rings.reshape(-1, 3), faces[:, ::-1] if flip else faces, shut, domain_y)
 
@@ -302,7 +302,7 @@ def _add_teeth(mesh: _Builder) -> None:
     arc = warp(front(np.column_stack([x, np.full(13, MOUTH_Y)])))[:, 2] - 0.0075 - 14.0 * x**2
     for part, heights in ((TEETH_UPPER, (0.010, 0.0045, -0.0018)), (TEETH_LOWER, (-0.003, -0.007, -0.011))):
         points = np.array([np.column_stack([x, np.full(13, MOUTH_Y + h), arc - 0.0012 * (h < 0)]) for h in heights])
-        mesh.add(part, points.reshape(-1, 3), _grid_faces(3, 13, closed=False)[:, ::-1])
+        mesh.add(part, points.reshape(-1, 3), grid_faces(3, 13, closed=False)[:, ::-1])
 
 
 def _eyeball() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -311,7 +311,7 @@ def _eyeball() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     phi = 2 * np.pi * np.arange(16) / 16
     sin, cos = np.sin(polar)[:, None], np.cos(polar)[:, None]
     points = np.stack([sin * np.cos(phi), sin * np.sin(phi), cos * np.ones(16)], axis=-1) * EYE_RADIUS
-    faces = _grid_faces(len(polar), 16, closed=True)[:, ::-1]
+    faces = grid_faces(len(polar), 16, closed=True)[:, ::-1]
     return points.reshape(-1, 3), faces, np.repeat(polar, 16)
 
 
@@ -323,7 +323,7 @@ def _add_brow(mesh: _Builder, side: float) -> None:
     for offset, height in ((-1.0, 0.0008), (0.0, 0.0028), (1.0, 0.0008)):
         row = warp(front(np.column_stack([side * x, y + offset * half])))
         rows.append(row + [0.0, 0.0, height])
-    faces = _grid_faces(3, 12, closed=False)
+    faces = grid_faces(3, 12, closed=False)
     mesh.add(BROW, np.concatenate(rows), faces if side > 0 else faces[:, ::-1])
 
 
@@ -337,7 +337,7 @@ def _add_ear(mesh: _Builder, side: float) -> None:
     )
     points = unit.reshape(-1, 3) * [0.009, 0.030, 0.017]
     points[:, 0] -= 0.35 * points[:, 2]  # the back edge stands off the head
-    faces = _grid_faces(8, 12, closed=True)
+    faces = grid_faces(8, 12, closed=True)
     points = points * [side, 1.0, 1.0] + [side * 0.0755, -0.012, -0.012]
     mesh.add(EAR, points, faces if side > 0 else faces[:, ::-1])
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from unils_jax.nn.attention import attend
 from unils_jax.nn.layers import LayerNorm, Linear, uniform_init
+from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
 NORM_EPS = 1e-5
 
@@ -136,15 +137,15 @@ class Wav2Vec2(nnx.Module):
         self.blocks = nnx.List(EncoderBlock(config, rngs=rngs) for _ in range(config.depth))
         self.final_norm = LayerNorm(config.width, config.norm_eps)
 
-    def __call__(self, audio: Float[Array, "B N"]) -> Float[Array, "B A E"]:
+    def __call__(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A E"]:
+        """Float32 audio, features in the dtype of `compute`."""
         with jax.named_scope("wav2vec2"):
-            x = normalize_audio(audio)[..., None]
+            x = normalize_audio(audio)[..., None].astype(compute.dtype)
             for conv in self.convs:
                 x = conv(x)
             x = self.feature_proj(self.feature_norm(x))
             x = x + self.pos_conv(x)
-            for block in self.blocks:
-                x = block(x)
+            x = run_blocks(self.blocks, x, lambda block, x: block(x), [()] * len(self.blocks), compute)
             return self.final_norm(x)
 
 

@@ -1,0 +1,22 @@
+"""Models and runs at a size that compiles in seconds, with the published kind of audio encoder."""
+
+from tiny_models import CODEC
+
+from unils_jax.models.prior import PriorConfig
+from unils_jax.models.unils import LoRAConfig, ModelConfig
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.train.config import DataConfig, RunConfig
+
+ENCODER = Wav2Vec2Config(
+    width=16, depth=1, num_heads=2, hidden_dim=32, conv_dims=(8,) * 7, pos_conv_kernel=16, pos_conv_groups=2
+)
+MODELS = {
+    "codec": ModelConfig(CODEC),
+    "prior": ModelConfig(CODEC, PriorConfig(16, 2, 2)),
+    "dialogue": ModelConfig(CODEC, PriorConfig(16, 2, 2, 16), wav2vec2=ENCODER, lora=LoRAConfig(2, 4.0, 0.1)),
+}
+
+
+def tiny_run(stage: str) -> RunConfig:
+    """Two windows or pairs a batch; the data are random."""
+    return RunConfig(stage, 100, DataConfig("random", 2), MODELS[stage])

@@ -1,0 +1,227 @@
+"""Motion per second from audio, how long one waits for it, and the PyTorch twin beside it, the release's way."""
+
+import gc
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
+from unils_jax.bench_trace import DECODE_PARTS, scope_seconds, shares, shares_line
+from unils_jax.decode_program import Controls, Sampling, make_controls, make_program
+from unils_jax.flops import Work, count
+from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.nn.params import abstract, merge
+
+log = logging.getLogger(__name__)
+
+CHUNK_S = WINDOW_SAMPLES / SAMPLE_RATE
+FIRST_TRIES = 3
+WAITING_S = 10.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is decoded at a time: `conversations` of `people`, from audio or (not `encodes`) from its features."""
+
+    people: int
+    conversations: int
+    encodes: bool
+
+    @property
+    def name(self) -> str:
+        people = {1: "one person", 2: "both people"}[self.people]
+        return people if self.conversations == 1 else f"{self.conversations} x {people}"
+
+    @property
+    def audio(self) -> str:
+        return "encoded" if self.encodes else "features given"
+
+
+def cases(batch: int) -> list[Case]:
+    """One person, both people, and both people of `batch` conversations; each with and without the audio encoder."""
+    sizes = [(1, 1), (2, 1)] + ([(2, batch)] if batch > 1 else [])
+    return [Case(people, conversations, encodes) for encodes in (True, False) for people, conversations in sizes]
+
+
+def bench_decode(
+    config: ModelConfig,
+    params: Mapping[str, np.ndarray],
+    measured: Sequence[Case],
+    *,
+    dtype: str,
+    against_torch: bool,
+    rounds: int,
+    latencies: int,
+    peak: float,
+) -> list[dict[str, Any]]:
+    """The figures of every case, in order, of a dialogue with these sizes and parameters.
+
+    Guidance is on (cfg 1.5, tau 1), audio is noise. The twin decodes one person at a time, nothing cached, the audio
+    encoded anew for each: the release's way. Up to `latencies` chunks are waited for one by one; `peak` is the device's
+    FLOP/s.
+    """
+    twin = twin_of(config, params).eval() if against_torch else None
+    graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
+    model = merge(graphdef, {path: jnp.asarray(value) for path, value in params.items()})
+    rows = []
+    for case in measured:
+        log.info("%s, audio %s, %s", case.name, case.audio, dtype)
+        ours = OurDecode(model, case, dtype)
+        contenders = {"ours": ours.run}
+        if twin is not None and case.conversations == 1:
+            contenders["torch"] = torch_decode(twin, case, np.asarray(ours.audio[0]))
+            contenders["torch"](1)
+        first = [seconds_of(ours.first_chunk) for _ in range(FIRST_TRIES)]
+        waits = wait_for_each(ours.run, latencies)
+        seconds = interleaved(contenders, rounds)
+        profile = scope_seconds(ours.compiled, partial(ours.run, 1), DECODE_PARTS)
+        rows.append(
+            describe(case, dtype, ours, seconds, peak)
+            | {
+                "first_frame_s": statistics.median(first),
+                "chunk_p50_s": float(np.percentile(waits, 50)),
+                "chunk_p95_s": float(np.percentile(waits, 95)),
+                "waits_s": waits,
+                "profile": {name: shares(values) for name, values in profile.items() if name != "phase"},
+            }
+        )
+        del ours, contenders
+        gc.collect()
+    return rows
+
+
+class OurDecode:
+    """The decode program of a case, compiled, with inputs: noise as audio, no style, no previous motion."""
+
+    def __init__(self, model: UniLS, case: Case, dtype: str):
+        slots, people = case.conversations, case.people
+        self.program = make_program(model, slots=slots, people=people, dtype=dtype)
+        self.audio = np.random.default_rng(0).standard_normal((slots, 2, WINDOW_SAMPLES), np.float32) / 10
+        self.sound: Any = self.audio if case.encodes else jax.block_until_ready(self.program.encode(self.audio))
+        self.controls: Controls = make_controls([Sampling()] * slots, range(slots), [0] * slots)
+        self.clips = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32)
+        zero = self._features()
+        self.free = jnp.array(zero)
+        arguments = (self.sound, zero, jnp.array(zero), self.free, self.controls)
+        self.work: Work = count(self.program.chunk, *arguments)
+        lowered = self.program.lower(*arguments)
+        started = time.perf_counter()
+        self.compiled = lowered.compile()
+        self.compile_s = time.perf_counter() - started
+        self.memory = program_bytes(self.compiled)
+        self.style, self.prev = zero, jnp.array(zero)
+        self.run(1)
+        self.memory["peak"] = peak_bytes()
+
+    def _features(self) -> jax.Array:
+        features = self.program.features(self.clips)
+        return jnp.tile(features[None], (self.program.slots, 1, 1, 1))
+
+    def run(self, chunks: int) -> None:
+        """Chunk after chunk, each the previous motion of the next; returns when the last one's motion is there."""
+        for _ in range(chunks):
+            chunk, self.prev = self.program.chunk(self.sound, self.style, self.prev, self.free, self.controls)
+        chunk.motion.block_until_ready()
+
+    def first_chunk(self) -> np.ndarray:
+        """What a new conversation waits for, its first window heard: clips to features, chunk, motion to the host."""
+        style, prev = self._features(), self._features()
+        return np.asarray(self.program.chunk(self.sound, style, prev, self.free, self.controls)[0].motion)
+
+
+def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], None]:
+    """The twin on one conversation's window `audio [2, N]`, each person apart as the release's inference does it."""
+    import torch
+
+    from unils_jax.torch_runs import decode
+
+    class Given(torch.nn.Module):
+        """In place of the audio encoder: its features, in the first person's order whoever listens."""
+
+        def __init__(self, features: torch.Tensor):
+            super().__init__()
+            self.features = features
+
+        def forward(self, audio: torch.Tensor) -> torch.Tensor:
+            return self.features
+
+    device = next(twin.parameters()).device
+    tracks = torch.tensor(audio, device=device)
+    encoder = twin.audio_encoder
+    with torch.no_grad():
+        given = encoder if case.encodes else Given(encoder(tracks))
+
+    def run(chunks: int) -> None:
+        twin.audio_encoder = given
+        for _ in range(chunks):
+            for person in range(case.people):
+                decode(twin, tracks if person == 0 else tracks.flip(0))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        twin.audio_encoder = encoder
+
+    return run
+
+
+def wait_for_each(run: Callable[[int], None], most: int) -> list[float]:
+    """Seconds of `most` chunks waited for one by one; of fewer, at least three, where they last beyond WAITING_S."""
+    waits: list[float] = []
+    while len(waits) < min(most, 3) or (len(waits) < most and sum(waits) < WAITING_S):
+        waits.append(seconds_of(run, 1))
+    return waits
+
+
+def describe(
+    case: Case, dtype: str, ours: OurDecode, seconds: Mapping[str, Sequence[float]], peak: float
+) -> dict[str, Any]:
+    """The figures that follow from the seconds a chunk took in the rounds."""
+    chunk_s, frames = statistics.median(seconds["ours"]), case.people * case.conversations * WINDOW_FRAMES
+    figures = {
+        "case": case.name,
+        "audio": case.audio,
+        "dtype": dtype,
+        "frames_per_s": frames / chunk_s,
+        "times_real_time": CHUNK_S * case.conversations / chunk_s,
+        "chunk_flops": ours.work.total,
+        "share_of_peak": ours.work.total / chunk_s / peak,
+        "compile_s": ours.compile_s,
+        "memory_bytes": ours.memory,
+        "seconds": {name: list(values) for name, values in seconds.items()},
+    }
+    if "torch" in seconds:
+        figures["torch_frames_per_s"] = frames / statistics.median(seconds["torch"])
+        figures["times_torch"] = ratio(seconds, "ours", "torch")
+    return figures
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The README's table of a result of `unils bench decode`."""
+    rows = []
+    for row in result["cases"]:
+        cells = {
+            "decoded at a time": row["case"],
+            "audio": row["audio"],
+            "dtype": row["dtype"],
+            "frames/s": row["frames_per_s"],
+            "x real time": row["times_real_time"],
+            "first frame ms after its 4 s": 1000 * row["first_frame_s"],
+            "chunk p50 / p95 ms": f"{1000 * row['chunk_p50_s']:,.0f} / {1000 * row['chunk_p95_s']:,.0f}",
+            "GFLOP/chunk": row["chunk_flops"] / 1e9,
+            "share of peak": f"{row['share_of_peak']:.0%}",
+            "program GB": sum(v for name, v in row["memory_bytes"].items() if name != "peak") / 1e9,
+            "compile s": row["compile_s"],
+        }
+        if result["against"]:
+            cells |= {"torch frames/s": row.get("torch_frames_per_s"), "x torch": row.get("times_torch")}
+        rows.append(cells)
+    profiles = [f"{row['case']}, {row['audio']}: {shares_line(row['profile'])}" for row in result["cases"]]
+    return "\n\n".join([markdown(rows), *profiles])

@@ -1,0 +1,253 @@
+"""Training steps per second of a stage, beside the PyTorch twin's, and what bounds them."""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
+from unils_jax.bench_trace import TRAIN_PARTS, scope_seconds, shares, shares_line
+from unils_jax.flops import Work, count
+from unils_jax.models.unils import UniLS
+from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.nn.params import abstract
+from unils_jax.stages import STAGES, Objective
+from unils_jax.train.config import RunConfig
+from unils_jax.train.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
+from unils_jax.train.step import hold_frozen, init_state, make_train_step
+
+log = logging.getLogger(__name__)
+
+ENCODER = "wav2vec2"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A training step compiled for a batch: the program, the mesh it is for (None: one device), its work, and the
+    seconds it took to compile."""
+
+    program: jax.stages.Compiled
+    mesh: Mesh | None
+    work: Work
+    seconds: float
+
+
+def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of smooth random motion and, for pairs, noise as audio: what a step is handed."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, shape in batch_shapes(config).items():
+        draws = rng.standard_normal(shape.shape, np.float32)
+        batch[name] = draws if name == "audio" else 0.3 * draws.cumsum(-2, dtype=np.float32)
+    return batch
+
+
+def batch_shapes(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of the config's stage and size."""
+    pairs = STAGES[config.stage].windows == "pair"
+    lead = (config.data.batch_size, 2) if pairs else (config.data.batch_size,)
+    clip = jax.ShapeDtypeStruct((*lead, WINDOW_FRAMES, MOTION_DIM), jnp.float32)
+    shapes = {name: clip for name in ("motion", "prev", "style")}
+    if pairs:
+        shapes["audio"] = jax.ShapeDtypeStruct((*lead, WINDOW_SAMPLES), jnp.float32)
+    return shapes
+
+
+def compile_step(config: RunConfig, objective: Objective) -> Compiled:
+    """Traces and compiles the step from shapes alone, no weight is allocated; on the config's mesh where there are
+    several devices."""
+    stage, train = STAGES[config.stage], config.train
+    mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
+    graphdef, shapes = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
+    trainable, frozen = stage.split(shapes)
+    frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
+    state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
+    arguments = (state, frozen, batch_shapes(config), jax.eval_shape(lambda: jax.random.key(0)))
+    if mesh is not None:
+        lie = (shardings(mesh, state), shardings(mesh, frozen), batch_sharding(mesh), replicated(mesh))
+        arguments = tuple(map(_placed, arguments, lie))
+    step = make_train_step(
+        stage, graphdef, objective, config.optimizer, accumulate_steps=train.accumulate_steps, mesh=mesh
+    )
+    work = count(step, *arguments)
+    lowered = step.lower(*arguments)
+    log.info("compiling the %s step, batch %d", config.stage, config.data.batch_size)
+    started = time.perf_counter()
+    program = lowered.compile()
+    return Compiled(program, mesh, work, time.perf_counter() - started)
+
+
+def _placed(shapes: Any, lie: Any) -> Any:
+    """Shapes that say where they lie: a tree of shardings like theirs, or one sharding for all."""
+    if isinstance(lie, jax.sharding.Sharding):
+        lie = jax.tree.map(lambda _: lie, shapes)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, lie)
+
+
+def bench_train(
+    config: RunConfig, objective: Objective, *, against_torch: bool, rounds: int, peak: float
+) -> dict[str, Any]:
+    """One stage's figures. `peak` is the FLOP/s of all devices in matrix products, what utilisation is a share of.
+
+    Weights and batch are random, noise and dropout are drawn as in training. Raises UserError where the twin is
+    wanted and cannot be had.
+    """
+    compiled = compile_step(config, objective)
+    _, params = random_params(config.model)
+    batch = random_batch(config)
+    contenders = {"ours": our_steps(config, compiled, params, batch)}
+    contenders["ours"](1)
+    peak_memory = peak_bytes()
+    if against_torch:
+        contenders["torch"] = torch_steps(config, objective, params, batch)
+        contenders["torch"](1)
+    log.info("measuring")
+    seconds = interleaved(contenders, rounds)
+    profile = scope_seconds(compiled.program, partial(contenders["ours"], 1), TRAIN_PARTS)
+    return {
+        **described(config, objective, compiled),
+        **speeds(config, compiled.work, seconds, peak),
+        "peak_bytes": peak_memory,
+        "profile": {name: shares(values) for name, values in profile.items()},
+    }
+
+
+def bench_aot(config: RunConfig, objective: Objective) -> dict[str, Any]:
+    """Memory and work of the compiled step, from shapes alone: nothing of the model's size is allocated or run."""
+    return described(config, objective, compile_step(config, objective))
+
+
+def described(config: RunConfig, objective: Objective, compiled: Compiled) -> dict[str, Any]:
+    """What is known of a step without running it."""
+    memory = program_bytes(compiled.program)
+    return {
+        "stage": config.stage,
+        "batch_size": config.data.batch_size,
+        "train": asdict(config.train),
+        "mesh": None if compiled.mesh is None else dict(compiled.mesh.shape),
+        "head": "none" if objective.head is None else objective.head.name,
+        "compile_s": compiled.seconds,
+        "step_flops": compiled.work.model,
+        "encoder_flops": compiled.work.within(ENCODER),
+        "backward_flops": compiled.work.backward,
+        "recomputed_flops": compiled.work.recomputed,
+        "memory_bytes": memory,
+        "program_bytes": sum(memory.values()),
+    }
+
+
+def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], peak: float) -> dict[str, Any]:
+    """What follows from the seconds a step took in every round.
+
+    Utilisation is `work.model`, all products of the step's jaxpr but those that rematerialisation repeats (forward of
+    everything, the frozen audio encoder once a track, backward of what leads to a trained parameter), by the measured
+    peak; `without_encoder` leaves the encoder's products out and its time in.
+    """
+    people = config.data.batch_size * (2 if STAGES[config.stage].windows == "pair" else 1)
+    step_s = statistics.median(seconds["ours"])
+    figures = {
+        "steps_per_s": 1 / step_s,
+        "frames_per_s": people * WINDOW_FRAMES / step_s,
+        "utilisation": work.model / step_s / peak,
+        "utilisation_without_encoder": (work.model - work.within(ENCODER)) / step_s / peak,
+        "seconds": {name: list(values) for name, values in seconds.items()},
+    }
+    if "torch" in seconds:
+        figures["torch_steps_per_s"] = 1 / statistics.median(seconds["torch"])
+        figures["times_torch"] = ratio(seconds, "ours", "torch")
+    return figures
+
+
+def our_steps(
+    config: RunConfig, compiled: Compiled, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
+) -> Callable[[int], None]:
+    """Runs n of our steps, one after the other, and waits for the last."""
+    trainable, frozen = STAGES[config.stage].split(dict(params))
+    frozen = hold_frozen(frozen, jnp.dtype(config.train.compute_dtype))
+    key, mesh = jax.random.key(0), compiled.mesh
+    if mesh is None:
+        state = init_state(trainable, config.optimizer)
+        frozen, batch = jax.device_put((frozen, dict(batch)))
+    else:
+        state = init_state(place(mesh, trainable), config.optimizer, mesh=mesh)
+        frozen, batch, key = place(mesh, frozen), global_batch(mesh, batch), jax.device_put(key, replicated(mesh))
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, _ = compiled.program(state, frozen, batch, key)
+        jax.block_until_ready(state)
+
+    return run
+
+
+def torch_steps(
+    config: RunConfig, objective: Objective, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
+) -> Callable[[int], None]:
+    """Runs n of the twin's steps, its attention PyTorch's default: noise, gradient, clipping, AdamW, average."""
+    twin = twin_of(config.model, params).train()
+    import torch
+
+    from unils_jax.torch_runs import draw_noise, make_optimizer, train_step, update_ema
+
+    device = next(twin.parameters()).device
+    tensors = {name: torch.tensor(value, device=device) for name, value in batch.items()}
+    optimizer, schedule = make_optimizer(twin, config.num_steps)
+    ema = [p.detach().clone() for p in twin.parameters() if p.requires_grad]
+    people = tensors["motion"].shape[:-2].numel()
+    loss = twin_loss(twin, objective)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            noise = None if config.stage == "codec" else draw_noise(twin, people)
+            train_step(twin, optimizer, schedule, loss(tensors, noise))
+            update_ema(ema, twin, config.optimizer.ema_decay)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def twin_loss(twin: Any, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
+    """`loss(batch of tensors, noise or None)`, what the twin's stage minimises under the objective."""
+    if hasattr(twin, "teacher_forced"):
+        return twin.loss
+    from unils_jax.torch_head import Head
+
+    head = objective.head and Head(objective.head, twin.motion_mean.device)
+    lips = head and head.lips
+    return lambda batch, noise: sum(twin.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The README's table of a result of `unils bench train`."""
+    rows = []
+    for row in result["stages"]:
+        work = row["step_flops"]
+        cells = {
+            "stage": row["stage"],
+            "batch": row["batch_size"],
+            "compute": row["train"]["compute_dtype"],
+            "GFLOP/step": work / 1e9,
+            "of it encoder": f"{row['encoder_flops'] / work:.0%}",
+        }
+        if "steps_per_s" in row:
+            cells |= {
+                "steps/s": row["steps_per_s"],
+                "frames/s": row["frames_per_s"],
+                "utilisation": f"{row['utilisation']:.1%}",
+            }
+        cells |= {"program GB": row["program_bytes"] / 1e9, "compile s": row["compile_s"]}
+        if result["against"]:
+            cells |= {"torch steps/s": row["torch_steps_per_s"], "x torch": row["times_torch"]}
+        rows.append(cells)
+    profiles = [f"{row['stage']}: {shares_line(row['profile'])}" for row in result["stages"] if "profile" in row]
+    return "\n\n".join([markdown(rows), *profiles])

@@ -1,0 +1,76 @@
+"""`unils bench gpu-smoke`: the way from data to motion once through, on a GPU, in minutes."""
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NUM_STEPS = 3
+STAGES = ("codec", "prior", "dialogue")
+
+
+def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu: bool = False) -> str:
+    """Makes data, trains every stage three steps from the checkpoint of the one before, decodes from the last.
+
+    `configs` are by stage (default: the smoke configs). Returns one line that says what ran, where and how long. Raises
+    UserError where there is no GPU and where `out` holds anything; RuntimeError where a result is not finite.
+    """
+    import jax
+    import numpy as np
+
+    from unils_jax.commands.train import train_stage
+    from unils_jax.config import load_config
+    from unils_jax.decode import decode
+    from unils_jax.errors import UserError
+    from unils_jax.load import load
+
+    started = time.perf_counter()
+    device = find_device(allow_cpu)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty, and a smoke test starts from nothing; remove it or name another --out")
+    make_data(out / "data")
+    losses, parent = {}, None
+    for stage in STAGES:
+        config = configs[stage] if configs else load_config(f"smoke_{stage}")
+        config.update({"num_steps": NUM_STEPS, "log_every": 1, "eval_batches": 1, "checkpoint_every": NUM_STEPS})
+        config.data.update({"store": str(out / "data"), "num_workers": 0})
+        metrics = train_stage(config.to_dict(), out / stage, parent)
+        losses[stage], parent = metrics["train/loss"], str(out / stage)
+    model = load(out / "dialogue").model
+    motion = decode(model, *np.random.default_rng(0).standard_normal((2, 80_000), np.float32) / 10)
+    broken = [name for name, loss in losses.items() if not np.isfinite(loss)]
+    broken += [] if np.isfinite(motion).all() else ["decode"]
+    if broken:
+        raise RuntimeError(f"not finite on {device.device_kind} with jax {jax.__version__}: {', '.join(broken)}")
+    told = ", ".join(f"{name} loss {loss:.3f}" for name, loss in losses.items())
+    shape = " x ".join(map(str, motion.shape))
+    return f"gpu-smoke passed on {device.device_kind} in {time.perf_counter() - started:.0f} s: {told}, motion {shape}"
+
+
+def find_device(allow_cpu: bool) -> Any:
+    """The first device. Raises UserError, saying what to do, where it is a CPU and that is not allowed."""
+    import jax
+
+    from unils_jax.errors import UserError
+
+    try:
+        device = jax.devices()[0]
+    except RuntimeError as error:  # JAX_PLATFORMS names one that is not there, or the driver does not fit
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"JAX finds no device ({text}); check the driver, or unset JAX_PLATFORMS") from None
+    if device.platform == "cpu" and not allow_cpu:
+        raise UserError(
+            "JAX sees no GPU, only a CPU; on a machine with one check `nvidia-smi` and install JAX for CUDA with "
+            "`pip install 'unils-jax[cuda]'`, or run on the CPU with --allow_cpu"
+        )
+    return device
+
+
+def make_data(path: Path) -> None:
+    """A store of a few seconds of conversation, through the very command a user would give."""
+    from unils_jax.commands import data
+
+    parser = argparse.ArgumentParser()
+    data.add_arguments(parser)
+    data.run(parser.parse_args(["synth", "--out", str(path), "--conversations", "3", "--minutes", "0.2"]))

@@ -1,0 +1,373 @@
+"""The decode program: one chunk of 100 frames for a fixed number of slots, everything within it in one jit.
+
+A slot holds a conversation of one or two people. The audio encoder runs once a track for all people; prefix, finished
+scales and audio keys are cached (`models/cached_prior.py`); what a model makes of zero audio and zero motion is
+computed once per model; the chunk's motion is encoded on the device for the chunk that follows. Source: the paper's
+section on inference and the release's inference code, which caches nothing.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float
+
+from unils_jax.errors import UserError
+from unils_jax.models.cached_prior import begin, extend, hear, silent_constants
+from unils_jax.models.prior import MotionPrior
+from unils_jax.models.quantizer import Scales, area_pool, scale_slices, to_codes, upsample
+from unils_jax.models.unils import UniLS
+from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
+from unils_jax.nn.block import Heard
+from unils_jax.nn.params import Params, merge, split
+from unils_jax.nn.stack import Compute
+
+DTYPES = ("float32", "bfloat16")
+
+# (tokens of a scale, their logits [B, n, C, 2] in all branches) -> bits [R, n, C], and the logits that chose them.
+Choose = Callable[[slice, Array], tuple[Array, Array]]
+
+
+# What a program takes: an array, or the placeholder that JAX puts in its place when the program is lowered.
+Input = Array | np.ndarray | jax.stages.ArgInfo
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How bits are chosen: temperature (0 is greedy), guidance (<= 1 is the conditional branch alone), nucleus."""
+
+    tau: float = 1.0
+    cfg: float = 1.5
+    top_p: float = 0.97
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.tau < math.inf:
+            problems.append(f"tau must be 0 (greedy) or positive, got {self.tau}")
+        if not 0 <= self.cfg < math.inf:
+            problems.append(f"cfg must be 0 or positive, got {self.cfg}")
+        if not 0.5 <= self.top_p <= 1:
+            problems.append(f"top_p must be from 0.5 to 1, got {self.top_p}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What each slot samples by, [S] each: `tau`, `cfg` and `rare` (1 - top_p) float32, `seed` and the conversation's
+    `index` of the chunk uint32."""
+
+    tau: Input
+    cfg: Input
+    rare: Input
+    seed: Input
+    index: Input
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """100 decoded frames: `motion [S, P, 100, 108]`, the `bits [S, P, L, C]` it was made of, and the `logits
+    [S, P, L, C, 2]` (after temperature and guidance) that chose them."""
+
+    motion: Array
+    bits: Array
+    logits: Array
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a model makes of nothing: `features [T, C]` of zero motion, and `silent [Z, 2, D]`, what each block's
+    cross-attentions add where all audio features are zero (None without audio)."""
+
+    features: Input
+    silent: Input | None
+
+
+jax.tree_util.register_dataclass(Controls, ["tau", "cfg", "rare", "seed", "index"], [])
+jax.tree_util.register_dataclass(Chunk, ["motion", "bits", "logits"], [])
+jax.tree_util.register_dataclass(Constants, ["features", "silent"], [])
+
+
+def make_controls(samplings: Sequence[Sampling], seeds: Sequence[int], indices: Sequence[int]) -> Controls:
+    """The controls of as many slots as samplings."""
+    values = [(s.tau, s.cfg, 1 - s.top_p) for s in samplings]
+    tau, cfg, rare = np.array(values, np.float64).T.astype(np.float32)
+    return Controls(tau, cfg, rare, np.array(seeds, np.uint32), np.array(indices, np.uint32))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model made ready to decode `slots` conversations of `people` at a time; make it with `make_program`.
+
+    Not `guided`, it computes the conditional branch alone. `dtype` is that of prior and audio encoder; the codec (whose
+    signs are bits), norms, softmax, logits and sampling stay float32. Over the devices of `mesh` the slots are shared
+    out, parameters copied. At one shape a slot's result depends on neither its number nor its neighbours, not in a bit.
+    """
+
+    graphdef: nnx.GraphDef
+    params: Params
+    constants: Constants
+    scales: Scales
+    slots: int
+    people: int
+    guided: bool
+    dtype: str
+    mesh: Mesh | None
+
+    @property
+    def hears(self) -> bool:
+        """Whether chunks are decoded from audio."""
+        return self.constants.silent is not None
+
+    def features(self, clips: Float[np.ndarray, "P 100 108"]) -> Float[Array, "P 100 C"]:
+        """Motion of a slot's people as style and previous motion condition on it."""
+        return _features(self.graphdef, self.params, clips)
+
+    def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S 2 A E"]:
+        """Audio features of one window of both tracks, for `chunk`."""
+        return _encode(self.graphdef, self.params, self._place(audio), dtype=self.dtype, mesh=self.mesh)
+
+    def chunk(
+        self,
+        sound: Array | np.ndarray | None,
+        style: Float[Array, "S P 100 C"],
+        prev: Float[Array, "S P 100 C"],
+        free_prev: Float[Array, "S P 100 C"],
+        controls: Controls,
+        bits: Bool[Array, "S P L C"] | None = None,
+    ) -> tuple[Chunk, Float[Array, "S P 100 C"]]:
+        """Decodes a chunk; also the features of its motion, the previous motion of the next chunk in both branches.
+
+        With `bits` none are chosen: the logits are those of a teacher's.
+
+        `sound` is audio [S, 2, 64000] at 16 kHz, own track first, or `encode`'s features of it, or None for a prior.
+        `style`, `prev` and `free_prev` (previous motion of the unconditional branch) are `features`; `prev` is donated.
+        """
+        inputs = self._place((sound, style, prev, free_prev, controls, bits))
+        settings = {"guided": self.guided, "dtype": self.dtype, "mesh": self.mesh}
+        return _chunk(self.graphdef, self.params, self.constants, *inputs, **settings)
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """What `chunk` would run for such arguments, lowered: to compile apart, for its memory and its time."""
+        settings = {"guided": self.guided, "dtype": self.dtype, "mesh": self.mesh}
+        return _chunk.lower(self.graphdef, self.params, self.constants, *self._place(arguments), **settings)
+
+    def _place(self, tree):
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("slot")))
+
+
+def make_program(
+    model: UniLS,
+    *,
+    slots: int = 1,
+    people: int = 1,
+    guided: bool = True,
+    dtype: str = "float32",
+    devices: Sequence[jax.Device] | None = None,
+) -> Program:
+    """Raises UserError where the model has no prior, or slots, people, dtype or devices do not fit."""
+    problems = []
+    if model.prior is None:
+        problems.append("a codec does not decode; give a prior or a dialogue")
+    if slots < 1 or people < 1 or (model.audio_encoder is not None and people > 2):
+        problems.append(f"slots and people must be at least 1, people of a dialogue at most 2, got {slots}, {people}")
+    if dtype not in DTYPES:
+        problems.append(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+    if devices is not None and slots % len(devices):
+        problems.append(f"slots must be a multiple of the {len(devices)} devices, got {slots}")
+    if problems:
+        raise UserError("; ".join(problems))
+    graphdef, params = split(model)
+    params = {path: value.astype(dtype) if _is_cast(path) else value for path, value in params.items()}
+    constants = _constants(graphdef, params, dtype=dtype)
+    mesh = None if devices is None else Mesh(np.array(devices), ("slot",))
+    if mesh is not None:
+        params, constants = jax.device_put((params, constants), NamedSharding(mesh, PartitionSpec()))
+    return Program(graphdef, params, constants, model.codec.scales, slots, people, guided, dtype, mesh)
+
+
+def _is_cast(path: str) -> bool:
+    """Whether a parameter is held in the compute dtype: the products' weights outside codec and head."""
+    inside = path.startswith(("audio_encoder/", "prior/blocks/", "prior/token_embed/"))
+    return inside and "norm" not in path and path.endswith(("/kernel", "/bias", "/lora_a", "/lora_b"))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constants:
+    model: UniLS = merge(graphdef, params)
+    features = model.codec.features(jnp.zeros((1, WINDOW_FRAMES, MOTION_DIM)))[0]
+    return Constants(features, silent_constants(model.prior, dtype) if model.prior.has_audio else None)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _features(graphdef: nnx.GraphDef, params: Params, clips: Array) -> Array:
+    return merge(graphdef, params).codec.features(jnp.asarray(clips))
+
+
+def _by_slot(function: Callable, mesh: Mesh | None, num_shared: int, num_slotted: int) -> Callable:
+    """`function` of shared and then of slotted arguments, on every device for the slots that it holds."""
+    if mesh is None:
+        return function
+    specs = (PartitionSpec(),) * num_shared + (PartitionSpec("slot"),) * num_slotted
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("slot"), check_vma=False)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "dtype", "mesh"))
+def _encode(graphdef: nnx.GraphDef, params: Params, audio: Array, *, dtype: str, mesh: Mesh | None) -> Array:
+    run = _by_slot(lambda params, audio: encode_tracks(merge(graphdef, params), audio, dtype), mesh, 1, 1)
+    return run(params, audio)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "guided", "dtype", "mesh"), donate_argnames="prev")
+def _chunk(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    constants: Constants,
+    sound: Array | None,
+    style: Array,
+    prev: Array,
+    free_prev: Array,
+    controls: Controls,
+    bits: Array | None = None,
+    *,
+    guided: bool,
+    dtype: str,
+    mesh: Mesh | None,
+) -> tuple[Chunk, Array]:
+    def run(params: Params, constants: Constants, *slotted) -> tuple[Chunk, Array]:
+        return decode_chunk(merge(graphdef, params), constants, *slotted, guided=guided, dtype=dtype)
+
+    return _by_slot(run, mesh, 2, 6)(params, constants, sound, style, prev, free_prev, controls, bits)
+
+
+def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], dtype: str) -> Float[Array, "S 2 A E"]:
+    """Features of both tracks, each encoded once."""
+    compute = Compute(dtype=jnp.dtype(dtype))
+    features = model.audio_encoder(jnp.asarray(audio).reshape(-1, audio.shape[-1]), compute)
+    return features.reshape(*audio.shape[:2], *features.shape[1:])
+
+
+def decode_chunk(
+    model: UniLS,
+    constants: Constants,
+    sound: Float[Array, "S 2 N"] | Float[Array, "S 2 A E"] | None,
+    style: Float[Array, "S P T C"],
+    prev: Float[Array, "S P T C"],
+    free_prev: Float[Array, "S P T C"],
+    controls: Controls,
+    bits: Bool[Array, "S P L C"] | None = None,
+    *,
+    guided: bool,
+    dtype: str,
+) -> tuple[Chunk, Float[Array, "S P T C"]]:
+    """The whole of a chunk; see `Program.chunk`."""
+    by_slot = style.shape[:2]
+    heard = listen(model, constants, sound, by_slot[1], dtype)
+    style, prev, free_prev = (x.reshape(-1, *x.shape[2:]) for x in (style, prev, free_prev))
+    if guided:
+        # Rows of the unconditional branch follow those of the conditional one.
+        style = jnp.concatenate([style, jnp.broadcast_to(constants.features, style.shape)])
+        prev = jnp.concatenate([prev, free_prev])
+
+    drawn = uniforms(controls, by_slot[1], (sum(model.prior.scales), model.prior.code_dim))
+
+    def choose(tokens: slice, logits: Array) -> tuple[Array, Array]:
+        chosen, logits = choose_bits(logits, drawn[:, tokens], controls, by_slot)
+        return (chosen if bits is None else bits.reshape(-1, *bits.shape[2:])[:, tokens]), logits
+
+    taken, logits, features = sample_scales(model.prior, style.astype(dtype), prev.astype(dtype), heard, choose)
+    motion = model.codec.decode(features)
+    after = model.codec.features(motion)
+    chunk = Chunk(*(x.reshape(*by_slot, *x.shape[1:]) for x in (motion, taken, logits)))
+    return chunk, after.reshape(*by_slot, *after.shape[1:])
+
+
+def listen(model: UniLS, constants: Constants, sound: Array | None, people: int, dtype: str) -> Sequence[Heard | None]:
+    """Per block what the people of all slots need of the audio: keys and values of own and other track."""
+    if sound is None:
+        return [None] * len(model.prior.blocks)
+    tracks = encode_tracks(model, sound, dtype) if sound.ndim == 3 else sound
+    own, other = tracks[:, :people], tracks[:, ::-1][:, :people]
+    own, other = (x.reshape(-1, *x.shape[2:]) for x in (own, other))
+    return hear(model.prior, own, other, constants.silent)
+
+
+def sample_scales(
+    prior: MotionPrior,
+    style: Float[Array, "B T C"],
+    prev: Float[Array, "B T C"],
+    heard: Sequence[Heard | None],
+    choose: Choose,
+) -> tuple[Bool[Array, "R L C"], Float[Array, "R L C 2"], Float[Array, "R T C"]]:
+    """Bits, the logits that chose them and the full feature, scale by scale.
+
+    The batch may hold several branches of R rows one after the other; all of them read the same bits.
+    """
+    frames, features = prior.scales[-1], None
+    all_bits, chosen_by = [], []
+    for scale, (num_tokens, tokens) in enumerate(zip(prior.scales, scale_slices(prior.scales), strict=True)):
+        with jax.named_scope(f"scale_{num_tokens}"):
+            if features is None:
+                scale_logits, cache = begin(prior, style, prev, heard)
+            else:
+                inputs = jnp.tile(area_pool(features, num_tokens), (style.shape[0] // features.shape[0], 1, 1))
+                scale_logits, cache = extend(prior, inputs.astype(style.dtype), scale, heard, cache)
+            bits, logits = choose(tokens, scale_logits)
+            upsampled = upsample(to_codes(bits), frames)
+            features = upsampled if features is None else features + upsampled
+            all_bits.append(bits)
+            chosen_by.append(logits)
+    return jnp.concatenate(all_bits, axis=1), jnp.concatenate(chosen_by, axis=1), features
+
+
+def choose_bits(
+    logits: Float[Array, "B n C 2"], drawn: Float[Array, "R n C"], controls: Controls, by_slot: tuple[int, int]
+) -> tuple[Bool[Array, "R n C"], Float[Array, "R n C 2"]]:
+    """Temperature, guidance where there are two branches, nucleus; `drawn` decides. Each by its slot's controls."""
+    slots, people = by_slot
+
+    def of_rows(values: Array) -> Array:
+        return jnp.repeat(jnp.asarray(values), people).reshape(-1, 1, 1)
+
+    tau = of_rows(controls.tau)
+    greedy = tau == 0
+    logits = (
+        logits
+        / jnp.tile(jnp.where(greedy, jnp.ones_like(tau), tau), (logits.shape[0] // tau.shape[0], 1, 1))[..., None]
+    )
+    if logits.shape[0] > slots * people:
+        conditional, free = jnp.split(logits, 2)
+        cfg = of_rows(controls.cfg)[..., None]
+        logits = jnp.where(cfg > 1, cfg * conditional + (1 - cfg) * free, conditional)
+    probability = nucleus_probability(logits, of_rows(controls.rare))
+    return jnp.where(greedy, logits[..., 1] > logits[..., 0], drawn < probability), logits
+
+
+def uniforms(controls: Controls, people: int, shape: tuple[int, int]) -> Float[Array, "R L C"]:
+    """A number in [0, 1) for every bit of every person.
+
+    It depends on the conversation's seed, the chunk's index, the person and the bit alone.
+    """
+
+    def of_person(seed: Array, index: Array, person: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), person)
+        return jax.random.uniform(key, shape)
+
+    slots, seeds, indices = len(controls.seed), jnp.asarray(controls.seed), jnp.asarray(controls.index)
+    each = jnp.tile(jnp.arange(people), slots)
+    return jax.vmap(of_person)(jnp.repeat(seeds, people), jnp.repeat(indices, people), each)
+
+
+def nucleus_probability(logits: Float[Array, "*B 2"], rare: float | Array) -> Float[Array, "*B"]:
+    """The probability of bit 1 after nucleus filtering: an outcome of probability <= rare = 1 - top_p is dropped."""
+    p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+    rare = jnp.broadcast_to(jnp.asarray(rare, jnp.float32), p.shape)
+    return jnp.where(p <= rare, jnp.zeros_like(p), jnp.where(1 - p <= rare, jnp.ones_like(p), p))

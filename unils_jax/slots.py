@@ -1,0 +1,139 @@
+"""Who is where: conversations under way, their style and previous motion on the device, a chunk for many at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from unils_jax.decode_program import Chunk, Program, Sampling, make_controls
+from unils_jax.errors import UserError
+from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
+
+Clip = Float[np.ndarray, "P 100 108"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A conversation's next chunk: its row, both tracks of the window [2, 64000] (None for a prior), and the chunk's
+    index in the conversation."""
+
+    row: int
+    audio: np.ndarray | None
+    sampling: Sampling
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features [rows, P, T, C] of every conversation: style, previous motion, the unconditional branch's previous."""
+
+    style: Array
+    prev: Array
+    free_prev: Array
+
+
+jax.tree_util.register_dataclass(Rows, ["style", "prev", "free_prev"], [])
+
+
+class Slots:
+    """Up to `capacity` conversations, which may be more than the program has slots; they take turns.
+
+    A conversation keeps its row until it is released; which slot a turn gets is its place in `decode`'s list.
+    """
+
+    def __init__(self, program: Program, capacity: int):
+        self.program = program
+        self.capacity = capacity
+        self._free = list(range(capacity))[::-1]
+        zero = program.constants.features
+        # One row more, never written: what unused slots decode.
+        rows = jnp.broadcast_to(zero, (capacity + 1, program.people, *zero.shape))
+        self._rows = Rows(*(jnp.array(rows) for _ in range(3)))
+        self._zero = rows[0]
+
+    def admit(self, style: Clip | None = None, prev: Clip | None = None, free_prev: Clip | None = None) -> int:
+        """A row for a conversation that begins; clips that are not given are zero motion."""
+        row = self._free.pop()
+        self.restart(row, prev, free_prev)
+        self.set_style(row, style)
+        return row
+
+    def restart(self, row: int, prev: Clip | None = None, free_prev: Clip | None = None) -> None:
+        """Sets the previous motion of the chunk that follows, as at the beginning."""
+        prev, free_prev = self._features(prev), self._features(free_prev)
+        self._rows = _write(self._rows, np.array([row]), prev=prev[None], free_prev=free_prev[None])
+
+    def set_style(self, row: int, style: Clip | None) -> None:
+        """Sets the style of the chunks that follow."""
+        self._rows = _write(self._rows, np.array([row]), style=self._features(style)[None])
+
+    def release(self, row: int) -> None:
+        """Gives a finished conversation's row to the next one."""
+        self._free.append(row)
+
+    def decode(self, turns: Sequence[Turn], sound: Array | None = None) -> Chunk:
+        """Runs the program: turn i in slot i, unused slots on silence. The arrays stay on the device.
+
+        `sound` is `Program.encode` of the turns' `window`, where the encoder has run already.
+        """
+        padding = self.program.slots - len(turns)
+        controls = make_controls(
+            [turn.sampling for turn in turns] + [Sampling(tau=0.0)] * padding,
+            [turn.seed for turn in turns] + [0] * padding,
+            [turn.index for turn in turns] + [0] * padding,
+        )
+        rows = np.array([turn.row for turn in turns] + [self.capacity] * padding)
+        taken = _read(self._rows, rows)
+        sound = self.window(turns) if sound is None else sound
+        chunk, after = self.program.chunk(sound, taken.style, taken.prev, taken.free_prev, controls)
+        if self.program.mesh is not None:
+            after = jax.device_put(after, NamedSharding(self.program.mesh, PartitionSpec()))
+        # The unused slots' row is left as it is: a number beyond the last row is not written.
+        written = np.where(rows < self.capacity, rows, self.capacity + 1)
+        self._rows = _write(self._rows, written, prev=after, free_prev=after)
+        return chunk
+
+    def window(self, turns: Sequence[Turn]) -> np.ndarray | None:
+        """The audio [S, 2, 64000] of the turns, silence in unused slots; None for a prior."""
+        if turns[0].audio is None:
+            return None
+        window = np.zeros((self.program.slots, 2, WINDOW_SAMPLES), np.float32)
+        for slot, turn in enumerate(turns):
+            window[slot] = turn.audio
+        return window
+
+    def _features(self, clip: Clip | None) -> Array:
+        return self._zero if clip is None else self.program.features(np.asarray(clip, np.float32))
+
+
+@jax.jit
+def _read(rows: Rows, index: Array) -> Rows:
+    return jax.tree.map(lambda x: x[index], rows)
+
+
+@partial(jax.jit, donate_argnames="rows")
+def _write(rows: Rows, index: Array, **values: Array) -> Rows:
+    written = {name: getattr(rows, name).at[index].set(value, mode="drop") for name, value in values.items()}
+    return Rows(**{"style": rows.style, "prev": rows.prev, "free_prev": rows.free_prev, **written})
+
+
+def clip_of(name: str, clip: np.ndarray | None, people: int) -> np.ndarray | None:
+    """A style or previous clip for everybody; one serves both. Raises UserError for other shapes."""
+    if clip is None:
+        return None
+    if clip.shape[0] not in (1, people) or clip.shape[1:] != (WINDOW_FRAMES, MOTION_DIM):
+        raise UserError(f"{name} must be [1 or {people}, {WINDOW_FRAMES}, {MOTION_DIM}], got {list(clip.shape)}")
+    return np.broadcast_to(clip, (people, *clip.shape[1:])).astype(np.float32)
+
+
+def check_guidance(program: Program, sampling: Sampling) -> None:
+    """Raises UserError where guidance is asked of a program without the unconditional branch."""
+    if sampling.cfg > 1 and not program.guided:
+        raise UserError(f"cfg {sampling.cfg} needs both branches; make the program with guided=True")
