@@ -4,8 +4,10 @@ EXTRAS ?= dev,render
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
+# Tests run two at a time: BLAS threads of both on two cores wait for each other for minutes.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test slow lint format
+.PHONY: demo pretrained test slow lint format bench gpu-smoke viewer viewer-if-node
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -13,14 +15,35 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP)  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
+demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
 	$(BIN)/unils demo --out runs/demo
 
+# How many times as long as the demo's the packaged model is trained.
+TIMES ?= 1
+pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given: the demo's, trained longer, in float16
+	$(BIN)/unils demo --out runs/pretrained --times $(TIMES)
+	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/pretrained/model.safetensors --float16 \
+	  --license "Apache-2.0, as the code: it has seen synthetic conversations only"
+
+# Built in a copy, so that nothing of npm's stands among the sources.
+VIEWER := unils_jax/viewer
+viewer: $(VIEWER)/dist/viewer.js  ## the script of `unils view` from its TypeScript: Node 20.19 or newer
+
+$(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/*) $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts)
+	@command -v npm >/dev/null || { echo "make viewer needs Node 20.19 or newer with npm: https://nodejs.org" >&2; exit 1; }
+	rm -rf build/viewer/src && mkdir -p build/viewer $(@D)
+	cp -R $(VIEWER)/src $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts .npmrc) build/viewer
+	cd build/viewer && npm ci --no-audit --no-fund && npm run build
+	cp build/viewer/dist/* $(@D)
+
+viewer-if-node:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer || echo "no script, so no pages" >&2; fi
+
 test: $(STAMP)  ## the fast tests: under 8 minutes on two cores
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 slow: $(STAMP)  ## the tests that take minutes: under 25 minutes
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -31,3 +54,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench:  ## decode and training beside PyTorch, into runs/bench: a quarter of an hour on two cores
+	@$(MAKE) --no-print-directory EXTRAS=dev,torch $(VENV)/.installed-dev,torch
+	$(BIN)/unils bench decode --against torch --json runs/bench/decode.json
+	$(BIN)/unils bench train --config codec prior dialogue --batch_size 4 4 1 --against torch --json runs/bench/train.json
+
+gpu-smoke:  ## on a GPU machine: every stage three steps, one decode, one checkpoint; under 5 minutes
+	@test -e /dev/nvidiactl || { echo "make gpu-smoke: no NVIDIA GPU here (/dev/nvidiactl is missing); run it on a" \
+	  "machine with one, or try the same on this CPU: unils bench gpu-smoke --allow_cpu" >&2; exit 1; }
+	@$(MAKE) --no-print-directory EXTRAS=dev,cuda $(VENV)/.installed-dev,cuda
+	$(BIN)/unils bench gpu-smoke

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_runs import release, tiny_runs, tiny_store  # noqa: F401 (fixtures)
+from tiny_runs import compile_cache, release, tiny_runs, tiny_store, unoptimised  # noqa: F401 (fixtures)
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from unils_jax.audio import frame_loudness, read_audio, resample, write_wav
+from data_pipelines.conversation import SynthConfig
+from data_pipelines.synthetic import make_conversation
+from unils_jax.audio import frame_loudness, read_audio, resample, speaking_frames, write_wav
 from unils_jax.errors import UserError
+from unils_jax.motion import SAMPLE_RATE
 
 
 def tone(rate: int, seconds: float = 1.0, hz: float = 440.0) -> np.ndarray:
@@ -129,3 +132,17 @@ def test_loudness_of_a_full_scale_sine_is_minus_3_db_and_silence_is_the_floor():
     assert loudness.shape == (12,)
     np.testing.assert_allclose(loudness[:10], -3.01, atol=0.02)
     np.testing.assert_allclose(loudness[10:], -80)
+
+
+def test_who_speaks_is_heard_through_room_noise_and_the_other_microphone():
+    """Against the true masks of synthetic conversations, which have both."""
+    for seed in (1, 2):
+        record = make_conversation(SynthConfig(minutes=0.5), seed, 0)
+        heard = speaking_frames([track.astype(np.float32) / 32768 for track in record.audio])
+        assert heard.shape == record.speech_mask.shape and (heard == record.speech_mask).mean() > 0.97
+
+
+def test_silence_is_not_speech_and_a_shorter_track_is_silent_after_its_end():
+    tone = np.sin(np.arange(SAMPLE_RATE) / 5).astype(np.float32)
+    heard = speaking_frames([np.zeros(2 * SAMPLE_RATE, np.float32), tone])
+    assert heard.shape == (2, 50) and not heard[0].any() and heard[1, :25].all() and not heard[1, 25:].any()

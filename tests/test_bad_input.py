@@ -59,7 +59,8 @@ def bad(tmp_path_factory, golden, release, tiny_runs) -> SimpleNamespace:
     (group_norm / "config.json").write_text(json.dumps({**config, "feat_extract_norm": "group"}))
     flame = {**golden_arrays(golden), "v_template": Runs(f"touch {marker}")}
     damaged = tiny_runs.copy("codec", folder / "damaged")
-    shutil.rmtree(damaged / "checkpoints" / "6" / "params")
+    for step in ("3", "6"):
+        shutil.rmtree(damaged / "checkpoints" / step / "params")
     unreadable = tiny_runs.copy("codec", folder / "unreadable")
     (unreadable / "config.json").write_text("{")
     return SimpleNamespace(
@@ -124,7 +125,8 @@ def decode_flags(bad, tmp_path, **changes) -> list:
     ("changes", "problem"),
     [
         ({"audio": "missing"}, "missing does not exist; check the path"),
-        ({"audio": "folder"}, "is a folder, not an audio file"),
+        ({"audio": "folder"}, "holds several conversations, --out"),
+        ({"audio2": "folder"}, "{folder} is a folder, not an audio file"),
         ({"audio2": "missing"}, "missing does not exist; check the path"),
         (
             {"audio": "renamed"},
@@ -238,7 +240,7 @@ def test_render_refuses(refused, bad, tmp_path, motion, flags, problem):
     [
         (["--out={under_a_file}/store"], "cannot write to"),
         (["--out={folder}"], "already exists and is not empty"),
-        (["--out={missing}", "--conversations=2"], "conversations must be at least 3"),
+        (["--out={missing}", "--conversations=2"], "a set needs at least 3 records, one for each split, got 2"),
         (["--out={missing}", "--minutes=0"], "minutes must be in 0.1..120, got 0.0"),
         (["--out={missing}", "--minutes=nan"], "minutes must be in 0.1..120, got nan"),
         (["--out={missing}", "--seed=-1"], "seed must not be negative"),
@@ -280,6 +282,11 @@ def train_flags(bad, workdir: Path, stage: str, *flags: str | Path) -> list:
         ),
         ("codec", ["--config.head={missing}"], "missing"),
         ("codec", ["--config.head={evil_flame}"], "evil.pkl"),
+        ("codec", ["--config.probe_every=3"], "probe_every must be 0 for the codec"),
+        ("codec", ["--profile_steps=5"], "--profile_steps must be FIRST:LAST"),
+        ("codec", ["--coordinator=here:1"], "--process_id, --num_processes is missing"),
+        ("codec", ["--coordinator=here:1", "--process_id=2", "--num_processes=2"], "must be from 0 to 1, got 2"),
+        ("codec", ["--distributed", "--process_id=0"], "--distributed reads everything from the environment"),
         ("codec", ["--parent={dialogue}"], "the codec stage starts from scratch; leave --parent away"),
         ("codec", ["--speed"], "unknown argument --speed"),
         ("codec", ["--dry"], "unknown argument --dry"),
@@ -314,10 +321,10 @@ def test_train_refuses_a_parent_of_other_sizes_or_basis(refused, bad, tmp_path):
 def test_train_refuses_a_workdir_of_another_run(refused, bad, tmp_path):
     codec, prior = (bad.runs.copy(stage, tmp_path / stage) for stage in ("codec", "prior"))
     message = refused(*train_flags(bad, codec, "codec", "--config.model.codec.width=32", "--config.seed=1"))
-    assert "was started with another model, seed; use the same config or a new workdir" in message
-    assert "was started with another stage, model" in refused(*train_flags(bad, codec, "prior", "--parent", codec))
+    assert "was started with another model.codec.width 16 -> 32; use the same config or a new workdir" in message
+    assert "stage 'codec' -> 'prior'" in refused(*train_flags(bad, codec, "prior", "--parent", codec))
     message = refused(*train_flags(bad, prior, "prior", "--config.optimizer.rate=1"))
-    assert "was started with another optimizer" in message
+    assert "was started with another optimizer.rate" in message and "--allow_changes" in message
 
 
 def test_train_refuses_workdirs_that_cannot_be_used(refused, bad):
@@ -330,8 +337,8 @@ def test_train_names_the_damaged_checkpoint_that_it_cannot_resume_from(bad, capf
     assert run_unils(*train_flags(bad, bad.damaged, "codec")) == 2
     err = capfd.readouterr().err
     assert err.count("unils: error: ") == 1 and "Traceback" not in err
-    assert f"cannot resume from {bad.damaged / 'checkpoints' / '6'}" in err
-    assert "remove that folder to resume from the step before it" in err
+    assert "cannot resume, no checkpoint can be read" in err
+    assert f"{bad.damaged / 'checkpoints' / '6'}: FileNotFoundError" in err and "name a new workdir" in err
 
 
 @pytest.mark.parametrize(
@@ -365,7 +372,7 @@ def test_an_unknown_setting_in_a_config_file_has_its_nearest_named(refused, bad,
         ([], "the following arguments are required: COMMAND"),
         (["decoed"], "invalid choice: 'decoed'"),
         (["--speed"], "the following arguments are required: COMMAND"),
-        (["decode"], "the following arguments are required: --checkpoint, --audio"),
+        (["decode"], "the following arguments are required: --audio"),
         (["decode", "--checkpoint", "x", "--audio", "y", "--ou", "m.npz"], "unknown argument --ou"),
         (["decode", "--checkpoint", "x", "--audio"], "argument --audio: expected one argument"),
         (["train", "--config", "codek", "--workdir", "w"], "no config named 'codek'; known are codec"),
@@ -373,6 +380,9 @@ def test_an_unknown_setting_in_a_config_file_has_its_nearest_named(refused, bad,
         (["render"], "the following arguments are required"),
         (["data"], "the following arguments are required"),
         (["data", "synthh"], "invalid choice: 'synthh'"),
+        (["data", "synth", "--out", "s", "--unpaired", "2"], "a set needs at least 3 records"),
+        (["data", "synth", "--out", "s", "--unpaired", "9", "--conversations", "9"], "not allowed with"),
+        (["demo", "--times", "0"], "--times must be at least 1, got 0"),
     ],
 )
 def test_wrong_words_are_one_line(refused, argv, problem):

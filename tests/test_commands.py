@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,13 +51,18 @@ def test_help_of_every_command_shows_a_working_example(capsys, command):
     assert run_unils(command, "--help") == 0
     shown = capsys.readouterr().out
     assert "example" in shown and f"unils {command}" in shown.split("example")[1]
-    assert importlib.import_module(f"unils_jax.commands.{command}").__doc__.startswith(f"`unils {command}")
+    assert importlib.import_module(f"unils_jax.commands.{command.replace('-', '_')}").__doc__.startswith(
+        f"`unils {command}"
+    )
 
 
 def test_help_lists_every_command_and_version_says_which_this_is(capsys):
     assert run_unils("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"    {name} " in shown and summary.split()[0] in shown for name, summary in COMMANDS.items())
+    assert all(
+        re.search(rf"^    {name}\s", shown, re.MULTILINE) and summary.split()[0] in shown
+        for name, summary in COMMANDS.items()
+    )
     assert run_unils("--version") == 0
     assert capsys.readouterr().out == f"unils {__version__}\n"
 
@@ -140,8 +146,8 @@ def test_train_says_where_it_starts_and_how_it_ended(tiny_runs, tmp_path, capsys
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("unils_jax")]
     assert lines[0] == "starting from scratch"
     assert "the codec trains without mesh and lip losses" in lines[1]
-    assert lines[2] == "codec: 7,620 trainable and 216 frozen values"
-    assert sum("steps/s" in line for line in lines) == 6
+    assert "codec: 7,620 trainable and 216 frozen values" in lines
+    assert sum(line.startswith("codec step ") for line in lines) == 6
 
 
 def test_decode_makes_the_video_too(tiny_runs, tracks, tmp_path):

@@ -95,6 +95,23 @@ def test_the_same_export_has_the_same_bytes(tiny_runs, tmp_path, suffix):
     assert len({out.read_bytes() for out in outs}) == 1
 
 
+def test_float16_halves_the_bytes_and_comes_back_as_it_was_rounded(tiny_runs, tmp_path, suffix):
+    whole, half = tmp_path / f"whole.{suffix}", tmp_path / f"half.{suffix}"
+    assert run_unils("export", "--checkpoint", tiny_runs.workdirs["dialogue"], "--out", whole) == 0
+    assert run_unils("export", "--checkpoint", tiny_runs.workdirs["dialogue"], "--out", half, "--float16") == 0
+    assert 0.45 < half.stat().st_size / whole.stat().st_size < 0.7
+    rounded = {path: value.astype(np.float16).astype(np.float32) for path, value in load(whole).params.items()}
+    assert same(load(half).params, rounded)
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tiny_runs, tmp_path):
+    checkpoint = load(tiny_runs.workdirs["codec"])
+    params = checkpoint.params | {"codec/motion_mean": np.full(108, 1e5, np.float32)}
+    with pytest.raises(UserError, match="not finite"):
+        export(tmp_path / "x.safetensors", replace(checkpoint, params=params), "card", half=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_exported_prior_is_a_parent_like_its_workdir(tiny_runs, tmp_path):
     out = tmp_path / "prior.safetensors"
     assert run_unils("export", "--checkpoint", tiny_runs.workdirs["prior"], "--out", out) == 0

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_tools import recorded_chunks
 from flax import nnx
 from tiny_models import jitted, random_motion
 
-import unils_jax.decode
 from unils_jax.config import load_config
-from unils_jax.decode import Sampling
+from unils_jax.decode import Sampling, decode, decode_prior
 from unils_jax.export import export
 from unils_jax.load import Checkpoint
 from unils_jax.models.codec import Codec
@@ -104,33 +104,25 @@ def compare_logits(model: UniLS, twin: torch_twin.TwinGenerator) -> None:
 
 def compare_decodes(checkpoint: Checkpoint, model: UniLS, twin: torch_twin.TwinGenerator) -> None:
     """One window, greedily: bits are equal up to the first scale with a bit that is not sure, where the ways part."""
-    chunks = []
-    decode_chunk = unils_jax.decode.decode_chunk
-
-    def recording(*args, **kwargs):
-        chunks.append(decode_chunk(*args, **kwargs))
-        return chunks[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unils_jax.decode, "decode_chunk", recording)
+    with recorded_chunks() as calls:
         if model.audio_encoder is None:
             style = np.asarray(random_motion(1, 100))
-            unils_jax.decode.decode_prior(model, style, 1, sampling=Sampling(tau=0.0))
+            decode_prior(model, style, 1, sampling=Sampling(tau=0.0))
             decoded = torch_runs.decode(twin, style=tensor(style), num_chunks=1, tau=0.0)
         else:
             audio = np.random.default_rng(0).normal(0, 0.1, (2, 64_000)).astype(np.float32)
             twin.audio_encoder = encoder_twin(checkpoint)
             assert_relative(twin.audio_encoder(tensor(audio)), jitted(model.audio_encoder, lambda m, x: m(x), audio))
-            unils_jax.decode.decode(model, *audio, sampling=Sampling(tau=0.0))
+            decode(model, *audio, sampling=Sampling(tau=0.0))
             decoded = torch_runs.decode(twin, tensor(audio), tau=0.0)
-    bits, logits = np.asarray(chunks[0].bits[:1]), np.asarray(chunks[0].logits[:1])
+    bits, logits, motion = (np.asarray(getattr(calls[0].chunk, name)[0, :1]) for name in ("bits", "logits", "motion"))
     sure = np.abs(logits[..., 1] - logits[..., 0]) > SURE_GAP
     for tokens in scale_slices(model.codec.scales):
         of_scale = sure[:, tokens]
         np.testing.assert_array_equal(decoded.bits.numpy()[:, tokens][of_scale], bits[:, tokens][of_scale])
         if not of_scale.all():
             return
-    np.testing.assert_allclose(decoded.motion.numpy(), np.asarray(chunks[0].motion[:1]), atol=1e-4)
+    np.testing.assert_allclose(decoded.motion.numpy(), motion, atol=1e-4)
 
 
 def encoder_twin(checkpoint: Checkpoint) -> TwinWav2Vec2:

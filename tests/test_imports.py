@@ -87,6 +87,12 @@ def test_a_model_trains_a_step_and_decodes_without_the_data_libraries():
     assert "torch" not in loaded_after(TRAIN_AND_DECODE, OPTIONAL)
 
 
+def test_converting_and_checking_data_start_no_jax():
+    modules = ("convert", "release", "dualtalk", "files", "verify", "workers")
+    loaded = loaded_after("\n".join(f"import data_pipelines.{module}" for module in modules))
+    assert not loaded & {"jax", "jaxlib", "flax", "grain", "tensorflow", "torch"}
+
+
 def test_the_command_line_answers_without_starting_jax():
     program = "from unils_jax.main import main\ntry: main(['decode', '--help'])\nexcept SystemExit: pass"
     assert not loaded_after(program) & {"jax", "flax", "scipy", "torch"}

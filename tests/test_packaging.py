@@ -8,7 +8,9 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 import unils_jax
 
@@ -56,6 +58,11 @@ def test_the_wheel_holds_configs_and_data_and_nothing_of_the_checkout(wheel):
     configs = {f"unils_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert configs and configs <= names
     assert "unils_jax/models/flame_regions.json" in names
+    model = ("model.json", "model.safetensors", "model.safetensors.md")
+    assert {f"unils_jax/pretrained/{name}" for name in model} <= names
+    assert not [name for name in names if name.endswith((".ts", "package.json"))]
+    built = {f"unils_jax/viewer/dist/{name}" for name in ("viewer.js", "LICENSE.three.txt")}
+    assert (built & names) == {name for name in built if (ROOT / name).exists()}, "the page's script and its licence"
     modules = {
         str(path.relative_to(ROOT)) for top in ("unils_jax", "data_pipelines") for path in (ROOT / top).rglob("*.py")
     }
@@ -72,3 +79,13 @@ def test_the_installed_command_works_in_another_folder(environment, tmp_path):
     run(unils, "data", "synth", "--out", "store", "--conversations", "3", "--minutes", "0.1", cwd=tmp_path)
     flags = ["--config", "smoke_codec", "--workdir", "codec", "--config.data.store=store", "--dry_run"]
     assert "nothing was trained" in run(unils, "train", *flags, cwd=tmp_path)
+
+
+def test_two_wav_files_become_a_video_with_nothing_else_given(environment, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", rng.normal(0, 0.05, 32_000), 16_000)
+    flags = ("--audio", "a.wav", "--audio2", "b.wav", "--video", "v.mp4")
+    done = run(environment / "bin" / "unils", "decode", *flags, cwd=tmp_path)
+    assert "v.mp4: 2 x 50 frames" in done
+    assert (tmp_path / "v.mp4").stat().st_size > 1000

@@ -1,26 +1,35 @@
+import ctypes.util
+import importlib.util
 import logging
+import os
+import subprocess
+import sys
 
 import av
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unils_jax import render
-from unils_jax.audio import write_wav
+from data_pipelines.conversation import SynthConfig
+from data_pipelines.synthetic import make_conversation
+from unils_jax import canvas, render
+from unils_jax.audio import frame_loudness, write_wav
 from unils_jax.errors import UserError
 from unils_jax.main import main
 from unils_jax.models.flame import vertices
 from unils_jax.models.standin import standin_asset
-from unils_jax.motion import HEAD, JAW, SAMPLE_RATE, STANDIN_SHAPES, save_motion
+from unils_jax.models.standin_head import standin_head
+from unils_jax.motion import HEAD, JAW, SAMPLE_RATE, STANDIN_SHAPES, center_head, save_motion
 from unils_jax.render import render_frame, render_video
 
 SIZE = 128
 MOUTH = (slice(int(0.62 * SIZE), int(0.86 * SIZE)), slice(int(0.35 * SIZE), int(0.65 * SIZE)))
 
 
-@pytest.fixture(params=render.BACKENDS)
+@pytest.fixture(params=canvas.BACKENDS)
 def backend(request) -> str:
-    if request.param == "pyvista" and not render.pyvista_works():
+    if request.param == "pyvista" and not canvas.pyvista_works():
         pytest.skip("pyvista cannot draw here; install the extra `render` and libegl1 libgl1-mesa-dri")
     return request.param
 
@@ -89,6 +98,17 @@ def test_the_mouth_opens_in_the_picture(tmp_path, backend):
     assert np.abs(closed[upper].astype(int) - opened[upper]).max() < 3
 
 
+def test_a_video_moves(tmp_path, backend):
+    motion = np.zeros((1, 6, 108), np.float32)
+    motion[:, 3:, JAW] = 0.3
+    path = tmp_path / "moves.mp4"
+    render_video(path, motion, standin_asset(), expression_basis="standin", size=SIZE, backend=backend)
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24")[MOUTH].astype(int) for frame in container.decode(video=0)]
+    assert np.abs(frames[5] - frames[0]).max() > 60
+    assert np.abs(frames[2] - frames[0]).max() < 50
+
+
 def test_a_blink_hides_the_iris(backend):
     motion = np.zeros((2, 108), np.float32)
     for name in ("blink_left", "blink_right"):
@@ -121,9 +141,15 @@ def test_motion_of_another_basis_shows_jaw_gaze_and_head_only(caplog):
 
 
 def test_vertices_come_in_pieces_that_join_without_a_seam():
-    motion = talking(2, render.CHUNK_FRAMES + 7)
-    pieces = np.stack(list(render._frames_of_vertices(standin_asset(), motion)), axis=1)
-    np.testing.assert_allclose(pieces, vertices(standin_asset(), jnp.asarray(motion), head_rotation=True), atol=1e-6)
+    motion = talking(2, render.PIECE_ROWS // 2 + 3)
+    head = standin_head()
+    pieces = np.stack(list(render._frames_of_vertices(head, motion)), axis=1)
+    pose = jax.jit(vertices, static_argnums=0, static_argnames="head_rotation")
+    turned, still = (pose(head.asset, jnp.asarray(motion), head_rotation=turns) for turns in (True, False))
+    whole, shoulders = head.follow == 1, head.follow == 0
+    assert whole.sum() > 9000 and shoulders.any()
+    np.testing.assert_allclose(pieces[:, :, whole], turned[:, :, whole], atol=1e-6)
+    np.testing.assert_allclose(pieces[:, :, shoulders], still[:, :, shoulders], atol=1e-6)
 
 
 def test_a_failure_leaves_the_video_that_was_there(tmp_path, monkeypatch):
@@ -133,7 +159,7 @@ def test_a_failure_leaves_the_video_that_was_there(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no more pictures")
 
-    monkeypatch.setattr(render._NumpyCanvas, "draw", fail)
+    monkeypatch.setattr(canvas.NumpyCanvas, "draw", fail)
     with pytest.raises(RuntimeError):
         render_video(path, talking(1, 3), standin_asset(), expression_basis="standin", size=64, backend="numpy")
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
@@ -156,6 +182,100 @@ def test_captions_are_drawn_at_the_foot_of_their_tile(tmp_path):
     assert changed[-SIZE // 5 :, SIZE:].any() and not changed[:, :SIZE].any() and not changed[: SIZE // 2].any()
 
 
+def test_truth_stands_beside_one_person_and_below_two(tmp_path):
+    """With its own motion, in the same colours; shorter truth holds its last frame."""
+    motion, truth = talking(2, 5), np.zeros((2, 3, 108), np.float32)
+    truth[..., JAW] = 0.3
+    for people, shape in ((1, (SIZE, 2 * SIZE)), (2, (2 * SIZE, 2 * SIZE))):
+        render_video(
+            tmp_path / "v.mp4",
+            np.zeros_like(motion)[:people],
+            standin_asset(),
+            expression_basis="standin",
+            size=SIZE,
+            backend="numpy",
+            truth=truth[:people],
+            captions=[""] * people,
+        )
+        image = decode_video(tmp_path / "v.mp4")[0][-1].astype(int)
+        assert image.shape[:2] == shape
+        below = image[SIZE:, :SIZE] if people == 2 else image[:, SIZE:]
+        shut, opened = ((tile[MOUTH].max(axis=-1) < 80).sum() for tile in (image[:SIZE, :SIZE], below))
+        assert opened > shut + 30
+        assert np.abs(image[: SIZE // 4, :SIZE] - below[: SIZE // 4]).mean() < 3, "the same hair"
+
+
+def test_full_hd_is_1920_by_1080_for_one_two_and_four_heads(tmp_path):
+    for people, truth, shape in ((1, None, (1080, 1920)), (2, talking(2, 1), (540, 960))):
+        canvas_tiles = render._tiles(people, truth is not None, render.FULL_HD, problems := [])
+        assert (
+            not problems and canvas_tiles.shape == (1080, 1920) and (canvas_tiles.height, canvas_tiles.width) == shape
+        )
+    render_video(
+        tmp_path / "v.mp4",
+        talking(2, 1),
+        standin_asset(),
+        expression_basis="standin",
+        size=render.FULL_HD,
+        backend="numpy",
+    )
+    assert decode_video(tmp_path / "v.mp4")[0].shape == (1, 1080, 1920, 3)
+
+
+def test_captions_say_who_speaks_and_change_with_it(tmp_path):
+    speaking = np.array([[True, True, False, False]])
+    render_video(
+        tmp_path / "v.mp4",
+        np.zeros((1, 4, 108), np.float32),
+        standin_asset(),
+        expression_basis="standin",
+        size=SIZE,
+        backend="numpy",
+        speaking=speaking,
+        captions=["Ada"],
+    )
+    foot = decode_video(tmp_path / "v.mp4")[0][:, -SIZE // 8 :].astype(int)
+    assert np.abs(foot[0] - foot[1]).max() < 60 < np.abs(foot[1] - foot[2]).max()
+    labels = render._labels(render._tiles(2, True, SIZE, []), ["Ada", ""], speaking.repeat(2, axis=0), True)
+    masks = [labels(t).reshape(2, SIZE, 2, SIZE).max(axis=(1, 3)) for t in (0, 3)]
+    assert all((mask[:, 0] > 0.5).all() and not mask[:, 1].any() for mask in masks)
+    assert np.abs(labels(0) - labels(3)).max() > 0.5
+
+
+def test_held_out_speech_opens_the_mouth_that_is_drawn_with_its_loudness():
+    """Dark pixels between the lips against the loudness of the own voice while it speaks; a seed no set is made of."""
+    record = make_conversation(SynthConfig(minutes=0.2), 4242, 0)
+    motion = center_head(record.motion).astype(np.float32)[:1]
+    motion[..., HEAD] = 0.0  # the mouth stays in its box
+    head = standin_head()
+    tiles = canvas.Tiles(1, 1, SIZE, SIZE, [0])
+    drawn = canvas.NumpyCanvas(head, tiles)
+    times = np.flatnonzero(record.speech_mask[0])[::2]
+    assert times.size > 30
+    frames = list(render._frames_of_vertices(head, motion))
+    dark = [(drawn.draw(frames[t])[MOUTH].max(axis=-1) < 80).sum() for t in times]
+    loudness = frame_loudness(record.audio[0].astype(np.float32) / 32768)[times]
+    assert np.corrcoef(dark, loudness)[0, 1] > 0.5
+
+
+@pytest.mark.slow
+def test_without_egl_osmesa_draws_and_is_named():
+    if ctypes.util.find_library("OSMesa") is None or importlib.util.find_spec("pyvista") is None:
+        pytest.skip("needs OSMesa and the extra `render`: apt-get install libosmesa6")
+    program = "from unils_jax.canvas import graphics, pick_backend; print(graphics(pick_backend()))"
+    environment = {**os.environ, "__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent", "DISPLAY": ""}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.stdout == "pyvista on OSMesa\n", done.stderr
+
+
+def test_where_nothing_draws_numpy_does_and_is_named(monkeypatch):
+    monkeypatch.setattr(canvas, "window_class", lambda: None)
+    assert canvas.graphics(canvas.pick_backend()) == "NumPy"
+    with pytest.raises(UserError, match="libegl1"):
+        canvas.pick_backend("pyvista")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -163,6 +283,8 @@ def test_captions_are_drawn_at_the_foot_of_their_tile(tmp_path):
         ({"motion": np.full((1, 3, 108), np.nan, np.float32)}, "NaN"),
         ({"motion": np.zeros((1, 0, 108), np.float32)}, "not empty"),
         ({"size": 129}, "even"),
+        ({"size": (1919, 1080)}, "does not divide"),
+        ({"truth": talking(2, 3)}, "as many people"),
         ({"audio": [np.zeros(9, np.float32)] * 3}, "one or two"),
         ({"audio": [np.full(9, np.inf, np.float32)]}, "finite"),
         ({"captions": ["a", "b"]}, "captions"),
@@ -186,6 +308,16 @@ def test_the_command_renders_and_says_so_in_one_line(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'v.mp4'}: 2 head(s), 0.4 s")
     images, sound = decode_video(tmp_path / "v.mp4")
     assert images.shape == (10, 64, 128, 3) and np.abs(sound[0] - sound[1]).max() < 0.02, "one track is heard on both"
+
+
+def test_the_command_takes_truth_and_full_hd(tmp_path, capsys):
+    for name in ("m", "t"):
+        save_motion(tmp_path / f"{name}.npz", talking(1, 2), expression_basis="standin", source={})
+    words = ["render", str(tmp_path / "m.npz"), "--video", str(tmp_path / "v.mp4"), "--truth", str(tmp_path / "t.npz")]
+    assert main([*words, "--size", "1080p"]) == 0
+    assert decode_video(tmp_path / "v.mp4")[0].shape == (2, 1080, 1920, 3)
+    assert main([*words, "--size", "big"]) == 2
+    assert "1080p" in capsys.readouterr().err
 
 
 def test_the_command_refuses_what_is_missing(tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from unils_jax.metrics import ROLES, expression_fid, pose_fid
+from unils_jax.motion import EYES, JAW
 from unils_jax.scoring import Person, Tally, jsonable, score_person, unit
 
 
@@ -40,6 +41,40 @@ def test_the_truth_as_prediction_scores_as_the_truth():
             assert value == true[name] or np.isnan([value, true[name]]).all(), name
         elif name.startswith("unils") or name.endswith("_spectrum"):
             assert value == 0, name
+
+
+def test_figures_of_channels_that_the_truth_lacks_are_undefined_and_others_as_they_were():
+    whole = person()
+    observed = np.ones(108, bool)
+    observed[EYES] = observed[JAW] = False
+    figures, _ = score_person(dataclasses.replace(whole, observed=observed), None, "standin")
+    before, _ = score_person(whole, None, "standin")
+    lost = {name for name, value in figures.items() if np.isnan(value) and not np.isnan(before[name])}
+    assert {
+        "unils/speaking/JDD",
+        "behaviour/both/gaze_spectrum",
+        "dualtalk/mse/jaw",
+        "behaviour/both/jitter_eyes",
+    } <= lost
+    assert all("jaw" in n or "eyes" in n or "gaze" in n or "JDD" in n or "mouth" in n for n in lost), lost
+    assert all(figures[name] == value for name, value in before.items() if name not in lost and value == value)
+
+
+def test_a_partner_without_motion_leaves_the_figures_against_him_undefined():
+    alone = dataclasses.replace(person(), partner_observed=np.zeros(108, bool))
+    figures, _ = score_person(alone, None, "standin")
+    undefined = {name.split("/")[1] for name in figures if name.startswith("dualtalk") and np.isnan(figures[name])}
+    assert undefined == {"paired_fd", "rpcc"}
+
+
+def test_who_lacks_the_channels_does_not_count_in_frechet_distances():
+    eyes_only = np.zeros(108, bool)
+    eyes_only[EYES] = True
+    split, alone = tally(), tally()
+    split.add("a", [[person(1), dataclasses.replace(person(2), observed=eyes_only)]])
+    alone.add("a", [[person(1)]])
+    name = "fid/both/expression_fid"
+    assert split.metrics()[name]["mean"] == alone.metrics()[name]["mean"]
 
 
 def test_blinks_are_of_the_standin_basis_alone():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from unils_jax.models.flame import FlameAsset, vertices
-from unils_jax.models.standin import standin_asset, vertex_colors
+from unils_jax.models.standin import standin_asset
 from unils_jax.models.standin_mesh import build_mesh
 from unils_jax.motion import EYES, JAW, STANDIN_SHAPES
 
@@ -116,8 +116,3 @@ def test_eyeballs_turn_about_their_middle(asset):
 def test_joints_do_not_move_with_expression(asset):
     moved = np.einsum("jv,vce->jce", asset.j_regressor, asset.expression_basis)
     assert np.abs(moved).max() < 1e-7
-
-
-def test_every_vertex_has_a_colour_and_parts_differ(asset):
-    colors = vertex_colors(asset)
-    assert colors.shape == asset.v_template.shape and len(np.unique(colors, axis=0)) > 10

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tiny_runs import meta_cfg
 
 import unils_jax.decode
-from unils_jax.decode import Sampling
+from unils_jax.decode_program import Sampling, nucleus_probability
 from unils_jax.errors import UserError
 from unils_jax.load import load
 
@@ -229,7 +229,7 @@ def test_sampled_bits_have_the_probabilities_of_ours(dialogue, audio):
     generator = torch.Generator().manual_seed(0)
     results = [decode(dialogue, window, tau=1.3, generator=generator) for _ in range(draws)]
     first = torch.stack([result.bits[0, 0] for result in results]).float().mean(0)
-    p = np.asarray(unils_jax.decode.top_p_probability(jax.numpy.asarray(results[0].logits[0, 0].numpy()), 0.97))
+    p = np.asarray(nucleus_probability(jax.numpy.asarray(results[0].logits[0, 0].numpy()), 0.03))
     np.testing.assert_allclose(first, p, atol=4 * (0.25 / draws) ** 0.5)
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from unils_jax.decode_program import Sampling, make_controls, make_program
 from unils_jax.metrics import correlation
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
@@ -40,7 +41,10 @@ def _reconstruct(graphdef: nnx.GraphDef, params: Params, motion: Array) -> Array
 
 
 def window_cross_entropy(model: UniLS, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Teacher-forced cross-entropy in nats a bit of every window, [W], and the windows' bits, [W, L, C]."""
+    """Teacher-forced cross-entropy in nats a bit of every window, [W], and the windows' bits, [W, L, C].
+
+    Of pairs W counts people; those of a pair stand side by side.
+    """
     graphdef, params = split(model)
     tensors = {name: batch[name] for name in ("motion", "prev", "style", "audio") if name in batch}
     cross_entropy, bits = _cross_entropy(graphdef, params, tensors)
@@ -50,7 +54,39 @@ def window_cross_entropy(model: UniLS, batch: Batch) -> tuple[np.ndarray, np.nda
 @partial(jax.jit, static_argnums=0)
 def _cross_entropy(graphdef: nnx.GraphDef, params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
     logits, bits = generator_logits(merge(graphdef, params), batch)
-    return bit_cross_entropy(logits, bits).mean((1, 2)), bits
+    cross_entropy = bit_cross_entropy(logits, bits).mean((-2, -1))
+    return cross_entropy.reshape(-1), bits.reshape(-1, *bits.shape[-2:])
+
+
+def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: Sampling | None = None) -> float:
+    """The share of bits whose likelier value is another one when decoding in `dtype` than in float32.
+
+    Of windows of pairs, by the decode program with its guidance, each scale given the true bits of the lower ones.
+    """
+    sampling = sampling or Sampling()
+    pairs, people = batch["motion"].shape[:2]
+    programs = [
+        make_program(model, slots=pairs, people=people, guided=sampling.cfg > 1, dtype=name)
+        for name in ("float32", dtype)
+    ]
+
+    def features(name: str) -> Array:
+        clips = programs[0].features(np.asarray(batch[name]).reshape(-1, *batch[name].shape[2:]))
+        return clips.reshape(pairs, people, *clips.shape[1:])
+
+    graphdef, params = split(model)
+    bits = _bits(graphdef, params, jnp.asarray(batch["motion"]))
+    controls = make_controls([sampling] * pairs, [0] * pairs, [0] * pairs)
+    style, prev = features("style"), features("prev")
+    chunks = [p.chunk(batch["audio"], style, jnp.array(prev), prev, controls, bits)[0] for p in programs]
+    first, second = (np.asarray(chunk.logits[..., 1] > chunk.logits[..., 0]) for chunk in chunks)
+    return float((first != second).mean())
+
+
+@partial(jax.jit, static_argnums=0)
+def _bits(graphdef: nnx.GraphDef, params: Params, motion: Array) -> Array:
+    bits = merge(graphdef, params).codec.quantize(motion.reshape(-1, *motion.shape[2:])).bits
+    return bits.reshape(*motion.shape[:2], *bits.shape[1:])
 
 
 def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, ...]) -> float:

@@ -50,15 +50,19 @@ class Exported:
     warnings: list[str]
 
 
-def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str) -> Exported:
+def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str, *, half: bool = False) -> Exported:
     """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it, `<file name>.md`.
 
+    With `half` the weights are rounded to float16, in half the bytes; what reads them computes in float32 all the same.
     All files appear together, after the weights were read back and found equal bit for bit. Raises UserError for
     another suffix, an unwritable folder, weights that are not finite, and a `.pt` where torch is not installed.
     """
     path = check_output(path, ".pt", ".safetensors")
     checkpoint = checkpoint.merged()
+    if half:
+        checkpoint = _rounded(checkpoint)
     exported = release_contents(checkpoint)
+    dtype = np.float16 if half else np.float32
     write = _write_safetensors if path.suffix == ".safetensors" else _write_pt
     try:
         with ExitStack() as stack:
@@ -67,11 +71,19 @@ def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str) -> Export
                 _check_config_beside(path)
                 stack.enter_context(atomic_output(path.with_suffix(".json")))
             partial = stack.enter_context(atomic_output(path))
-            write(partial, exported.state, exported.meta_cfg)
+            write(partial, {key: array.astype(dtype) for key, array in exported.state.items()}, exported.meta_cfg)
             _compare(load(partial), checkpoint, exported)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}; choose another output folder") from None
     return exported
+
+
+def _rounded(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with parameters that float16 holds exactly, still float32. Values beyond its range become
+    infinite, which `release_contents` refuses."""
+    with np.errstate(over="ignore"):
+        params = {path: value.astype(np.float16).astype(np.float32) for path, value in checkpoint.params.items()}
+    return replace(checkpoint, params=params)
 
 
 def card_path(path: Path) -> Path:

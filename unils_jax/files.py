@@ -40,3 +40,22 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def durable_output(path: str | os.PathLike) -> Iterator[Path]:
+    """`atomic_output`, and on disk before it appears: a file that is there after a power cut is whole."""
+    path = Path(path)
+    with atomic_output(path) as partial:
+        yield partial
+        _sync(partial)
+    with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

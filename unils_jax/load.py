@@ -30,6 +30,7 @@ from unils_jax.torch_keys import check_params, model_sizes, to_paths
 log = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
+PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,19 @@ def load(
     return checkpoint
 
 
+def pretrained() -> Path:
+    """The demo model of this package: trained on synthetic conversations, log-mel front end, stand-in basis.
+
+    Raises UserError where this copy of the package was installed without it.
+    """
+    if not PRETRAINED.is_file():
+        raise UserError(
+            f"this copy of unils_jax holds no demo model ({PRETRAINED} is missing); give --checkpoint, or make the "
+            "model with `make pretrained`"
+        )
+    return PRETRAINED
+
+
 def load_audio_encoder(name_or_folder: str) -> tuple[Wav2Vec2Config, Params]:
     """Sizes and parameters (paths under `audio_encoder/`) of a wav2vec2 of the stable-layer-norm family."""
     folder = Path(name_or_folder)
@@ -173,7 +187,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     restored: Params = {}
     for item in (weights, "frozen"):
         try:
-            restored |= _read_item(step_folder.absolute() / item)
+            restored |= read_item(step_folder.absolute() / item)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))
@@ -181,8 +195,9 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     return Checkpoint(config, restored, meta["config"]["expression_basis"], source, run=meta["config"])
 
 
-def _read_item(folder: Path) -> Params:
-    """The arrays of one item of an Orbax checkpoint, a flat dict, as NumPy arrays wherever they were sharded.
+def read_item(folder: Path) -> Params:
+    """The arrays of one item of an Orbax checkpoint as NumPy arrays, wherever they were sharded; the keys of a nested
+    item are joined by dots.
 
     Read as Orbax stores them, zarr arrays in one OCDBT, with TensorStore itself: Orbax's own reader warns about items
     that are read alone, and where a file is damaged its threads print tracebacks after the error.
@@ -190,7 +205,9 @@ def _read_item(folder: Path) -> Params:
     layout = json.loads((folder / "_METADATA").read_text())
     driver, context = "zarr3" if layout["use_zarr3"] else "zarr", ts.Context()
     base = {"driver": "file", "path": f"{folder}/"}
-    names = [entry["key_metadata"][0]["key"] for entry in layout["tree_metadata"].values()]
+    # An optimiser without a state of its own leaves an empty node, which has no array.
+    entries = [e for e in layout["tree_metadata"].values() if not e["value_metadata"]["skip_deserialize"]]
+    names = [".".join(part["key"] for part in entry["key_metadata"]) for entry in entries]
     specs = {n: {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{n}/"}} for n in names}
     opened = {name: ts.open(spec, open=True, context=context) for name, spec in specs.items()}
     values = {name: store.result().read() for name, store in opened.items()}

@@ -20,6 +20,10 @@ COMMANDS = {
     "evaluate": "every metric of a checkpoint or of motion files, as JSON, Markdown and HTML",
     "export": "a checkpoint as a release file, or its adapter alone",
     "render": "a motion file as a video",
+    "bench": "throughput, latency, memory and utilisation of this machine",
+    "view": "a motion file as a page for the browser",
+    "convert-motion": "a motion file as CSV, glTF, blendshapes or another project's layout, and back",
+    "doctor": "what is installed, and how to get what is missing",
 }
 
 
@@ -44,10 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary)
         if name == chosen:
-            command = importlib.import_module(f"unils_jax.commands.{name}")
+            command = importlib.import_module(f"unils_jax.commands.{name.replace('-', '_')}")
             command.add_arguments(sub)
     args, unknown = parser.parse_known_args(argv)
-    if args.command == "train":
+    if args.command == "train" or getattr(args, "bench", None) == "train":
         args.overrides = [word.removeprefix("--config.") for word in unknown if word.startswith("--config.")]
         unknown = [word for word in unknown if not word.startswith("--config.")]
     if unknown:

@@ -91,7 +91,9 @@ def _metrics(checkpoint: Checkpoint) -> str:
         return "None are recorded with these weights; `unils evaluate` measures them."
     lines = ["| split | step | metric | value |", "|---|---|---|---|"]
     for split, row in rows.items():
-        values = {k: v for k, v in row.items() if isinstance(v, float) and k not in ("steps_per_s", "learning_rate")}
+        if split == "speed":
+            continue  # says nothing of the weights
+        values = {k: v for k, v in row.items() if isinstance(v, float) and k not in ("finite", "learning_rate")}
         lines += [f"| {split} | {row['step']} | {name} | {value:.6g} |" for name, value in values.items()]
     return "\n".join(lines)
 

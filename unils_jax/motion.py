@@ -6,8 +6,6 @@ Source: the paper's section on data and the release's data loaders.
 
 import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from scipy.signal import savgol_filter
 
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
+from unils_jax.npz import read_npz_file
 
 FPS = 25.0
 SAMPLE_RATE = 16_000
@@ -90,9 +89,16 @@ def center_head(motion: np.ndarray) -> np.ndarray:
 
     Float16 records are centred in float16 as the release does; float32 would differ by 2e-4.
     """
+    mean = head_mean(motion)
     motion = motion.copy()
-    motion[..., HEAD] -= motion[..., HEAD].mean(axis=-2, keepdims=True)
+    motion[..., HEAD] -= mean
     return motion
+
+
+def head_mean(motion: np.ndarray) -> np.ndarray:
+    """The mean head rotation `[..., 1, 3]` over the whole record `[..., T, 108]`, in the stored dtype."""
+    # Contiguous, because the order in which NumPy adds, and so the last bit, may depend on the strides.
+    return np.ascontiguousarray(motion)[..., HEAD].mean(axis=-2, keepdims=True)
 
 
 def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 108"]:
@@ -100,20 +106,6 @@ def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 1
     if motion.shape[-2] < 9:
         return motion
     return savgol_filter(motion, 9, 3, axis=-2, mode="interp").astype(motion.dtype)
-
-
-# What reading a cut, corrupted or foreign file can raise; TypeError where it is a single array, no archive of them.
-_BROKEN_FILE = (
-    OSError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -148,11 +140,10 @@ def load_motion(path: str | os.PathLike) -> MotionFile:
     if not path.is_file():
         raise UserError(f"motion file {path} does not exist")
     try:
-        # np.load leaves a file open that it opened itself and found to be no archive.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            motion, basis = arrays["motion"], str(arrays["expression_basis"])
-            fps, source = float(arrays["fps"]), json.loads(str(arrays["source"]))
-    except _BROKEN_FILE as error:
+        arrays = read_npz_file(path, ("motion", "expression_basis", "fps", "source"))
+        motion, basis = arrays["motion"], str(arrays["expression_basis"])
+        fps, source = float(arrays["fps"]), json.loads(str(arrays["source"]))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a motion file of unils ({error}); see `unils decode --out`") from None
     problems = []
     if motion.ndim != 3 or motion.shape[-1] != MOTION_DIM or motion.dtype != np.float32:

@@ -62,12 +62,13 @@ def report_paths(out: str | os.PathLike) -> dict[str, Path]:
 
 def write_report(out: str | os.PathLike, report: Report, traces: dict[str, Any]) -> dict[str, Path]:
     """Writes the three files, each whole or not at all; `traces` are the frames of the best and the worst clip."""
+    return write_files(out, report, markdown(report), page(report, traces))
+
+
+def write_files(out: str | os.PathLike, report: Report, in_markdown: str, in_html: str) -> dict[str, Path]:
+    """Writes a report in its three forms, each whole or not at all; returns `report_paths`."""
     paths = report_paths(out)
-    contents = {
-        "json": json.dumps(report, indent=1, allow_nan=False) + "\n",
-        "markdown": markdown(report),
-        "html": page(report, traces),
-    }
+    contents = {"json": json.dumps(report, indent=1, allow_nan=False) + "\n", "markdown": in_markdown, "html": in_html}
     for kind, path in paths.items():
         with atomic_output(path) as partial:
             partial.write_text(contents[kind], encoding="utf-8")
@@ -148,7 +149,7 @@ def markdown(report: Report) -> str:
     return "\n".join([*lines, "## Settings", "", "```json", settings, "```", ""])
 
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
 td, th { border: 1px solid #ddd; padding: .25em .6em; text-align: right }
@@ -160,7 +161,8 @@ details { margin: 1em 0 }
 """
 
 
-def _html_table(rows: list[list[str]], own: bool = False) -> str:
+def html_table(rows: list[list[str]], own: bool = False) -> str:
+    """Rows as a table, their head first; `own` marks the last row."""
     parts = ["<table>"]
     for i, row in enumerate(rows):
         tag = "td" if i else "th"
@@ -173,21 +175,21 @@ def page(report: Report, traces: dict[str, Any]) -> str:
     """The report as one HTML page that needs no other file."""
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',
-        f"<style>{_STYLE}</style></head><body><h1>Evaluation</h1><p>{html.escape(summary(report))}.</p>",
+        f"<style>{STYLE}</style></head><body><h1>Evaluation</h1><p>{html.escape(summary(report))}.</p>",
         "<h2>Beside the published rows</h2>",
-        _html_table(comparison(report), own=True),
-        _html_table(dualtalk_comparison(report), own=True),
+        html_table(comparison(report), own=True),
+        html_table(dualtalk_comparison(report), own=True),
         "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in report["notes"]) + "</ul>",
     ]
     for title, picture in plots(report, traces):
         alt = html.escape(title)
         parts.append(f'<h2>{alt}</h2><img alt="{alt}" src="data:image/svg+xml;base64,{picture}">')
     for family, title in FAMILIES.items():
-        table = _html_table(family_table(report, family))
+        table = html_table(family_table(report, family))
         parts.append(f"<details><summary>{html.escape(title)}</summary>{table}</details>")
     if report["skipped"]:
         rows = [["left out", "why"], *([item["name"], item["reason"]] for item in report["skipped"])]
-        parts.append(f"<h2>Records left out</h2>{_html_table(rows)}")
+        parts.append(f"<h2>Records left out</h2>{html_table(rows)}")
     about = {key: report[key] for key in ("settings", "data", "versions", "time", "host")}
     parts.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(about, indent=1))}</pre></body></html>")
     return "\n".join(parts)

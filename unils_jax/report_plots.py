@@ -26,10 +26,11 @@ def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str
         ("Spectra of gaze and head", _spectra(report["pictures"]["spectra"])),
         *((f"The {which} clip: {trace['name']}", _trace(trace)) for which, trace in traces.items()),
     ]
-    return [(title, _encode(figure)) for title, figure in drawn if figure is not None]
+    return [(title, encode(figure)) for title, figure in drawn if figure is not None]
 
 
-def _encode(figure: Figure) -> str:
+def encode(figure: Figure) -> str:
+    """The figure as base64 of SVG; closes it."""
     buffer = io.BytesIO()
     # A constant salt and no date: the same report gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "unils"}):

@@ -47,6 +47,17 @@ _UNITS = {
     **{f"jitter_{group}": "rad/s^3" for group in ("head", "jaw", "eyes")},
 }
 
+# Groups of channels that figures rest on, where their names do not end in one; figures against the partner's motion.
+_FACE, _MOUTH = {"expression", "jaw"}, {"jaw"}
+_NEEDS = {
+    **{name: _FACE for name in ("LVE", "MHD", "FDD")},
+    **{name: _MOUTH for name in ("JDD", "mouth_shut_in_silence", "mouth_lag_s", "mouth_correlation")},
+    **{name: {"head"} for name in ("PDD", "head_spectrum", "head_offset", "pose_fid")},
+    **{name: {"expression"} for name in ("blinks_per_minute", "blink_duration_s", "expression_fid")},
+    "gaze_spectrum": {"eyes"},
+}
+_WITH_PARTNER = ("dualtalk/paired_fd", "dualtalk/rpcc")
+
 
 def unit(name: str) -> str:
     """The unit of a figure by its path; empty for ratios, correlations and the basis' own coefficients."""
@@ -67,7 +78,9 @@ class Person:
     """One person of one conversation: frames of prediction, truth and partner's truth, head rotation centred.
 
     `heard` is the loudness of the own track in dB, or None where there is no audio. `head_offset` is the mean head
-    rotation in radians that centring took from the prediction.
+    rotation in radians that centring took from the prediction. `observed` and `partner_observed` say which channels the
+    truth has (None: all); in the others truth and prediction are zero, and figures of a group that has none of its
+    channels are undefined.
     """
 
     prediction: Float[np.ndarray, "T 108"]
@@ -76,6 +89,8 @@ class Person:
     speaking: Bool[np.ndarray, " T"]
     heard: Float[np.ndarray, " T"] | None
     head_offset: float
+    observed: Bool[np.ndarray, "108"] | None = None
+    partner_observed: Bool[np.ndarray, "108"] | None = None
 
 
 def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tuple[Figures, Figures]:
@@ -94,7 +109,33 @@ def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tu
         for what, pair in role_spectra(person, role).items():
             figures[f"behaviour/{role}/{what}_spectrum"] = behaviour.spectral_distance(*pair)
     figures["behaviour/both/head_offset"] = person.head_offset
-    return figures, true
+    return _without_missing(figures, person), _without_missing(true, person)
+
+
+def _without_missing(figures: Figures, person: Person) -> Figures:
+    """The figures, those undefined that rest on channels which the truth, or the partner's, lacks altogether."""
+    own, partner = missing_groups(person.observed), missing_groups(person.partner_observed)
+    if not own and not partner:
+        return figures
+    return {
+        name: NAN if _needs(name) & (own | partner if name.startswith(_WITH_PARTNER) else own) else value
+        for name, value in figures.items()
+    }
+
+
+def missing_groups(observed: Bool[np.ndarray, "108"] | None) -> set[str]:
+    """The groups of channels (expression, head, jaw, eyes) of which none is observed."""
+    if observed is None:
+        return set()
+    return {group for group, channels in behaviour.GROUPS.items() if not observed[channels].any()}
+
+
+def _needs(name: str) -> set[str]:
+    """The groups of channels that a figure rests on, by its path."""
+    last = name.rpartition("/")[2]
+    if last in _NEEDS:
+        return _NEEDS[last]
+    return {group for group in behaviour.GROUPS if last == group or last.endswith(f"_{group}")}
 
 
 def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Figures:
@@ -145,12 +186,15 @@ class _Conversation:
     true: dict[str, Moments] = field(default_factory=dict)
 
 
-def _united_moments(motions: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, Moments]:
-    roles = [role_masks(mask) for mask in masks]
+def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
+    """Moments of the people's frames by role and Fréchet distance; those who lack the channels do not count."""
+
+    def of_person(person: Person, role: str, name: str, channels: slice) -> Moments:
+        counts = not _needs(name) & missing_groups(person.observed)
+        return moments(getattr(person, which)[role_masks(person.speaking)[role] & counts, channels])
+
     return {
-        f"{role}/{name}": merge(
-            [moments(motion[mask[role], channels]) for motion, mask in zip(motions, roles, strict=True)]
-        )
+        f"{role}/{name}": merge([of_person(person, role, name, channels) for person in people])
         for role in ROLES
         for name, channels in FID_CHANNELS.items()
     }
@@ -183,9 +227,8 @@ class Tally:
             rows = [score_person(person, self.mesh, self.expression_basis) for person in people]
             conversation.seeds.append(_mean_figures([row for row, _ in rows]))
             conversation.truth = _mean_figures([row for _, row in rows])
-            masks = [person.speaking for person in people]
-            conversation.predicted.append(_united_moments([person.prediction for person in people], masks))
-            conversation.true = _united_moments([person.truth for person in people], masks)
+            conversation.predicted.append(_united_moments(people, "prediction"))
+            conversation.true = _united_moments(people, "truth")
             for person in people:
                 self._add_pictures(person)
         conversation.mean = _mean_figures(conversation.seeds)
@@ -195,12 +238,14 @@ class Tally:
 
     def _add_pictures(self, person: Person) -> None:
         for group, channels in behaviour.GROUPS.items():
+            if group in missing_groups(person.observed):
+                continue
             for row, motion in zip(self._counts[group], (person.prediction, person.truth), strict=True):
                 scaled = (motion[:, channels] - self.mean[None, channels]) / (self.std[None, channels] + 1e-8)
                 row += np.histogram(scaled.clip(BINS[0], BINS[-1]), BINS)[0]
         for role in ("speaking", "listening"):
             for what, pair in role_spectra(person, role).items():
-                if np.isfinite(pair).all():
+                if np.isfinite(pair).all() and not _needs(f"{what}_spectrum") & missing_groups(person.observed):
                     self._spectra.setdefault(f"{role}/{what}", []).append(pair)
 
     def _keep_trace(self, name: str, person: Person) -> None:

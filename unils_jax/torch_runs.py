@@ -89,6 +89,13 @@ def train_step(
 
 
 @torch.no_grad()
+def update_ema(ema: list[Tensor], model: nn.Module, decay: float = 0.9999) -> None:
+    """Moves the averages of all that trains, in the order of `model.parameters()`, towards it, in place."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch._foreach_lerp_(ema, trained, 1 - decay)
+
+
+@torch.no_grad()
 def decode(
     model: TwinGenerator,
     audio: Float[Tensor, "2 N"] | None = None,

@@ -39,14 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Makes synthetic conversations, trains codec, prior and dialogue on them, proves on held-out conversations "
         "that each has learnt, decodes one and renders it. Minutes on two CPU cores; run again it continues."
     )
-    parser.epilog = "example:\n  unils demo --out runs/demo"
+    parser.epilog = "example:\n  unils demo --out runs/demo\n  unils demo --out runs/longer --times 3"
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="results folder (default: %(default)s)")
+    parser.add_argument(
+        "--times", type=int, default=1, metavar="N", help="trains every stage N times as long (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs all phases. Exits 1 where a check fails: then something is broken that must not pass unnoticed."""
+    from unils_jax.errors import UserError
     from unils_jax.files import atomic_output
 
+    if args.times < 1:
+        raise UserError(f"--times must be at least 1, got {args.times}")
     out = Path(args.out)
     seconds: dict[str, float] = {}
     with phase("data", seconds):
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     parent = None
     for stage in ("codec", "prior", "dialogue"):
         with phase(stage, seconds):
-            train(stage, out, parent)
+            train(stage, out, parent, args.times)
         parent = str(out / stage)
     with phase("checks", seconds):
         checks = check_codec(out) + check_prior(out) + check_dialogue(out)
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
         evaluate(out)
     with phase("decode and render", seconds):
         decode_and_render(out)
+        page = make_page(out)
         plot_losses(out)
         draw_stills(out)
     results = {"checks": [vars(check) for check in checks], "seconds": seconds}
@@ -71,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         print(check.line())
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"time: {spent}; in all {sum(seconds.values()):.0f} s")
-    files = "conversation.mp4, stills.png, motion.npz, loss_curves.png, report.html, results.json"
+    files = f"conversation.mp4, {page}stills.png, motion.npz, loss_curves.png, report.html, results.json"
     print(f"{out}: {files}, and the workdirs of the three stages")
     if not all(check.passed for check in checks):
         raise SystemExit(1)
@@ -96,13 +103,14 @@ def make_data(path: Path) -> None:
     data.run(parser.parse_args(["synth", *flags]))
 
 
-def train(stage: str, out: Path, parent: str | None) -> None:
-    """One stage with its smoke config."""
+def train(stage: str, out: Path, parent: str | None, times: int) -> None:
+    """One stage with its smoke config, for `times` as many steps."""
     from unils_jax.commands.train import train_stage
     from unils_jax.config import load_config
 
     config = load_config(f"smoke_{stage}")
     config.data.store = str(out / "data")
+    config.num_steps *= times
     train_stage(config.to_dict(), out / stage, parent)
 
 
@@ -152,8 +160,8 @@ def check_dialogue(out: Path) -> list[Check]:
     batches = conversation_windows(out)
     right = np.stack([window_cross_entropy(model, batch)[0] for batch in batches])
     wrong = np.stack([window_cross_entropy(model, with_other_audio(batch))[0] for batch in batches])
-    # [windows, 2 * conversations]: first all first speakers, then all second ones.
-    by_conversation = (wrong - right).mean(axis=0).reshape(2, -1).mean(axis=0)
+    # [windows, 2 * conversations]: the people of a conversation stand side by side.
+    by_conversation = (wrong - right).mean(axis=0).reshape(-1, 2).mean(axis=1)
     gain = float(by_conversation.mean())
     low, high = bootstrap_interval(by_conversation)
     log.info("dialogue: %.4f nats a bit with the right audio, %.4f with another's", right.mean(), wrong.mean())
@@ -174,14 +182,14 @@ def conversation_windows(out: Path) -> list[dict[str, Any]]:
 
     from data_pipelines.loader import inclusive
     from data_pipelines.store import Store
-    from data_pipelines.windows import centered, cut_centered
+    from data_pipelines.windows import cut_window
 
     store, rng = Store(str(out / "data")), np.random.default_rng(SEED)
-    records = [centered(store.read("test", i)) for i in range(len(store.lengths("test")))]
-    last = min(record.num_frames for record in records) - 200
+    sources = [store.source("test", i) for i in range(len(store.lengths("test")))]
+    last = min(source.num_frames for source in sources) - 200
     batches = []
     for start in range(0, last, 50):
-        windows = [cut_centered(record, start, inclusive(rng)) for record in records]
+        windows = [cut_window(source, start, inclusive(rng)) for source in sources]
         names = ("motion", "prev", "style", "audio")
         batches.append({name: np.stack([window[name] for window in windows]).astype(np.float32) for name in names})
     return batches
@@ -237,6 +245,32 @@ def decode_and_render(out: Path) -> None:
     flags = ["--checkpoint", str(out / "dialogue"), "--audio", files[0], "--audio2", files[1]]
     flags += ["--out", str(out / "motion.npz"), "--video", str(out / "conversation.mp4")]
     decode.run(parser.parse_args(flags))
+
+
+def make_page(out: Path) -> str:
+    """conversation.html with the held-out truth beside the decode; its name for the list of files, or nothing where
+    the page's script has not been built."""
+    from data_pipelines.store import Store
+    from data_pipelines.windows import whole_sequence
+    from unils_jax.commands import view
+    from unils_jax.errors import UserError
+    from unils_jax.motion import load_motion, save_motion
+    from unils_jax.viewer.page import page_script
+
+    try:
+        page_script()
+    except UserError as error:
+        log.info("no page: %s", error)
+        return ""
+    truth = whole_sequence(Store(str(out / "data")).read("test", 0))["motion"]
+    basis = load_motion(out / "motion.npz").expression_basis
+    save_motion(out / "truth.npz", truth, expression_basis=basis, source={"record": "test 0"})
+    parser = argparse.ArgumentParser()
+    view.add_arguments(parser)
+    flags = [str(out / "motion.npz"), "--audio", str(out / "speaker1.wav"), "--audio2", str(out / "speaker2.wav")]
+    flags += ["--truth", str(out / "truth.npz"), "--out", str(out / "conversation.html"), "--title", "demo"]
+    view.run(parser.parse_args(flags))
+    return "conversation.html, "
 
 
 def plot_losses(out: Path) -> None:

@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N conversations only")
     parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the decode (default: %(default)s)"
+    )
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the vertex metrics")
     parser.add_argument("--out", default="report.json", metavar="R.json", help="report to write (default: %(default)s)")
 
@@ -77,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
             "motion_from": args.checkpoint or args.motion,
             "source": source,
             "audio_encoder": args.audio_encoder,
+            "dtype": args.dtype if decodes else None,
             "flame": args.flame,
             "expression_basis": store.expression_basis,
             "mesh": None if mesh is None else ("FLAME" if args.flame else "stand-in head"),
@@ -176,7 +180,7 @@ def make_predict(args: argparse.Namespace, store: Any, protocol: Any, names: lis
     if args.checkpoint:
         checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage="dialogue")
         check_basis(args.checkpoint, checkpoint.expression_basis, store)
-        return decode_with(checkpoint.model, protocol), checkpoint.source
+        return decode_with(checkpoint.model, protocol, args.dtype), checkpoint.source
     files = {name: Path(args.motion) / f"{name}.npz" for name in names}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:

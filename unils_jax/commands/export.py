@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="FILE", help="the .safetensors to write the adapter alone to")
     parser.add_argument("--merge", metavar="NAME", help="an adapter, by name or file, to merge into the base for --out")
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of the averaged ones")
+    parser.add_argument("--float16", action="store_true", help="round the weights for --out to half the bytes")
     parser.add_argument("--license", metavar="TEXT", help="the weights' licence, for the model card")
 
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("nothing to write: give --out FILE.pt, --out FILE.safetensors or --adapter FILE.safetensors")
     if args.merge and args.adapter:
         raise UserError("--merge makes a merged model for --out, --adapter writes what is not merged; give one of them")
+    if args.float16 and not args.out:
+        raise UserError("--float16 is of a model file; name one with --out")
     if args.out:
         check_output(args.out, ".pt", ".safetensors")
     if args.adapter:
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{path}: adapter {path.stem!r} of base {adapter.info.base[:12]}, {size:,} values, read back and equal")
     if args.out:
         card = model_card(checkpoint.merged(), Path(args.out).name, license=args.license, raw=args.raw)
-        exported = export(args.out, checkpoint, card)
+        exported = export(args.out, checkpoint, card, half=args.float16)
         for warning in exported.warnings:
             log.warning("warning: %s", warning)
         size = sum(array.size for array in exported.state.values())

@@ -1,0 +1,89 @@
+import csv
+
+import numpy as np
+import pytest
+
+from unils_jax.main import main
+from unils_jax.models.standin import standin_asset
+from unils_jax.motion import STANDIN_SHAPES, load_motion, save_motion
+
+
+@pytest.fixture
+def file(tmp_path):
+    motion = np.random.default_rng(0).standard_normal((2, 5, 108)).astype(np.float32)
+    save_motion(tmp_path / "m.npz", motion, expression_basis="standin", source={"seed": 3})
+    return tmp_path / "m.npz"
+
+
+def convert(*words) -> int:
+    return main(["convert-motion", *map(str, words)])
+
+
+def test_a_motion_file_goes_through_a_table_and_back_unchanged(tmp_path, file, capsys):
+    assert convert(file, "--out", tmp_path / "m.csv") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'm.csv'}: 2 x 5 frames\n"
+    assert convert(tmp_path / "m.csv", "--out", tmp_path / "back.npz") == 0
+    before, after = load_motion(file), load_motion(tmp_path / "back.npz")
+    assert np.array_equal(before.motion, after.motion) and after.expression_basis == "standin"
+    assert after.source == {"converted_from": ["m.csv"], "layout": "unils"}
+
+
+def test_the_layouts_of_others_go_both_ways(tmp_path, file, caplog):
+    assert convert(file, "--out", tmp_path / "talk.npz", "--layout", "dualtalk") == 0
+    assert "expression 50 to 99" in caplog.text and "eyes" in caplog.text and "standin basis" in caplog.text
+    people = [tmp_path / f"talk_speaker{p}.npz" for p in (1, 2)]
+    assert convert(*people, "--from", "dualtalk", "--basis", "standin", "--out", tmp_path / "back.npz") == 0
+    assert convert(file, "--out", tmp_path / "art.npz", "--layout", "artalk") == 0
+    assert convert(tmp_path / "art.npz", "--from", "artalk", "--out", tmp_path / "back2.npz") == 0
+    motion = load_motion(file).motion
+    dualtalk, artalk = load_motion(tmp_path / "back.npz"), load_motion(tmp_path / "back2.npz")
+    assert np.array_equal(dualtalk.motion[..., :50], motion[..., :50])
+    assert np.array_equal(artalk.motion[..., :104], motion[..., :104])
+    assert (dualtalk.expression_basis, artalk.expression_basis) == ("standin", "flame")
+
+
+def test_arkit_is_a_table_of_52_coefficients_by_name_or_by_fit(tmp_path, file, capsys):
+    assert convert(file, "--out", tmp_path / "a.csv", "--layout", "arkit") == 0
+    asset, index = standin_asset(), list(STANDIN_SHAPES).index("smile_left")
+    shape = asset.expression_basis[None, :, :, index] * STANDIN_SHAPES["smile_left"]
+    np.savez(tmp_path / "basis.npz", names=np.array(["mouthSmileLeft"]), shapes=shape)
+    words = ("--out", tmp_path / "b.csv", "--layout", "arkit", "--arkit_basis", tmp_path / "basis.npz")
+    assert convert(file, *words) == 0
+    assert "mm remain" in capsys.readouterr().out
+    for name in ("a.csv", "b.csv"):
+        with open(tmp_path / name, newline="") as table:
+            rows = list(csv.reader(table))
+        assert len(rows) == 11 and len(rows[0]) == 3 + 52
+        values = np.array(rows[1:], float)[:, 3:]
+        assert values.min() >= 0 and values.max() <= 1 and values.any()
+
+
+def test_a_glb_is_written(tmp_path, file, capsys):
+    assert convert(file, "--out", tmp_path / "m.glb") == 0
+    assert (tmp_path / "m.glb").read_bytes()[:4] == b"glTF"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("none.npz", "--out", "m.csv"), "does not exist"),
+        (("m.npz", "--out", "m.txt"), "must end in .csv or .npz or .glb"),
+        (("m.npz", "--out", "m.csv", "--layout", "dualtalk"), "must end in .npz"),
+        (("m.npz", "m.npz", "--out", "m.csv"), "2 files were given"),
+        (("m.npz", "--out", "m.csv", "--arkit_basis", "b.npz"), "--layout arkit"),
+        (("m.npz", "--out", "m.csv", "--flame", "f.pkl"), "--flame"),
+        (("m.npz", "--out", "m.glb", "--embed_flame"), "--flame"),
+        (("m.npz", "--out", "b.npz", "--from", "dualtalk"), "exp"),
+        (("m.npz", "--out", "b.npz", "--from", "artalk"), "106"),
+        (("flame.npz", "--out", "a.csv", "--layout", "arkit"), "--arkit_basis"),
+        (("flame.npz", "--out", "a.csv", "--layout", "arkit", "--arkit_basis", "m.npz"), "give --flame"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, file, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    save_motion("flame.npz", np.zeros((1, 2, 108), np.float32), expression_basis="flame", source={})
+    before = sorted(tmp_path.iterdir())
+    assert convert(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("unils: error: ") and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,190 @@
+"""Motion as ARKit's 52 blendshape coefficients: by name from the stand-in basis, by least squares from any other.
+
+The fit is on vertices: without head rotation and gaze, the displacement of every frame from the neutral face is
+approached by the user's 52 shapes on the same mesh, each coefficient within 0..1 (least squares with bounds, by
+coordinate descent on the normal equations). Gaze has no shapes in such bases as a rule; its coefficients are the eyes'
+angles over half a radian, whichever way the others were found. ARKit names sides as the person has them.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32
+
+from unils_jax.errors import UserError
+from unils_jax.models.flame import FlameAsset, vertices
+from unils_jax.motion import EYES, JAW, MOTION_DIM, STANDIN_SHAPES
+from unils_jax.npz import read_npz_file
+
+_SIDES = ("Left", "Right")
+_EYES = ("eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide")
+_PAIRS = ("mouthSmile", "mouthFrown", "mouthDimple", "mouthStretch")
+_LATE_PAIRS = ("mouthPress", "mouthLowerDown", "mouthUpperUp", "browDown")
+ARKIT_NAMES: tuple[str, ...] = (
+    *(name + side for side in _SIDES for name in _EYES),
+    *("jawForward", "jawLeft", "jawRight", "jawOpen"),
+    *("mouthClose", "mouthFunnel", "mouthPucker", "mouthLeft", "mouthRight"),
+    *(name + side for name in _PAIRS for side in _SIDES),
+    *("mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper"),
+    *(name + side for name in _LATE_PAIRS for side in _SIDES),
+    *("browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight"),
+    *("noseSneerLeft", "noseSneerRight", "tongueOut"),
+)
+JAW_OPEN, GAZE_FULL = 0.35, 0.5  # radians that count as 1
+
+# The stand-in's named shapes, fully expressed, as ARKit shapes; `{}` is a side.
+STANDIN_TO_ARKIT: dict[str, tuple[str, ...]] = {
+    "smile_left": ("mouthSmileLeft",),
+    "smile_right": ("mouthSmileRight",),
+    "lip_pucker": ("mouthPucker",),
+    "lip_stretch": ("mouthStretchLeft", "mouthStretchRight"),
+    "upper_lip_raise": ("mouthUpperUpLeft", "mouthUpperUpRight"),
+    "lower_lip_drop": ("mouthLowerDownLeft", "mouthLowerDownRight"),
+    "blink_left": ("eyeBlinkLeft",),
+    "blink_right": ("eyeBlinkRight",),
+    "brow_up_left": ("browOuterUpLeft",),
+    "brow_up_right": ("browOuterUpRight",),
+    "brow_inner_up": ("browInnerUp",),
+    "brow_down": ("browDownLeft", "browDownRight"),
+    "squint": ("eyeSquintLeft", "eyeSquintRight"),
+    "eye_wide": ("eyeWideLeft", "eyeWideRight"),
+    "lip_press": ("mouthPressLeft", "mouthPressRight"),
+    "lip_roll": ("mouthRollLower", "mouthRollUpper"),
+    "mouth_corner_down": ("mouthFrownLeft", "mouthFrownRight"),
+    "cheek_raise": ("cheekSquintLeft", "cheekSquintRight"),
+    "cheek_puff": ("cheekPuff",),
+    "nose_wrinkle": ("noseSneerLeft", "noseSneerRight"),
+    "mouth_left": ("mouthLeft",),
+    "mouth_right": ("mouthRight",),
+    "chin_raise": ("mouthShrugLower",),
+    "sneer": ("noseSneerLeft", "noseSneerRight"),
+}
+
+
+@dataclass(frozen=True)
+class Blendshapes:
+    """Coefficients [P, T, 52] in 0..1 in the order of `ARKIT_NAMES`, and what they miss.
+
+    `residual_mm` is the root mean square over frames and vertices of the distance that remains, `motion_mm` that of the
+    motion itself from the neutral face; both NaN where coefficients were found by name, without a mesh.
+    """
+
+    coefficients: Float32[np.ndarray, "P T 52"]
+    residual_mm: float
+    motion_mm: float
+
+
+def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
+    """Of motion in the stand-in basis: each named shape is the ARKit shape that does the same, shapes with two sides
+    give both; a jaw of 0.35 rad is jawOpen 1. What is below 0 or above 1 is cut."""
+    coefficients = np.zeros((*motion.shape[:2], len(ARKIT_NAMES)))
+    for channel, (name, full) in enumerate(STANDIN_SHAPES.items()):
+        for target in STANDIN_TO_ARKIT[name]:
+            coefficients[..., ARKIT_NAMES.index(target)] += motion[..., channel] / full
+    coefficients[..., ARKIT_NAMES.index("jawOpen")] = motion[..., JAW][..., 0] / JAW_OPEN
+    _add_gaze(coefficients, motion)
+    return Blendshapes(np.clip(coefficients, 0, 1).astype(np.float32), float("nan"), float("nan"))
+
+
+def by_fit(
+    motion: Float[np.ndarray, "P T 108"], asset: FlameAsset, names: list[str], shapes: Float[np.ndarray, "K V 3"]
+) -> Blendshapes:
+    """The nearest coefficients within 0..1 of the user's `shapes` (displacements in metres over the vertices of
+    `asset`, fully expressed), frame by frame; shapes the user did not supply stay 0."""
+    basis = shapes.reshape(len(shapes), -1).T.astype(np.float64)
+    gram = basis.T @ basis
+    gram[np.diag_indices_from(gram)] += 1e-9 * np.trace(gram) / len(gram)  # a choice between equal shapes
+    fitted, remaining, moved = [], 0.0, 0.0
+    for piece in _displacements(motion, asset):
+        flat = piece.reshape(len(piece), -1)
+        weights = bounded_least_squares(gram, flat @ basis)
+        fitted.append(weights)
+        remaining += float(np.square(flat - weights @ basis.T).sum())
+        moved += float(np.square(flat).sum())
+    count = motion.shape[0] * motion.shape[1] * len(asset.v_template)
+    coefficients = np.zeros((*motion.shape[:2], len(ARKIT_NAMES)))
+    columns = [ARKIT_NAMES.index(name) for name in names]
+    coefficients[..., columns] = np.concatenate(fitted).reshape(*motion.shape[:2], -1)
+    if not any(name.startswith("eyeLook") for name in names):
+        _add_gaze(coefficients, motion)
+    return Blendshapes(
+        coefficients.astype(np.float32), 1000 * (remaining / count) ** 0.5, 1000 * (moved / count) ** 0.5
+    )
+
+
+def bounded_least_squares(
+    gram: Float[np.ndarray, "K K"], projected: Float[np.ndarray, "T K"]
+) -> Float[np.ndarray, "T K"]:
+    """For every row the x in [0, 1]^K that makes x G x / 2 - p x smallest: coordinate descent until nothing moves."""
+    weights = np.zeros_like(projected)
+    gradient = -projected
+    used = np.flatnonzero(np.diag(gram) > 0)
+    for _ in range(2000):
+        largest = 0.0
+        for k in used:
+            target = np.clip(weights[:, k] - gradient[:, k] / gram[k, k], 0.0, 1.0)
+            step = target - weights[:, k]
+            weights[:, k] = target
+            gradient += step[:, None] * gram[k]
+            largest = max(largest, float(np.abs(step).max(initial=0)))
+        if largest < 1e-7:
+            break
+    return weights
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _posed(asset: FlameAsset, motion: jax.Array) -> jax.Array:
+    return vertices(asset, motion, head_rotation=False)
+
+
+def _displacements(motion: np.ndarray, asset: FlameAsset, piece_frames: int = 200) -> Iterator[np.ndarray]:
+    """Metres from the neutral face [t, V, 3], people one after another, without head rotation and gaze."""
+    frames = motion.reshape(-1, MOTION_DIM).astype(np.float32, copy=True)
+    frames[:, EYES] = 0.0
+    neutral = np.asarray(_posed(asset, jnp.zeros((1, MOTION_DIM))), np.float64)
+    for start in range(0, len(frames), piece_frames):
+        piece = frames[start : start + piece_frames]
+        yield np.asarray(_posed(asset, jnp.asarray(piece)), np.float64) - neutral
+
+
+def _add_gaze(coefficients: np.ndarray, motion: np.ndarray) -> None:
+    """A positive first component looks down, a positive second one to the person's left."""
+    for side, name, inward in ((0, "Left", -1.0), (1, "Right", 1.0)):
+        pitch, yaw = (motion[..., EYES.start + 2 * side + i] / GAZE_FULL for i in (0, 1))
+        for what, value in (("Down", pitch), ("Up", -pitch), ("In", inward * yaw), ("Out", -inward * yaw)):
+            coefficients[..., ARKIT_NAMES.index(f"eyeLook{what}{name}")] = np.clip(value, 0, 1)
+
+
+def read_basis(path: str | os.PathLike, asset: FlameAsset) -> tuple[list[str], Float[np.ndarray, "K V 3"]]:
+    """The user's basis: an .npz with `names [K]` out of `ARKIT_NAMES` and `shapes [K, V, 3]`, displacements in metres
+    over the vertices of the head in use. Raises UserError, naming the file."""
+    path = Path(path)
+    arrays = read_npz_file(path, ("names", "shapes"))
+    if set(arrays) != {"names", "shapes"}:
+        raise UserError(f"{path} must hold the arrays `names` and `shapes`, got {', '.join(arrays) or 'neither'}")
+    names, shapes = [str(name) for name in np.atleast_1d(arrays["names"])], arrays["shapes"]
+    problems = []
+    strange = [name for name in names if name not in ARKIT_NAMES]
+    if strange:
+        problems.append(f"names must be ARKit's, such as {ARKIT_NAMES[0]}; got {', '.join(strange[:3])}")
+    if len(set(names)) != len(names):
+        problems.append("names must differ")
+    expected = (len(names), len(asset.v_template), 3)
+    if shapes.shape != expected:
+        problems.append(
+            f"shapes must be {list(expected)}, one displacement for each vertex of the {asset.name} head, "
+            f"got {list(shapes.shape)}"
+        )
+    elif shapes.dtype.kind != "f" or not np.isfinite(shapes).all():
+        problems.append("shapes must be finite floating numbers")
+    elif np.abs(shapes).max(initial=0) > 0.2:
+        problems.append(f"shapes must be in metres; the largest moves a vertex by {np.abs(shapes).max():.1f}")
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems))
+    return names, shapes

@@ -1,0 +1,191 @@
+"""`unils doctor`: what is installed, what there is to compute and draw with, which outside files are found."""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ENCODER = "facebook/wav2vec2-xls-r-300m"
+FLAME_FILE = "generic_model.pkl"
+NEEDED = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy", "scipy", "soundfile", "av")
+EXTRAS = {
+    "render": ("pyvista", "vtk"),
+    "torch": ("torch",),
+    "dev": ("pytest", "ruff", "selenium", "tensorflow-datasets"),
+}
+OK, ABSENT, BROKEN = "ok", "--", "!!"
+
+
+class Finding(NamedTuple):
+    """One line: `OK`, `ABSENT` (not needed for everything) or `BROKEN`; what; how it is; what to do about it."""
+
+    status: str
+    what: str
+    text: str
+    remedy: str = ""
+
+    def lines(self) -> list[str]:
+        """The finding for a terminal."""
+        first = f"  {self.status}  {self.what}: {self.text}"
+        return [first, f"        {self.remedy}"] if self.remedy else [first]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sets the description, a working example and the flags."""
+    parser.description = (
+        "Says what is installed, which devices there are, what draws videos and pages, and which outside files are "
+        "found or missing, with the way to get each. Files that are named here are opened and checked. Exits 2 where "
+        "something that is needed, or was named, is broken."
+    )
+    parser.epilog = """examples:
+  unils doctor
+  unils doctor --flame generic_model.pkl --audio_encoder wav2vec2 --checkpoint unils_loragen.pt"""
+    parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020 to check")
+    parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2 folder of transformers to check")
+    parser.add_argument("--checkpoint", metavar="PATH", help="workdir, .pt or .safetensors to check")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Looks everywhere and prints what it finds. Exits 2 where something is broken."""
+    sections = {
+        "installed": installed(),
+        "devices": devices(),
+        "pictures": pictures(),
+        "outside files": outside_files(args.flame, args.audio_encoder, args.checkpoint),
+    }
+    broken = 0
+    for title, findings in sections.items():
+        print(title)
+        for finding in findings:
+            print("\n".join(finding.lines()))
+            broken += finding.status == BROKEN
+    print(f"{broken} broken" if broken else "nothing is broken; what is marked -- is needed for what it says only")
+    if broken:
+        raise SystemExit(2)
+
+
+def installed() -> Iterator[Finding]:
+    """Python, this package, what it needs and its extras."""
+    from unils_jax import __version__
+
+    remedy = "" if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed"
+    status = BROKEN if remedy else OK
+    yield Finding(status, "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", remedy)
+    yield Finding(OK, "unils_jax", __version__)
+    found = {name: _version(name) for name in NEEDED}
+    missing = [name for name, version in found.items() if version is None]
+    text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    remedy = f"missing: {', '.join(missing)}; install with `pip install unils-jax`" if missing else ""
+    yield Finding(BROKEN if missing else OK, "libraries", text, remedy)
+    for extra, names in EXTRAS.items():
+        found = {name: _version(name) for name in names}
+        if all(found.values()):
+            yield Finding(OK, f"extra {extra}", ", ".join(f"{name} {version}" for name, version in found.items()))
+        else:
+            missing = [name for name, version in found.items() if version is None]
+            remedy = f"pip install 'unils-jax[{extra}]'"
+            yield Finding(ABSENT, f"extra {extra}", f"{', '.join(missing)} not installed", remedy)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def devices() -> Iterator[Finding]:
+    """What JAX would compute on."""
+    yield Finding(OK, "processors", f"{os.cpu_count()} cores")
+    try:
+        import jax
+
+        found = jax.devices()
+    except Exception as error:  # whatever a broken driver raises is the finding
+        yield Finding(BROKEN, "JAX", f"finds no device ({str(error).splitlines()[0]})", "pip install 'unils-jax[cuda]'")
+        return
+    kinds = ", ".join(sorted({device.device_kind for device in found}))
+    remedy = ""
+    if found[0].platform == "cpu" and Path("/dev/nvidiactl").exists():
+        remedy = "there is an NVIDIA card that JAX does not see: pip install 'unils-jax[cuda]'"
+    yield Finding(ABSENT if remedy else OK, "JAX", f"{len(found)} x {found[0].platform} ({kinds})", remedy)
+
+
+def pictures() -> Iterator[Finding]:
+    """What videos are drawn with, and whether pages can be made."""
+    from unils_jax.canvas import graphics, pick_backend
+    from unils_jax.errors import UserError
+    from unils_jax.viewer.page import page_script
+
+    backend = pick_backend()
+    if backend == "numpy":
+        remedy = "for OpenGL: pip install 'unils-jax[render]' and, on Debian, apt-get install libegl1 libgl1-mesa-dri"
+        yield Finding(ABSENT, "videos", "drawn in NumPy, slowly", remedy)
+    else:
+        yield Finding(OK, "videos", f"drawn with {graphics(backend)}")
+    try:
+        script, _ = page_script()
+        yield Finding(OK, "pages", f"the script is there ({len(script) / 1e6:.1f} MB)")
+    except UserError:
+        node = "npm is here" if shutil.which("npm") else "needs Node 20.19 or newer"
+        yield Finding(ABSENT, "pages", "the script is not built, so `unils view` cannot work", f"make viewer ({node})")
+
+
+def outside_files(flame: str | None, audio_encoder: str | None, checkpoint: str | None) -> Iterator[Finding]:
+    """What is not ours: named files are opened, the usual places are looked at for the others."""
+    from unils_jax.errors import UserError
+
+    try:
+        yield _encoder(audio_encoder)
+    except UserError as error:
+        yield Finding(BROKEN, "wav2vec2", str(error))
+    try:
+        yield _flame(flame)
+    except UserError as error:
+        yield Finding(BROKEN, "FLAME", str(error))
+    if checkpoint is None:
+        remedy = "from the authors' project page; our own come out of `unils demo` and `unils train`"
+        yield Finding(ABSENT, "checkpoint", "none named with --checkpoint", remedy)
+        return
+    try:
+        from unils_jax.load import load
+
+        source = load(checkpoint, audio_encoder=audio_encoder).source
+        yield Finding(OK, "checkpoint", f"{checkpoint} can be read: {source}")
+    except UserError as error:
+        yield Finding(BROKEN, "checkpoint", str(error))
+
+
+def _encoder(folder: str | None) -> Finding:
+    from huggingface_hub import try_to_load_from_cache
+
+    if folder is not None:
+        from unils_jax.load import load_audio_encoder
+
+        config, _ = load_audio_encoder(folder)
+        return Finding(OK, "wav2vec2", f"{folder} can be read: {config.depth} layers of {config.width}")
+    cached = [
+        try_to_load_from_cache(ENCODER, name) for name in ("config.json", "model.safetensors", "pytorch_model.bin")
+    ]
+    if isinstance(cached[0], str) and any(isinstance(path, str) for path in cached[1:]):
+        return Finding(OK, "wav2vec2", f"{ENCODER} is cached in {Path(cached[0]).parent}")
+    remedy = f"hf download {ENCODER} --local-dir wav2vec2, then --audio_encoder wav2vec2"
+    return Finding(ABSENT, "wav2vec2", "not cached; the full dialogue model and releases need it", remedy)
+
+
+def _flame(file: str | None) -> Finding:
+    path = file or next((str(p) for p in (Path(FLAME_FILE), Path("flame") / FLAME_FILE) if p.is_file()), None)
+    if path is not None:
+        from unils_jax.models.flame import load_flame
+
+        asset = load_flame(path)
+        return Finding(
+            OK, "FLAME", f"{path} can be read: {len(asset.v_template)} vertices; it is licensed by its makers"
+        )
+    remedy = f"register at https://flame.is.tue.mpg.de, fetch FLAME 2020, then --flame {FLAME_FILE}"
+    return Finding(ABSENT, "FLAME", f"no {FLAME_FILE} here; real motion in pictures and mesh losses need it", remedy)

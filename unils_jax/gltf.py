@@ -1,0 +1,259 @@
+"""Motion as a binary glTF 2.0 file (.glb): skinned heads with morph targets and one animation.
+
+Frame t is a key at t/25 s. Morph targets are the named shapes fully expressed (the stand-in's) or a unit of coefficient
+(FLAME's), with pose correctives as further targets; their weights and the rotations of head, jaw and eyes are keyed
+in every frame. A reader that skins and morphs as the specification says gets the vertices of `models.flame.vertices`.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial.transform import Rotation
+
+from unils_jax import __version__
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output, check_output
+from unils_jax.models.flame import FlameAsset
+from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
+from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, STANDIN_SHAPES
+
+DISTANCE = 0.42  # metres between two people
+_FLOAT, _UNSIGNED_BYTE, _UNSIGNED_INT = 5126, 5121, 5125
+_VERTEX_BUFFER, _INDEX_BUFFER = 34962, 34963
+_TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
+JOINTS = ("shoulders", "head", "jaw", "eye_left", "eye_right")
+
+
+@dataclass
+class _File:
+    """The parts of a file while it grows: bytes, their views and accessors, and the JSON's lists."""
+
+    binary: bytearray = field(default_factory=bytearray)
+    views: list[dict[str, Any]] = field(default_factory=list)
+    accessors: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, values: np.ndarray, target: int | None = None, *, normalized: bool = False) -> int:
+        """Appends an array [n] or [n, width]; returns its accessor's number."""
+        kinds = {"float32": _FLOAT, "uint8": _UNSIGNED_BYTE, "uint32": _UNSIGNED_INT}
+        rows = values.reshape(len(values), -1)
+        view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": values.nbytes}
+        self.views.append(view if target is None else {**view, "target": target})
+        self.binary += np.ascontiguousarray(values).tobytes()
+        self.binary += bytes(-len(self.binary) % 4)
+        self.accessors.append(
+            {
+                "bufferView": len(self.views) - 1,
+                "componentType": kinds[values.dtype.name],
+                "count": len(values),
+                "type": _TYPES[rows.shape[1]],
+                "min": rows.min(axis=0).tolist(),
+                "max": rows.max(axis=0).tolist(),
+                **({"normalized": True} if normalized else {}),
+            }
+        )
+        return len(self.accessors) - 1
+
+
+def write_glb(
+    path: str | os.PathLike,
+    motion: Float[np.ndarray, "P T 108"],
+    asset: FlameAsset,
+    *,
+    expression_basis: str,
+    embed_flame: bool = False,
+) -> None:
+    """Writes people side by side, 0.42 m apart, metres, y up, looking along +z.
+
+    Motion of another basis than the head's moves jaw, gaze and head only. Raises UserError for an output that cannot be
+    written, and for FLAME geometry without `embed_flame`.
+    """
+    path = check_output(path, ".glb")
+    if asset.name == "flame" and not embed_flame:
+        raise UserError(
+            "the file would contain FLAME's geometry, which is licensed: add --embed_flame if your licence allows it, "
+            "or leave --flame away and the stand-in head is written"
+        )
+    motion = shown_motion(motion.astype(np.float32), asset, expression_basis)
+    head, file = drawn_head(asset), _File()
+    shared = _shared(file, head)
+    tree: dict[str, Any] = {"nodes": [], "meshes": [], "skins": []}
+    animation: dict[str, Any] = {"name": "conversation", "channels": [], "samplers": []}
+    times = file.add((np.arange(motion.shape[1]) / FPS).astype(np.float32))
+    roots = [
+        _person(file, tree, animation, head, shared, times, person, p, len(motion)) for p, person in enumerate(motion)
+    ]
+    licence = {"copyright": "Geometry: FLAME, licensed by its makers"} if asset.name == "flame" else {}
+    document = {
+        "asset": {"version": "2.0", "generator": f"unils_jax {__version__}", **licence},
+        "scene": 0,
+        "scenes": [{"name": "conversation", "nodes": roots}],
+        **tree,
+        "materials": [
+            {"name": "vertex colours", "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 0.6}}
+        ],
+        "animations": [animation],
+        "accessors": file.accessors,
+        "bufferViews": file.views,
+        "buffers": [{"byteLength": len(file.binary)}],
+    }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    with atomic_output(path) as partial, open(partial, "wb") as out:
+        out.write(struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(file.binary)))
+        out.write(struct.pack("<I4s", len(text), b"JSON") + text)
+        out.write(struct.pack("<I4s", len(file.binary), b"BIN\0"))
+        out.write(file.binary)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Accessors that everybody's mesh uses, and what a coefficient of 1 is worth in weights of its target."""
+
+    attributes: dict[str, int]
+    indices: int
+    targets: list[dict[str, int]]
+    names: list[str]
+    per_coefficient: np.ndarray
+    inverse_bind: int
+
+
+def _shared(file: _File, head: DrawnHead) -> _Shared:
+    asset, s = head.asset, head.asset.skinning
+    points = asset.v_template
+    joints, weights = _skin(head)
+    shapes = s.basis.reshape(len(s.basis), 3, -1).transpose(0, 2, 1)
+    per_coefficient = np.ones(len(shapes))
+    names = [f"expression_{k:02d}" for k in range(s.num_expression)]
+    if asset.name == "standin":
+        names = list(STANDIN_SHAPES)
+        per_coefficient[: len(names)] = 1 / np.array(list(STANDIN_SHAPES.values()))
+    names += [f"pose_{c:02d}" for c in s.pose_columns]
+    targets = [
+        {"POSITION": file.add((shape / per_coefficient[k]).astype(np.float32), _VERTEX_BUFFER)}
+        for k, shape in enumerate(shapes)
+    ]
+    attributes = {
+        "POSITION": file.add(points, _VERTEX_BUFFER),
+        "NORMAL": file.add(_normals(points, asset.faces), _VERTEX_BUFFER),
+        "JOINTS_0": file.add(joints, _VERTEX_BUFFER),
+        "WEIGHTS_0": file.add(weights, _VERTEX_BUFFER),
+    }
+    indices = file.add(asset.faces.astype(np.uint32).ravel(), _INDEX_BUFFER)
+    places = np.concatenate([s.joint_template[:1], s.joint_template])  # shoulders stand where the head turns
+    matrices = np.tile(np.eye(4, dtype=np.float32), (len(places), 1, 1))
+    matrices[:, 3, :3] = -places  # column-major, so that the last row is the translation
+    inverse_bind = file.add(matrices.reshape(-1, 16))
+    return _Shared(attributes, indices, targets, names, per_coefficient, inverse_bind)
+
+
+def _skin(head: DrawnHead) -> tuple[np.ndarray, np.ndarray]:
+    """The four strongest of the five joints for every vertex, and their weights, which sum to one."""
+    s = head.asset.skinning
+    moved = s.weights.T.astype(np.float64)
+    rest = np.clip(1.0 - moved.sum(axis=1), 0.0, None)
+    follow = head.follow.astype(np.float64)
+    weights = np.column_stack([(1.0 - follow) * rest, follow * rest, moved])
+    order = np.argsort(-weights, axis=1, kind="stable")[:, :4]
+    strongest = np.take_along_axis(weights, order, axis=1)
+    strongest /= strongest.sum(axis=1, keepdims=True)
+    return np.where(strongest > 0, order, 0).astype(np.uint8), strongest.astype(np.float32)
+
+
+def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    a, b, c = (points[faces[:, i]] for i in range(3))
+    normals = np.zeros_like(points)
+    for i in range(3):
+        np.add.at(normals, faces[:, i], np.cross(b - a, c - a))
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    return np.where(length > 0, normals / np.maximum(length, 1e-30), np.float32([0, 0, 1])).astype(np.float32)
+
+
+def _linear(colors: np.ndarray) -> np.ndarray:
+    """sRGB bytes as linear RGBA bytes, as COLOR_0 has them."""
+    x = colors.astype(np.float64) / 255
+    x = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    rgb = np.round(255 * x).astype(np.uint8)
+    return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], axis=1)
+
+
+def _person(
+    file: _File,
+    tree: dict[str, Any],
+    animation: dict[str, Any],
+    head: DrawnHead,
+    shared: _Shared,
+    times: int,
+    motion: np.ndarray,
+    person: int,
+    num_people: int,
+) -> int:
+    """Adds one person's nodes, mesh, skin and keys; returns the number of the node that holds them."""
+    nodes, colors = tree["nodes"], head.colors[person % len(head.colors)]
+    attributes = {**shared.attributes, "COLOR_0": file.add(_linear(colors), _VERTEX_BUFFER, normalized=True)}
+    primitive = {"attributes": attributes, "indices": shared.indices, "targets": shared.targets, "material": 0}
+    tree["meshes"].append(
+        {
+            "name": f"person {person + 1}",
+            "primitives": [primitive],
+            "weights": [0.0] * len(shared.targets),
+            "extras": {"targetNames": shared.names},
+        }
+    )
+    first = len(nodes)
+    mesh, joints = first + 1, [first + 2 + j for j in range(len(JOINTS))]
+    tree["skins"].append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
+    at = (person - (num_people - 1) / 2) * DISTANCE
+    template = head.asset.skinning.joint_template.astype(np.float64)
+    places = [template[0], np.zeros(3), *(template[1:] - template[0])]  # each in its parent's frame
+    nodes.append({"name": f"person {person + 1}", "translation": [at, 0.0, 0.0], "children": [mesh, joints[0]]})
+    nodes.append({"name": f"face {person + 1}", "mesh": len(tree["meshes"]) - 1, "skin": len(tree["skins"]) - 1})
+    children = ([joints[1]], joints[2:], [], [], [])
+    for name, place, below in zip(JOINTS, places, children, strict=True):
+        node = {"name": f"{name} {person + 1}", "translation": place.tolist()}
+        nodes.append({**node, "children": below} if below else node)
+
+    def key(node: int, path: str, values: np.ndarray) -> None:
+        sampler = {"input": times, "output": file.add(values.astype(np.float32)), "interpolation": "LINEAR"}
+        animation["samplers"].append(sampler)
+        target = {"node": node, "path": path}
+        animation["channels"].append({"sampler": len(animation["samplers"]) - 1, "target": target})
+
+    turns, weights, translations = _tracks(head.asset, motion, shared.per_coefficient)
+    key(mesh, "weights", weights.reshape(-1))
+    for joint, turn, places_T in zip(joints[1:], turns, translations, strict=True):
+        key(joint, "rotation", turn.as_quat(canonical=True))
+        if np.ptp(places_T, axis=0).max() > 1e-7:  # joints follow the expression in FLAME, not in the stand-in
+            key(joint, "translation", places_T)
+    return first
+
+
+def _tracks(
+    asset: FlameAsset, motion: np.ndarray, per_coefficient: np.ndarray
+) -> tuple[list[Rotation], np.ndarray, list[np.ndarray]]:
+    """Over time, for head, jaw and eyes: rotations, translations in the parent's frame; and the targets' weights.
+
+    A joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its node applies
+    R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the head's J0, that less this J0.
+    """
+    s = asset.skinning
+    expression = motion[:, EXPRESSION][:, : s.num_expression].astype(np.float64)
+    zero = np.zeros((len(motion), 1))
+    eyes = motion[:, EYES].astype(np.float64)
+    axes = [
+        motion[:, HEAD].astype(np.float64),
+        np.concatenate([motion[:, JAW], zero, zero], axis=1),
+        np.concatenate([eyes[:, :2], zero], axis=1),
+        np.concatenate([eyes[:, 2:], zero], axis=1),
+    ]
+    turns = [Rotation.from_rotvec(axis) for axis in axes]
+    offsets = np.einsum("te,ejc->jtc", expression, s.joint_basis.astype(np.float64))
+    origins = s.joint_template.astype(np.float64)
+    translations = [origins[j] + offsets[j] - turns[j].apply(offsets[j]) - origins[0] for j in range(4)]
+    less_identity = np.stack([turn.as_matrix() - np.eye(3) for turn in turns[1:]], axis=1).reshape(len(motion), 27)
+    weights = np.concatenate([expression, less_identity[:, s.pose_columns]], axis=1) * per_coefficient
+    return turns, weights, translations

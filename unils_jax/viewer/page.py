@@ -1,0 +1,240 @@
+"""One HTML file that shows a conversation: heads, sound, curves; opened from disk, it needs nothing else.
+
+What is embedded is the basis of shapes, quantised, and each frame's coefficients; the page's script poses the head
+from them. The script is built from `src` by vite (`make viewer`); wheels carry it.
+"""
+
+import base64
+import html
+import importlib.resources
+import io
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soundfile
+from jaxtyping import Float
+from scipy.signal import savgol_filter
+
+from unils_jax.audio import speaking_frames
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output, check_output
+from unils_jax.models.flame import FlameAsset
+from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
+from unils_jax.motion import EXPRESSION, FPS, HEAD, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME, STANDIN_SHAPES
+
+PEAKS_PER_S = 50
+MOTION_STEP = 1e-4  # radians, or units of coefficient
+FEW_SHAPES, FINE_STEP, COARSE_STEP = 50, 2e-6, 1e-5  # metres a unit of coefficient; a hundred err by 0.03 mm together
+FLAME_STAMP = (
+    "This file contains geometry of the FLAME head model (https://flame.is.tue.mpg.de), which is licensed by its "
+    "makers. Whoever holds, shares or publishes this file is bound by that licence."
+)
+# The page may run its own script and nothing from anywhere else.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob:"
+
+
+@dataclass(frozen=True)
+class PageSummary:
+    """Bytes of the page: all of it, its audio, its script; what is left is head, motion and curves."""
+
+    total: int
+    audio: int
+    script: int
+
+    @property
+    def motion(self) -> int:
+        """What neither audio nor script takes."""
+        return self.total - self.audio - self.script
+
+
+def make_page(
+    path: str | os.PathLike,
+    motion: Float[np.ndarray, "P T 108"],
+    asset: FlameAsset,
+    audio: Sequence[Float[np.ndarray, " _"]] | None = None,
+    *,
+    expression_basis: str,
+    truth: Float[np.ndarray, "Q U 108"] | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "conversation",
+    embed_flame: bool = False,
+) -> PageSummary:
+    """Writes the page of one or two people at 25 frames a second, with their audio at 16 kHz.
+
+    `audio` holds one track a person (one alone is heard on both ears, two left and right); it is padded or cut to the
+    motion. `truth`, of the same basis, is shown below and in the curves; it is cut to the motion, or holds its last
+    frame. Motion of another basis than the head's moves jaw, gaze and head only, and the page says so. The file appears
+    when it is whole. Raises UserError for an output that cannot be written, arrays of wrong shape or not finite, FLAME
+    geometry without `embed_flame`, and where the script has not been built.
+    """
+    path = check_output(path, ".html")
+    script, licence = page_script()
+    _check(motion, truth, audio, names, asset, embed_flame)
+    num_people, num_frames = motion.shape[:2]
+    head = drawn_head(asset)
+    shown = shown_motion(motion.astype(np.float32), asset, expression_basis)
+    notices = [FLAME_STAMP] if asset.name == "flame" else []
+    if expression_basis != asset.name:
+        notices.append(f"The motion has the {expression_basis} basis, this head has not: only jaw, gaze and head move.")
+    num_expression = asset.skinning.num_expression if expression_basis == asset.name else 0
+    sound = None if audio is None else _fitted_audio(audio, num_frames)
+    blinks = expression_basis == asset.name == "standin"
+    lids = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
+    data = {
+        "title": title,
+        "fps": FPS,
+        "numFrames": num_frames,
+        "people": _people(names, sound, num_people, num_frames),
+        "notices": notices,
+        "head": _head(head, num_expression),
+        "numExpression": num_expression,
+        "blink": {"channels": lids, "full": STANDIN_SHAPES["blink_left"]} if blinks else None,
+        "motion": _motion(shown, num_expression),
+        "truth": None,
+        "smoothing": savgol_filter(np.eye(9), 9, 3, axis=0).ravel().tolist(),
+        "audio": None if sound is None else {"type": "audio/flac", "data": _flac(sound)},
+    }
+    if truth is not None:
+        fitted = truth.astype(np.float32)[:, :num_frames]
+        fitted = np.pad(fitted, ((0, 0), (0, num_frames - fitted.shape[1]), (0, 0)), mode="edge")
+        data["truth"] = _motion(shown_motion(fitted, asset, expression_basis, quiet=True), num_expression)
+    page = _html(title, data, script, licence, asset.name == "flame")
+    with atomic_output(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return PageSummary(len(page.encode()), len(data["audio"]["data"]) if data["audio"] else 0, len(script.encode()))
+
+
+def page_script() -> tuple[str, str]:
+    """The page's script and the licence of the library in it. Raises UserError where they have not been built."""
+    folder = importlib.resources.files("unils_jax.viewer") / "dist"
+    script, licence = folder / "viewer.js", folder / "LICENSE.three.txt"
+    if not script.is_file() or not licence.is_file():
+        raise UserError(
+            "the page's script is not built: run `make viewer` (needs Node 20.19 or newer), or install a wheel of "
+            "unils_jax, which carries it; `unils render` makes a video without it"
+        )
+    return script.read_text(encoding="utf-8"), licence.read_text(encoding="utf-8")
+
+
+def _check(motion, truth, audio, names, asset: FlameAsset, embed_flame: bool) -> None:
+    problems = []
+    for name, value in (("motion", motion), ("truth", truth)):
+        if value is None:
+            continue
+        if value.shape[-1] != MOTION_DIM or 0 in value.shape or not 1 <= len(value) <= 2:
+            problems.append(f"{name} must be [1 or 2, frames, {MOTION_DIM}] and not empty, got {list(value.shape)}")
+        elif not np.isfinite(value).all():
+            problems.append(f"{name} holds NaN or infinite values; decode it again")
+    for what, value in (("truth", truth), ("names", names)):
+        if value is not None and len(value) != len(motion):
+            problems.append(f"{what} must be of as many people as motion ({len(motion)}), got {len(value)}")
+    if audio is not None and not 1 <= len(audio) <= len(motion):
+        problems.append(f"audio must be one track a person at most ({len(motion)}), got {len(audio)}")
+    elif audio is not None and not all(np.isfinite(track).all() for track in audio):
+        problems.append("audio holds NaN or infinite samples")
+    if asset.name == "flame" and not embed_flame:
+        problems.append(
+            "the page would contain FLAME's geometry, which is licensed: add --embed_flame if your licence allows it, "
+            "or leave --flame away and the stand-in head is shown"
+        )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _packed(values: np.ndarray, step: np.ndarray | None = None) -> dict[str, Any]:
+    """An array for the page's script: little-endian, bytes sorted by significance (they repeat then), deflated."""
+    stored = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<")))
+    planes = stored.view(np.uint8).reshape(-1, stored.dtype.itemsize).T
+    return {
+        "type": values.dtype.name,
+        "shape": list(values.shape),
+        "step": None if step is None else step.tolist(),
+        "data": base64.b64encode(zlib.compress(planes.tobytes())).decode(),
+    }
+
+
+def _quantised(values: np.ndarray, least: float = 1e-12) -> dict[str, Any]:
+    """Rounded to int16 multiples of a 32,767th of the largest value, or of `least` where that is more."""
+    step = max(float(np.abs(values).max(initial=0)) / 32767, least)
+    return _packed(np.round(values / step).astype(np.int16), np.array([step]))
+
+
+def _motion(motion: np.ndarray, num_expression: int) -> dict[str, Any]:
+    """The coefficients that the page uses, [P, T, K + 8], each channel with a step of its own, as differences from
+    frame to frame (modulo 2^16), which are small."""
+    used = np.concatenate([motion[..., EXPRESSION][..., :num_expression], motion[..., HEAD.start :]], axis=-1)
+    step = np.maximum(np.abs(used).max(axis=(0, 1)).astype(np.float64) / 32767, MOTION_STEP)
+    levels = np.round(used / step).astype(np.int16)
+    return _packed(np.diff(levels, axis=1, prepend=np.int16(0)), step)
+
+
+def _head(head: DrawnHead, num_expression: int) -> dict[str, Any]:
+    s, asset = head.asset.skinning, head.asset
+    basis = np.concatenate([s.basis[:num_expression], s.basis[s.num_expression :]])
+    return {
+        "faces": _packed(asset.faces.astype(np.uint16).ravel()),
+        "template": _quantised(s.template),
+        "basis": _quantised(basis, FINE_STEP if len(basis) < FEW_SHAPES else COARSE_STEP),
+        "poseColumns": s.pose_columns.tolist(),
+        "jointTemplate": s.joint_template.ravel().tolist(),
+        "jointBasis": s.joint_basis[:num_expression].ravel().tolist(),
+        "totalWeight": _packed(s.total_weight),
+        "weights": _quantised(s.weights),
+        "follow": _quantised(head.follow),
+        "colors": _packed(head.colors),
+        "gloss": _quantised(head.gloss),
+        "lips": _packed(np.unique(asset.lips).astype(np.uint16)),
+        "centre": list(head.centre),
+        "half": head.half,
+    }
+
+
+def _fitted_audio(audio: Sequence[np.ndarray], num_frames: int) -> list[np.ndarray]:
+    num_samples = num_frames * SAMPLES_PER_FRAME
+    tracks = [np.asarray(track, np.float32)[:num_samples] for track in audio]
+    return [np.clip(np.pad(track, (0, num_samples - track.size)), -1, 1) for track in tracks]
+
+
+def _flac(tracks: list[np.ndarray]) -> str:
+    """FLAC: no delay to make up for, exact seeking, half the size of PCM, and every browser plays it."""
+    file = io.BytesIO()
+    soundfile.write(file, np.stack(tracks, axis=1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _people(
+    names: Sequence[str] | None, sound: list[np.ndarray] | None, num_people: int, num_frames: int
+) -> list[dict[str, Any]]:
+    people: list[dict[str, Any]] = [
+        {"name": f"person {p + 1}" if names is None else names[p], "peaks": None, "speaking": None}
+        for p in range(num_people)
+    ]
+    if sound is None:
+        return people
+    loudest = max(float(np.abs(track).max()) for track in sound) or 1.0
+    for person, track, mask in zip(people, sound, speaking_frames(sound), strict=False):
+        peaks = np.abs(track).reshape(-1, SAMPLE_RATE // PEAKS_PER_S).max(axis=1) / loudest
+        person["peaks"] = _packed(np.round(255 * peaks).astype(np.uint8))
+        person["speaking"] = _packed(mask.astype(np.uint8))
+    return people
+
+
+def _html(title: str, data: dict[str, Any], script: str, licence: str, flame: bool) -> str:
+    """Page, data and script in one. In JSON a `<` is escaped, in scripts `</script`: nothing can end its element."""
+    stamp = f'<meta name="licence-of-geometry" content="{html.escape(FLAME_STAMP)}">\n' if flame else ""
+    embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        "<!doctype html>\n"
+        f"<!-- The script holds three.js:\n\n{licence.replace('--', '- -')}-->\n"
+        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{stamp}<title>{html.escape(title)}</title>\n</head>\n<body>\n"
+        f'<script type="application/json" id="page-data">{embedded}</script>\n'
+        "<script>" + script.replace("</script", "<\\/script") + "</script>\n</body>\n</html>\n"
+    )
