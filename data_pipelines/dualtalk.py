@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.sources import (
-    DAMAGED,
     PARTNER,
     Dropped,
     Entry,
@@ -22,11 +21,12 @@ from data_pipelines.sources import (
     Track,
     assemble,
     listed_digest,
+    read_people,
     read_wav,
     split_of_files,
 )
 from unils_jax.errors import UserError
-from unils_jax.motion import HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME
+from unils_jax.motion import HEAD, JAW, MOTION_DIM
 from unils_jax.npz import read_npz_file
 
 EXPRESSION_DIM, POSE_DIM = 50, 6
@@ -61,23 +61,9 @@ class DualTalkSource:
         yield self._read
 
     def _read(self, entry: Entry) -> Reading:
-        files: dict[str, Path] = {}
-        for part in entry.parts:
-            _, speaker, suffix = _FILE.fullmatch(Path(part).name).groups()
-            files[speaker + suffix] = self.folder / part
-        motions, sounds, problems = {}, {}, []
-        for key, path in files.items():
-            try:
-                if key.endswith("npz"):
-                    motions[key[0]] = read_motion(path)
-                else:
-                    sounds[key[0]] = read_wav(path)
-            except UserError as error:
-                problems.append(str(error).replace(f"{self.folder}/", ""))
-        frames = max(map(len, motions.values()), default=0)
-        frames = frames or max((len(sound) // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
-        if problems:
-            raise Dropped(DAMAGED, "; ".join(problems), frames)
+        motions, sounds, frames = read_people(
+            self.folder, entry, _FILE, read_motion, lambda path, _: read_wav(path), num_frames=len
+        )
         silent = [speaker for speaker in "12" if speaker not in sounds]
         if silent:
             raise Dropped(PARTNER, f"no wav of speaker {' and '.join(silent)}", frames)

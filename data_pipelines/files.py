@@ -23,12 +23,13 @@ from data_pipelines.sources import (
     Track,
     assemble,
     listed_digest,
+    read_people,
     read_wav,
     read_wav_channels,
     split_of_files,
 )
 from unils_jax.errors import UserError
-from unils_jax.motion import SAMPLES_PER_FRAME, MotionFile, load_motion
+from unils_jax.motion import MotionFile, load_motion
 
 _FILE = re.compile(r"(.+?)(?:_speaker([12]))?\.(npz|wav)")
 
@@ -58,29 +59,19 @@ class FilesSource:
 
     def _read(self, entry: Entry) -> Reading:
         """Motion is looked for first: with it comes the number of people."""
-        motions: dict[str, MotionFile] = {}
-        sounds: dict[str, np.ndarray] = {}
-        problems = []
-        for part in entry.parts:
-            _, speaker, suffix = _FILE.fullmatch(Path(part).name).groups()
-            path = self.folder / part
-            try:
-                if suffix == "npz":
-                    motions[speaker or ""] = load_motion(path)
-                else:
-                    sounds[speaker or ""] = read_wav(path) if speaker else read_wav_channels(path)
-            except UserError as error:
-                problems.append(str(error).replace(f"{self.folder}/", ""))
-        frames = max((m.motion.shape[1] for m in motions.values()), default=0)
-        frames = frames or max((s.shape[-1] // SAMPLES_PER_FRAME for s in sounds.values()), default=0)
-        if problems:
-            raise Dropped(DAMAGED, "; ".join(problems), frames)
+        motions, sounds, frames = read_people(
+            self.folder, entry, _FILE, load_motion, _read_sound, num_frames=lambda file: file.motion.shape[1]
+        )
         if not motions:
             raise Dropped(MISSING, "no motion .npz", frames)
         if len({m.expression_basis for m in motions.values()}) > 1:
             raise Dropped(DAMAGED, "its people's motion is of different expression bases", frames)
         tracks = [Track(motion, audio) for motion, audio in _people(motions, sounds, frames)]
         return assemble(entry, tracks, expression_basis=next(iter(motions.values())).expression_basis, source="files")
+
+
+def _read_sound(path: Path, speaker: str) -> np.ndarray:
+    return read_wav(path) if speaker else read_wav_channels(path)
 
 
 def _people(

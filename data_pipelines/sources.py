@@ -92,6 +92,36 @@ class Track:
     identity: str = ""
 
 
+def read_people(
+    folder: Path,
+    entry: Entry,
+    pattern: re.Pattern[str],
+    read_motion: Callable[[Path], Any],
+    read_sound: Callable[[Path, str], np.ndarray],
+    num_frames: Callable[[Any], int],
+) -> tuple[dict[str, Any], dict[str, np.ndarray], int]:
+    """Motion and sound in an entry's .npz and .wav files, by speaker ("1", "2", "" where the name tells none), and the
+    frames they have. `pattern` gives a name's recording, speaker and suffix; `read_sound` is told the speaker.
+
+    Raises Dropped with the problems of all files.
+    """
+    motions, sounds, problems = {}, {}, []
+    for part in entry.parts:
+        _, speaker, suffix = pattern.fullmatch(Path(part).name).groups(default="")
+        try:
+            if suffix == "npz":
+                motions[speaker] = read_motion(folder / part)
+            else:
+                sounds[speaker] = read_sound(folder / part, speaker)
+        except UserError as error:
+            problems.append(str(error).replace(f"{folder}/", ""))
+    frames = max(map(num_frames, motions.values()), default=0)
+    frames = frames or max((sound.shape[-1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
+    if problems:
+        raise Dropped(DAMAGED, "; ".join(problems), frames)
+    return motions, sounds, frames
+
+
 def assemble(entry: Entry, tracks: list[Track], *, expression_basis: str, source: str) -> Reading:
     """The record of one or two people, cut to what all of them have.
 

@@ -1,10 +1,12 @@
 """The three stages trained in float32 and in bfloat16 from the same seeds: the same batches, the same noise.
 
-The tests train tiny models. At the size of the smoke configs, with a report of every loss:
+At the size of the smoke configs, three seeds, on a store of `unils data synth` (an hour on two cores):
 
-    UNILS_SMOKE_PRECISION=report.json python -m pytest -m slow tests/test_precision.py -k smoke
+    python tests/precision_runs.py data/synthetic report.json
 """
 
+import json
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from flax import nnx
 
 from data_pipelines.loader import make_loader
 from data_pipelines.store import Store
+from unils_jax.config import load_config
 from unils_jax.models.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, abstract, split
@@ -44,33 +47,54 @@ class Precision:
         self.step = make_train_step(self.stage, graphdef, objective, config.optimizer)
         self.evaluate = make_eval_step(self.stage, graphdef, objective)
 
-    def train(self, store: Path, seed: int, parent: Params) -> tuple[float, Params]:
+    def train(self, seed: int, parent: Params) -> tuple[float, Params]:
         """Validation loss of the averaged weights after the last step, and all weights, averaged."""
         config = with_dtype(self.values, self.dtype, seed)
+        store = config.data.store
         params = split(UniLS(config.model, rngs=nnx.Rngs(seed)))[1]
-        mean, std = Store(str(store)).statistics()
+        mean, std = Store(store).statistics()
         statistics = {"codec/motion_mean": jnp.asarray(mean), "codec/motion_std": jnp.asarray(std)}
         trainable, frozen = self.stage.split({**params, **statistics, **parent})
         state, held = init_state(trainable, config.optimizer), hold_frozen(frozen, self.dtype)
         view = {"view": self.stage.windows, "batch_size": config.data.batch_size}
         key = jax.random.key(seed)
-        for batch in islice(iter(make_loader(str(store), "train", seed=seed, **view)), config.num_steps):
+        for batch in islice(iter(make_loader(store, "train", seed=seed, **view)), config.num_steps):
             state, metrics = self.step(state, held, batch, key)
         assert metrics["finite"] == 1
-        batches = islice(iter(make_loader(str(store), "val", seed=0, **view)), config.eval_batches)
+        batches = islice(iter(make_loader(store, "val", seed=0, **view)), config.eval_batches)
         losses = [float(self.evaluate(state.ema, held, batch)["loss"]) for batch in batches]
         return float(np.mean(losses)), {**frozen, **state.ema}
 
 
-def compare(stages: dict[str, dict[str, Any]], store: Path, seeds: tuple[int, ...]) -> dict[str, dict[str, list]]:
-    """Validation losses by stage and precision, one a seed. Both start from the parent that was trained in float32."""
-    losses: dict[str, dict[str, list]] = {}
+def compare(
+    stages: dict[str, dict[str, Any]], seeds: tuple[int, ...], report: Path | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Validation losses by stage and precision, one a seed. Both start from the parent that was trained in float32.
+    `report` is written after every stage."""
+    losses: dict[str, dict[str, list[float]]] = {}
     parents: list[Params] = [{} for _ in seeds]
     for name, values in stages.items():
         runs = {}
         for dtype in DTYPES:
             precision = Precision(values, dtype)
-            runs[dtype] = [precision.train(store, seed, parent) for seed, parent in zip(seeds, parents, strict=True)]
+            runs[dtype] = [precision.train(seed, parent) for seed, parent in zip(seeds, parents, strict=True)]
         losses[name] = {dtype: [loss for loss, _ in runs[dtype]] for dtype in DTYPES}
         parents = [weights for _, weights in runs["float32"]]
+        if report is not None:
+            report.write_text(json.dumps(losses, indent=1))
     return losses
+
+
+def smoke_configs(store: Path | str, **changes: int) -> dict[str, dict[str, Any]]:
+    """The values of the three smoke configs on this store, `changes` made in each."""
+    configs = {}
+    for stage in STAGES:
+        config = load_config(f"smoke_{stage}")
+        config.data.store = str(store)
+        config.update(changes)
+        configs[stage] = config.to_dict()
+    return configs
+
+
+if __name__ == "__main__":
+    compare(smoke_configs(sys.argv[1]), (0, 1, 2), Path(sys.argv[2]))

@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from unils_jax.commands.people import add_head_arguments
+
 log = logging.getLogger(__name__)
 
 LAYOUTS = ("unils", "dualtalk", "artalk", "arkit")
@@ -38,12 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arkit_basis", metavar="B.npz", help="names [K], shapes [K, V, 3] in metres, on the head's mesh"
     )
-    parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020 (default: the stand-in head)")
-    parser.add_argument(
-        "--embed_flame",
-        action="store_true",
-        help="put FLAME's geometry into the .glb, which is then under FLAME's licence; with --flame",
-    )
+    add_head_arguments(parser, embed_in=".glb")
 
 
 def run(args: argparse.Namespace) -> None:

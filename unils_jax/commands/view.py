@@ -3,6 +3,8 @@
 import argparse
 import logging
 
+from unils_jax.commands.people import add_people_arguments, load_people
+
 log = logging.getLogger(__name__)
 
 
@@ -14,63 +16,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """example:
   unils view motion.npz --audio a.wav --audio2 b.wav --out page.html"""
-    parser.add_argument("motion", metavar="M.npz", help="motion file, as `unils decode --out` writes it")
+    add_people_arguments(parser, embed_in="page")
     parser.add_argument("--out", required=True, metavar="PAGE.html", help="page to write")
-    parser.add_argument("--audio", metavar="A", help="the first person's track, any rate and format")
-    parser.add_argument("--audio2", metavar="B", help="the second person's track")
-    parser.add_argument("--truth", metavar="T.npz", help="motion file of what the people really did, to compare with")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the people (default: person 1, person 2)")
     parser.add_argument("--title", help="of the page (default: the motion file's name)")
-    parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020 (default: the stand-in head)")
-    parser.add_argument(
-        "--embed_flame",
-        action="store_true",
-        help="put FLAME's geometry into the page, which is then under FLAME's licence; with --flame",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Makes the page. Raises UserError for every mistake of the user, before anything is written."""
     from pathlib import Path
 
-    from unils_jax.audio import read_audio
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
-    from unils_jax.models.flame import load_flame
-    from unils_jax.models.standin import standin_asset
-    from unils_jax.motion import load_motion
     from unils_jax.viewer.page import FLAME_STAMP, make_page, page_script
 
     check_output(args.out, ".html")
     page_script()
-    if args.audio2 and not args.audio:
-        raise UserError("--audio2 is the second person's track; give the first with --audio")
     if args.embed_flame and not args.flame:
         raise UserError("--embed_flame puts the geometry of --flame into the page; name the file with --flame")
-    file = load_motion(args.motion)
-    truth = load_motion(args.truth) if args.truth else None
-    if truth is not None and truth.expression_basis != file.expression_basis:
-        raise UserError(
-            f"--truth {args.truth} is of the {truth.expression_basis!r} expression basis, the motion of "
-            f"{file.expression_basis!r}; give motion of the same basis"
-        )
-    audio = [read_audio(path) for path in (args.audio, args.audio2) if path] or None
-    asset = load_flame(args.flame) if args.flame else standin_asset()
+    people = load_people(args)
+    file = people.file
     if args.embed_flame:
         log.warning("licence: %s", FLAME_STAMP)
     summary = make_page(
         args.out,
         file.motion,
-        asset,
-        audio,
+        people.asset,
+        people.audio,
         expression_basis=file.expression_basis,
-        truth=None if truth is None else truth.motion,
+        truth=people.truth,
         names=args.names,
         title=args.title or Path(args.motion).stem,
         embed_flame=args.embed_flame,
     )
-    people, frames = file.motion.shape[:2]
+    num_people, frames = file.motion.shape[:2]
     print(
-        f"{args.out}: {people} x {frames} frames, {summary.total / 1e6:.1f} MB (head and motion "
+        f"{args.out}: {num_people} x {frames} frames, {summary.total / 1e6:.1f} MB (head and motion "
         f"{summary.motion / 1e6:.2f}, audio {summary.audio / 1e6:.2f}, script {summary.script / 1e6:.2f})"
     )
