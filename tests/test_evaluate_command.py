@@ -79,6 +79,14 @@ def test_a_checkpoint_is_scored_and_the_same_seed_gives_the_same_report(tmp_path
     assert any("stand-in head" in note for note in report["notes"])
 
 
+@pytest.mark.slow
+def test_bfloat16_says_what_share_of_the_bits_it_changes(tmp_path, stores, tiny_runs, capsys):
+    flags = ("--data", stores / "standin", "--limit", "1", "--dtype", "bfloat16", "--out", tmp_path / "report.json")
+    assert run("--checkpoint", tiny_runs.workdirs["dialogue"], *flags) == 0
+    changed = read(tmp_path / "report.json")["settings"]["bits_changed"]
+    assert 0 < changed < 0.05 and f"{changed:.2%} of the bits changed by the dtype" in capsys.readouterr().out
+
+
 def test_what_a_checkpoint_decodes_scores_alike_as_motion_files(tmp_path, stores, tiny_runs):
     protocol = PROTOCOLS["unils-clean"]
     store, model = Store(stores / "standin"), load(tiny_runs.workdirs["dialogue"]).model

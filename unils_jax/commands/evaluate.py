@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     decodes = args.checkpoint is not None
     seeds = [protocol.seed + i for i in range(args.seeds)]
     mesh, notes = find_mesh(args.flame, store.expression_basis)
-    predict, source = make_predict(args, store, protocol, [name for _, name in chosen])
+    predict, source, price = make_predict(args, store, protocol, [name for _, name in chosen])
     tally = score(store, args.split, chosen, protocol, predict, seeds, mesh)
     report = {
         "metrics": tally.metrics(),
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
             "source": source,
             "audio_encoder": args.audio_encoder,
             "dtype": args.dtype if decodes else None,
+            "bits_changed": price,
             "flame": args.flame,
             "expression_basis": store.expression_basis,
             "mesh": None if mesh is None else ("FLAME" if args.flame else "stand-in head"),
@@ -170,8 +171,10 @@ def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]
     return mesh_of(load_flame(flame)), notes
 
 
-def make_predict(args: argparse.Namespace, store: Any, protocol: Any, names: list[str]) -> tuple[Any, dict[str, Any]]:
-    """What gives the motion of a conversation, and where it comes from."""
+def make_predict(
+    args: argparse.Namespace, store: Any, protocol: Any, names: list[str]
+) -> tuple[Any, dict[str, Any], float | None]:
+    """What gives the motion of a conversation, where it comes from, and the share of bits that --dtype changes."""
     from unils_jax.errors import UserError
     from unils_jax.load import load
     from unils_jax.motion import load_motion
@@ -180,7 +183,8 @@ def make_predict(args: argparse.Namespace, store: Any, protocol: Any, names: lis
     if args.checkpoint:
         checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage="dialogue")
         check_basis(args.checkpoint, checkpoint.expression_basis, store)
-        return decode_with(checkpoint.model, protocol, args.dtype), checkpoint.source
+        price = None if args.dtype == "float32" else price_of(checkpoint.model, args, len(names))
+        return decode_with(checkpoint.model, protocol, args.dtype), checkpoint.source, price
     files = {name: Path(args.motion) / f"{name}.npz" for name in names}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
@@ -194,7 +198,16 @@ def make_predict(args: argparse.Namespace, store: Any, protocol: Any, names: lis
         check_basis(files[conversation.name], file.expression_basis, store)
         return file.motion
 
-    return predict, load_motion(files[names[0]]).source
+    return predict, load_motion(files[names[0]]).source, None
+
+
+def price_of(model: Any, args: argparse.Namespace, conversations: int) -> float:
+    """The share of bits that --dtype changes in one window each of some conversations, at most eight."""
+    from data_pipelines.loader import make_loader
+    from unils_jax.evaluate import bits_changed
+
+    windows = make_loader(args.data, args.split, view="pair", batch_size=min(conversations, 8), seed=0)
+    return bits_changed(model, next(iter(windows)), args.dtype)
 
 
 def check_basis(what: Any, expression_basis: str, store: Any) -> None:
@@ -256,5 +269,6 @@ def headline(report: dict[str, Any]) -> str:
         "F-FID": "fid/both/expression_fid",
         "P-FID": "fid/both/pose_fid",
     }
-    metrics = report["metrics"]
-    return ", ".join(f"{name} {metrics[path]['mean']:.4g}" for name, path in wanted.items() if path in metrics)
+    metrics, changed = report["metrics"], report["settings"]["bits_changed"]
+    said = [f"{name} {metrics[path]['mean']:.4g}" for name, path in wanted.items() if path in metrics]
+    return ", ".join(said if changed is None else [*said, f"{changed:.2%} of the bits changed by the dtype"])
