@@ -64,6 +64,7 @@ class _Skinning:
     joint_basis: Float[np.ndarray, "e 4 3"]
     total_weight: Float[np.ndarray, " V"]
     weights: Float[np.ndarray, "3 V"]  # jaw, left eye, right eye
+    spans: tuple[tuple[int, int], ...]  # first and last + 1 vertex that each of them moves
 
 
 def _fold(asset: FlameAsset) -> _Skinning:
@@ -84,7 +85,13 @@ def _fold(asset: FlameAsset) -> _Skinning:
         joint_basis=np.einsum("jv,vce->ejc", joints, expression).astype(np.float32),
         total_weight=asset.weights.astype(np.float64).sum(axis=1).astype(np.float32),
         weights=np.ascontiguousarray(asset.weights[:, 2:].T),
+        spans=tuple(_span(weights) for weights in asset.weights[:, 2:].T),
     )
+
+
+def _span(weights: Float[np.ndarray, " V"]) -> tuple[int, int]:
+    moved = np.flatnonzero(weights)
+    return (int(moved[0]), int(moved[-1]) + 1) if len(moved) else (0, 0)
 
 
 def rotation_matrices(axis_angle: Float[Array, "*b 3"]) -> Float[Array, "*b 3 3"]:
@@ -123,12 +130,11 @@ def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation
     planes = (shaped[:, 0], shaped[:, 1], shaped[:, 2])
     shift = -jnp.einsum("bjck,bjk->bjc", turn, joints[:, 1:])  # (R_j - I)(v - J_j) = (R_j - I) v + shift_j
     posed = [s.total_weight[None] * plane for plane in planes]
-    for j in range(3):
-        moved = _rotate(turn[:, j], planes)
-        posed = [
-            p + s.weights[j][None] * (m + shift[:, j, c, None])
-            for c, (p, m) in enumerate(zip(posed, moved, strict=True))
-        ]
+    for j, (first, end) in enumerate(s.spans):
+        moved = _rotate(turn[:, j], tuple(plane[:, first:end] for plane in planes))
+        added = (s.weights[j][None, first:end] * (m + shift[:, j, c, None]) for c, m in enumerate(moved))
+        around = ((0, 0), (first, s.total_weight.size - end))
+        posed = [p + jnp.pad(a, around) for p, a in zip(posed, added, strict=True)]
     if head_rotation:
         root = [joints[:, 0, c, None] * s.total_weight[None] for c in range(3)]
         centred = tuple(p - r for p, r in zip(posed, root, strict=True))
