@@ -56,8 +56,9 @@ format: $(STAMP)
 
 bench:  ## decode and training beside PyTorch, into runs/bench: a quarter of an hour on two cores
 	@$(MAKE) --no-print-directory EXTRAS=dev,torch $(VENV)/.installed-dev,torch
-	$(BIN)/unils bench decode --against torch --json runs/bench/decode.json
-	$(BIN)/unils bench train --config codec prior dialogue --batch_size 4 4 1 --against torch --json runs/bench/train.json
+	$(BIN)/unils bench decode --against torch --batch 1 --json runs/bench/decode.json
+	$(BIN)/unils bench train --config codec prior dialogue --batch_size 4 4 1 --config.head=standin \
+	  --config.expression_basis=standin --against torch --json runs/bench/train.json
 
 gpu-smoke:  ## on a GPU machine: every stage three steps, one decode, one checkpoint; under 5 minutes
 	@test -e /dev/nvidiactl || { echo "make gpu-smoke: no NVIDIA GPU here (/dev/nvidiactl is missing); run it on a" \

@@ -14,6 +14,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 CONVERSATIONS, MINUTES, SEED = 120, 0.6, 0
+SHOWN_S = 20  # of the conversation that is decoded, filmed and made a page
 EVAL_CONVERSATIONS = 8
 JAW_MARGIN = 0.4
 
@@ -230,13 +231,14 @@ def evaluate(out: Path) -> None:
 
 
 def decode_and_render(out: Path) -> None:
-    """A held-out conversation's two tracks as files, then `unils decode` on them."""
+    """The first seconds of a held-out conversation's two tracks as files, then `unils decode` on them."""
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.audio import write_wav
     from unils_jax.commands import decode
+    from unils_jax.motion import SAMPLE_RATE
 
-    audio = whole_sequence(Store(str(out / "data")).read("test", 0))["audio"]
+    audio = whole_sequence(Store(str(out / "data")).read("test", 0))["audio"][:, : SHOWN_S * SAMPLE_RATE]
     files = [str(out / f"speaker{person + 1}.wav") for person in range(2)]
     for path, track in zip(files, audio, strict=True):
         write_wav(path, track)
@@ -254,7 +256,7 @@ def make_page(out: Path) -> str:
     from data_pipelines.windows import whole_sequence
     from unils_jax.commands import view
     from unils_jax.errors import UserError
-    from unils_jax.motion import load_motion, save_motion
+    from unils_jax.motion import FPS, load_motion, save_motion
     from unils_jax.viewer.page import page_script
 
     try:
@@ -262,7 +264,7 @@ def make_page(out: Path) -> str:
     except UserError as error:
         log.info("no page: %s", error)
         return ""
-    truth = whole_sequence(Store(str(out / "data")).read("test", 0))["motion"]
+    truth = whole_sequence(Store(str(out / "data")).read("test", 0))["motion"][:, : int(SHOWN_S * FPS)]
     basis = load_motion(out / "motion.npz").expression_basis
     save_motion(out / "truth.npz", truth, expression_basis=basis, source={"record": "test 0"})
     parser = argparse.ArgumentParser()
