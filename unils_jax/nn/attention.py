@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, split_key
+from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_key
 
 # (cos, sin), each [L, K/2] float32: NumPy constants, one row per token.
 Rotary = tuple[np.ndarray, np.ndarray]
@@ -42,13 +42,20 @@ def attend(
     k_BSHK: Float[Array, "B S H K"],
     v_BSHK: Float[Array, "B S H K"],
     mask: Bool[np.ndarray, "L S"] | None = None,
+    *,
+    bias: Float[Array, "#B #H L S"] | Float[np.ndarray, "#B #H L S"] | None = None,
+    dropout_rate: float = 0.0,
+    key: SampleKeys | None = None,
 ) -> Float[Array, "B L D"]:
-    """Softmax attention, scale 1/sqrt(K), softmax in float32; `mask` is True where a query may look."""
+    """Softmax attention, scale 1/sqrt(K), softmax in float32; `mask` is True where a query may look, `bias` is added to
+    the scaled scores (-inf: may not look). With a key, weights are dropped after the softmax."""
     logits = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSHK, preferred_element_type=jnp.float32)
     logits = logits / math.sqrt(q_BLHK.shape[-1])
+    if bias is not None:
+        logits = logits + jnp.asarray(bias, jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[None, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BSHK.dtype)
+    weights = dropout(jax.nn.softmax(logits, axis=-1), dropout_rate, key).astype(v_BSHK.dtype)
     out_BLHK = jnp.einsum("BHLS,BSHK->BLHK", weights, v_BSHK)
     return out_BLHK.reshape(*out_BLHK.shape[:2], -1)
 

@@ -98,6 +98,11 @@ def drop_path(
     return drop(x, rate, key, (1, 1))
 
 
+def dropout(x: Float[Array, "*B"], rate: float, key: Key[Array, " b"] | None) -> Float[Array, "*B"]:
+    """Every element of its own; without a key or a rate `x` itself."""
+    return x if key is None or rate == 0.0 else drop(x, rate, key, x.shape[1:])
+
+
 def drop(
     x: Float[Array, "*B"], rate: float | Float[Array, ""], key: Key[Array, " b"], mask_shape: tuple[int, ...]
 ) -> Float[Array, "*B"]:

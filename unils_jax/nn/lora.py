@@ -8,7 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
 
-from unils_jax.nn.layers import Linear, drop
+from unils_jax.nn.layers import Linear, dropout
 from unils_jax.nn.params import Params
 
 
@@ -25,10 +25,9 @@ class LoRALinear(Linear):
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "*B I"], key: Key[Array, " b"] | None = None) -> Float[Array, "*B O"]:
-        h = x
-        if key is not None and self.dropout_rate > 0:
-            h = drop(x, self.dropout_rate, key, x.shape[1:])
-        low_rank = h @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
+        low_rank = (
+            dropout(x, self.dropout_rate, key) @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
+        )
         return Linear.__call__(self, x) + self.scale * low_rank
 
 

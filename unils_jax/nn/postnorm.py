@@ -1,0 +1,116 @@
+"""Multi-head attention and post-norm transformer layers as `torch.nn` computes, draws and names them.
+
+DualTalk and UniTalker are built of these. Dropout acts where a key for each sample is given.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from unils_jax.nn.attention import attend
+from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_key, uniform_init
+
+NORM_EPS = 1e-5
+
+# Added to attention scores of queries L and keys S; leading axes of one serve all samples or heads.
+SelfBias = Float[Array, "#B #H L L"] | Float[np.ndarray, "#B #H L L"]
+CrossBias = Float[Array, "#B #H L S"] | Float[np.ndarray, "#B #H L S"]
+
+
+class MultiHeadAttention(nnx.Module):
+    """Attention with one projection of [q | k | v], each cut into heads by slices; all parts have biases.
+
+    `in_proj` is Xavier-uniform over its whole [3D, D] and starts without bias, as does `out_proj`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros_init()
+        xavier = uniform_init(math.sqrt(6 / (dim + 3 * dim)))
+        self.in_proj = Linear(dim, 3 * dim, kernel_init=xavier, bias_init=zeros, rngs=rngs)
+        self.out_proj = Linear(dim, dim, bias_init=zeros, rngs=rngs)
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        memory: Float[Array, "B S D"] | None = None,
+        bias: CrossBias | None = None,
+        key: SampleKeys | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Queries of `x`; keys and values of `memory`, without one of `x`. Dropout acts on the weights."""
+        if memory is None:
+            q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
+        else:
+            dim = x.shape[-1]
+            q, (k, v) = self._project(x, 0, dim), jnp.split(self._project(memory, dim, 3 * dim), 2, axis=-1)
+        q, k, v = (part.reshape(*part.shape[:2], self.num_heads, -1) for part in (q, k, v))
+        return self.out_proj(attend(q, k, v, bias=bias, dropout_rate=self.dropout_rate, key=key))
+
+    def _project(self, x: Array, start: int, stop: int) -> Array:
+        y = x @ self.in_proj.kernel[:, start:stop].astype(x.dtype)
+        return y + jnp.broadcast_to(self.in_proj.bias[start:stop].astype(x.dtype), y.shape)
+
+
+class FeedForward(nnx.Module):
+    """up -> ReLU -> dropout -> down."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
+        self.up = Linear(dim, hidden_dim, rngs=rngs)
+        self.down = Linear(hidden_dim, dim, rngs=rngs)
+        self.dropout_rate = dropout_rate
+
+    def __call__(self, x: Float[Array, "B L D"], key: SampleKeys | None = None) -> Float[Array, "B L D"]:
+        return self.down(dropout(jax.nn.relu(self.up(x)), self.dropout_rate, key))
+
+
+class EncoderLayer(nnx.Module):
+    """`x = norm(x + attention(x))`, `x = norm(x + feed-forward(x))`; dropout on weights, inside the feed-forward and on
+    either branch."""
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
+        self.self_attn = MultiHeadAttention(dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
+        self.self_norm = LayerNorm(dim, NORM_EPS)
+        self.mlp = FeedForward(dim, hidden_dim, dropout_rate=dropout_rate, rngs=rngs)
+        self.mlp_norm = LayerNorm(dim, NORM_EPS)
+        self.dropout_rate = dropout_rate
+
+    def __call__(
+        self, x: Float[Array, "B L D"], bias: SelfBias | None = None, key: SampleKeys | None = None
+    ) -> Float[Array, "B L D"]:
+        attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
+        x = self.self_norm(x + dropout(self.self_attn(x, None, bias, attn_key), self.dropout_rate, attn_drop))
+        return self.mlp_norm(x + dropout(self.mlp(x, mlp_key), self.dropout_rate, mlp_drop))
+
+
+class DecoderLayer(nnx.Module):
+    """An encoder layer with attention to `memory` between its two halves; no mask unless `bias` brings one."""
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
+        self.self_attn = MultiHeadAttention(dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
+        self.self_norm = LayerNorm(dim, NORM_EPS)
+        self.cross_attn = MultiHeadAttention(dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
+        self.cross_norm = LayerNorm(dim, NORM_EPS)
+        self.mlp = FeedForward(dim, hidden_dim, dropout_rate=dropout_rate, rngs=rngs)
+        self.mlp_norm = LayerNorm(dim, NORM_EPS)
+        self.dropout_rate = dropout_rate
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        memory: Float[Array, "B S D"],
+        bias: SelfBias | None = None,
+        memory_bias: CrossBias | None = None,
+        key: SampleKeys | None = None,
+    ) -> Float[Array, "B L D"]:
+        """`bias` is the self-attention's, `memory_bias` the cross-attention's."""
+        self_key, self_drop, cross_key, cross_drop, mlp_key, mlp_drop = split_key(key, 6)
+        rate = self.dropout_rate
+        x = self.self_norm(x + dropout(self.self_attn(x, None, bias, self_key), rate, self_drop))
+        x = self.cross_norm(x + dropout(self.cross_attn(x, memory, memory_bias, cross_key), rate, cross_drop))
+        return self.mlp_norm(x + dropout(self.mlp(x, mlp_key), rate, mlp_drop))
