@@ -1,4 +1,4 @@
-"""Linear, layer norm, MLP and drop-path with PyTorch's conventions of initialisation and rounding.
+"""Linear, layer norm, MLP, dropout, drop-path and resampling with PyTorch's conventions of initialisation and rounding.
 
 Parameters are float32; a layer computes in the dtype of its input, norms and softmax in float32.
 Every layer takes `key`: in training one random key for each sample, so that what a sample draws depends neither on the
@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Key
@@ -118,3 +119,14 @@ def split_key(key: SampleKeys | None, num: int) -> list[SampleKeys | None]:
     if key is None:
         return [None] * num
     return list(jax.vmap(lambda sample_key: jax.random.split(sample_key, num), out_axes=1)(key))
+
+
+def resample(x: Float[Array, "B A C"], num_frames: int) -> Float[Array, "B T C"]:
+    """Linear resampling over time with the ends aligned (PyTorch's align_corners): frame i reads position
+    i * (A - 1) / (T - 1), computed in float32 as there, 0 where T is 1."""
+    last = x.shape[1] - 1
+    scale = np.float32(last) / np.float32(num_frames - 1) if num_frames > 1 else np.float32(0)
+    position = np.arange(num_frames, dtype=np.float32) * scale
+    low = np.minimum(position.astype(np.int32), last)
+    share = (position - low)[None, :, None].astype(x.dtype)
+    return (1 - share) * x[:, low] + share * x[:, np.minimum(low + 1, last)]
