@@ -5,8 +5,7 @@ import pytest
 
 from unils_jax import layouts
 from unils_jax.errors import UserError
-from unils_jax.metrics_dualtalk import dualtalk_channels
-from unils_jax.motion import EYES, JAW, channel_names
+from unils_jax.motion import EYES, JAW, channel_names, dualtalk_channels
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from jaxtyping import Float, Float32
 from data_pipelines.dualtalk import read_motion
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
-from unils_jax.metrics_dualtalk import dualtalk_channels
-from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names
+from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names, dualtalk_channels
 from unils_jax.npz import read_npz_file
 
 ARTALK_DIM = 106

@@ -52,7 +52,7 @@ class Checkpoint:
     @cached_property
     def model(self) -> UniLS:
         """The module. Raises UserError where the audio encoder's weights are needed and were not given."""
-        graphdef, shapes = abstract(lambda rngs: UniLS(self.config, rngs=rngs))
+        graphdef, shapes = abstract(self.config.build)
         lacks_config = self.config.stage == "dialogue" and self.config.audio_encoder is None
         if lacks_config or any(path not in self.params for path in shapes if path.startswith("audio_encoder/")):
             raise UserError(_encoder_needed(self.source["checkpoint"]))
@@ -262,7 +262,7 @@ def _from_release(path: Path, contents: dict[str, Any]) -> Checkpoint:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
+    _, shapes = abstract(config.build)
     return {path: tuple(shape.shape) for path, shape in shapes.items()}
 
 

@@ -28,8 +28,8 @@ class CodecLossWeights:
 @dataclass(frozen=True)
 class Shares:
     """What every item of a batch counts for in the means over it: `items [B]` (or [B, P], people) and, by channel,
-    `channels [B, 108]` and `pose [B, 4]` (head and jaw). Each sums to one over the *whole* batch, so that the losses of
-    its parts sum to its loss; what was not observed has no share."""
+    `channels [B, 108]` and `pose [B, 4]` (head and jaw; of use in our 108 channels only). Each sums to one over the
+    *whole* batch, so that the losses of its parts sum to its loss; what was not observed has no share."""
 
     items: Array
     channels: Array
@@ -39,7 +39,7 @@ class Shares:
 jax.tree_util.register_dataclass(Shares, ["items", "channels", "pose"], [])
 
 
-def observed_shares(observed: Float[Array, "*B 108"]) -> Shares:
+def observed_shares(observed: Float[Array, "*B M"]) -> Shares:
     """Equal shares for whatever was observed (1, else 0): items with any channel, and channels over all items."""
     items = observed.any(-1).astype(jnp.float32)
     return Shares(*(part / jnp.maximum(part.sum(), 1.0) for part in (items, observed, observed[..., HEAD_AND_JAW])))

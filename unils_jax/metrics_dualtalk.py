@@ -9,25 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from unils_jax.metrics import correlation, frechet_distance, moments
-from unils_jax.motion import HEAD, JAW
+from unils_jax.motion import DUALTALK_GROUPS
 
 Frames = Float[np.ndarray, "T C"]
 
-CHANNELS = 56
-GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
 CLUSTERS = {"expression": 40, "jaw": 10, "head": 10}
 STS_SCALE = 0.1  # the script's constant; it is not the frame time
 NUM_PAIRS = 100
 KMEANS_SEED, KMEANS_STEPS, KMEANS_TOLERANCE = 0, 300, 1e-4
-
-
-def dualtalk_channels(motion: Float[np.ndarray, "T 108"]) -> Float[np.ndarray, "T 56"]:
-    """The 56 channels of 108: the first 50 of expression, the jaw padded with two zeros, the head rotation.
-
-    The zeros count as channels in the means of `mse`, `variance` and `rpcc`.
-    """
-    zeros = np.zeros((len(motion), 2), motion.dtype)
-    return np.concatenate([motion[:, :50], motion[:, JAW], zeros, motion[:, HEAD]], axis=1)
 
 
 def dualtalk_metrics(
@@ -40,12 +29,13 @@ def dualtalk_metrics(
 ) -> dict[str, dict[str, float]]:
     """All metrics of each group, over the frames of `mask` (default: all); `partner` is the other's true motion.
 
+    Jaw components that a source lacks are zero and count as channels in the means of `mse`, `variance` and `rpcc`.
     `diversity` and `variance` are of the prediction, `true_diversity` and `true_variance` of the truth. `seed` draws
     the frames of `diversity`.
     """
     mask = np.ones(len(truth), bool) if mask is None else mask
     scores: dict[str, dict[str, float]] = {}
-    for group, channels in GROUPS.items():
+    for group, channels in DUALTALK_GROUPS.items():
         p, g, r = (x[:, channels].astype(np.float64) for x in (prediction, truth, partner))
         step_mask = mask[1:] & mask[:-1]
         sts = similarity_of_steps(np.diff(p, axis=0)[step_mask], np.diff(g, axis=0)[step_mask])

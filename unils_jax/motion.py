@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy.signal import savgol_filter
 
 from unils_jax.errors import UserError
@@ -23,6 +23,7 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = 640
 WINDOW_FRAMES = 100
 WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
+PARTNER_FRAMES = 200  # of a training window of DualTalk, 8 s
 MOTION_DIM = 108
 
 EXPRESSION = slice(0, 100)
@@ -32,6 +33,10 @@ HEAD_AND_JAW = slice(100, 104)
 EYES = slice(104, 108)  # left eye (2), right eye (2), radians
 
 BASES = ("flame", "standin")
+
+# DualTalk's 56 channels: expression 50, jaw 3, head 3.
+DUALTALK_DIM = 56
+DUALTALK_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
 
 # The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully expressed.
 # They are the leading expression channels of the `standin` basis, in this order.
@@ -72,6 +77,23 @@ def channel_names(expression_basis: str) -> list[str]:
     head = ["head_x", "head_y", "head_z"]
     eyes = ["eye_left_x", "eye_left_y", "eye_right_x", "eye_right_y"]
     return [*expression, *head, "jaw", *eyes]
+
+
+def dualtalk_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "*T 56"]:
+    """DualTalk's channels of 108: the first 50 of expression, the jaw padded with two zeros, the head rotation; or what
+    a mask says of each, the padding like the jaw's first."""
+    jaw = motion[..., JAW]
+    padding = jaw if motion.dtype == bool else np.zeros_like(jaw)
+    return np.concatenate([motion[..., :50], jaw, padding, padding, motion[..., HEAD]], axis=-1)
+
+
+def from_dualtalk(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, "*T 108"]:
+    """The way back: of the jaw the first component is kept, what DualTalk lacks is zero."""
+    motion = np.zeros((*channels.shape[:-1], MOTION_DIM), channels.dtype)
+    motion[..., :50] = channels[..., DUALTALK_GROUPS["expression"]]
+    motion[..., JAW] = channels[..., DUALTALK_GROUPS["jaw"]][..., :1]
+    motion[..., HEAD] = channels[..., DUALTALK_GROUPS["head"]]
+    return motion
 
 
 def from_motioncode(motioncode: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The three stages of training as data: which parent, which windows, which parameters train, which objective.
+"""The stages of training as data: which parent, which windows, which parameters train, which objective.
 
 Losses and noise are of the whole batch, by item: every loss is a sum over items, weighted by their shares in the whole,
 so a batch that is cut over devices or worked off in parts gives what it gives in one piece.
@@ -16,10 +16,11 @@ from jax import Array
 
 from unils_jax.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
 from unils_jax.models import flame
+from unils_jax.models.dualtalk import DualTalk, DualTalkNoise, dualtalk_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_DIM
+from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
@@ -79,7 +80,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class Stage:
-    """`trainable` is a pattern of parameter paths; `windows` says whether a training item is one person or a pair.
+    """`trainable` is a pattern of parameter paths; `windows` names the loader's view, whose items hold `item_frames`
+    frames of motion to predict. `decodes`: the model decodes long conversations while it trains, see `probe`.
 
     `loss(model, batch, noise, objective, whole)` gives (loss, metrics), in evaluation mode where `noise` is None; the
     batch is all there is where `whole` is None. `draw(key, batch, model, objective)` draws a whole batch's noise (None:
@@ -90,9 +92,11 @@ class Stage:
     parent: str | None
     windows: str
     trainable: str
-    loss: Callable[[UniLS, Batch, Noise | None, Objective, Whole | None], tuple[Array, Metrics]]
-    draw: Callable[[RandomKey, Batch, UniLS, Objective], Noise] | None = None
+    loss: Callable[[Any, Batch, Any, Objective, Whole | None], tuple[Array, Metrics]]
+    draw: Callable[[RandomKey, Batch, Any, Objective], Any] | None = None
     code_means: Callable[[UniLS, Batch, Objective, Shares], Array] | None = None
+    item_frames: int = WINDOW_FRAMES
+    decodes: bool = False
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """(trainable, frozen) parameters."""
@@ -102,10 +106,10 @@ class Stage:
 
 
 def batch_shares(batch: Batch) -> Shares:
-    """The shares of a whole batch's items, from `observed` ([B, 108] or [B, 2, 108], 1 = counts) where it has that."""
+    """The shares of a whole batch's items, from `observed` ([B, M] or [B, 2, M], 1 = counts) where it has that."""
     observed = batch.get("observed")
     if observed is None:
-        observed = jnp.ones((*batch["motion"].shape[:-2], MOTION_DIM))
+        observed = jnp.ones((*batch["motion"].shape[:-2], batch["motion"].shape[-1]))
     return observed_shares(jnp.asarray(observed))
 
 
@@ -201,8 +205,32 @@ def _drop(x: Array, drop: Array) -> Array:
     return jnp.where(drop, jnp.zeros_like(x), x)
 
 
+def dualtalk_loss(
+    model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: Whole | None = None
+) -> tuple[Array, Metrics]:
+    """DualTalk's regression of own motion, in its 56 channels. Prediction and truth are cut to the shorter one.
+
+    Expression, jaw and head weigh the same, so that a channel of the head weighs 50 / 3 of an expression channel.
+    `position` is the loss without velocity, by which the published code validates.
+    """
+    shares = (whole or Whole(batch_shares(batch))).shares.items
+    pred = model(batch["audio"], batch["partner_audio"], batch["partner_motion"], objective.compute, noise)
+    frames = min(pred.shape[1], batch["motion"].shape[1])
+    pred, motion = pred[:, :frames], batch["motion"][:, :frames]
+    if "observed" in batch:
+        pred = jnp.where(batch["observed"][:, None] > 0, pred, motion)
+    losses = dualtalk_losses(pred, motion, shares)
+    total = sum(losses.values())
+    return total, {"loss": total, **losses, "position": total - losses["velocity"]}
+
+
+def draw_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective: Objective) -> DualTalkNoise:
+    """Dropout, skipped layers and time masks of a batch."""
+    return model.draw(key, *batch["audio"].shape)
+
+
 CODEC = Stage("codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss, code_means=codec_code_means)
-PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, draw_noise)
+PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, draw_noise, decodes=True)
 DIALOGUE = Stage(
     "dialogue",
     "prior",
@@ -210,5 +238,17 @@ DIALOGUE = Stage(
     r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/\w+_audio_attn/.*",
     generator_loss,
     draw_noise,
+    item_frames=2 * WINDOW_FRAMES,
+    decodes=True,
 )
-STAGES: dict[str, Any] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)}
+# All but the audio encoders' convolutions.
+DUALTALK = Stage(
+    "dualtalk",
+    None,
+    "partners",
+    r"(?!(own|partner)_encoder/convs/).*",
+    dualtalk_loss,
+    draw_dualtalk_noise,
+    item_frames=PARTNER_FRAMES,
+)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE, DUALTALK)}

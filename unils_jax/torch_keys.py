@@ -1,9 +1,8 @@
-"""The release's names in ours: the one table of torch keys and parameter paths, and the sizes of a `meta_cfg`.
+"""The releases' names in ours and ours in theirs, by the one table, and the sizes of a `meta_cfg`.
 
 Our parameters are a flat dict, path -> array: `codec/encoder/blocks/0/self_attn/to_qkv/kernel`. Every `kernel` and
 LoRA factor is torch's `weight` with its axes reversed (linear [out, in] -> [in, out], convolution [out, in, width]
 -> [width, in, out]); everything else keeps its shape. The table is read in both directions; no torch needed.
-Source: the state dicts of the release, transformers' names of wav2vec2, peft's names of adapters.
 """
 
 import re
@@ -16,117 +15,13 @@ import numpy as np
 
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
+from unils_jax.torch_tables import ALIASES, TABLES
 
-STAGES = ("codec", "prior", "dialogue", "audio_encoder")
+STAGES = tuple(TABLES)
 UNKNOWN = "unknown/"  # the paths of keys that are not in the table
 MAX_NAMED = 10
 MAX_NAME_LENGTH = 160
 
-# Per kind of module: (torch's name, our name, axes reversed).
-_LEAF = (("", "", False),)
-_NORM = ((".weight", "/scale", False), (".bias", "/bias", False))
-_PROJECTION = ((".weight", "/kernel", True),)
-_LINEAR = (*_PROJECTION, (".bias", "/bias", False))
-_CONV = _LINEAR
-_LORA = ((".lora_A.default.weight", "/lora_a", True), (".lora_B.default.weight", "/lora_b", True))
-_WEIGHT = ((".weight", "", False),)
-_WEIGHT_NORM = (
-    (".parametrizations.weight.original0", "/weight_g", False),
-    (".parametrizations.weight.original1", "/weight_v", False),
-    (".bias", "/bias", False),
-)
-
-
-def _codec_half(half: str, inner: str, last: str) -> tuple:
-    # Torch keeps attention and MLP of a block as two neighbours of one list.
-    return (
-        (f"{half}.inp_mapping.0", f"codec/{half}/inp", _LINEAR),
-        (f"{half}.{last}", f"codec/{half}/out", _LINEAR),
-        (f"{half}.{inner}.{{2i}}.norm", f"codec/{half}/blocks/{{i}}/self_attn/norm", _NORM),
-        (f"{half}.{inner}.{{2i}}.to_qkv", f"codec/{half}/blocks/{{i}}/self_attn/to_qkv", _PROJECTION),
-        (f"{half}.{inner}.{{2i}}.to_out", f"codec/{half}/blocks/{{i}}/self_attn/to_out", _LINEAR),
-        (f"{half}.{inner}.{{2i+1}}.0", f"codec/{half}/blocks/{{i}}/mlp/up", _LINEAR),
-        (f"{half}.{inner}.{{2i+1}}.2", f"codec/{half}/blocks/{{i}}/mlp/down", _LINEAR),
-    )
-
-
-_CODEC = (
-    ("motion_mean", "codec/motion_mean", _LEAF),
-    ("motion_std", "codec/motion_std", _LEAF),
-    *_codec_half("encoder", "encoder_transformer", "code_mapping"),
-    *_codec_half("decoder", "decoder_transformer", "out_mapping"),
-)
-_BASE_CODEC = tuple((f"base_codec.{key}", path, kind) for key, path, kind in _CODEC)
-
-_PRIOR = (
-    ("sos_embed", "prior/start_token", _LEAF),
-    ("code_token_embed", "prior/token_embed", _LINEAR),
-    ("attn_blocks.style_pos", "prior/style_embed", _LEAF),
-    ("attn_blocks.prev_pos", "prior/prev_embed", _LEAF),
-    ("attn_blocks.lvl_embed", "prior/scale_embed", _WEIGHT),
-    ("attn_blocks.attn_blocks.{i}.self_attn.norm", "prior/blocks/{i}/self_attn/norm", _NORM),
-    ("attn_blocks.attn_blocks.{i}.self_attn.to_qkv", "prior/blocks/{i}/self_attn/to_qkv", _PROJECTION),
-    ("attn_blocks.attn_blocks.{i}.self_attn.to_out", "prior/blocks/{i}/self_attn/to_out", _LINEAR),
-    ("attn_blocks.attn_blocks.{i}.ffn.0", "prior/blocks/{i}/mlp/norm", _NORM),
-    ("attn_blocks.attn_blocks.{i}.ffn.1", "prior/blocks/{i}/mlp/up", _LINEAR),
-    ("attn_blocks.attn_blocks.{i}.ffn.3", "prior/blocks/{i}/mlp/down", _LINEAR),
-    ("logits_head.0", "prior/head_norm", _NORM),
-    ("logits_head.1", "prior/head", _LINEAR),
-)
-_ADAPTED = ("token_embed", "to_qkv", "to_out", "up", "down", "head")
-_PRIOR_LORA = tuple((key, path, _LORA) for key, path, _ in _PRIOR if path.rpartition("/")[2] in _ADAPTED)
-
-
-def _audio_attention(torch_name: str, name: str) -> tuple:
-    key, path = f"attn_blocks.attn_blocks.{{i}}.{torch_name}", f"prior/blocks/{{i}}/{name}"
-    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
-    return (
-        (f"{key}.self_norm", f"{path}/query_norm", _NORM),
-        (f"{key}.context_norm", f"{path}/audio_norm", _NORM),
-        *((f"{key}.{projection}", f"{path}/{projection}", _LINEAR) for projection in projections),
-    )
-
-
-_AUDIO_ATTENTION = (
-    ("attn_blocks.self_pos", "prior/own_audio_embed", _LEAF),
-    ("attn_blocks.other_pos", "prior/other_audio_embed", _LEAF),
-    *_audio_attention("self_audio_attn", "own_audio_attn"),
-    *_audio_attention("other_audio_attn", "other_audio_attn"),
-)
-
-_AUDIO_ENCODER = (
-    ("masked_spec_embed", "audio_encoder/masked_spec_embed", _LEAF),
-    ("feature_extractor.conv_layers.{i}.conv", "audio_encoder/convs/{i}/conv", _CONV),
-    ("feature_extractor.conv_layers.{i}.layer_norm", "audio_encoder/convs/{i}/norm", _NORM),
-    ("feature_projection.layer_norm", "audio_encoder/feature_norm", _NORM),
-    ("feature_projection.projection", "audio_encoder/feature_proj", _LINEAR),
-    ("encoder.pos_conv_embed.conv", "audio_encoder/pos_conv", _WEIGHT_NORM),
-    ("encoder.layers.{i}.layer_norm", "audio_encoder/blocks/{i}/attn_norm", _NORM),
-    ("encoder.layers.{i}.attention.q_proj", "audio_encoder/blocks/{i}/attn/q", _LINEAR),
-    ("encoder.layers.{i}.attention.k_proj", "audio_encoder/blocks/{i}/attn/k", _LINEAR),
-    ("encoder.layers.{i}.attention.v_proj", "audio_encoder/blocks/{i}/attn/v", _LINEAR),
-    ("encoder.layers.{i}.attention.out_proj", "audio_encoder/blocks/{i}/attn/out", _LINEAR),
-    ("encoder.layers.{i}.final_layer_norm", "audio_encoder/blocks/{i}/mlp_norm", _NORM),
-    ("encoder.layers.{i}.feed_forward.intermediate_dense", "audio_encoder/blocks/{i}/up", _LINEAR),
-    ("encoder.layers.{i}.feed_forward.output_dense", "audio_encoder/blocks/{i}/down", _LINEAR),
-    ("encoder.layer_norm", "audio_encoder/final_norm", _NORM),
-)
-
-_TABLES = {
-    "codec": _CODEC,
-    "prior": _BASE_CODEC + _PRIOR,
-    "dialogue": _BASE_CODEC + _PRIOR + _PRIOR_LORA + _AUDIO_ATTENTION,
-    "audio_encoder": _AUDIO_ENCODER,
-}
-# Other names of the same tensor, read and never written: (pattern, the table's name).
-_ALIASES = {
-    "dialogue": ((r"\.modules_to_save\.default\.", "."),),
-    "audio_encoder": (
-        (r"^wav2vec2\.", ""),
-        (r"^(encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
-        (r"^(encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
-    ),
-}
 # What fine-tuned and pre-training files of wav2vec2 hold beside the encoder.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
 
@@ -142,11 +37,11 @@ class _Rule:
 
 @cache
 def _rules(stage: str) -> tuple[_Rule, ...]:
-    if stage not in _TABLES:
+    if stage not in TABLES:
         raise ValueError(f"stage must be one of {STAGES}, got {stage!r}")
     return tuple(
         _Rule(key + key_end, path + path_end, flip, _pattern(key + key_end), _pattern(path + path_end))
-        for key, path, kind in _TABLES[stage]
+        for key, path, kind in TABLES[stage]
         for key_end, path_end, flip in kind
     )
 
@@ -176,7 +71,7 @@ def _fill(template: str, index: int) -> str:
 @lru_cache(maxsize=8192)
 def path_of(key: str, stage: str) -> tuple[str, bool] | None:
     """Our path of torch's `key` and whether the axes are reversed; None where the table does not know the key."""
-    for pattern, name in _ALIASES.get(stage, ()):
+    for pattern, name in ALIASES.get(stage, ()):
         key = re.sub(pattern, name, key)
     for rule in _rules(stage):
         match = rule.key_pattern.fullmatch(key)
@@ -272,6 +167,8 @@ def _some(names: list[str]) -> str:
 
 def _stage_of(paths: Iterable[str]) -> str:
     """The stage whose torch names the paths have: without `prior/` paths the codec's keys stand bare."""
+    if any(path.startswith("partner_encoder/") for path in paths):
+        return "dualtalk"
     return "dialogue" if any(path.startswith("prior/") for path in paths) else "codec"
 
 

@@ -12,8 +12,9 @@ from flame_golden import golden_flame_asset
 from scipy.cluster.vq import kmeans2
 
 from unils_jax.metrics import Mesh, unils_metrics
-from unils_jax.metrics_dualtalk import CLUSTERS, GROUPS, dualtalk_metrics, kmeans, mean_pair_distance, nearest
+from unils_jax.metrics_dualtalk import CLUSTERS, dualtalk_metrics, kmeans, mean_pair_distance, nearest
 from unils_jax.models.flame import flame_regions, vertices
+from unils_jax.motion import DUALTALK_GROUPS
 
 RELATIVE = 1e-5
 ROLES = {"": "both", "S_": "speaking", "L_": "listening"}
@@ -65,7 +66,7 @@ def test_every_dualtalk_metric_equals_the_published_script(dualtalk, group, publ
     ours |= {"variance_pred": ours["variance"], "variance_gt": ours["true_variance"]}
     for side, array in (("pred", arrays[0]), ("gt", arrays[1])):
         pairs = [outputs[f"diversity_{side}_{which}.{published}"] for which in ("first", "second")]
-        ours[f"diversity_{side}"] = mean_pair_distance(array[:, GROUPS[group]], *pairs)
+        ours[f"diversity_{side}"] = mean_pair_distance(array[:, DUALTALK_GROUPS[group]], *pairs)
     names = ("fd", "paired_fd", "mse", "sid", "sid_reversed", "rpcc", "sts")
     for name in (*names, "variance_pred", "variance_gt", "diversity_pred", "diversity_gt"):
         np.testing.assert_allclose(ours[name], outputs[f"{name}.{published}"], rtol=RELATIVE, err_msg=name)
@@ -77,7 +78,7 @@ def test_every_dualtalk_metric_equals_the_published_script(dualtalk, group, publ
 @pytest.mark.parametrize(("group", "published"), [("expression", "exp"), ("jaw", "jaw"), ("head", "pose")])
 def test_clusters_are_those_that_the_published_script_found(dualtalk, group, published):
     arrays, outputs, _ = dualtalk
-    prediction, truth = (array[:, GROUPS[group]] for array in arrays[:2])
+    prediction, truth = (array[:, DUALTALK_GROUPS[group]] for array in arrays[:2])
     for name, clustered, counted in (("sid", truth, prediction), ("sid_reversed", prediction, truth)):
         centres = kmeans(clustered, CLUSTERS[group])
         np.testing.assert_allclose(centres, outputs[f"{name}_centres.{published}"], atol=1e-5)
@@ -95,7 +96,7 @@ def test_the_real_clip_agrees_with_direct_computations():
         frames = np.concatenate([clip["exp"], pose[:, 3:], pose[:, :3]], axis=1).astype(np.float32)
     prediction, truth, partner = frames[25:-25], frames[:-50], frames[50:]
     scores = dualtalk_metrics(prediction, truth, partner)
-    for group, channels in GROUPS.items():
+    for group, channels in DUALTALK_GROUPS.items():
         p, g, r = (x[:, channels].astype(np.float64) for x in (prediction, truth, partner))
         covariances = [np.cov(x, rowvar=False) for x in (p, g)]
         root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real

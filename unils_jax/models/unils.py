@@ -1,4 +1,4 @@
-"""The whole system as one module: codec, then prior, then audio encoder, as far as a stage has them."""
+"""UniLS as one module: codec, then prior, then audio encoder, as far as a stage has them; and what to build at all."""
 
 from dataclasses import asdict, dataclass
 
@@ -6,6 +6,7 @@ from flax import nnx
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import Codec, CodecConfig
+from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
@@ -26,16 +27,26 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What to build. Absent parts are None: a codec has no prior, a prior no audio encoder, a merged model no LoRA."""
+    """What to build. Absent parts are None: a codec has no prior, a prior no audio encoder, a merged model no LoRA.
+    `dualtalk` is another model: it stands alone."""
 
-    codec: CodecConfig = CodecConfig()
+    codec: CodecConfig | None = CodecConfig()
     prior: PriorConfig | None = None
     wav2vec2: Wav2Vec2Config | None = None
     logmel: LogMelConfig | None = None
     lora: LoRAConfig | None = None
+    dualtalk: DualTalkConfig | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError, with all problems at once, where sizes do not fit together."""
+        """Raises UserError, with all problems at once, where parts or sizes do not fit together."""
+        parts = ("codec", "prior", "wav2vec2", "logmel", "lora")
+        if self.dualtalk is not None or self.codec is None:
+            more = [name for name in parts if getattr(self, name) is not None]
+            if more or self.dualtalk is None:
+                raise UserError(
+                    f"model: give codec (and what stands on it), or dualtalk alone; got {', '.join(more) or 'nothing'}"
+                )
+            return
         problems = []
         for name, part in (("codec", self.codec), ("prior", self.prior), ("wav2vec2", self.wav2vec2)):
             if part is None:
@@ -68,9 +79,15 @@ class ModelConfig:
 
     @property
     def stage(self) -> str:
+        if self.dualtalk is not None:
+            return "dualtalk"
         if self.prior is None:
             return "codec"
         return "prior" if self.prior.audio_dim is None else "dialogue"
+
+    def build(self, rngs: nnx.Rngs) -> "UniLS | DualTalk":
+        """The module that this describes, with fresh weights."""
+        return UniLS(self, rngs=rngs) if self.dualtalk is None else DualTalk(self.dualtalk, rngs=rngs)
 
 
 class UniLS(nnx.Module):

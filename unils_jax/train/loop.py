@@ -19,7 +19,6 @@ from tqdm import tqdm
 from unils_jax import flops
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
-from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.params import Params
 from unils_jax.stages import STAGES, Objective, Stage
 from unils_jax.train.checkpoint import Checkpoints, Restored
@@ -123,8 +122,7 @@ def train(
             total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None if tells else True
         )
         with MetricsLog(workdir, first, evaluated=at.evaluated, writes=tells) as metrics_log, shown as bar:
-            people = 2 if stage.windows == "pair" else 1
-            speed = Speed(config.data.batch_size * people * WINDOW_FRAMES, extras.peak_flops)
+            speed = Speed(config.data.batch_size * stage.item_frames, extras.peak_flops)
             run = _Run(
                 config=config,
                 workdir=workdir,

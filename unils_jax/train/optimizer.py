@@ -1,4 +1,4 @@
-"""AdamW with the release's schedule, gradient clipping and the moving average of the weights."""
+"""AdamW with the releases' schedules, gradient clipping and the moving average of the weights."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ from unils_jax.nn.params import Params
 class OptimizerConfig:
     """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps.
 
-    `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`.
+    `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`. A `max_grad_norm`
+    of 0 clips nothing, a `stair_steps` above 0 multiplies the rate by `stair_factor` every so many steps.
     """
 
     rate: float = 1e-4
@@ -27,6 +28,8 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     release_devices: int = 1
+    stair_steps: int = 0
+    stair_factor: float = 1.0
 
 
 def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
@@ -39,18 +42,21 @@ def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
         rate=config.rate * n,
         warmup_steps=config.warmup_steps // n,
         decay_steps=config.decay_steps // n,
+        stair_steps=config.stair_steps // n,
         ema_decay=config.ema_decay**n,
         release_devices=1,
     )
 
 
 def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[Array, ""]:
-    """The rate of update `step` (from 0): a linear rise, the full rate at `warmup_steps`, a linear fall."""
+    """The rate of update `step` (from 0): a linear rise, the full rate at `warmup_steps`, a linear fall; times the
+    stairs."""
     step = jnp.asarray(step, jnp.float32)
     warmup, decay, low = config.warmup_steps, config.decay_steps, config.final_factor
     rise = low + (1 - low) * step / max(warmup, 1)
     fall = 1 - (1 - low) * (step - warmup) / max(decay - warmup, 1)
-    return config.rate * jnp.where(step < warmup, rise, jnp.maximum(fall, low))
+    rate = config.rate * jnp.where(step < warmup, rise, jnp.maximum(fall, low))
+    return rate * config.stair_factor ** (step // config.stair_steps) if config.stair_steps else rate
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -87,8 +93,10 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def clip_gradients(grads: Params, max_norm: float) -> tuple[Params, Float[Array, ""]]:
-    """Gradients scaled to a global norm of at most `max_norm`, and the norm before that (PyTorch's formula)."""
+    """Gradients scaled to a global norm of at most `max_norm` (0: any), and the norm before (PyTorch's formula)."""
     norm = optax.tree.norm(grads)
+    if max_norm == 0:
+        return grads, norm
     factor = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), norm
 

@@ -61,7 +61,7 @@ RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] =
     (r".*/(kernel|lora_a|lora_b|weight_v)", _cut),
     (r".*/(bias|scale|weight_g)", _whole),
     (r"prior/\w+_(token|embed)", _whole),
-    (r"codec/motion_(mean|std)|audio_encoder/masked_spec_embed", _whole),
+    (r"codec/motion_(mean|std)|\w+_encoder/masked_spec_embed", _whole),
 )
 
 

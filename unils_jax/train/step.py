@@ -1,4 +1,4 @@
-"""One pure training step for all three stages."""
+"""One pure training step for all stages."""
 
 import functools
 import re
