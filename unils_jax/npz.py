@@ -71,15 +71,31 @@ def read_npz(source: bytes | memoryview, names: Sequence[str], *, origin: str) -
 
 def read_npz_file(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
     """`read_npz` of a file. Raises UserError, naming the file, also where it cannot be read or is no plain file."""
-    path = Path(path)
+    return read_npz(_content(Path(path)), names, origin=str(path))
+
+
+def read_npy_file(path: str | os.PathLike) -> np.ndarray:
+    """The one array of a .npy file, as `read_npz` gives arrays. Raises UserError, naming the file."""
+    view = memoryview(_content(Path(path)))
+    try:
+        return _array(_Member("it", _STORED, zlib.crc32(view), view, len(view)))
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
+    except (struct.error, ValueError, OverflowError, MemoryError) as error:
+        raise UserError(
+            f"{path} is truncated or damaged ({' '.join(str(error).split())[:120]}); {GET_ANOTHER}"
+        ) from None
+
+
+def _content(path: Path) -> bytes:
+    """A plain file's bytes, `MAX_BYTES` and one more at most."""
     if not path.is_file():
         raise UserError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}; check the path")
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
-    return read_npz(content, names, origin=str(path))
 
 
 def _index(view: memoryview) -> dict[str, _Member]:

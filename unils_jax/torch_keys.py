@@ -24,6 +24,8 @@ MAX_NAME_LENGTH = 160
 
 # What fine-tuned and pre-training files of wav2vec2 hold beside the encoder.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
+# Of UniTalker: tables that follow from the sizes, the PCA's components transposed, its coefficients' statistics.
+DERIVED = (".PPE.pe", ".biased_mask", ".data_to_feat", ".feat_mean", ".feat_std")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def _rules(stage: str) -> tuple[_Rule, ...]:
 
 def _pattern(template: str) -> re.Pattern:
     number = r"(?P<number>0|[1-9][0-9]{0,3})"
-    return re.compile(re.sub(r"\\\{(2i\\\+1|2i|i)\\\}", lambda _: number, re.escape(template)))
+    pattern = re.sub(r"\\\{(2i\\\+1|2i|i)\\\}", lambda _: number, re.escape(template))
+    return re.compile(pattern.replace(r"\{name\}", "(?P<name>[^./]+)"))
 
 
 def _index(template: str, match: re.Match) -> int | None:
@@ -61,7 +64,8 @@ def _index(template: str, match: re.Match) -> int | None:
     return number // 2 if number % 2 == ("{2i+1}" in template) else None
 
 
-def _fill(template: str, index: int) -> str:
+def _fill(template: str, index: int, match: re.Match) -> str:
+    template = template.replace("{name}", match.groupdict().get("name", ""))
     numbers = {"{i}": index, "{2i}": 2 * index, "{2i+1}": 2 * index + 1}
     for mark, number in numbers.items():
         template = template.replace(mark, str(number))
@@ -77,7 +81,7 @@ def path_of(key: str, stage: str) -> tuple[str, bool] | None:
         match = rule.key_pattern.fullmatch(key)
         index = _index(rule.key, match) if match else None
         if index is not None:
-            return _fill(rule.path, index), rule.reversed_axes
+            return _fill(rule.path, index, match), rule.reversed_axes
     return None
 
 
@@ -87,12 +91,15 @@ def key_of(path: str, stage: str) -> tuple[str, bool] | None:
     for rule in _rules(stage):
         match = rule.path_pattern.fullmatch(path)
         if match:
-            return _fill(rule.key, _index(rule.path, match)), rule.reversed_axes
+            return _fill(rule.key, _index(rule.path, match), match), rule.reversed_axes
     return None
 
 
 def is_ignored(key: str, stage: str) -> bool:
-    """True for keys of `IGNORED_HEADS`: heads that other uses of wav2vec2 put on the encoder."""
+    """True for keys of `IGNORED_HEADS`, heads that other uses of wav2vec2 put on the encoder, and for what UniTalker's
+    files hold twice or use for nothing."""
+    if stage == "unitalker":
+        return key.endswith(DERIVED)
     return stage == "audio_encoder" and key.removeprefix("wav2vec2.").startswith(IGNORED_HEADS)
 
 
@@ -167,8 +174,10 @@ def _some(names: list[str]) -> str:
 
 def _stage_of(paths: Iterable[str]) -> str:
     """The stage whose torch names the paths have: without `prior/` paths the codec's keys stand bare."""
-    if any(path.startswith("partner_encoder/") for path in paths):
-        return "dualtalk"
+    paths = list(paths)
+    for prefix, stage in (("partner_encoder/", "dualtalk"), ("speech_encoder/", "unitalker")):
+        if any(path.startswith(prefix) for path in paths):
+            return stage
     return "dialogue" if any(path.startswith("prior/") for path in paths) else "codec"
 
 

@@ -1,7 +1,7 @@
 """The table of torch keys and parameter paths, per kind of checkpoint; `torch_keys` reads it in both directions.
 
-A row is (torch's prefix, our prefix, kind of module); `{i}` counts. Source: the state dicts of the releases,
-transformers' names of wav2vec2, peft's names of adapters, `torch.nn`'s names of its own modules.
+A row is (torch's prefix, our prefix, kind of module); `{i}` counts, `{name}` is any name. Source: the state
+dicts of the releases, transformers' names of wav2vec2, peft's names of adapters, `torch.nn`'s names of its own modules.
 """
 
 # Per kind of module: (torch's name, our name, axes reversed).
@@ -154,12 +154,32 @@ _DUALTALK = (
     ("synthesis_module.blendshape_predictor", "head", _LINEAR),
 )
 
+_WAVLM_ATTENTION = "audio_encoder.encoder.layers.{i}.attention"
+_UNITALKER = (
+    *_wav2vec2("audio_encoder", "speech_encoder", _WEIGHT_NORM),
+    # Of WavLM alone; one table serves all of its layers.
+    ("audio_encoder.encoder.layers.0.attention.rel_attn_embed", "speech_encoder/position_table", _WEIGHT),
+    (f"{_WAVLM_ATTENTION}.gru_rel_pos_linear", "speech_encoder/blocks/{i}/attn/gate", _LINEAR),
+    (f"{_WAVLM_ATTENTION}.gru_rel_pos_const", "speech_encoder/blocks/{i}/attn/gate_scale", _LEAF),
+    ("decoder.learnable_style_emb", "decoder/identity_embed", _WEIGHT),
+    ("decoder.audio_feature_map", "decoder/audio_proj", _LINEAR),
+    ("decoder.tcn.first_net.conv_layers.{i}.conv", "decoder/blocks/{i}/conv", _CONV),
+    ("decoder.tcn.first_net.conv_layers.{i}.norm", "decoder/blocks/{i}/norm", _NORM),
+    ("decoder.tcn.first_net.conv_layers.{i}.residual_layer.0", "decoder/blocks/{i}/residual", _CONV),
+    *_postnorm_layer("decoder.transformer_decoder.layers.0", "decoder/layer", decoder=True),
+    ("out_head_dict.{name}", "heads/{name}", _LINEAR),
+    ("out_head_dict.{name}.head_layer.{2i}", "heads/{name}/layers/{i}", _LINEAR),
+    ("pca_layer_dict.{name}.feat_to_data", "pca/{name}/components", _LEAF),
+    ("pca_layer_dict.{name}.data_bias", "pca/{name}/mean", _LEAF),
+)
+
 TABLES = {
     "codec": _CODEC,
     "prior": _BASE_CODEC + _PRIOR,
     "dialogue": _BASE_CODEC + _PRIOR + _PRIOR_LORA + _AUDIO_ATTENTION,
     "audio_encoder": _AUDIO_ENCODER,
     "dualtalk": _DUALTALK,
+    "unitalker": _UNITALKER,
 }
 # Other names of the same tensor, read and never written: (pattern, the table's name).
 ALIASES = {
@@ -172,5 +192,9 @@ ALIASES = {
     "dualtalk": (
         (r"(\.encoder\.pos_conv_embed\.conv)\.parametrizations\.weight\.original0$", r"\1.weight_g"),
         (r"(\.encoder\.pos_conv_embed\.conv)\.parametrizations\.weight\.original1$", r"\1.weight_v"),
+    ),
+    "unitalker": (
+        (r"(\.encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
+        (r"(\.encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
     ),
 }

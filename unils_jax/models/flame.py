@@ -2,7 +2,7 @@
 
 Source: Li et al. 2017 (FLAME), the published model file's layout, and the release's use of it: identity zero, neck
 zero, jaw and eyes padded to axis-angle. The joint regressor, blend shapes and skinning are folded into fewer, equal
-terms; see `_Skinning` and `vertices`.
+terms; see `Skinning` and `vertices`.
 """
 
 import functools
@@ -46,13 +46,13 @@ class FlameAsset:
     parents: tuple[int, ...] = PARENTS
 
     @functools.cached_property
-    def skinning(self) -> "_Skinning":
+    def skinning(self) -> "Skinning":
         """The arrays that `vertices` works with, folded once per asset."""
-        return _fold(self)
+        return fold(self.v_template, self.expression_basis, self.posedirs, self.j_regressor, self.weights)
 
 
 @dataclass(frozen=True, eq=False)
-class _Skinning:
+class Skinning:
     """Constants of the forward pass. The neck is never rotated, so it moves as the root does and its pose correctives
     stay zero; trailing expression columns that are all zero and pose columns that are all zero are left out."""
 
@@ -67,25 +67,32 @@ class _Skinning:
     spans: tuple[tuple[int, int], ...]  # first and last + 1 vertex that each of them moves
 
 
-def _fold(asset: FlameAsset) -> _Skinning:
-    expression = asset.expression_basis.astype(np.float64)
+def fold(
+    v_template: Float[np.ndarray, "V 3"],
+    basis: Float[np.ndarray, "V 3 e"],
+    posedirs: Float[np.ndarray, "V 3 36"],
+    j_regressor: Float[np.ndarray, "5 V"],
+    weights: Float[np.ndarray, "V 5"],
+) -> Skinning:
+    """The constants of a head of any size, in metres; `basis` are the directions of its coefficients."""
+    expression = basis.astype(np.float64)
     used = np.flatnonzero(np.abs(expression).max(axis=(0, 1)))
     num_expression = int(used[-1]) + 1 if used.size else 1
     expression = expression[:, :, :num_expression]
-    pose = asset.posedirs[:, :, 9:].astype(np.float64)
+    pose = posedirs[:, :, 9:].astype(np.float64)
     pose_columns = np.flatnonzero(np.abs(pose).max(axis=(0, 1)))
-    joints = asset.j_regressor[[0, 2, 3, 4]].astype(np.float64)
+    joints = j_regressor[[0, 2, 3, 4]].astype(np.float64)
     stacked = np.concatenate([expression, pose[:, :, pose_columns]], axis=2)  # [V, 3, k]
-    return _Skinning(
+    return Skinning(
         num_expression=num_expression,
         pose_columns=pose_columns,
         basis=np.ascontiguousarray(stacked.transpose(2, 1, 0).reshape(stacked.shape[2], -1), np.float32),
-        template=np.ascontiguousarray(asset.v_template.T).reshape(-1),
-        joint_template=(joints @ asset.v_template.astype(np.float64)).astype(np.float32),
+        template=np.ascontiguousarray(v_template.T).reshape(-1),
+        joint_template=(joints @ v_template.astype(np.float64)).astype(np.float32),
         joint_basis=np.einsum("jv,vce->ejc", joints, expression).astype(np.float32),
-        total_weight=asset.weights.astype(np.float64).sum(axis=1).astype(np.float32),
-        weights=np.ascontiguousarray(asset.weights[:, 2:].T),
-        spans=tuple(_span(weights) for weights in asset.weights[:, 2:].T),
+        total_weight=weights.astype(np.float64).sum(axis=1).astype(np.float32),
+        weights=np.ascontiguousarray(weights[:, 2:].T),
+        spans=tuple(_span(weight) for weight in weights[:, 2:].T),
     )
 
 
@@ -119,8 +126,29 @@ def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation
     zero = jnp.zeros_like(motion[:, :1])
     eyes = motion[:, EYES]
     padded = jnp.concatenate([motion[:, JAW], zero, zero, eyes[:, :2], zero, eyes[:, 2:], zero], axis=1)
-    turn = rotation_matrices(padded.reshape(-1, 3, 3)) - jnp.eye(3)[None, None]  # [B, joint, 3, 3], less identity
+    posed, root_joint = _pose(s, expression, padded.reshape(-1, 3, 3))
+    if head_rotation:
+        root = [root_joint[:, c, None] * s.total_weight[None] for c in range(3)]
+        centred = tuple(p - r for p, r in zip(posed, root, strict=True))
+        moved = _rotate(rotation_matrices(motion[:, HEAD]), centred)
+        posed = [m + r for m, r in zip(moved, root, strict=True)]
+    return jnp.stack(posed, axis=-1).reshape(*batch, *asset.v_template.shape)
 
+
+def parameter_vertices(
+    skinning: Skinning, coefficients: Float[Array, "*b n"], jaw: Float[Array, "*b 3"]
+) -> Float[Array, "*b V 3"]:
+    """Vertices in metres of coefficients of the folded basis and the jaw's axis-angle; root, neck and eyes zero."""
+    batch, joints = jaw.shape[:-1], jnp.pad(jaw.reshape(-1, 1, 3), ((0, 0), (0, 2), (0, 0)))
+    used = coefficients.reshape(len(joints), -1)[:, : skinning.num_expression].astype(jnp.float32)
+    posed, _ = _pose(skinning, used, joints.astype(jnp.float32))
+    return jnp.stack(posed, axis=-1).reshape(*batch, -1, 3)
+
+
+def _pose(s: Skinning, expression: Array, axis_angles: Array) -> tuple[list[Array], Array]:
+    """Coordinate planes [B, V] with the root where it is, and where that is [B, 3], of [B, joint, 3] axis-angles of
+    jaw and eyes."""
+    turn = rotation_matrices(axis_angles) - jnp.eye(3)[None, None]  # [B, joint, 3, 3], less identity
     features = jnp.concatenate([expression, turn.reshape(-1, 27)[:, s.pose_columns]], axis=1)
     shaped = (features @ s.basis + s.template[None]).reshape(-1, 3, s.total_weight.size)
     joints = jnp.einsum("be,ejc->bjc", expression, s.joint_basis) + s.joint_template[None]
@@ -135,12 +163,7 @@ def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation
         added = (s.weights[j][None, first:end] * (m + shift[:, j, c, None]) for c, m in enumerate(moved))
         around = ((0, 0), (first, s.total_weight.size - end))
         posed = [p + jnp.pad(a, around) for p, a in zip(posed, added, strict=True)]
-    if head_rotation:
-        root = [joints[:, 0, c, None] * s.total_weight[None] for c in range(3)]
-        centred = tuple(p - r for p, r in zip(posed, root, strict=True))
-        moved = _rotate(rotation_matrices(motion[:, HEAD]), centred)
-        posed = [m + r for m, r in zip(moved, root, strict=True)]
-    return jnp.stack(posed, axis=-1).reshape(*batch, *asset.v_template.shape)
+    return posed, joints[:, 0]
 
 
 def _rotate(matrix: Array, planes: tuple[Array, Array, Array]) -> list[Array]:
@@ -192,13 +215,7 @@ def load_flame(path: str | os.PathLike) -> FlameAsset:
     Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises UserError for a
     missing, damaged, hostile or oversized file and, all at once, for every array of a wrong shape or range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"FLAME file {path} does not exist; get generic_model.pkl of FLAME 2020 from flame.is.tue.mpg.de"
-        )
-    arrays = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
-    _check(path, arrays)
+    arrays = _read_flame(Path(path))
     regions = flame_regions()
     return FlameAsset(
         v_template=_float32(arrays["v_template"]),
@@ -211,6 +228,23 @@ def load_flame(path: str | os.PathLike) -> FlameAsset:
         upper_face=regions["upper_face"],
         name="flame",
     )
+
+
+def load_parameter_head(path: str | os.PathLike) -> Skinning:
+    """The same file for `parameter_vertices`, with all 300 identity and 100 expression directions as coefficients."""
+    arrays = _read_flame(Path(path))
+    return fold(*(_float32(arrays[n]) for n in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")))
+
+
+def _read_flame(path: Path) -> dict[str, np.ndarray]:
+    """The file's arrays, looked through. Raises UserError."""
+    if not path.is_file():
+        raise UserError(
+            f"FLAME file {path} does not exist; get generic_model.pkl of FLAME 2020 from flame.is.tue.mpg.de"
+        )
+    arrays = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
+    _check(path, arrays)
+    return arrays
 
 
 @functools.cache

@@ -72,15 +72,17 @@ jax.tree_util.register_dataclass(EncoderNoise, ["keys", "masked", "skipped"], []
 class Conv(nnx.Module):
     """A strided 1D convolution without padding; kernel [width, in, out]."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int, *, use_bias: bool = True, rngs: nnx.Rngs):
         init = uniform_init((in_dim * kernel) ** -0.5)
         self.kernel = nnx.Param(init(rngs.params(), (kernel, in_dim, out_dim)))
-        self.bias = nnx.Param(init(rngs.params(), (out_dim,)))
+        self.bias = nnx.Param(init(rngs.params(), (out_dim,))) if use_bias else None
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B N I"]) -> Float[Array, "B n O"]:
         kernel = self.kernel[...].astype(x.dtype)
         y = jax.lax.conv_general_dilated(x, kernel, (self.stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+        if self.bias is None:
+            return y
         return y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
 
 
@@ -98,8 +100,7 @@ class ConvLayer(nnx.Module):
 class PositionalConv(nnx.Module):
     """Grouped convolution over time with weight norm over all but the taps, in PyTorch's layout [out, in/groups, K]."""
 
-    def __init__(self, config: Wav2Vec2Config, *, rngs: nnx.Rngs):
-        width, kernel, groups = config.width, config.pos_conv_kernel, config.pos_conv_groups
+    def __init__(self, width: int, kernel: int, groups: int, *, rngs: nnx.Rngs):
         init = uniform_init((width // groups * kernel) ** -0.5)
         self.weight_v = nnx.Param(init(rngs.params(), (width, width // groups, kernel)))
         self.weight_g = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), (0, 1), keepdims=True)))
@@ -123,7 +124,7 @@ class PositionalConv(nnx.Module):
 
 
 class EncoderAttention(nnx.Module):
-    """Plain multi-head self-attention with biases; dropout of the weights."""
+    """Plain multi-head self-attention with biases; dropout of the weights. `bias` is added to the scores."""
 
     def __init__(self, width: int, num_heads: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
         self.q = Linear(width, width, rngs=rngs)
@@ -133,9 +134,11 @@ class EncoderAttention(nnx.Module):
         self.num_heads = num_heads
         self.dropout_rate = dropout_rate
 
-    def __call__(self, x: Float[Array, "B A E"], key: SampleKeys | None = None) -> Float[Array, "B A E"]:
+    def __call__(
+        self, x: Float[Array, "B A E"], key: SampleKeys | None = None, bias: Float[Array, "#B H A A"] | None = None
+    ) -> Float[Array, "B A E"]:
         q, k, v = (layer(x).reshape(*x.shape[:2], self.num_heads, -1) for layer in (self.q, self.k, self.v))
-        return self.out(attend(q, k, v, dropout_rate=self.dropout_rate, key=key))
+        return self.out(attend(q, k, v, bias=bias, dropout_rate=self.dropout_rate, key=key))
 
 
 class EncoderBlock(nnx.Module):
@@ -172,7 +175,7 @@ class Wav2Vec2(nnx.Module):
         self.convs = nnx.List(ConvLayer(*size, rngs=rngs) for size in sizes)
         self.feature_norm = LayerNorm(config.conv_dims[-1], config.norm_eps)
         self.feature_proj = Linear(config.conv_dims[-1], config.width, rngs=rngs)
-        self.pos_conv = PositionalConv(config, rngs=rngs)
+        self.pos_conv = PositionalConv(config.width, config.pos_conv_kernel, config.pos_conv_groups, rngs=rngs)
         self.blocks = nnx.List(EncoderBlock(config, rates, rngs=rngs) for _ in range(config.depth))
         self.final_norm = LayerNorm(config.width, config.norm_eps)
         self.projection_rate, self.hidden_rate = rates.projection, rates.hidden

@@ -83,13 +83,18 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         grads: Params, state: optax.ScaleByAdamState, params: Params | None = None
     ) -> tuple[Params, optax.ScaleByAdamState]:
         count = state.count + 1
-        correction1, correction2 = (-jnp.expm1(count.astype(jnp.float32) * math.log(b)) for b in (b1, b2))
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
-        direction = jax.tree.map(lambda m, v: m / correction1 / (jnp.sqrt(v / correction2) + eps), mu, nu)
+        direction = jax.tree.map(lambda m, v: adam_direction(count, m, v, b1, b2, eps), mu, nu)
         return direction, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def adam_direction(count: Int[Array, ""], mu: Array, nu: Array, b1: float, b2: float, eps: float) -> Array:
+    """The direction of update `count` (from 1) of moments that have taken its gradient in."""
+    correction1, correction2 = (-jnp.expm1(count.astype(jnp.float32) * math.log(b)) for b in (b1, b2))
+    return mu / correction1 / (jnp.sqrt(nu / correction2) + eps)
 
 
 def clip_gradients(grads: Params, max_norm: float) -> tuple[Params, Float[Array, ""]]:

@@ -1,0 +1,321 @@
+"""UniTalker: the audio of one person to motion in any of several annotations, one head each.
+
+Audio encoder -> as many frames as the motion has -> a decoder told who speaks -> the head of the annotation asked for
+-> for annotations of many numbers the inverse PCA -> plus the template. Source: UniTalker (ECCV 2024) and its release.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from unils_jax.errors import UserError
+from unils_jax.models.wav2vec2 import Conv, EncoderNoise, EncoderRates, Wav2Vec2, Wav2Vec2Config
+from unils_jax.models.wavlm import WavLM, WavLMConfig
+from unils_jax.motion import SAMPLE_RATE
+from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, resample, split_key
+from unils_jax.nn.postnorm import NORM_EPS, DecoderLayer
+from unils_jax.nn.stack import FLOAT32, Compute
+
+IDENTITY_DIM = 64  # of the convolutional decoder; the transformer's is as wide as the decoder
+CONV_KERNEL, CONV_BLOCKS = 3, 3
+NUM_HEADS, FEED_FORWARD = 4, 2  # of the transformer decoder: heads, and its feed-forward's width in widths
+DECODERS = ("conv", "transformer")
+PLACES = ("extractor", "encoder", "decoder")
+FORBIDDEN = set("./ ")  # in the name of an annotation kind: it is part of paths and of torch keys
+
+
+@dataclass(frozen=True)
+class UniTalkerConfig:
+    """What to build; the defaults are the release's, but for the encoder and the annotations.
+
+    `kinds` names the annotations, `dims` their numbers a frame, `components` the rows of their PCA (0: none), of which
+    the first `pca_dim` are used. `resample_at` says behind which part audio frames become motion frames. The last row
+    of the identity table is the pivot: whoever is not known.
+    """
+
+    kinds: tuple[str, ...]
+    dims: tuple[int, ...]
+    components: tuple[int, ...]
+    wav2vec2: Wav2Vec2Config | None = None
+    wavlm: WavLMConfig | None = None
+    num_identities: int = 935
+    decoder: str = "conv"
+    width: int = 256
+    period: int = 30
+    head_layers: int = 1
+    pca_dim: int = 512
+    resample_at: str = "encoder"
+    dropout: float = 0.1
+    rates: EncoderRates = EncoderRates(activation=0.0, mask_prob=0.075)
+
+    def __post_init__(self) -> None:
+        """Raises UserError, with all problems at once, where settings do not fit together."""
+        problems = []
+        if (self.wav2vec2 is None) == (self.wavlm is None):
+            problems.append("give one audio encoder, wav2vec2 or wavlm")
+        if not self.kinds or len({len(self.kinds), len(self.dims), len(self.components)}) > 1:
+            problems.append(f"kinds, dims and components must be equally many, at least 1, got {self.kinds}")
+        bad = [kind for kind in self.kinds if not kind or kind.isdigit() or FORBIDDEN & set(kind)]
+        if bad or len(set(self.kinds)) < len(self.kinds):
+            problems.append(
+                f"kinds must be different names (no numbers) without dots, slashes and spaces, got {self.kinds}"
+            )
+        if min((*self.dims, self.width, self.period, self.head_layers, self.pca_dim, self.num_identities)) < 1:
+            problems.append("dims, width, period, head_layers, pca_dim and num_identities must be at least 1")
+        if any(not 0 <= count for count in self.components):
+            problems.append(f"components must not be negative, got {self.components}")
+        for name, value, allowed in (("decoder", self.decoder, DECODERS), ("resample_at", self.resample_at, PLACES)):
+            if value not in allowed:
+                problems.append(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.decoder == "transformer" and (self.width % NUM_HEADS or self.width % 2):
+            problems.append(f"a transformer's width must be a multiple of {NUM_HEADS}, got {self.width}")
+        if self.decoder == "transformer" and self.resample_at == "decoder":
+            problems.append("the transformer decodes motion frames; resample_at must be extractor or encoder")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout must be in 0..1, got {self.dropout}")
+        if problems:
+            raise UserError("model: " + "; ".join(problems))
+
+    @property
+    def pivot(self) -> int:
+        """The identity of nobody in particular."""
+        return self.num_identities - 1
+
+    @property
+    def audio_encoder(self) -> Wav2Vec2Config | WavLMConfig:
+        return self.wav2vec2 or self.wavlm
+
+    def num_outputs(self, kind: str) -> int:
+        """How many numbers a frame the head of `kind` predicts: coefficients k where it has a PCA."""
+        index = self.kinds.index(kind)
+        dim, components = self.dims[index], self.components[index]
+        return min(self.pca_dim, dim, components) if components else dim
+
+
+class PCA(nnx.Module):
+    """Fixed: all rows `components [n, D]` of the file and `mean [D]`; the first `num_used` rows are worked with."""
+
+    def __init__(self, num_rows: int, dim: int, num_used: int):
+        self.components = nnx.Param(jnp.zeros((num_rows, dim)))
+        self.mean = nnx.Param(jnp.zeros(dim))
+        self.num_used = num_used
+
+    def encode(self, displacement: Float[Array, "B T D"]) -> Float[Array, "B T k"]:
+        """Coefficients of motion less template."""
+        return (displacement - self.mean[...][None, None]) @ self.components[: self.num_used].T
+
+    def decode(self, coefficients: Float[Array, "B T k"]) -> Float[Array, "B T D"]:
+        """Motion less template."""
+        return coefficients @ self.components[: self.num_used] + self.mean[...][None, None]
+
+
+class ConvBlock(nnx.Module):
+    """`relu(norm(conv(x)) + r(x))`, kernel 3, over time; r is a second convolution where the width changes."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(in_dim, out_dim, CONV_KERNEL, 1, rngs=rngs)
+        self.norm = LayerNorm(out_dim, NORM_EPS)
+        self.residual = None if in_dim == out_dim else Conv(in_dim, out_dim, CONV_KERNEL, 1, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        padded = jnp.pad(x, ((0, 0), (CONV_KERNEL // 2, CONV_KERNEL // 2), (0, 0)))
+        residual = x if self.residual is None else self.residual(padded)
+        return jax.nn.relu(self.norm(self.conv(padded)) + residual)
+
+
+class ConvDecoder(nnx.Module):
+    """Three convolution blocks over audio features with the identity at every frame; it hears three frames around."""
+
+    def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
+        self.identity_embed = nnx.Param(jax.random.normal(rngs.params(), (config.num_identities, IDENTITY_DIM)))
+        self.audio_proj = Linear(config.audio_encoder.feature_dim, config.width, rngs=rngs)
+        in_dims = (config.width + IDENTITY_DIM, *[config.width] * (CONV_BLOCKS - 1))
+        self.blocks = nnx.List(ConvBlock(in_dim, config.width, rngs=rngs) for in_dim in in_dims)
+        self.dropout = config.dropout
+
+    def __call__(
+        self, features: Float[Array, "B T E"], identity: Int[Array, " B"], key: SampleKeys | None = None
+    ) -> Float[Array, "B T D"]:
+        x = dropout(self.audio_proj(features), self.dropout, key)
+        who = self.identity_embed[...][identity][:, None].astype(x.dtype)
+        x = jnp.concatenate([x, jnp.broadcast_to(who, (*x.shape[:2], IDENTITY_DIM))], axis=-1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class TransformerDecoder(nnx.Module):
+    """One post-norm decoder layer: the identity at periodic positions is what looks, at the past and at its own frame.
+
+    Batches may be larger than one, which the release's cannot; identities are never absent.
+    """
+
+    def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
+        width = config.width
+        self.identity_embed = nnx.Param(jax.random.normal(rngs.params(), (config.num_identities, width)))
+        self.audio_proj = Linear(config.audio_encoder.feature_dim, width, rngs=rngs)
+        self.layer = DecoderLayer(width, NUM_HEADS, FEED_FORWARD * width, dropout_rate=config.dropout, rngs=rngs)
+        self.period, self.dropout = config.period, config.dropout
+
+    def __call__(
+        self, features: Float[Array, "B T E"], identity: Int[Array, " B"], key: SampleKeys | None = None
+    ) -> Float[Array, "B T D"]:
+        table_key, layer_key = split_key(key, 2)
+        memory = self.audio_proj(features)
+        num_frames, width = memory.shape[1:]
+        positions = jnp.asarray(periodic_positions(num_frames, width, self.period), memory.dtype)
+        target = self.identity_embed[...][identity][:, None].astype(memory.dtype) + positions[None]
+        own_frame = np.where(np.eye(num_frames, dtype=bool), 0, -np.inf).astype(np.float32)
+        return self.layer(
+            dropout(target, self.dropout, table_key),
+            memory,
+            past_bias(num_frames, self.period)[None],
+            own_frame[None, None],
+            layer_key,
+        )
+
+
+def periodic_positions(num_frames: int, width: int, period: int) -> Float[np.ndarray, "T D"]:
+    """Interleaved sine and cosine of the position within its period, base 10000, computed in float32."""
+    rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10_000.0) / width))
+    angles = (np.arange(num_frames) % period).astype(np.float32)[:, None] * rates[None]
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(num_frames, width)
+
+
+def past_bias(num_frames: int, period: int) -> Float[np.ndarray, "H T T"]:
+    """What is added to self-attention scores: -inf in the future, else a head's slope less for every whole period."""
+    age = np.arange(num_frames)[:, None] - np.arange(num_frames)[None]
+    slopes = 2.0 ** -np.arange(2, 2 * NUM_HEADS + 1, 2)
+    bias = -slopes[:, None, None] * (age // period)[None]
+    return np.where(age[None] >= 0, bias, -np.inf).astype(np.float32)
+
+
+class DeepHead(nnx.Module):
+    """Linear and tanh, `num_layers - 1` times, then Linear."""
+
+    def __init__(self, width: int, num_outputs: int, num_layers: int, *, rngs: nnx.Rngs):
+        out_dims = (*[width] * (num_layers - 1), num_outputs)
+        self.layers = nnx.List(Linear(width, out_dim, rngs=rngs) for out_dim in out_dims)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
+        for layer in self.layers[:-1]:
+            x = jnp.tanh(layer(x))
+        return self.layers[-1](x)
+
+
+def make_head(config: UniTalkerConfig, kind: str, rngs: nnx.Rngs) -> nnx.Module:
+    """The head of a kind. A single layer starts at zero: the first prediction is the template, with a PCA the mean."""
+    num_outputs, zeros = config.num_outputs(kind), nnx.initializers.zeros_init()
+    if config.head_layers > 1:
+        return DeepHead(config.width, num_outputs, config.head_layers, rngs=rngs)
+    return Linear(config.width, num_outputs, kernel_init=zeros, bias_init=zeros, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class TalkerNoise:
+    """One draw for a batch: the encoder's, keys for the decoder's dropout, and `pivot` (bool [B], alike for all of
+    them) where identities are the pivot's."""
+
+    encoder: EncoderNoise
+    keys: SampleKeys
+    pivot: Array
+
+
+jax.tree_util.register_dataclass(TalkerNoise, ["encoder", "keys", "pivot"], [])
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`motion [B, T, D]` in the annotation's scaled units; `coefficients [B, T, k]` where the kind has a PCA."""
+
+    motion: Array
+    coefficients: Array | None
+
+
+jax.tree_util.register_dataclass(Prediction, ["motion", "coefficients"], [])
+
+
+class UniTalker(nnx.Module):
+    """The parameters lie under `speech_encoder`, `decoder`, `heads/<kind>` and, fixed, `pca/<kind>`."""
+
+    def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
+        encoder = WavLM if config.wav2vec2 is None else Wav2Vec2
+        self.speech_encoder = encoder(config.audio_encoder, config.rates, rngs=rngs)
+        self.decoder = (ConvDecoder if config.decoder == "conv" else TransformerDecoder)(config, rngs=rngs)
+        self.heads = nnx.Dict({kind: make_head(config, kind, rngs) for kind in config.kinds})
+        with_pca = [row for row in zip(config.kinds, config.dims, config.components, strict=True) if row[2]]
+        self.pca = nnx.Dict({kind: PCA(rows, dim, config.num_outputs(kind)) for kind, dim, rows in with_pca})
+        self.resample_at = config.resample_at
+
+    def __call__(
+        self,
+        audio: Float[Array, "B N"],
+        template: Float[Array, "B D"],
+        identity: Int[Array, " B"] | None,
+        kind: str,
+        num_frames: int,
+        noise: TalkerNoise | None = None,
+        compute: Compute = FLOAT32,
+    ) -> Prediction:
+        """Motion of `num_frames` frames over all of the audio, which `prepare_audio` has made; nobody: the pivot.
+
+        `kind` chooses the head; the others take no part.
+        """
+        pivot = self.decoder.identity_embed.shape[0] - 1
+        if identity is None:
+            identity = jnp.full(audio.shape[0], pivot, jnp.int32)
+        if noise is not None:
+            identity = jnp.where(noise.pivot, pivot, identity)
+        features = self.encode(audio, num_frames, None if noise is None else noise.encoder, compute)
+        decoded = self.decode(features, identity, num_frames, None if noise is None else noise.keys)
+        with jax.named_scope("head"):
+            predicted = self.heads[kind](decoded).astype(jnp.float32)
+            if kind not in self.pca:
+                return Prediction(predicted + template[:, None], None)
+            return Prediction(self.pca[kind].decode(predicted) + template[:, None], predicted)
+
+    def encode(
+        self, audio: Float[Array, "B N"], num_frames: int, noise: EncoderNoise | None = None, compute: Compute = FLOAT32
+    ) -> Float[Array, "B _ E"]:
+        """Audio features: `num_frames` of them, at the encoder's rate where the decoder's output is resampled."""
+        features = self.speech_encoder.extract(audio, compute)
+        if self.resample_at == "extractor":
+            features = resample(features, num_frames)
+        features = self.speech_encoder.encode(features, compute, noise)
+        return resample(features, num_frames) if self.resample_at == "encoder" else features
+
+    def decode(
+        self,
+        features: Float[Array, "B _ E"],
+        identity: Int[Array, " B"],
+        num_frames: int,
+        key: SampleKeys | None = None,
+    ) -> Float[Array, "B T D"]:
+        """What the heads see of audio features and identities."""
+        with jax.named_scope("decoder"):
+            decoded = self.decoder(features, identity, key)
+        return resample(decoded, num_frames) if self.resample_at == "decoder" else decoded
+
+    def truth_coefficients(
+        self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], kind: str
+    ) -> Float[Array, "B T k"] | None:
+        """The coefficients of true motion, None where the kind has no PCA."""
+        return self.pca[kind].encode(motion - template[:, None]) if kind in self.pca else None
+
+
+def prepare_audio(audio: Float[np.ndarray, " N"], *, normalize: bool) -> Float[np.ndarray, " N"]:
+    """16 kHz samples as the encoder's processor gives them: for wav2vec2 of zero mean and unit population deviation
+    (+1e-7 on the variance), for WavLM as they are."""
+    if not normalize:
+        return audio
+    return ((audio - audio.mean()) / np.sqrt(audio.var() + 1e-7)).astype(np.float32)
+
+
+def frames_of(num_samples: int, fps: float) -> int:
+    """Motion frames of audio at 16 kHz where no truth says how many: rounded, halves to even."""
+    return round(num_samples / SAMPLE_RATE * fps)

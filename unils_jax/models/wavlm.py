@@ -1,0 +1,176 @@
+"""The WavLM encoder (base family, any size): audio -> features through post-norm blocks with gated relative positions.
+
+Source: WavLM as transformers names and computes it (`feat_extract_norm` group, no stable layer norm), without
+attention mask. In training `EncoderNoise` acts as in wav2vec2.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from unils_jax.models.wav2vec2 import NORM_EPS, Conv, EncoderAttention, EncoderNoise, EncoderRates, PositionalConv
+from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_key
+from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
+
+GATE_PARTS = (2, 4)  # the gate's eight outputs: two gates, each a sum of four
+
+
+@dataclass(frozen=True)
+class WavLMConfig:
+    """Sizes; the defaults are wavlm-base-plus's. `num_buckets` and `max_distance` are of its relative positions."""
+
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    hidden_dim: int = 3072
+    conv_dims: tuple[int, ...] = (512,) * 7
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    pos_conv_kernel: int = 128
+    pos_conv_groups: int = 16
+    num_buckets: int = 320
+    max_distance: int = 800
+    norm_eps: float = NORM_EPS
+
+    @property
+    def feature_dim(self) -> int:
+        return self.width
+
+
+class ChannelNorm(nnx.Module):
+    """Group normalisation with a group for every channel: each by its own mean and deviation over time."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "B n C"]) -> Float[Array, "B n C"]:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(1, keepdims=True)
+        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(1, keepdims=True) + NORM_EPS)
+        return (y * self.scale[...][None, None] + self.bias[...][None, None]).astype(x.dtype)
+
+
+class ConvLayer(nnx.Module):
+    """Convolution without bias, norm in the first layer only, exact GELU."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int, *, norm: bool, rngs: nnx.Rngs):
+        self.conv = Conv(in_dim, out_dim, kernel, stride, use_bias=False, rngs=rngs)
+        self.norm = ChannelNorm(out_dim) if norm else None
+
+    def __call__(self, x: Float[Array, "B N I"]) -> Float[Array, "B n O"]:
+        x = self.conv(x)
+        return jax.nn.gelu(x if self.norm is None else self.norm(x), approximate=False)
+
+
+class GatedAttention(EncoderAttention):
+    """Self-attention with an additive bias that every query scales by its own gate."""
+
+    def __init__(self, width: int, num_heads: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
+        super().__init__(width, num_heads, dropout_rate=dropout_rate, rngs=rngs)
+        self.gate = Linear(width // num_heads, math.prod(GATE_PARTS), rngs=rngs)
+        self.gate_scale = nnx.Param(jnp.ones((1, num_heads, 1, 1)))
+
+    def __call__(
+        self, x: Float[Array, "B A E"], key: SampleKeys | None, bias: Float[Array, "1 H A A"]
+    ) -> Float[Array, "B A E"]:
+        heads = x.reshape(*x.shape[:2], self.num_heads, -1)
+        parts = self.gate(heads).astype(jnp.float32).reshape(*heads.shape[:3], *GATE_PARTS).sum(-1)
+        first, second = jnp.split(jax.nn.sigmoid(jnp.swapaxes(parts, 1, 2)), 2, axis=-1)  # [B, H, A, 1] each
+        gate = first * (second * self.gate_scale[...] - 1.0) + 2.0
+        return super().__call__(x, key, gate * bias)
+
+
+class EncoderBlock(nnx.Module):
+    """Post-norm attention and feed-forward, exact GELU."""
+
+    def __init__(self, config: WavLMConfig, rates: EncoderRates, *, rngs: nnx.Rngs):
+        width = config.width
+        self.attn = GatedAttention(width, config.num_heads, dropout_rate=rates.attention, rngs=rngs)
+        self.attn_norm = LayerNorm(width, config.norm_eps)
+        self.up = Linear(width, config.hidden_dim, rngs=rngs)
+        self.down = Linear(config.hidden_dim, width, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, config.norm_eps)
+        self.hidden_rate, self.activation_rate = rates.hidden, rates.activation
+
+    def __call__(
+        self,
+        x: Float[Array, "B A E"],
+        bias: Float[Array, "1 H A A"],
+        key: SampleKeys | None = None,
+        skipped: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B A E"]:
+        """Samples that are `skipped` leave as they came."""
+        attn_key, attn_drop, up_key, down_key = split_key(key, 4)
+        y = self.attn_norm(x + dropout(self.attn(x, attn_key, bias), self.hidden_rate, attn_drop))
+        hidden = dropout(jax.nn.gelu(self.up(y), approximate=False), self.activation_rate, up_key)
+        y = self.mlp_norm(y + dropout(self.down(hidden), self.hidden_rate, down_key))
+        return y if skipped is None else jnp.where(skipped[:, None, None], x, y)
+
+
+class WavLM(nnx.Module):
+    """Audio [B, N] at 16 kHz to features [B, A, E], parts and paths named as in `Wav2Vec2`."""
+
+    def __init__(self, config: WavLMConfig, rates: EncoderRates, *, rngs: nnx.Rngs):
+        # What masked frames become where the encoder trains.
+        self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.width,)))
+        in_dims = (1, *config.conv_dims[:-1])
+        sizes = zip(in_dims, config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
+        self.convs = nnx.List(ConvLayer(*size, norm=i == 0, rngs=rngs) for i, size in enumerate(sizes))
+        self.feature_norm = LayerNorm(config.conv_dims[-1], config.norm_eps)
+        self.feature_proj = Linear(config.conv_dims[-1], config.width, rngs=rngs)
+        self.pos_conv = PositionalConv(config.width, config.pos_conv_kernel, config.pos_conv_groups, rngs=rngs)
+        self.final_norm = LayerNorm(config.width, config.norm_eps)  # of the encoder, here before its blocks
+        # One table for all blocks; files keep it in the first.
+        self.position_table = nnx.Param(jax.random.normal(rngs.params(), (config.num_buckets, config.num_heads)))
+        self.blocks = nnx.List(EncoderBlock(config, rates, rngs=rngs) for _ in range(config.depth))
+        self.max_distance = config.max_distance
+        self.projection_rate, self.hidden_rate = rates.projection, rates.hidden
+
+    def __call__(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A E"]:
+        """Float32 audio as it is, features in the dtype of `compute`."""
+        return self.encode(self.extract(audio, compute), compute)
+
+    def extract(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A C"]:
+        """The convolutions' output, about 50 frames a second."""
+        with jax.named_scope("wavlm_convs"):
+            x = audio[..., None].astype(compute.dtype)
+            for conv in self.convs:
+                x = conv(x)
+            return x
+
+    def encode(
+        self, x: Float[Array, "B A C"], compute: Compute = FLOAT32, noise: EncoderNoise | None = None
+    ) -> Float[Array, "B A E"]:
+        """The convolutions' output through projection and transformer."""
+        with jax.named_scope("wavlm"):
+            depth = len(self.blocks)
+            proj_key, pos_key, *keys = split_key(None if noise is None else noise.keys, 2 + depth)
+            x = dropout(self.feature_proj(self.feature_norm(x)), self.projection_rate, proj_key)
+            if noise is not None:
+                embed = self.masked_spec_embed[...].astype(x.dtype)[None, None]
+                x = jnp.where(noise.masked[..., None], embed, x)
+            x = dropout(self.final_norm(x + self.pos_conv(x)), self.hidden_rate, pos_key)
+            buckets = relative_buckets(x.shape[1], self.position_table.shape[0], self.max_distance)
+            bias = jnp.moveaxis(self.position_table[...][buckets], -1, 0)[None]
+            values = [()] * depth if noise is None else list(zip(keys, noise.skipped.T, strict=True))
+            return run_blocks(self.blocks, x, lambda block, x, *own: block(x, bias, *own), values, compute)
+
+
+def relative_buckets(num_frames: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "A A"]:
+    """The bucket of every pair (query, key): half of them for keys that come later, in each half one for every small
+    distance and then logarithmically wider ones up to `max_distance`."""
+    step = np.arange(num_frames)[None] - np.arange(num_frames)[:, None]
+    half, distance = num_buckets // 2, np.abs(step)
+    exact = half // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
+    wide = np.minimum(exact + (ratio * (half - exact)).astype(np.int64), half - 1)
+    return half * (step > 0) + np.where(distance < exact, distance, wide)
