@@ -10,9 +10,9 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,8 +77,22 @@ def read_npz_file(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np
 def read_npy_file(path: str | os.PathLike) -> np.ndarray:
     """The one array of a .npy file, as `read_npz` gives arrays. Raises UserError, naming the file."""
     view = memoryview(_content(Path(path)))
+    return _of_npy(path, lambda: _array(_Member("array", _STORED, zlib.crc32(view), view, len(view))))
+
+
+def npy_shape(path: str | os.PathLike) -> tuple[int, ...]:
+    """The shape of a .npy file's array of at least one axis, from its head. Raises UserError as reading does."""
+    view = memoryview(_content(Path(path), 12 + MAX_HEADER_BYTES))
+    member = _Member("array", _STORED, 0, view, Path(path).stat().st_size)
+    shape = _of_npy(path, lambda: _header(bytes(view), member)[1])
+    if not shape:
+        raise UserError(f"{path} holds a single number, must be an array; {GET_ANOTHER}")
+    return shape
+
+
+def _of_npy(path: str | os.PathLike, read: Callable[[], Any]) -> Any:
     try:
-        return _array(_Member("it", _STORED, zlib.crc32(view), view, len(view)))
+        return read()
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     except (struct.error, ValueError, OverflowError, MemoryError) as error:
@@ -87,13 +101,13 @@ def read_npy_file(path: str | os.PathLike) -> np.ndarray:
         ) from None
 
 
-def _content(path: Path) -> bytes:
-    """A plain file's bytes, `MAX_BYTES` and one more at most."""
+def _content(path: Path, most: int = MAX_BYTES + 1) -> bytes:
+    """A plain file's bytes, `most` of them."""
     if not path.is_file():
         raise UserError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}; check the path")
     try:
         with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(most)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
 

@@ -1,0 +1,81 @@
+"""The PCA of a large annotation, as UniTalker makes its `pca.npz`: scikit-learn's incremental one.
+
+Motion less its subject's template, of every training frame. Needs the extra `pca`.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from data_pipelines.sources import Dropped
+from data_pipelines.unitalker import TalkerSet, TalkerSplit
+from unils_jax.errors import UserError
+from unils_jax.files import atomic_output
+
+CHUNK_ROWS = 1024
+
+
+def fit_pca(
+    rows: Float32[np.ndarray, "R D"], num_components: int, batch_size: int, order: Int[np.ndarray, " R"]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """The arrays of a `pca.npz` of displacements, which are centred in place.
+
+    Fitted on full batches in the given order; what is left at the end is not looked at. Raises UserError where
+    scikit-learn is missing and for sizes that do not fit: a batch must hold as many rows as there are components.
+    """
+    try:
+        from sklearn.decomposition import IncrementalPCA
+    except ImportError:
+        raise UserError("a PCA is fitted by scikit-learn: pip install 'unils-jax[pca]'") from None
+    if not 1 <= num_components <= min(batch_size, rows.shape[1]) or len(rows) < batch_size:
+        raise UserError(
+            f"num_components must be from 1 to the batch's {batch_size} rows and {rows.shape[1]} numbers of a row, and "
+            f"a batch must be full, got {num_components} components of {len(rows)} rows; use smaller batches or fewer "
+            "components"
+        )
+    mean = rows.mean(axis=0)
+    for first in range(0, len(rows), CHUNK_ROWS):
+        rows[first : first + CHUNK_ROWS] -= mean
+    pca = IncrementalPCA(num_components)
+    for first in range(0, len(rows) - batch_size + 1, batch_size):
+        pca.partial_fit(rows[order[first : first + batch_size]])
+    coefficients = np.concatenate(
+        [pca.transform(rows[first : first + CHUNK_ROWS]) for first in range(0, len(rows), CHUNK_ROWS)]
+    )
+    return {
+        "explained_variance_ratio": pca.explained_variance_ratio_,
+        "components_to_data": pca.components_,
+        "original_data_mean": mean,
+        "S": pca.singular_values_,
+        "data_components_mean": coefficients.mean(axis=0),
+        "data_components_std": coefficients.std(axis=0),
+    }
+
+
+def write_pca(path: str | os.PathLike, one: TalkerSet, num_components: int, batch_size: int, seed: int) -> int:
+    """Fits the PCA of a set's training split and writes it; returns the number of frames.
+
+    Frames are kept in a temporary file meanwhile, in the folder of `path`. Raises UserError as `fit_pca` does, and
+    where a record cannot be read.
+    """
+    split = TalkerSplit([one], "train")
+    try:
+        lengths = [split.length(entry)[0] for entry in split.entries]
+    except Dropped as dropped:
+        raise UserError(f"{one.folder}: {dropped}; leave the record out") from None
+    dim, count = split.templates[0].shape[1], sum(lengths)
+    with tempfile.TemporaryDirectory(dir=Path(path).absolute().parent) as folder:
+        rows = np.memmap(Path(folder) / "rows", np.float32, "w+", shape=(count, dim))
+        at = 0
+        for entry in split.entries:
+            clip = split.read(entry)
+            rows[at : at + len(clip.motion)] = clip.motion - clip.template
+            at += len(clip.motion)
+        order = np.random.default_rng(seed).permutation(count)
+        arrays = fit_pca(rows, num_components, batch_size, order)
+    with atomic_output(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    return count
