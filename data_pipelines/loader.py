@@ -20,11 +20,13 @@ from jaxtyping import Int32
 
 from data_pipelines.index import NO_AUDIO
 from data_pipelines.mixture import CACHE_BYTES, Mixture
+from data_pipelines.partners import Scale, audio_scale, cut_partners, partner_index
 from data_pipelines.store import Store
 from data_pipelines.windows import cut_window, training_index
 from unils_jax.errors import UserError
+from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, dualtalk_channels
 
-VIEWS = ("solo", "pair")
+VIEWS = ("solo", "pair", "partners")
 # Grain wants a length; at a thousand steps a second this one lasts for nine thousand years.
 _ENDLESS = 1 << 48
 _MAX_SUBSTITUTES = 16
@@ -42,8 +44,17 @@ class WindowOf:
     one stands in, and `replaced` is the number of the first one that failed, else -1.
     """
 
-    def __init__(self, stores: Sequence[Store], split: str, items: Sequence[np.ndarray], first_records: Sequence[int]):
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        split: str,
+        items: Sequence[np.ndarray],
+        first_records: Sequence[int],
+        view: str = "pair",
+    ):
         self.stores, self.split, self.items, self.first_records = stores, split, items, first_records
+        self.view = view
+        self._scales: dict[tuple[int, int], Scale] = {}
         # The arrays of a batch must be those of every window: one dialogue without a mask, and none has one.
         self.has_mask = all(
             store.index(split).has_mask[rows[:, 0]].all() for store, rows in zip(stores, items, strict=True)
@@ -69,12 +80,23 @@ class WindowOf:
 
     def cut(self, number: int, record: int, person: int, i: int, randint: Callable[[int, int], int]) -> Batch:
         """The window of one item; a person of -1 takes both."""
+        if self.view == "partners":
+            return self._cut_partners(number, record, person, i)
         source = self.stores[number].source(self.split, record, None if person < 0 else person)
         window = {name: as_float32(array) for name, array in cut_window(source, i, randint).items()}
         window["observed"] = source.observed.astype(np.float32)
         if not self.has_mask:
             window.pop("speech_mask", None)
         return window if person < 0 else {name: array[0] for name, array in window.items()}
+
+    def _cut_partners(self, number: int, record: int, person: int, i: int) -> Batch:
+        """Scales are kept: a record's audio is read whole once in each process."""
+        source = self.stores[number].source(self.split, record)
+        if (number, record) not in self._scales:
+            self._scales[number, record] = audio_scale(source)
+        window = cut_partners(source, person, i, self._scales[number, record])
+        observed = dualtalk_channels(source.observed[person])
+        return {name: as_float32(array) for name, array in {**window, "observed": observed}.items()}
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
@@ -88,7 +110,8 @@ def inclusive(rng: np.random.Generator) -> Callable[[int, int], int]:
 
 
 def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "items 3"]:
-    """All training items `(record, person, i)` of a split. Solo: each person with motion; pair: person is -1.
+    """All training items `(record, person, i)` of a split. Solo: each person with motion; pair: person is -1; partners:
+    each person of a dialogue in which both have motion.
 
     Pairs are the dialogues with audio and motion of someone; other records are left out. Raises
     UserError for an unknown view and where nothing is left.
@@ -96,19 +119,25 @@ def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "item
     if view not in VIEWS:
         raise UserError(f"view must be one of {VIEWS}, got {view!r}")
     index = store.index(split)
-    items = training_index(index.frames)
+    items = partner_index(index.frames) if view == "partners" else training_index(index.frames)
     if not len(items):
-        raise UserError(f"{store.path} has no record of at least 102 frames in its {split} split; use a longer set")
+        least = PARTNER_FRAMES + 1 if view == "partners" else WINDOW_FRAMES + 2
+        raise UserError(f"{store.path} has no record of at least {least} frames in its {split} split; use a longer set")
     has_motion = index.has_motion()
     if view == "solo":
         rows, people = np.nonzero(has_motion[items[:, 0]])
         items = np.stack([items[rows, 0], people, items[rows, 1]], axis=1)
     else:
-        fit = (index.people == 2) & (index.samples != NO_AUDIO) & has_motion.any(axis=1)
+        moving = has_motion.all(axis=1) if view == "partners" else has_motion.any(axis=1)
+        fit = (index.people == 2) & (index.samples != NO_AUDIO) & moving
         items = items[fit[items[:, 0]]]
+    if view == "partners":
+        items = np.stack([np.repeat(items[:, 0], 2), np.tile([0, 1], len(items)), np.repeat(items[:, 1], 2)], axis=1)
+    elif view == "pair":
         items = np.stack([items[:, 0], np.full(len(items), -1), items[:, 1]], axis=1)
     if not len(items):
-        wanted = "person with motion" if view == "solo" else "dialogue with audio and motion"
+        whose = " of both people" if view == "partners" else ""
+        wanted = "person with motion" if view == "solo" else f"dialogue with audio and motion{whose}"
         raise UserError(f"{store.path} has no {wanted} in its {split} split; this stage needs those")
     return items.astype(np.int32)
 
@@ -133,7 +162,8 @@ class ProcessRows:
 
 
 class Loader:
-    """The endless batches of one process; see `make_loader`. `iter(loader)` starts at step 0, `at_step(k)` at k."""
+    """The endless batches of one process; see `make_loader`. `iter(loader)` starts at step 0, `at_step(k)` at k.
+    There are items for `steps_per_epoch` whole batches, one at least."""
 
     def __init__(
         self,
@@ -152,9 +182,10 @@ class Loader:
         self.mixture, self.split, self.view = mixture, split, view
         self.batch_size, self.num_workers, self.max_bad_records = batch_size, num_workers, max_bad_records
         self.process_index, self.process_count = process_index, process_count
+        self.steps_per_epoch = max(sum(map(len, items)) // batch_size, 1)
         counts = [len(store.index(split)) for store in mixture.stores]
         self.first_records = [sum(counts[:k]) for k in range(len(counts))]
-        window = WindowOf(mixture.stores, split, items, self.first_records)
+        window = WindowOf(mixture.stores, split, items, self.first_records, view)
         self._windows = _global_order(items, mixture.weights, seed).random_map(window)
         self.order = self._fingerprint(seed)
 
@@ -297,7 +328,8 @@ def make_loader(
 
     All arrays but `record` are float32. Solo: `motion`, `prev`, `style` `[B, 100, 108]`, `observed [B, 108]` (1 where
     the source has the channel). Pair: the same with both people, `[B, 2, ...]`, `audio [B, 2, 64000]` and, where every
-    dialogue of the stores has one, `speech_mask [B, 2, 100]`. `record [B]` int32 numbers the records as `Loader.names`.
+    dialogue of the stores has one, `speech_mask [B, 2, 100]`. Partners: see `partners.cut_partners`, and `observed
+    [B, 56]`. `record [B]` int32 numbers the records as `Loader.names`.
 
     `batch_size` is that of all processes together: process p of n gets the p-th n-th of the rows of each global batch,
     so that the parts of all processes, joined in order, are the same batch for any n. With `num_workers` > 0 windows

@@ -138,6 +138,7 @@ class StoredRecord:
         self.num_frames = int(index.frames[i])
         self.num_people = len(self._people)
         self.has_audio = not self._alone and index.samples[i] != NO_AUDIO
+        self.num_samples = min(int(index.samples[i]), self.num_frames * SAMPLES_PER_FRAME)  # NO_AUDIO is negative
         self.observed = index.observed_of(i)[self._people.start : self._people.stop]
 
     @property
@@ -149,8 +150,11 @@ class StoredRecord:
     def _head_mean(self) -> np.ndarray:
         return self._store.index(self._split).head_mean[self._i].astype(self._dtype)
 
-    def frames(self, spans: Sequence[tuple[int, int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each `(person, first, last)` motion `[last - first, 108]`, head rotation centred, and speech mask."""
+    def frames(
+        self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each `(person, first, last)` motion `[last - first, 108]` and speech mask; head rotation `centred` or as
+        it was."""
         size = pieces.PIECE_FRAMES
         needed = sorted(
             {(k, self._people[p]) for p, first, last in spans for k in range(first // size, -(-last // size))}
@@ -165,7 +169,8 @@ class StoredRecord:
                 cut = slice(max(0, first - k * size), last - k * size)
                 parts.append((motion[cut], None if mask is None else mask[cut]))
             motion = np.concatenate([motion for motion, _ in parts])
-            motion[:, HEAD] -= self._head_mean[person]
+            if centred:
+                motion[:, HEAD] -= self._head_mean[person]
             masked = not self._alone and parts[0][1] is not None
             out.append((motion, np.concatenate([mask for _, mask in parts]) if masked else None))
         return out
@@ -173,8 +178,8 @@ class StoredRecord:
     def audio(self, first: int, last: int) -> np.ndarray:
         """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
         samples = np.zeros((self.num_people, last - first), np.float32)
-        index, size = self._store.index(self._split), pieces.PIECE_SAMPLES
-        end = min(last, int(index.samples[self._i]), self.num_frames * SAMPLES_PER_FRAME)
+        size = pieces.PIECE_SAMPLES
+        end = min(last, self.num_samples)
         if end <= first:
             return samples
         needed = [(k, p) for k in range(first // size, -(-end // size)) for p in self._people]

@@ -5,7 +5,8 @@ are jittered; the previous context is the 100 frames before, left-padded with ze
 frames of the same person; the head rotation is centred over the whole record, in the stored dtype.
 
 Windows are cut from a *source*: a `RecordSource` (a record in memory) or a `store.StoredRecord` (reads what it needs).
-Both have `name`, `num_people`, `num_frames`, `has_audio`, `frames(spans)` and `audio(first, last)`.
+Both have `name`, `num_people`, `num_frames`, `has_audio`, `num_samples` (of audio, up to T * 640), `frames(spans)` and
+`audio(first, last)`.
 """
 
 import dataclasses
@@ -69,20 +70,26 @@ class RecordSource:
         self._head_mean = head_mean(record.motion)[:, 0]
         self.name, self.num_people, self.num_frames = record.name, record.num_people, record.num_frames
         self.has_audio = record.audio is not None
+        samples = 0 if record.audio is None else record.audio.shape[1]
+        self.num_samples = min(samples, self.num_frames * SAMPLES_PER_FRAME)
 
-    def frames(self, spans: Sequence[tuple[int, int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each `(person, first, last)` motion `[last - first, 108]`, head rotation centred, and speech mask."""
+    def frames(
+        self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each `(person, first, last)` motion `[last - first, 108]` and speech mask; head rotation `centred` or as
+        it was."""
         out, mask = [], self._record.speech_mask
         for person, first, last in spans:
             motion = self._record.motion[person, first:last].copy()
-            motion[:, HEAD] -= self._head_mean[person]
+            if centred:
+                motion[:, HEAD] -= self._head_mean[person]
             out.append((motion, None if mask is None else mask[person, first:last]))
         return out
 
     def audio(self, first: int, last: int) -> np.ndarray:
         """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
         track = self._record.audio
-        end = min(last, track.shape[1], self.num_frames * SAMPLES_PER_FRAME)
+        end = min(last, self.num_samples)
         samples = np.zeros((self.num_people, last - first), np.float32)
         if end > first:
             samples[:, : end - first] = to_float(track[:, first:end])

@@ -8,9 +8,11 @@ import pytest
 from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
 from unils_jax.errors import UserError
 from unils_jax.stages import STAGES
-from unils_jax.train.config import DataConfig, RunConfig, run_config
+from unils_jax.train.config import DataConfig, RunConfig, count_epochs, run_config
 
-SHIPPED = [f"{size}{stage}{small}" for stage in STAGES for size, small in (("", ""), ("", "_s"), ("smoke_", ""))]
+SIZES = (("", ""), ("", "_s"), ("smoke_", ""))
+SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES]
+SHIPPED += ["dualtalk", "smoke_dualtalk"]
 
 
 def values(name: str, *assignments: str) -> dict:
@@ -124,7 +126,7 @@ def test_bad_overrides_are_named_with_the_remedy(assignment, message):
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"stage": "codecs"}, ["stage must be one of codec, prior, dialogue, got 'codecs'"]),
+        ({"stage": "codecs"}, [f"stage must be one of {', '.join(STAGES)}, got 'codecs'"]),
         ({"stage": "prior"}, ["stage is 'prior' but the model's parts make a 'codec'"]),
         ({"num_steps": 0, "log_every": -1}, ["num_steps must be at least 1, got 0", "log_every must be at least 1"]),
         ({"num_steps": "5"}, ["config.num_steps must be int, got '5'"]),
@@ -153,6 +155,16 @@ def test_bad_overrides_are_named_with_the_remedy(assignment, message):
         ({"model": {"logmel": {}}}, ["prior.audio_dim must be the encoder's 200, got None"]),
         ({"model": {"wav2vec2": {}, "logmel": {}}}, ["give wav2vec2 or logmel, not both"]),
         ({"model": {"lora": {"rank": 0}}}, ["lora.rank must be at least 1"]),
+        ({"model": {"codec": None}}, ["give codec (and what stands on it), or dualtalk alone; got nothing"]),
+        ({"model": {"dualtalk": {}, "lora": {}}}, ["dualtalk alone; got codec, lora"]),
+        (
+            {"stage": "dualtalk", "probe_every": 5, "model": {"codec": None, "dualtalk": {}}},
+            ["probe_every must be 0 for the dualtalk, which decodes nothing"],
+        ),
+        (
+            {"model": {"codec": None, "dualtalk": {"width": 30, "dropout_rate": 1.0}}},
+            ["width must be even and a multiple of num_heads, got 30 and 4", "must be in 0..1, got 1.0, 0.5"],
+        ),
     ],
 )
 def test_bad_settings_are_all_named_at_once(changes, messages):
@@ -179,3 +191,12 @@ def test_plain_values_become_frozen_dataclasses():
     assert isinstance(run, RunConfig)
     assert run.model.codec.scales == (1, 100) and run.model.prior is None
     assert type(run.optimizer.rate) is float
+
+
+def test_epochs_become_steps_of_the_data():
+    config = run_config(values("dualtalk"))
+    counted = count_epochs(config, 7)
+    assert (counted.num_steps, counted.optimizer.stair_steps) == (7000, 350)
+    assert count_epochs(counted, 7) == counted
+    steps = run_config(values("smoke_dualtalk"))
+    assert count_epochs(steps, 7) == steps

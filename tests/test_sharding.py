@@ -12,6 +12,7 @@ from tiny_models import CONFIGS, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.dualtalk import DualTalkConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
@@ -34,6 +35,7 @@ FULL = {
     "codec": ModelConfig(CodecConfig()),
     "prior": ModelConfig(CodecConfig(), PriorConfig()),
     "dialogue": ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
+    "dualtalk": ModelConfig(codec=None, dualtalk=DualTalkConfig(Wav2Vec2Config(depth=2))),  # its layers are alike
 }
 
 
@@ -77,7 +79,7 @@ def full_size_mesh(data: int, fsdp: int) -> jax.sharding.AbstractMesh:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_rules_cover_every_parameter_of_the_full_models(stage):
-    _, shapes = abstract(lambda rngs: UniLS(FULL[stage], rngs=rngs))
+    _, shapes = abstract(FULL[stage].build)
     laid = param_shardings(full_size_mesh(2, 4), shapes)
     assert laid.keys() == shapes.keys()
     large = [path for path, shape in shapes.items() if shape.size >= 1 << 18]
@@ -89,7 +91,7 @@ def test_rules_cover_every_parameter_of_the_full_models(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_bytes_on_a_device_fall_with_fsdp(stage):
     """What is cut is at least 98 % of a train state: n devices hold little more than an n-th each."""
-    _, shapes = abstract(lambda rngs: UniLS(FULL[stage], rngs=rngs))
+    _, shapes = abstract(FULL[stage].build)
     trainable, _ = STAGES[stage].split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, OptimizerConfig()), trainable)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

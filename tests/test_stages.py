@@ -108,11 +108,12 @@ def test_a_stage_trains_these_and_leaves_those(stage, trains, stays):
     assert set(stays) <= set(frozen)
 
 
-def test_every_stage_but_the_first_has_the_one_before_as_parent():
+def test_every_stage_of_unils_but_the_first_has_the_one_before_as_parent():
     assert [(stage.name, stage.parent, stage.windows) for stage in STAGES.values()] == [
         ("codec", None, "solo"),
         ("prior", "codec", "solo"),
         ("dialogue", "prior", "pair"),
+        ("dualtalk", None, "partners"),
     ]
 
 

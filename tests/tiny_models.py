@@ -11,9 +11,11 @@ import numpy as np
 from flax import nnx
 
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract, merge, split
 
 SCALES = (1, 4, 100)
@@ -28,16 +30,22 @@ CONFIGS = {
     ),
 }
 
+CONFIGS["dualtalk"] = ModelConfig(
+    codec=None,
+    dualtalk=DualTalkConfig(
+        Wav2Vec2Config(8, 1, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2), 8, 2, 16, depth=1
+    ),
+)
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
 
 
 @cache
-def tiny_model(stage: str, seed: int = 0) -> UniLS:
+def tiny_model(stage: str, seed: int = 0) -> UniLS | DualTalk:
     """The stage's model; see `random_model`."""
     return random_model(CONFIGS[stage], seed)
 
 
-def random_model(config: ModelConfig, seed: int) -> UniLS:
+def random_model(config: ModelConfig, seed: int) -> UniLS | DualTalk:
     """A model with values drawn by NumPy (quick): no adapter is zero, no statistic trivial."""
     graphdef, shapes = abstract_model(config)
     rng = np.random.default_rng(seed)
@@ -53,7 +61,7 @@ def random_model(config: ModelConfig, seed: int) -> UniLS:
 @cache
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
     """Structure and shapes."""
-    return abstract(lambda rngs: UniLS(config, rngs=rngs))
+    return abstract(config.build)
 
 
 def random_motion(*shape: int, seed: int = 0) -> jax.Array:

@@ -56,6 +56,20 @@ def resample(samples: Float32[np.ndarray, " N"], rate: int) -> Float32[np.ndarra
     return resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
 
 
+def record_scale(
+    audio: Float32[np.ndarray, "*P N"],
+) -> tuple[Float32[np.ndarray, "*P 1"], Float32[np.ndarray, "*P 1"]]:
+    """What wav2vec2's processor normalises a whole recording by: its mean, and the root of its population variance plus
+    1e-7."""
+    return audio.mean(-1, keepdims=True), np.sqrt(audio.var(-1, keepdims=True) + np.float32(1e-7))
+
+
+def normalize_record(audio: Float32[np.ndarray, "*P N"]) -> Float32[np.ndarray, "*P N"]:
+    """A whole recording with zero mean and unit variance, as wav2vec2's processor makes it."""
+    mean, deviation = record_scale(audio)
+    return (audio - mean) / deviation
+
+
 def _read_with_ffmpeg(path: Path) -> tuple[Float32[np.ndarray, "N C"], int]:
     import av
 

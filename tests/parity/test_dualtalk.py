@@ -13,7 +13,8 @@ from tiny_models import jitted
 
 from parity.compare import GRADIENT, LAYER, MODEL, TRAINED, assert_close, assert_relative
 from parity.conftest import wav2vec2_config
-from unils_jax.models.dualtalk import DualTalk, DualTalkConfig, normalize_record, num_frames
+from unils_jax.audio import normalize_record
+from unils_jax.models.dualtalk import DualTalk, DualTalkConfig, num_frames
 from unils_jax.nn.layers import resample
 from unils_jax.nn.params import abstract, merge
 from unils_jax.stages import DUALTALK, Objective

@@ -1,6 +1,7 @@
 """`unils train`: one stage, from scratch, from a parent, or from where the workdir stands."""
 
 import argparse
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.config}: config, data, parent and shapes fit; nothing was trained")
     elif jax.process_index() == 0:
         shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
-        print(f"{workdir}: trained {config.num_steps} steps, {', '.join(shown) or 'nothing was left to do'}")
+        num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
+        print(f"{workdir}: trained {num_steps} steps, {', '.join(shown) or 'nothing was left to do'}")
 
 
 def join_others(args: argparse.Namespace) -> None:
@@ -106,12 +108,10 @@ def train_stage(
 ) -> dict:
     """Joins config, data and model, and trains; returns the last metrics (none for a dry run). `stop` is a StopRequest
     whose context the caller has entered, None where signals are nobody's business."""
-    from unils_jax.errors import UserError
     from unils_jax.files import check_output
-    from unils_jax.models.unils import UniLS
     from unils_jax.nn.params import abstract
     from unils_jax.stages import STAGES
-    from unils_jax.train.config import make_objective, run_config
+    from unils_jax.train.config import count_epochs, make_objective, run_config
     from unils_jax.train.loop import Extras, Start, train
     from unils_jax.train.preemption import StopRequest
     from unils_jax.train.resume import check_workdir
@@ -123,13 +123,12 @@ def train_stage(
     profile_steps = None if options.profile_steps is None else parse_steps(options.profile_steps)
     mesh = make_mesh(config.mesh)
     data, held_out = make_data(config, stage.windows, mesh)
-    if config.probe_every and config.stage == "codec":
-        raise UserError("probe_every must be 0 for the codec, which decodes nothing by itself; see its val rows")
+    config = count_epochs(config, data.steps_per_epoch)
     check_basis(config, data.mixture.expression_basis)
     check_output(workdir / "config.json")
     resumes = check_workdir(config, workdir, allow_changes=options.allow_changes)
     objective = make_objective(config, load_head(config) if stage.name == "codec" else None)
-    graphdef, shapes = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
+    graphdef, shapes = abstract(config.model.build)
     fresh = make_fresh(config, mesh, shapes, data.mixture.statistics(), stage.parent, parent, resumes)
     start = Start(shapes, published_params(config), fresh)
     if options.dry_run:
@@ -192,10 +191,7 @@ def make_fresh(
 
     Published ones are left out. Raises UserError at once where the parent is missing, superfluous or does not fit.
     """
-    from flax import nnx
-
     from unils_jax.errors import UserError
-    from unils_jax.models.unils import UniLS
     from unils_jax.train.checkpoint import published_left_out
     from unils_jax.train.sharding import born_sharded
 
@@ -204,14 +200,15 @@ def make_fresh(
     if stage_parent is not None and not parent and not resumes:
         raise UserError(f"the {config.stage} stage starts from a {stage_parent}; give its checkpoint with --parent")
     inherited = {} if stage_parent is None or resumes else parent_params(config, stage_parent, parent)
-
-    def build(rngs: nnx.Rngs) -> UniLS:
-        return UniLS(replace(config.model, wav2vec2=None), rngs=rngs)
+    if config.model.dualtalk is not None and config.audio_encoder and not resumes:
+        inherited |= both_encoders(config)
 
     def fresh() -> dict:
         mean, std = statistics
-        given = {"codec/motion_mean": mean, "codec/motion_std": std} | inherited
+        given = {"codec/motion_mean": mean, "codec/motion_std": std} if config.model.codec is not None else {}
+        given |= inherited
         missing = [path for path in published_left_out(shapes) if path not in given]
+        build = replace(config.model, wav2vec2=None).build
         return born_sharded(mesh, build, config.seed, "|".join(map(re.escape, missing))) | given
 
     return fresh
@@ -228,6 +225,21 @@ def published_params(config: Any) -> dict:
     if encoder != config.model.wav2vec2:
         raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
     return params
+
+
+def both_encoders(config: Any) -> dict:
+    """A published wav2vec2 as the start of both of DualTalk's encoders, host arrays."""
+    from unils_jax.errors import UserError
+    from unils_jax.load import load_audio_encoder
+
+    encoder, params = load_audio_encoder(config.audio_encoder)
+    if encoder != config.model.dualtalk.wav2vec2:
+        raise UserError(f"{config.audio_encoder} has other sizes than config.model.dualtalk.wav2vec2: {encoder}")
+    return {
+        path.replace("audio_encoder/", f"{whose}_encoder/", 1): value
+        for whose in ("own", "partner")
+        for path, value in params.items()
+    }
 
 
 def parent_params(config: Any, stage_parent: str, parent: str) -> dict:

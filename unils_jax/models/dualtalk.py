@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -64,7 +63,7 @@ class DualTalkNoise:
 
     own: EncoderNoise
     partner: EncoderNoise
-    keys: SampleKeys
+    keys: Array
 
 
 jax.tree_util.register_dataclass(DualTalkNoise, ["own", "partner", "keys"], [])
@@ -115,7 +114,7 @@ class DualTalk(nnx.Module):
         fusion_bias: SelfBias | None = None,
     ) -> Float[Array, "B T M"]:
         """Float32 motion of `num_frames(N)` frames, to which either track is resampled. Audio is normalised by
-        `normalize_record`, over the whole recording and not over a window of it."""
+        `audio.normalize_record`, over the whole recording and not over a window of it."""
         frames = num_frames(own_audio.shape[-1])
         own_noise, partner_noise = (None, None) if noise is None else (noise.own, noise.partner)
         with jax.named_scope("audio"):
@@ -164,13 +163,6 @@ def num_frames(num_samples: int) -> int:
     """Frames of so much audio: ceil(samples / 16000 * 25) in float64 and in that order, which rounds up a frame for
     some whole multiples of 640 samples (4480 give 8)."""
     return math.ceil(num_samples / SAMPLE_RATE * FPS)
-
-
-def normalize_record(audio: Float[np.ndarray, "*B N"]) -> Float[np.ndarray, "*B N"]:
-    """A whole recording by its mean and population variance (+1e-7), as wav2vec2's processor does."""
-    audio = np.asarray(audio, np.float32)
-    mean, variance = audio.mean(-1, keepdims=True), audio.var(-1, keepdims=True)
-    return (audio - mean) / np.sqrt(variance + 1e-7)
 
 
 def dualtalk_losses(

@@ -61,7 +61,7 @@ class EncoderNoise:
     """One draw for a batch: `keys [B]` for dropout, `masked [B, A]` frames that become `masked_spec_embed`, `skipped
     [B, depth]` layers. All lie along the batch, so that it can be cut."""
 
-    keys: SampleKeys
+    keys: Array
     masked: Array
     skipped: Array
 

@@ -52,9 +52,10 @@ class TrainConfig:
 class RunConfig:
     """One training run. `expression_basis` is the store's (checked); `head` is whose vertices the codec's mesh losses
     see: `standin`, a FLAME file, or empty for none; `audio_encoder` a folder or hub name of wav2vec2, empty where none
-    is needed. Every `probe_every` steps (0: never) the averaged model decodes `probe_conversations` held-out
-    conversations, is scored, and filmed where `probe_clips` says so. `max_bad_steps` steps in a row whose loss or
-    gradient is not finite end the run."""
+    is needed (DualTalk's encoders start from it, or fresh where it is empty). `num_epochs` above 0 counts in epochs of
+    the data instead of `num_steps`, see `count_epochs`. Every `probe_every` steps (0: never) the averaged model decodes
+    `probe_conversations` held-out conversations, is scored, and filmed where `probe_clips` says so. `max_bad_steps`
+    steps in a row whose loss or gradient is not finite end the run."""
 
     stage: str
     num_steps: int
@@ -78,6 +79,7 @@ class RunConfig:
     probe_conversations: int = 2
     probe_clips: bool = False
     max_bad_steps: int = 10
+    num_epochs: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -90,6 +92,10 @@ class RunConfig:
         problems += [f"{n} must be at least 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
         if self.probe_every < 0:
             problems.append(f"probe_every must be 0 (never) or a number of steps, got {self.probe_every}")
+        elif self.probe_every and self.stage in STAGES and not STAGES[self.stage].decodes:
+            problems.append(f"probe_every must be 0 for the {self.stage}, which decodes nothing; see its val rows")
+        if min(self.num_epochs, self.optimizer.stair_steps, self.optimizer.stair_epochs) < 0:
+            problems.append("num_epochs, optimizer.stair_steps and optimizer.stair_epochs must not be negative")
         if self.data.batch_size < 1:
             problems.append(f"data.batch_size must be at least 1, got {self.data.batch_size}")
         if self.data.num_workers < 0:
@@ -114,7 +120,7 @@ class RunConfig:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
         if self.stage == "dialogue" and self.model.audio_encoder is None:
             problems.append("the dialogue stage needs an audio encoder: model.wav2vec2 or model.logmel")
-        if self.model.codec.window_frames != WINDOW_FRAMES:
+        if self.model.codec is not None and self.model.codec.window_frames != WINDOW_FRAMES:
             problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
         if self.data.max_bad_records < 0:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
@@ -139,6 +145,16 @@ def run_config(values: dict[str, Any]) -> RunConfig:
     if devices == 1:
         return config
     return replace(config, num_steps=config.num_steps // devices, optimizer=for_release_devices(config.optimizer))
+
+
+def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
+    """The config in steps, where it counts in epochs: what is saved says both, and a resumed run counts the same."""
+    optimizer, num_steps = config.optimizer, config.num_steps
+    if optimizer.stair_epochs:
+        optimizer = replace(optimizer, stair_steps=optimizer.stair_epochs * steps_per_epoch)
+    if config.num_epochs:
+        num_steps = config.num_epochs * steps_per_epoch
+    return replace(config, num_steps=num_steps, optimizer=optimizer)
 
 
 def make_objective(config: RunConfig, head: FlameAsset | None) -> Objective:

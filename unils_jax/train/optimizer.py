@@ -17,7 +17,8 @@ class OptimizerConfig:
     """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps.
 
     `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`. A `max_grad_norm`
-    of 0 clips nothing, a `stair_steps` above 0 multiplies the rate by `stair_factor` every so many steps.
+    of 0 clips nothing, a `stair_steps` above 0 multiplies the rate by `stair_factor` every so many steps;
+    `stair_epochs` above 0 sets it, see `config.count_epochs`.
     """
 
     rate: float = 1e-4
@@ -30,6 +31,7 @@ class OptimizerConfig:
     release_devices: int = 1
     stair_steps: int = 0
     stair_factor: float = 1.0
+    stair_epochs: int = 0
 
 
 def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:

@@ -17,6 +17,7 @@ FIXED = ("stage", "model", "expression_basis")
 # the loader's position, wherever the store stands now.
 FREE = (
     "num_steps",
+    "num_epochs",
     "log_every",
     "eval_every",
     "eval_batches",

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge
-from unils_jax.stages import Batch, Metrics, Noise, Objective, Stage, Whole, batch_shares
+from unils_jax.stages import Batch, Metrics, Objective, Stage, Whole, batch_shares
 from unils_jax.train.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
 from unils_jax.train.sharding import batch_sharding, replicated, shardings
 
@@ -133,7 +133,7 @@ def gradients(
     def model(params: Params) -> nnx.Module:
         return merge(graphdef, {**frozen, **params})
 
-    def of_part(batch: Batch, noise: Noise | None, whole: Whole) -> tuple[Params, Metrics]:
+    def of_part(batch: Batch, noise: Any, whole: Whole) -> tuple[Params, Metrics]:
         return jax.grad(lambda params: stage.loss(model(params), batch, noise, objective, whole), has_aux=True)(params)
 
     noise = None if stage.draw is None else stage.draw(key, batch, model(params), objective)
@@ -150,7 +150,7 @@ def gradients(
 def _cut_batch(num_parts: int, x: Array) -> Array:
     """[B, ...] -> [num_parts, B / num_parts, ...]. Part i takes every num_parts-th item: every device works off its own
     items, where contiguous parts would lie on few devices."""
-    return jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1)
+    return jnp.swapaxes(x.reshape(x.shape[0] // num_parts, num_parts, *x.shape[1:]), 0, 1)
 
 
 def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
