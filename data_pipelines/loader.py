@@ -233,9 +233,10 @@ class Loader:
 
 
 class LoaderIterator:
-    """Batches from a step on. Its state is the number of the next step; Grain's checkpoint handlers take it."""
+    """Batches of a loader (this one or `speech`'s) from a step on. Its state is the number of the next step; Grain's
+    checkpoint handlers take it."""
 
-    def __init__(self, loader: Loader, step: int):
+    def __init__(self, loader: Any, step: int):
         if step < 0:
             raise UserError(f"step must not be negative, got {step}")
         self.loader, self.step = loader, step

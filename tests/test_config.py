@@ -12,7 +12,7 @@ from unils_jax.train.config import DataConfig, RunConfig, count_epochs, run_conf
 
 SIZES = (("", ""), ("", "_s"), ("smoke_", ""))
 SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES]
-SHIPPED += ["dualtalk", "smoke_dualtalk"]
+SHIPPED += ["dualtalk", "smoke_dualtalk", "unitalker", "smoke_unitalker"]
 
 
 def values(name: str, *assignments: str) -> dict:
@@ -155,8 +155,11 @@ def test_bad_overrides_are_named_with_the_remedy(assignment, message):
         ({"model": {"logmel": {}}}, ["prior.audio_dim must be the encoder's 200, got None"]),
         ({"model": {"wav2vec2": {}, "logmel": {}}}, ["give wav2vec2 or logmel, not both"]),
         ({"model": {"lora": {"rank": 0}}}, ["lora.rank must be at least 1"]),
-        ({"model": {"codec": None}}, ["give codec (and what stands on it), or dualtalk alone; got nothing"]),
-        ({"model": {"dualtalk": {}, "lora": {}}}, ["dualtalk alone; got codec, lora"]),
+        (
+            {"model": {"codec": None}},
+            ["give codec (and what stands on it), or dualtalk or unitalker alone; got nothing"],
+        ),
+        ({"model": {"dualtalk": {}, "lora": {}}}, ["dualtalk or unitalker alone; got codec, lora"]),
         (
             {"stage": "dualtalk", "probe_every": 5, "model": {"codec": None, "dualtalk": {}}},
             ["probe_every must be 0 for the dualtalk, which decodes nothing"],

@@ -15,7 +15,9 @@ from unils_jax.models.codec import CodecConfig
 from unils_jax.models.dualtalk import DualTalkConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unitalker import UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, split
 from unils_jax.stages import STAGES
 from unils_jax.train.optimizer import OptimizerConfig
@@ -36,6 +38,10 @@ FULL = {
     "prior": ModelConfig(CodecConfig(), PriorConfig()),
     "dialogue": ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
     "dualtalk": ModelConfig(codec=None, dualtalk=DualTalkConfig(Wav2Vec2Config(depth=2))),  # its layers are alike
+    "unitalker": ModelConfig(
+        codec=None,
+        unitalker=UniTalkerConfig(("vertices", "weights"), (70_110, 52), (512, 0), wavlm=WavLMConfig(depth=2)),
+    ),
 }
 
 

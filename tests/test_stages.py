@@ -114,6 +114,7 @@ def test_every_stage_of_unils_but_the_first_has_the_one_before_as_parent():
         ("prior", "codec", "solo"),
         ("dialogue", "prior", "pair"),
         ("dualtalk", None, "partners"),
+        ("unitalker", None, "speech"),
     ]
 
 

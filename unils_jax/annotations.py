@@ -39,12 +39,17 @@ FACE_LIST, FLAME_LIPS = "flame_humanface_index.npy", "02_flame_mouth_idx.npy"
 @dataclass(frozen=True, eq=False)
 class Space:
     """`vertices` makes [B, T, V, 3] of [B, T, D]; `lips` lists those that LVE and LVD look at; `measured` those that
-    the loss compares (None: all; repeats count). `number_weight` is that of the squared error of the numbers."""
+    the loss compares (None: all; repeats count). `number_weight` is that of the squared error of the numbers. A space
+    without vertices or lips has no lip errors."""
 
-    vertices: Callable[[Array], Array]
-    lips: Int[np.ndarray, " n"]
+    vertices: Callable[[Array], Array] | None
+    lips: Int[np.ndarray, " n"] | None
     measured: Int[np.ndarray, " m"] | None = None
     number_weight: float = 0.0
+
+
+# Of kinds without assets: the numbers themselves. For those that are vertices the loss is the release's all the same.
+NUMBERS = Space(None, None, number_weight=1.0)
 
 
 def vertex_space(lips: Int[np.ndarray, " n"]) -> Space:
@@ -81,22 +86,18 @@ def motion_space(head: FlameAsset) -> Space:
     return Space(lambda x: vertices(head, x, head_rotation=False), head.lips, number_weight=1.0)
 
 
-def reconstruction_loss(space: Space, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]) -> Float[Array, ""]:
-    """Mean squared error of the measured vertices' coordinates, in the square of their units, and of the numbers by
-    their weight."""
+def reconstruction_loss(space: Space, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]) -> Float[Array, " B"]:
+    """Of each item the mean squared error of the measured vertices' coordinates, in the square of their units, and of
+    the numbers by their weight."""
+    numbers = space.number_weight * jnp.square(pred - truth).mean((1, 2)) if space.number_weight else 0.0
+    if space.vertices is None:
+        return numbers
     squared = jnp.square(space.vertices(pred) - space.vertices(truth)).mean(-1)
     if space.measured is None:
-        loss = squared.mean()
-    else:
-        # A weight for every vertex, not a gather: its gradient would be a scatter over all frames.
-        counts = np.bincount(space.measured, minlength=squared.shape[-1])
-        loss = (squared @ (counts / len(space.measured)).astype(np.float32)).mean()
-    return loss if space.number_weight == 0 else loss + space.number_weight * jnp.square(pred - truth).mean()
-
-
-def coefficient_loss(pred: Array | None, truth: Array | None) -> Float[Array, ""]:
-    """Mean squared error of PCA coefficients, unweighted; 0 where the kind has none."""
-    return jnp.float32(0) if pred is None else jnp.square(pred - truth).mean()
+        return squared.mean((1, 2)) + numbers
+    # A weight for every vertex, not a gather: its gradient would be a scatter over all frames.
+    counts = np.bincount(space.measured, minlength=squared.shape[-1])
+    return (squared @ (counts / len(space.measured)).astype(np.float32)).mean(1) + numbers
 
 
 def lip_errors(
@@ -150,8 +151,18 @@ def _blendshapes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return mean.reshape(-1, 3).astype(np.float32), basis.reshape(-1, mean.size // 3, 3).astype(np.float32)
 
 
-def talker_losses(space: Space, pred: Array, truth: Array, coefficients: Array | None, true: Array | None) -> dict:
-    """`reconstruction`, `pca` (unweighted) and `loss`, the sum that is minimised."""
+def talker_losses(
+    space: Space,
+    pred: Float[Array, "B T D"],
+    truth: Float[Array, "B T D"],
+    coefficients: Float[Array, "B T k"] | None,
+    true_coefficients: Float[Array, "B T k"] | None,
+    shares: Float[Array, " B"],
+) -> dict[str, Float[Array, ""]]:
+    """`reconstruction`, `pca` (of coefficients, unweighted; 0 where the kind has none) and `loss`, the sum that is
+    minimised; over the batch by shares."""
     with jax.named_scope("talker_losses"):
-        reconstruction, pca = reconstruction_loss(space, pred, truth), coefficient_loss(coefficients, true)
+        reconstruction, pca = jnp.sum(shares * reconstruction_loss(space, pred, truth)), jnp.float32(0)
+        if coefficients is not None:
+            pca = jnp.sum(shares * jnp.square(coefficients - true_coefficients).mean((1, 2)))
         return {"loss": reconstruction + PCA_WEIGHT * pca, "reconstruction": reconstruction, "pca": pca}

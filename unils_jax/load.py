@@ -17,9 +17,11 @@ from unils_jax.adapters import apply_adapter, find_adapter, read_adapter
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.dualtalk import DualTalk
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.models.unitalker import UniTalker
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import BASES
 from unils_jax.nn.lora import merge_lora
@@ -50,7 +52,7 @@ class Checkpoint:
     meta_cfg: dict[str, Any] | None = None
 
     @cached_property
-    def model(self) -> UniLS:
+    def model(self) -> UniLS | DualTalk | UniTalker:
         """The module. Raises UserError where the audio encoder's weights are needed and were not given."""
         graphdef, shapes = abstract(self.config.build)
         lacks_config = self.config.stage == "dialogue" and self.config.audio_encoder is None

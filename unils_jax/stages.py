@@ -6,26 +6,29 @@ so a batch that is cut over devices or worked off in parts gives what it gives i
 
 import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from unils_jax.annotations import NUMBERS, Space, lip_errors, talker_losses
 from unils_jax.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
 from unils_jax.models import flame
 from unils_jax.models.dualtalk import DualTalk, DualTalkNoise, dualtalk_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES
+from unils_jax.models.unitalker import TalkerNoise, UniTalker
+from unils_jax.motion import KIND_MARK, PARTNER_FRAMES, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
 
 Batch = dict[str, Array]
+Present = dict[str, bool | Array]
 Metrics = dict[str, Array]
 
 
@@ -58,16 +61,27 @@ class Noise:
 jax.tree_util.register_dataclass(Noise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys"], [])
 
 
+@dataclass(frozen=True, eq=False)
+class TalkerObjective:
+    """What UniTalker's objective needs: the space of each kind (without one: its numbers), how often a batch is
+    nobody's, and for how many updates the audio encoder stays frozen at first."""
+
+    spaces: Mapping[str, Space] = field(default_factory=dict)
+    pivot_rate: float = 0.1
+    frozen_steps: int = 0
+
+
 @dataclass(frozen=True)
 class Objective:
     """What an objective needs beside model and batch: loss weights and head of the codec (`mesh_frames` of a window at
-    a time, see `mesh_losses`), rates of the generators, and how the model is run."""
+    a time, see `mesh_losses`), rates of the generators, UniTalker's settings, and how the model is run."""
 
     weights: CodecLossWeights = CodecLossWeights()
     noise: NoiseRates = NoiseRates()
     head: flame.FlameAsset | None = None
     compute: Compute = FLOAT32
     mesh_frames: int = 10
+    talker: TalkerObjective = TalkerObjective()
 
 
 @dataclass(frozen=True)
@@ -81,11 +95,14 @@ class Whole:
 @dataclass(frozen=True)
 class Stage:
     """`trainable` is a pattern of parameter paths; `windows` names the loader's view, whose items hold `item_frames`
-    frames of motion to predict. `decodes`: the model decodes long conversations while it trains, see `probe`.
+    frames of motion to predict (0: the loader says how many on average). `decodes`: the model decodes long
+    conversations while it trains, see `probe`.
 
     `loss(model, batch, noise, objective, whole)` gives (loss, metrics), in evaluation mode where `noise` is None; the
     batch is all there is where `whole` is None. `draw(key, batch, model, objective)` draws a whole batch's noise (None:
-    the stage has none). `code_means` is what `Whole.code_means` of a batch in parts is summed from (None: not needed).
+    the stage has none). `presence(paths, batch, noise, updates, objective)` says which parameters the step gives a
+    gradient, and whether the optimiser is made anew before it, after so many updates (None: all, never).
+    `code_means` is what `Whole.code_means` of a batch in parts is summed from (None: not needed).
     """
 
     name: str
@@ -95,6 +112,7 @@ class Stage:
     loss: Callable[[Any, Batch, Any, Objective, Whole | None], tuple[Array, Metrics]]
     draw: Callable[[RandomKey, Batch, Any, Objective], Any] | None = None
     code_means: Callable[[UniLS, Batch, Objective, Shares], Array] | None = None
+    presence: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[Present, Array]] | None = None
     item_frames: int = WINDOW_FRAMES
     decodes: bool = False
 
@@ -229,6 +247,53 @@ def draw_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective
     return model.draw(key, *batch["audio"].shape)
 
 
+def kind_of(batch: Batch) -> str:
+    """The annotation kind of a batch of UniTalker: an empty array tells it by its name, so that it is static."""
+    return next(name.removeprefix(KIND_MARK) for name in batch if name.startswith(KIND_MARK))
+
+
+def unitalker_loss(
+    model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: Whole | None = None
+) -> tuple[Array, Metrics]:
+    """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
+    kind, motion, template = kind_of(batch), batch["motion"], batch["template"]
+    shares = (whole or Whole(batch_shares(batch))).shares.items
+    space = objective.talker.spaces.get(kind, NUMBERS)
+    predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
+    true = model.truth_coefficients(motion, template, kind)
+    losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, shares)
+    metrics = losses | {f"{kind}/loss": losses["loss"]}
+    if noise is None and space.lips is not None:
+        errors = lip_errors(space, predicted.motion, motion)
+        metrics |= {f"{kind}/{name}": jnp.sum(shares * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)}
+    return losses["loss"], metrics
+
+
+def draw_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
+    """Dropout, skipped layers, time masks, and whether the batch is nobody's."""
+    return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], objective.talker.pivot_rate)
+
+
+def talker_presence(
+    paths: Iterable[str], batch: Batch, noise: TalkerNoise | None, updates: Array, objective: Objective
+) -> tuple[Present, Array]:
+    """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
+    where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
+    frozen_steps, head = objective.talker.frozen_steps, f"heads/{kind_of(batch)}/"
+    free, present = updates >= frozen_steps, {}
+    for path in paths:
+        if path.startswith("heads/"):
+            present[path] = path.startswith(head)
+        elif path.startswith("speech_encoder/"):
+            present[path] = free
+            layer = re.match(r"speech_encoder/blocks/(\d+)/", path)
+            if noise is not None and layer:
+                present[path] = free & ~noise.encoder.skipped[0, int(layer[1])]
+            elif path.endswith("/masked_spec_embed"):
+                present[path] = False if noise is None else free & noise.encoder.masked.any()
+    return present, (updates == frozen_steps) & (frozen_steps > 0)
+
+
 CODEC = Stage("codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss, code_means=codec_code_means)
 PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, draw_noise, decodes=True)
 DIALOGUE = Stage(
@@ -251,4 +316,15 @@ DUALTALK = Stage(
     draw_dualtalk_noise,
     item_frames=PARTNER_FRAMES,
 )
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE, DUALTALK)}
+# All but the audio encoder's convolutions and the PCA.
+UNITALKER = Stage(
+    "unitalker",
+    None,
+    "speech",
+    r"(?!speech_encoder/convs/|pca/).*",
+    unitalker_loss,
+    draw_talker_noise,
+    presence=talker_presence,
+    item_frames=0,
+)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE, DUALTALK, UNITALKER)}

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("unoptimised")
 MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "manifest_unitalker.json.gz").read_bytes()))
 UNTRAINED = ("speech_encoder/convs/", "pca/")
 PIVOT = 9
+WHOLE = jnp.ones(1)  # the one item's share
 KINDS = dict(zip(SETS, talker_config("xlsr_conv").kinds, strict=True))
 
 
@@ -71,7 +72,7 @@ def loss_of(model: UniTalker, batch: dict, space, name: str):
     kind, truth = KINDS[name], batch["motion"]
     prediction = model(batch["audio"], batch["template"], batch["identity"], kind, truth.shape[1])
     true = model.truth_coefficients(truth, batch["template"], kind)
-    losses = talker_losses(space, prediction.motion, truth, prediction.coefficients, true)
+    losses = talker_losses(space, prediction.motion, truth, prediction.coefficients, true, WHOLE)
     return losses["loss"], (prediction, true, losses)
 
 
@@ -377,11 +378,13 @@ def test_flame_parameters_are_measured_on_its_face_and_lips(golden, spaces):
     """The loss of the recorded prediction of D5, by the face list; LVE and LVD by the lips."""
     outputs, truth = golden("unitalker/xlsr_conv").outputs, talker_batch("xlsr_conv", "D5")["motion"]
     pred = jnp.asarray(outputs["pos1.D5.motion"])
-    losses = talker_losses(spaces["D5"], pred, truth, None, None)
+    losses = talker_losses(spaces["D5"], pred, truth, None, None, WHOLE)
     assert_relative(losses["loss"], outputs["loss.D5"][2], LAYER)
     face = golden("unitalker/resources").inputs["face_flame"]
     assert_relative(spaces["D5"].vertices(pred)[0, -1][face], outputs["verts_last.D5"], LAYER)
     for actual, expected in zip(lip_errors(spaces["D5"], pred, truth), outputs["metric.D5"], strict=True):
         assert_relative(actual[0], expected, LAYER)
-    ignored = jax.grad(lambda pred: talker_losses(spaces["D5"], pred, truth, None, None)["loss"])(pred)[..., -10:]
+    ignored = jax.grad(lambda pred: talker_losses(spaces["D5"], pred, truth, None, None, WHOLE)["loss"])(pred)[
+        ..., -10:
+    ]
     assert not ignored.any()

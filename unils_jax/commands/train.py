@@ -110,8 +110,7 @@ def train_stage(
     whose context the caller has entered, None where signals are nobody's business."""
     from unils_jax.files import check_output
     from unils_jax.nn.params import abstract
-    from unils_jax.stages import STAGES
-    from unils_jax.train.config import count_epochs, make_objective, run_config
+    from unils_jax.train.config import count_epochs, make_objective, run_config, stage_of
     from unils_jax.train.loop import Extras, Start, train
     from unils_jax.train.preemption import StopRequest
     from unils_jax.train.resume import check_workdir
@@ -119,17 +118,29 @@ def train_stage(
     from unils_jax.train.trace import parse_steps
 
     config, options = run_config(values), options or Options()
-    stage = STAGES[config.stage]
+    stage = stage_of(config)
     profile_steps = None if options.profile_steps is None else parse_steps(options.profile_steps)
     mesh = make_mesh(config.mesh)
-    data, held_out = make_data(config, stage.windows, mesh)
+    speech = stage.windows == "speech"
+    if speech:
+        from unils_jax.commands import talker
+
+        config, inherited = talker.inherit(config, workdir, parent)
+        data, held_out = talker.make_speech_data(config, mesh)
+        config = talker.settle(config, data)
+    else:
+        data, held_out = make_data(config, stage.windows, mesh)
+        check_basis(config, data.mixture.expression_basis)
     config = count_epochs(config, data.steps_per_epoch)
-    check_basis(config, data.mixture.expression_basis)
     check_output(workdir / "config.json")
     resumes = check_workdir(config, workdir, allow_changes=options.allow_changes)
-    objective = make_objective(config, load_head(config) if stage.name == "codec" else None)
+    head = load_head(config) if stage.name == "codec" or speech else None
+    objective = make_objective(config, head, talker.spaces_of(config, head) if speech else None)
     graphdef, shapes = abstract(config.model.build)
-    fresh = make_fresh(config, mesh, shapes, data.mixture.statistics(), stage.parent, parent, resumes)
+    if speech:
+        fresh = talker.fresh_talker(config, mesh, shapes, data, inherited, resumes)
+    else:
+        fresh = make_fresh(config, mesh, shapes, data.mixture.statistics(), stage.parent, parent, resumes)
     start = Start(shapes, published_params(config), fresh)
     if options.dry_run:
         try_shapes(config, mesh, graphdef, start, objective, next(data.at_step(0)))
@@ -330,11 +341,11 @@ def try_shapes(config: Any, mesh: Any, graphdef: Any, start: Any, objective: Any
     """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
     import jax
 
-    from unils_jax.stages import STAGES
+    from unils_jax.train.config import stage_of
     from unils_jax.train.loop import state_shapes
     from unils_jax.train.step import make_train_step
 
-    stage = STAGES[config.stage]
+    stage = stage_of(config)
     step = make_train_step(
         stage, graphdef, objective, config.optimizer, accumulate_steps=config.train.accumulate_steps, mesh=mesh
     )

@@ -9,6 +9,7 @@ from unils_jax.models.codec import Codec, CodecConfig
 from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
+from unils_jax.models.unitalker import UniTalker, UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.motion import MOTION_DIM
 from unils_jax.nn.lora import add_lora
@@ -28,7 +29,7 @@ class LoRAConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """What to build. Absent parts are None: a codec has no prior, a prior no audio encoder, a merged model no LoRA.
-    `dualtalk` is another model: it stands alone."""
+    `dualtalk` and `unitalker` are other models: each stands alone."""
 
     codec: CodecConfig | None = CodecConfig()
     prior: PriorConfig | None = None
@@ -36,15 +37,18 @@ class ModelConfig:
     logmel: LogMelConfig | None = None
     lora: LoRAConfig | None = None
     dualtalk: DualTalkConfig | None = None
+    unitalker: UniTalkerConfig | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError, with all problems at once, where parts or sizes do not fit together."""
         parts = ("codec", "prior", "wav2vec2", "logmel", "lora")
-        if self.dualtalk is not None or self.codec is None:
+        alone = [name for name in ("dualtalk", "unitalker") if getattr(self, name) is not None]
+        if alone or self.codec is None:
             more = [name for name in parts if getattr(self, name) is not None]
-            if more or self.dualtalk is None:
+            if more or len(alone) != 1:
                 raise UserError(
-                    f"model: give codec (and what stands on it), or dualtalk alone; got {', '.join(more) or 'nothing'}"
+                    "model: give codec (and what stands on it), or dualtalk or unitalker alone; got "
+                    f"{', '.join(more or alone) or 'nothing'}"
                 )
             return
         problems = []
@@ -79,14 +83,16 @@ class ModelConfig:
 
     @property
     def stage(self) -> str:
-        if self.dualtalk is not None:
-            return "dualtalk"
+        if self.dualtalk is not None or self.unitalker is not None:
+            return "unitalker" if self.dualtalk is None else "dualtalk"
         if self.prior is None:
             return "codec"
         return "prior" if self.prior.audio_dim is None else "dialogue"
 
-    def build(self, rngs: nnx.Rngs) -> "UniLS | DualTalk":
+    def build(self, rngs: nnx.Rngs) -> "UniLS | DualTalk | UniTalker":
         """The module that this describes, with fresh weights."""
+        if self.unitalker is not None:
+            return UniTalker(self.unitalker, rngs=rngs)
         return UniLS(self, rngs=rngs) if self.dualtalk is None else DualTalk(self.dualtalk, rngs=rngs)
 
 

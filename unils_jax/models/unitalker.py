@@ -4,7 +4,7 @@ Audio encoder -> as many frames as the motion has -> a decoder told who speaks -
 -> for annotations of many numbers the inverse PCA -> plus the template. Source: UniTalker (ECCV 2024) and its release.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,19 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
-from unils_jax.models.wav2vec2 import Conv, EncoderNoise, EncoderRates, Wav2Vec2, Wav2Vec2Config
+from unils_jax.models.wav2vec2 import (
+    Conv,
+    EncoderNoise,
+    EncoderRates,
+    Wav2Vec2,
+    Wav2Vec2Config,
+    draw_encoder_noise,
+)
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.motion import SAMPLE_RATE
-from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, resample, split_key
+from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, SampleKeys, dropout, resample, split_key
 from unils_jax.nn.postnorm import NORM_EPS, DecoderLayer
 from unils_jax.nn.stack import FLOAT32, Compute
 
@@ -31,16 +39,17 @@ FORBIDDEN = set("./ ")  # in the name of an annotation kind: it is part of paths
 
 @dataclass(frozen=True)
 class UniTalkerConfig:
-    """What to build; the defaults are the release's, but for the encoder and the annotations.
+    """What to build; the defaults are the release's, but for the encoder and the annotations. Without `kinds` and with
+    no `num_identities` it is a plan: a training run takes them from its data.
 
     `kinds` names the annotations, `dims` their numbers a frame, `components` the rows of their PCA (0: none), of which
     the first `pca_dim` are used. `resample_at` says behind which part audio frames become motion frames. The last row
     of the identity table is the pivot: whoever is not known.
     """
 
-    kinds: tuple[str, ...]
-    dims: tuple[int, ...]
-    components: tuple[int, ...]
+    kinds: tuple[str, ...] = ()
+    dims: tuple[int, ...] = ()
+    components: tuple[int, ...] = ()
     wav2vec2: Wav2Vec2Config | None = None
     wavlm: WavLMConfig | None = None
     num_identities: int = 935
@@ -58,14 +67,14 @@ class UniTalkerConfig:
         problems = []
         if (self.wav2vec2 is None) == (self.wavlm is None):
             problems.append("give one audio encoder, wav2vec2 or wavlm")
-        if not self.kinds or len({len(self.kinds), len(self.dims), len(self.components)}) > 1:
-            problems.append(f"kinds, dims and components must be equally many, at least 1, got {self.kinds}")
+        if len({len(self.kinds), len(self.dims), len(self.components)}) > 1:
+            problems.append(f"kinds, dims and components must be equally many, got {self.kinds}")
         bad = [kind for kind in self.kinds if not kind or kind.isdigit() or FORBIDDEN & set(kind)]
         if bad or len(set(self.kinds)) < len(self.kinds):
             problems.append(
                 f"kinds must be different names (no numbers) without dots, slashes and spaces, got {self.kinds}"
             )
-        if min((*self.dims, self.width, self.period, self.head_layers, self.pca_dim, self.num_identities)) < 1:
+        if min((*self.dims, self.width, self.period, self.head_layers, self.pca_dim)) < 1 or self.num_identities < 0:
             problems.append("dims, width, period, head_layers, pca_dim and num_identities must be at least 1")
         if any(not 0 <= count for count in self.components):
             problems.append(f"components must not be negative, got {self.components}")
@@ -222,7 +231,7 @@ class TalkerNoise:
     them) where identities are the pivot's."""
 
     encoder: EncoderNoise
-    keys: SampleKeys
+    keys: Array
     pivot: Array
 
 
@@ -244,13 +253,15 @@ class UniTalker(nnx.Module):
     """The parameters lie under `speech_encoder`, `decoder`, `heads/<kind>` and, fixed, `pca/<kind>`."""
 
     def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
+        if not (config.kinds and config.num_identities):
+            raise UserError("model.unitalker names no kinds or identities; name them, or train on data that do")
         encoder = WavLM if config.wav2vec2 is None else Wav2Vec2
         self.speech_encoder = encoder(config.audio_encoder, config.rates, rngs=rngs)
         self.decoder = (ConvDecoder if config.decoder == "conv" else TransformerDecoder)(config, rngs=rngs)
         self.heads = nnx.Dict({kind: make_head(config, kind, rngs) for kind in config.kinds})
         with_pca = [row for row in zip(config.kinds, config.dims, config.components, strict=True) if row[2]]
         self.pca = nnx.Dict({kind: PCA(rows, dim, config.num_outputs(kind)) for kind, dim, rows in with_pca})
-        self.resample_at = config.resample_at
+        self.resample_at, self.rates = config.resample_at, config.rates
 
     def __call__(
         self,
@@ -301,6 +312,18 @@ class UniTalker(nnx.Module):
             decoded = self.decoder(features, identity, key)
         return resample(decoded, num_frames) if self.resample_at == "decoder" else decoded
 
+    def draw(
+        self, key: RandomKey, batch_size: int, num_samples: int, num_frames: int, pivot_rate: float
+    ) -> TalkerNoise:
+        """A batch's noise, for so much audio and motion; with `pivot_rate` all of it is nobody's."""
+        encoder_key, decoder_key, pivot_key = jax.random.split(key, 3)
+        frames = num_frames if self.resample_at == "extractor" else self.speech_encoder.num_frames(num_samples)
+        noise = draw_encoder_noise(encoder_key, batch_size, frames, len(self.speech_encoder.blocks), self.rates)
+        if isinstance(self.speech_encoder, WavLM):  # its first layer makes the others' position bias
+            noise = replace(noise, skipped=noise.skipped.at[:, 0].set(False))
+        pivot = jnp.broadcast_to(jax.random.bernoulli(pivot_key, pivot_rate), (batch_size,))
+        return TalkerNoise(noise, jax.random.split(decoder_key, batch_size), pivot)
+
     def truth_coefficients(
         self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], kind: str
     ) -> Float[Array, "B T k"] | None:
@@ -311,9 +334,7 @@ class UniTalker(nnx.Module):
 def prepare_audio(audio: Float[np.ndarray, " N"], *, normalize: bool) -> Float[np.ndarray, " N"]:
     """16 kHz samples as the encoder's processor gives them: for wav2vec2 of zero mean and unit population deviation
     (+1e-7 on the variance), for WavLM as they are."""
-    if not normalize:
-        return audio
-    return ((audio - audio.mean()) / np.sqrt(audio.var() + 1e-7)).astype(np.float32)
+    return normalize_record(audio) if normalize else audio
 
 
 def frames_of(num_samples: int, fps: float) -> int:

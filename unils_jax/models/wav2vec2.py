@@ -4,6 +4,7 @@ Source: wav2vec2 2.0 / XLS-R as transformers names and computes it, without atte
 quiet; where it trains (DualTalk, UniTalker) `EncoderNoise` brings dropout, skipped layers and masked frames.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -203,6 +204,10 @@ class Wav2Vec2(nnx.Module):
                 x = conv(x)
             return x
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that the convolutions make of so many samples."""
+        return frames_after(self.convs, num_samples)
+
     def encode(
         self, x: Float[Array, "B A C"], compute: Compute = FLOAT32, noise: EncoderNoise | None = None
     ) -> Float[Array, "B A E"]:
@@ -219,6 +224,13 @@ class Wav2Vec2(nnx.Module):
             values = list(zip(keys, skipped, strict=True)) if noise is not None else [()] * depth
             x = run_blocks(self.blocks, x, lambda block, x, *values: block(x, *values), values, compute)
             return self.final_norm(x)
+
+
+def frames_after(layers: Iterable[nnx.Module], num_samples: int) -> int:
+    """Frames that a chain of convolution layers makes of so many samples."""
+    for layer in layers:
+        num_samples = (num_samples - layer.conv.kernel.shape[0]) // layer.conv.stride + 1
+    return num_samples
 
 
 def draw_encoder_noise(

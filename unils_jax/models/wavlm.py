@@ -14,7 +14,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from unils_jax.models.wav2vec2 import NORM_EPS, Conv, EncoderAttention, EncoderNoise, EncoderRates, PositionalConv
+from unils_jax.models.wav2vec2 import (
+    NORM_EPS,
+    Conv,
+    EncoderAttention,
+    EncoderNoise,
+    EncoderRates,
+    PositionalConv,
+    frames_after,
+)
 from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_key
 from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
@@ -144,6 +152,10 @@ class WavLM(nnx.Module):
             for conv in self.convs:
                 x = conv(x)
             return x
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that the convolutions make of so many samples."""
+        return frames_after(self.convs, num_samples)
 
     def encode(
         self, x: Float[Array, "B A C"], compute: Compute = FLOAT32, noise: EncoderNoise | None = None

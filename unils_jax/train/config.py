@@ -1,10 +1,12 @@
 """Everything a run is told, as frozen dataclasses; its JSON stands in the workdir and in every checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 
+from unils_jax.annotations import Space
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.losses import CodecLossWeights
@@ -12,7 +14,7 @@ from unils_jax.models.flame import FlameAsset
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.stack import Compute
-from unils_jax.stages import STAGES, NoiseRates, Objective
+from unils_jax.stages import STAGES, NoiseRates, Objective, Stage, TalkerObjective
 from unils_jax.train.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.train.sharding import MeshConfig
 
@@ -23,13 +25,19 @@ DTYPES = ("float32", "bfloat16")
 class DataConfig:
     """`store` is a folder that `unils data` wrote, or its URL; `stores` several instead, each `PATH=WEIGHT`, windows
     drawn from each by its weight. `batch_size` counts windows, of one person or of a pair, over all devices and
-    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable."""
+    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable.
+
+    UniTalker: `sets` are folders in its layout, each `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS`; stores beside them
+    are the annotation `motion_108`. Clips are cut down to a multiple of `clip_step_s` (0: as they are), so that fewer
+    lengths are compiled."""
 
     store: str
     batch_size: int
     num_workers: int = 0
     stores: tuple[str, ...] = ()
     max_bad_records: int = 0
+    sets: tuple[str, ...] = ()
+    clip_step_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,22 @@ class TrainConfig:
     scan_layers: bool = False
     accumulate_steps: int = 1
     mesh_frames: int = 10
+
+
+@dataclass(frozen=True)
+class TalkerConfig:
+    """UniTalker's training; the defaults are the release's. `resources` is its folder of index lists and blendshapes
+    (empty: losses of the numbers, no lip errors). For `frozen_epochs` the audio encoder stays frozen, which sets
+    `frozen_steps`. `trainable`, where it is not empty, is the pattern of what trains: `heads/NAME/.*` trains a new head
+    alone. `as_pivot`: the data's subjects are nobody in particular."""
+
+    resources: str = ""
+    pivot_rate: float = 0.1
+    frozen_epochs: int = 1
+    frozen_steps: int = 0
+    use_pca: bool = True
+    trainable: str = ""
+    as_pivot: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,7 @@ class RunConfig:
     probe_clips: bool = False
     max_bad_steps: int = 10
     num_epochs: int = 0
+    talker: TalkerConfig = TalkerConfig()
 
     def __post_init__(self) -> None:
         problems = []
@@ -124,7 +149,11 @@ class RunConfig:
             problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
         if self.data.max_bad_records < 0:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
-        if not (self.data.store or self.data.stores):
+        if self.data.sets and self.stage != "unitalker":
+            problems.append(f"data.sets are UniTalker's, the {self.stage} stage reads data.store")
+        if not 0 <= self.talker.pivot_rate <= 1 or min(self.talker.frozen_epochs, self.data.clip_step_s) < 0:
+            problems.append("talker.pivot_rate must be in 0..1, frozen_epochs and data.clip_step_s not negative")
+        if not (self.data.store or self.data.stores or self.data.sets):
             problems.append("data.store is empty; set it with --config.data.store=DIR (`unils data synth` makes one)")
         if problems:
             raise UserError("config: " + "; ".join(problems))
@@ -149,16 +178,25 @@ def run_config(values: dict[str, Any]) -> RunConfig:
 
 def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
     """The config in steps, where it counts in epochs: what is saved says both, and a resumed run counts the same."""
-    optimizer, num_steps = config.optimizer, config.num_steps
+    optimizer, num_steps, talker = config.optimizer, config.num_steps, config.talker
     if optimizer.stair_epochs:
         optimizer = replace(optimizer, stair_steps=optimizer.stair_epochs * steps_per_epoch)
     if config.num_epochs:
         num_steps = config.num_epochs * steps_per_epoch
-    return replace(config, num_steps=num_steps, optimizer=optimizer)
+    if config.stage == "unitalker":
+        talker = replace(talker, frozen_steps=talker.frozen_epochs * steps_per_epoch)
+    return replace(config, num_steps=num_steps, optimizer=optimizer, talker=talker)
 
 
-def make_objective(config: RunConfig, head: FlameAsset | None) -> Objective:
-    """What the stage's loss is told of a run."""
+def stage_of(config: RunConfig) -> Stage:
+    """The stage of a run, with what the config says of what trains."""
+    stage = STAGES[config.stage]
+    return replace(stage, trainable=config.talker.trainable) if config.talker.trainable else stage
+
+
+def make_objective(config: RunConfig, head: FlameAsset | None, spaces: Mapping[str, Space] | None = None) -> Objective:
+    """What the stage's loss is told of a run; `spaces` are UniTalker's."""
     train = config.train
     compute = Compute(jnp.dtype(train.compute_dtype), train.remat, train.scan_layers)
-    return Objective(config.loss, config.noise, head, compute, train.mesh_frames)
+    talker = TalkerObjective(spaces or {}, config.talker.pivot_rate, config.talker.frozen_steps)
+    return Objective(config.loss, config.noise, head, compute, train.mesh_frames, talker)

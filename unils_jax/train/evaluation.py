@@ -8,8 +8,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unils_jax.nn.params import Params
-from unils_jax.stages import STAGES, Metrics, Objective
-from unils_jax.train.config import RunConfig
+from unils_jax.stages import Metrics, Objective
+from unils_jax.train.config import RunConfig, stage_of
 from unils_jax.train.metrics_log import MetricsLog
 from unils_jax.train.sharding import global_batch, replicated
 from unils_jax.train.step import make_eval_step
@@ -37,7 +37,7 @@ class Evaluation:
     ):
         self.config, self.mesh, self.batches = config, mesh, batches
         self.probe = probe if config.probe_every else None
-        self._evaluate = make_eval_step(STAGES[config.stage], graphdef, objective, mesh=mesh)
+        self._evaluate = make_eval_step(stage_of(config), graphdef, objective, mesh=mesh)
         self._whole = jax.jit(lambda params: params, out_shardings=replicated(mesh))
 
     def is_due(self, step: int) -> bool:
@@ -65,6 +65,7 @@ def device_batch(mesh: Mesh, batch: HostBatch) -> dict[str, jax.Array]:
 
 
 def mean_metrics(metrics: Iterator[Metrics]) -> dict[str, float]:
-    """The mean of every metric over equally large batches."""
+    """The mean of every metric over the equally large batches that have it."""
     rows = [jax.device_get(row) for row in metrics]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}

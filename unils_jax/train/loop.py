@@ -20,9 +20,9 @@ from unils_jax import flops
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
-from unils_jax.stages import STAGES, Objective, Stage
+from unils_jax.stages import Objective, Stage
 from unils_jax.train.checkpoint import Checkpoints, Restored
-from unils_jax.train.config import RunConfig
+from unils_jax.train.config import RunConfig, stage_of
 from unils_jax.train.evaluation import Evaluation, HostBatch, Probe, device_batch
 from unils_jax.train.hosts import Vote, check_agreement
 from unils_jax.train.metrics_log import MetricsLog
@@ -47,7 +47,8 @@ class Batches(Protocol):
 
 @runtime_checkable
 class Data(Protocol):
-    """Batches from any step on, and the names that their `record` ids stand for."""
+    """Batches from any step on, and the names that their `record` ids stand for. Where items differ in length,
+    `mean_frames` tells how many frames one has on average."""
 
     names: Sequence[str]
 
@@ -101,7 +102,7 @@ def train(
     gradient were not finite in `config.max_bad_steps` steps in a row.
     """
     extras = extras or Extras()
-    stage, tells = STAGES[config.stage], jax.process_index() == 0
+    stage, tells = stage_of(config), jax.process_index() == 0
     with Checkpoints(workdir, config) as checkpoints:
         found = checkpoints.restore(state_shapes(stage, start.shapes, config, mesh))
         at = found or first_state(stage, start.fresh(), config, mesh)
@@ -122,7 +123,8 @@ def train(
             total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None if tells else True
         )
         with MetricsLog(workdir, first, evaluated=at.evaluated, writes=tells) as metrics_log, shown as bar:
-            speed = Speed(config.data.batch_size * stage.item_frames, extras.peak_flops)
+            frames = stage.item_frames or data.mean_frames
+            speed = Speed(round(config.data.batch_size * frames), extras.peak_flops)
             run = _Run(
                 config=config,
                 workdir=workdir,

@@ -1,6 +1,5 @@
 """AdamW with the releases' schedules, gradient clipping and the moving average of the weights."""
 
-import math
 from dataclasses import dataclass, replace
 
 import jax
@@ -10,6 +9,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from unils_jax.nn.params import Params
+from unils_jax.train.per_tensor import adam_direction, scale_by_per_tensor_adam
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class OptimizerConfig:
 
     `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`. A `max_grad_norm`
     of 0 clips nothing, a `stair_steps` above 0 multiplies the rate by `stair_factor` every so many steps;
-    `stair_epochs` above 0 sets it, see `config.count_epochs`.
+    `stair_epochs` above 0 sets it, see `config.count_epochs`. `per_tensor`: every tensor counts its own updates, see
+    `per_tensor`.
     """
 
     rate: float = 1e-4
@@ -32,6 +33,7 @@ class OptimizerConfig:
     stair_steps: int = 0
     stair_factor: float = 1.0
     stair_epochs: int = 0
+    per_tensor: bool = False
 
 
 def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
@@ -63,8 +65,9 @@ def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW on every tensor it is given, biases, norms and embeddings included. Gradients arrive clipped."""
+    adam = scale_by_per_tensor_adam if config.per_tensor else scale_by_adam
     return optax.chain(
-        scale_by_adam(0.9, 0.999, eps=1e-8),
+        adam(0.9, 0.999, eps=1e-8),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
     )
@@ -91,12 +94,6 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         return direction, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
-
-
-def adam_direction(count: Int[Array, ""], mu: Array, nu: Array, b1: float, b2: float, eps: float) -> Array:
-    """The direction of update `count` (from 1) of moments that have taken its gradient in."""
-    correction1, correction2 = (-jnp.expm1(count.astype(jnp.float32) * math.log(b)) for b in (b1, b2))
-    return mu / correction1 / (jnp.sqrt(nu / correction2) + eps)
 
 
 def clip_gradients(grads: Params, max_norm: float) -> tuple[Params, Float[Array, ""]]:

@@ -1,5 +1,6 @@
 """Adam as PyTorch runs it where a step gives some tensors no gradient: they stay, and each counts its own updates."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,8 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from unils_jax.nn.params import Params
-from unils_jax.train.optimizer import adam_direction
 
+# Which paths have a gradient; those that are not named have one.
 Present = dict[str, bool | Bool[Array, ""]]
 
 
@@ -21,6 +22,12 @@ class PerTensorState(NamedTuple):
     counts: dict[str, Any]
     mu: Params
     nu: Params
+
+
+def adam_direction(count: Int[Array, ""], mu: Array, nu: Array, b1: float, b2: float, eps: float) -> Array:
+    """The direction of update `count` (from 1) of moments that have taken its gradient in."""
+    correction1, correction2 = (-jnp.expm1(count.astype(jnp.float32) * math.log(b)) for b in (b1, b2))
+    return mu / correction1 / (jnp.sqrt(nu / correction2) + eps)
 
 
 def init_per_tensor(params: Params) -> PerTensorState:

@@ -29,6 +29,8 @@ FREE = (
     "max_bad_steps",
     "audio_encoder",
     "data.store",
+    "data.sets",
+    "talker.resources",
     "data.stores",
     "data.num_workers",
     "data.max_bad_records",

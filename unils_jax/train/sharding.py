@@ -61,6 +61,8 @@ RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] =
     (r".*/(kernel|lora_a|lora_b|weight_v)", _cut),
     (r".*/(bias|scale|weight_g)", _whole),
     (r"prior/\w+_(token|embed)", _whole),
+    (r"decoder/identity_embed|speech_encoder/(position_table|blocks/\d+/attn/gate_scale)|pca/[^/]+/mean", _whole),
+    (r"pca/[^/]+/components", _cut),
     (r"codec/motion_(mean|std)|\w+_encoder/masked_spec_embed", _whole),
 )
 

@@ -95,7 +95,11 @@ def make_train_step(
         grads, norm = clip_gradients(grads, config.max_grad_norm)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         done = updates_done(state)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        extra = {}
+        if config.per_tensor and stage.presence is not None:
+            noise = draw_noise(stage, graphdef, objective, state.params, frozen, batch, key)
+            extra["present"], extra["rebuild"] = stage.presence(state.params, batch, noise, done, objective)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, config.ema_decay)
         new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
@@ -136,7 +140,7 @@ def gradients(
     def of_part(batch: Batch, noise: Any, whole: Whole) -> tuple[Params, Metrics]:
         return jax.grad(lambda params: stage.loss(model(params), batch, noise, objective, whole), has_aux=True)(params)
 
-    noise = None if stage.draw is None else stage.draw(key, batch, model(params), objective)
+    noise = draw_noise(stage, graphdef, objective, params, frozen, batch, key)
     shares = batch_shares(batch)
     if num_parts == 1:
         return of_part(batch, noise, Whole(shares))
@@ -145,6 +149,19 @@ def gradients(
     if stage.code_means is not None:
         means = _sum_over(lambda part: stage.code_means(model(params), part[0], objective, part[2]), parts)
     return _sum_over(lambda part: of_part(part[0], part[1], Whole(part[2], means)), parts)
+
+
+def draw_noise(
+    stage: Stage,
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+    key: RandomKey,
+) -> Any:
+    """The noise of a whole batch, None where the stage has none: the same for the same key."""
+    return None if stage.draw is None else stage.draw(key, batch, merge(graphdef, {**frozen, **params}), objective)
 
 
 def _cut_batch(num_parts: int, x: Array) -> Array:

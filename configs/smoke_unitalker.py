@@ -1,0 +1,30 @@
+"""UniTalker small enough for two CPU cores, its encoder fresh: minutes on people of a synthetic store.
+
+unils train --config smoke_unitalker --workdir runs/unitalker --config.data.store=data/synthetic
+"""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = load_config("unitalker")
+    config.num_epochs = 0
+    config.num_steps = 300
+    config.expression_basis = "standin"
+    config.head = "standin"
+    config.audio_encoder = ""
+    config.data.update({"batch_size": 4, "num_workers": 0})
+    config.model.unitalker.width = 32
+    config.model.unitalker.wav2vec2 = {
+        "width": 64, "depth": 2, "num_heads": 4, "hidden_dim": 128, "conv_dims": (32,) * 7, "pos_conv_kernel": 16,
+        "pos_conv_groups": 4,
+    }  # fmt: skip
+    config.model.unitalker.rates.layer_drop = 0.0
+    config.optimizer.rate = 1e-3
+    config.log_every = 50
+    config.eval_every = 150
+    config.eval_batches = 4
+    config.checkpoint_every = 150
+    return config
