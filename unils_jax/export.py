@@ -6,7 +6,7 @@ pickle. torch is imported for a `.pt` only.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from unils_jax.dualtalk_files import config_tree
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, check_output
 from unils_jax.load import Checkpoint, load
@@ -51,7 +52,8 @@ class Exported:
 
 
 def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str, *, half: bool = False) -> Exported:
-    """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it, `<file name>.md`.
+    """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it, `<file name>.md`. A `.pt` of
+    DualTalk is its bare state dict, and has a JSON too.
 
     With `half` the weights are rounded to float16, in half the bytes; what reads them computes in float32 all the same.
     All files appear together, after the weights were read back and found equal bit for bit. Raises UserError for
@@ -63,11 +65,12 @@ def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str, *, half: 
         checkpoint = _rounded(checkpoint)
     exported = release_contents(checkpoint)
     dtype = np.float16 if half else np.float32
-    write = _write_safetensors if path.suffix == ".safetensors" else _write_pt
+    bare = checkpoint.config.dualtalk is not None
+    write = _write_safetensors if path.suffix == ".safetensors" else _write_bare_pt if bare else _write_pt
     try:
         with ExitStack() as stack:
             stack.enter_context(atomic_output(card_path(path))).write_text(card)
-            if path.suffix == ".safetensors":
+            if bare or path.suffix == ".safetensors":
                 _check_config_beside(path)
                 stack.enter_context(atomic_output(path.with_suffix(".json")))
             partial = stack.enter_context(atomic_output(path))
@@ -123,8 +126,13 @@ def release_contents(checkpoint: Checkpoint) -> Exported:
         warnings.append(
             f"the expression channels are of the {checkpoint.expression_basis!r} basis: a FLAME head shows them wrongly"
         )
-    # Through JSON: pickle writes a text that occurs twice by its identity, and bytes should repeat.
-    return Exported(state, json.loads(json.dumps(make_meta_cfg(checkpoint))), warnings)
+    return Exported(state, _as_json(make_meta_cfg(checkpoint)), warnings)
+
+
+def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree as a file gives it back. A `.pt`'s, too: pickle writes a text that occurs twice by its identity, and
+    bytes should repeat."""
+    return json.loads(json.dumps(tree))
 
 
 def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -135,6 +143,8 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     if checkpoint.meta_cfg is not None:
         return checkpoint.meta_cfg
+    if checkpoint.config.dualtalk is not None:
+        return config_tree(checkpoint.config.dualtalk, checkpoint.expression_basis)
     stage = checkpoint.config.stage
     run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
@@ -233,6 +243,15 @@ def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Ma
 
 
 def _write_pt(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:
+    _torch_save(path, lambda model: {"model": model, "meta_cfg": dict(meta_cfg)}, state)
+
+
+def _write_bare_pt(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:
+    _torch_save(path, lambda model: model, state)
+    path.with_suffix(".json").write_text(json.dumps(meta_cfg, indent=1) + "\n")
+
+
+def _torch_save(path: Path, layout: Callable[[dict], Any], state: Mapping[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
@@ -242,7 +261,7 @@ def _write_pt(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str
     model = {key: torch.tensor(array) for key, array in state.items()}
     # Through an open file, not by its name: torch writes the name into the archive, and bytes should repeat.
     with open(path, "wb") as file:
-        torch.save({"model": model, "meta_cfg": dict(meta_cfg)}, file)
+        torch.save(layout(model), file)
 
 
 def _compare(found: Checkpoint, wanted: Checkpoint, exported: Exported) -> None:
@@ -250,7 +269,7 @@ def _compare(found: Checkpoint, wanted: Checkpoint, exported: Exported) -> None:
     differences = [name for name in ("expression_basis",) if getattr(found, name) != getattr(wanted, name)]
     if found.config != replace(wanted.config, wav2vec2=None):
         differences.append("sizes")
-    if found.meta_cfg != exported.meta_cfg:
+    if _as_json(make_meta_cfg(found)) != exported.meta_cfg:
         differences.append("meta_cfg")
     state = to_torch(found.params, found.config.stage)
     if set(state) != set(exported.state):

@@ -15,6 +15,7 @@ import tensorstore as ts
 
 from unils_jax.adapters import apply_adapter, find_adapter, read_adapter
 from unils_jax.config import from_dict
+from unils_jax.dualtalk_files import dualtalk_config, is_dualtalk
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.dualtalk import DualTalk
@@ -87,7 +88,7 @@ def load(
     path: str | os.PathLike,
     *,
     audio_encoder: str | None = None,
-    stage: str | None = None,
+    stage: str | tuple[str, ...] | None = None,
     adapter: str | os.PathLike | None = None,
     merge: bool = True,
     raw: bool = False,
@@ -97,7 +98,7 @@ def load(
     `adapter` (a .safetensors, or a name in the checkpoint's folder `adapters`) makes a dialogue of a base. LoRA is
     merged unless `merge` is False. A workdir's averaged weights are taken, with `raw` the ones without averaging.
     Raises UserError where the path is none of the known kinds or damaged, where keys or shapes do not fit (all named
-    at once), and where the checkpoint is not of `stage`.
+    at once), and where the checkpoint is not of `stage` (or of one of them).
     """
     path = Path(path)
     if not path.exists():
@@ -113,7 +114,9 @@ def load(
         checkpoint = checkpoint.with_adapter(find_adapter(path, adapter), merge=merge)
     elif merge:
         checkpoint = checkpoint.merged()
-    if stage is not None and checkpoint.config.stage != stage:
+    wanted = (stage,) if isinstance(stage, str) else stage
+    if wanted and checkpoint.config.stage not in wanted:
+        stage = " or ".join(wanted)
         raise UserError(
             f"{path} is a checkpoint of the {checkpoint.config.stage} stage, a {stage} is needed; "
             f"give the {stage} stage's workdir or file"
@@ -245,18 +248,27 @@ def _damaged(step_folder: Path, item: str, error: Exception) -> UserError:
 
 def _from_release(path: Path, contents: dict[str, Any]) -> Checkpoint:
     state, meta_cfg = contents["model"], contents["meta_cfg"]
+    basis = meta_cfg.get("EXPRESSION_BASIS", "flame")  # our addition, as is LOGMEL; the releases know FLAME only
+    if basis not in BASES:
+        raise UserError(f"{path}: meta_cfg.EXPRESSION_BASIS must be one of {', '.join(BASES)}, got {basis!r:.40}")
+    if is_dualtalk(state):
+        config = ModelConfig(codec=None, dualtalk=dualtalk_config(state, meta_cfg, str(path)))
+        return _checked(path, config, state, basis, None)
     sizes = model_sizes(meta_cfg, state)
     prior = logmel = None
     if sizes["prior"] is not None:
         prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"])
-    basis = meta_cfg.get("EXPRESSION_BASIS", "flame")  # our addition, as is LOGMEL; the release knows FLAME only
-    if basis not in BASES:
-        raise UserError(f"{path}: meta_cfg.EXPRESSION_BASIS must be one of {', '.join(BASES)}, got {basis!r:.40}")
     if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
         fields = meta_cfg["MODEL"]["LOGMEL"]
         fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
         logmel = from_dict(LogMelConfig, fields, f"{path}: meta_cfg.MODEL.LOGMEL")
-    config = ModelConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel)
+    return _checked(path, ModelConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel), state, basis, meta_cfg)
+
+
+def _checked(
+    path: Path, config: ModelConfig, state: Mapping[str, np.ndarray], basis: str, meta_cfg: dict[str, Any] | None
+) -> Checkpoint:
+    """The checkpoint of a torch state dict. Raises UserError where that does not fit the config."""
     params = to_paths(state, config.stage)
     check_params(_shapes(config), params, str(path))
     source = {"checkpoint": str(path), "stage": config.stage}

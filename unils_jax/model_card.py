@@ -13,6 +13,7 @@ TITLES = {
     "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",
     "prior": "UniLS motion prior: facial motion without audio, over the codec's bits",
     "dialogue": "UniLS dialogue: the audio of a conversation to the facial motion of both people",
+    "dualtalk": "DualTalk: own audio, the partner's audio and motion to own facial motion",
 }
 NO_LICENSE = (
     "None was stated when these weights were exported: ask whoever gave them to you before you use or pass them on."
@@ -27,7 +28,7 @@ def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = 
     stage = checkpoint.config.stage
     run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
     sections = {
-        "Data": _data(run, checkpoint.expression_basis),
+        "Data": _data(run, checkpoint.expression_basis, stage == "dualtalk"),
         "Training": _training(checkpoint, run, raw),
         "Metrics": _metrics(checkpoint),
         "How to load": _loading(checkpoint, file_name),
@@ -38,13 +39,15 @@ def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = 
     return f"# {TITLES[stage]}\n\n`{file_name}`, written by unils_jax {__version__}.\n\n{body}"
 
 
-def _data(run: RunConfig | None, basis: str) -> str:
+def _data(run: RunConfig | None, basis: str, dualtalk: bool) -> str:
     lines = []
     if run is None:
         lines.append("The file these weights came from names its training data in its own description only.")
     else:
         lines.append(f"Trained on the store `{Path(run.data.store).name}`.")
-    if basis == "flame":
+    if dualtalk:
+        lines.append(f"56 channels at 25 frames/s in the {basis!r} basis: expression 50, jaw 3, head rotation 3.")
+    elif basis == "flame":
         lines.append("108 channels at 25 frames/s in FLAME's basis: expression 100, head rotation 3, jaw 1, eyes 4.")
     else:
         lines.append(
@@ -60,16 +63,24 @@ def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
     if run is not None:
         lines.append(
             f"- {checkpoint.source['step']:,} of {run.num_steps:,} steps of {run.data.batch_size} windows, "
-            f"AdamW, rate {run.optimizer.rate:g}, seed {run.seed}"
+            f"{'AdamW' if run.optimizer.weight_decay else 'Adam'}, rate {run.optimizer.rate:g}, seed {run.seed}"
         )
         average = f"averaged over the run (decay {run.optimizer.ema_decay:g})"
+        raw = raw or not run.optimizer.ema_decay
         lines.append(f"- weights {'of the last step, without averaging' if raw else average}")
     if "adapter" in checkpoint.source:
         lines.append(f"- the adapter {checkpoint.source['adapter']!r} merged into its base")
-    codec, prior = config.codec, config.prior
-    lines.append(
-        f"- codec: width {codec.width}, depth {codec.depth}, {codec.code_dim} bits, scales {list(codec.scales)}"
-    )
+    codec, prior, dualtalk = config.codec, config.prior, config.dualtalk
+    if codec is not None:
+        lines.append(
+            f"- codec: width {codec.width}, depth {codec.depth}, {codec.code_dim} bits, scales {list(codec.scales)}"
+        )
+    if dualtalk is not None:
+        encoder = dualtalk.wav2vec2
+        lines.append(
+            f"- width {dualtalk.width}, {dualtalk.depth} layers of interaction; two wav2vec2 of width {encoder.width} "
+            f"and depth {encoder.depth}, trained along and in this file"
+        )
     if prior is not None:
         lines.append(f"- prior: width {prior.width}, depth {prior.depth}, {prior.num_heads} heads")
     if config.logmel is not None:
@@ -121,14 +132,20 @@ def _loading(checkpoint: Checkpoint, file_name: str) -> str:
     encoder = ', audio_encoder="facebook/wav2vec2-xls-r-300m"' if published else ""
     twin_encoder = ', audio_encoder="wav2vec2"' if published else ""
     folder = "\n`wav2vec2` is the folder that `hf download facebook/wav2vec2-xls-r-300m --local-dir wav2vec2` writes.\n"
-    return f"""In JAX:
+    in_jax = f"""In JAX:
 
 ```python
 from unils_jax.load import load
 
 model = load("{file_name}"{encoder}).model
 ```
-
+"""
+    if checkpoint.config.dualtalk is not None:
+        return (
+            in_jax
+            + "\nA `.pt` is the bare state dict that the authors' PyTorch code loads; the config is the `.json`.\n"
+        )
+    return f"""{in_jax}
 In PyTorch (`pip install 'unils-jax[torch]'`), with the release's key names, strictly:
 
 ```python

@@ -20,10 +20,12 @@ from unils_jax.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dic
 MAX_JSON_BYTES = 16 << 20
 MAX_CONFIG_NODES = 100_000
 MAX_CONFIG_DEPTH = 32
+DUALTALK_MARK = "joint_encoder."  # DualTalk's files are bare state dicts; so some keys of theirs begin
 
 
 def read_pt(path: str | os.PathLike) -> dict[str, Any]:
-    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries are left out.
+    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries are left out. A bare
+    state dict of DualTalk has the JSON beside it for `meta_cfg`, an empty one where there is none.
 
     Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory. Nothing that the
     file names is imported or run. Raises UserError for a missing, truncated, damaged, legacy or TorchScript file, a
@@ -32,6 +34,8 @@ def read_pt(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     with open_archive(path) as archive:
         top = archive.load()
+        if _is_bare(top):
+            return {"model": state_dict(archive, top), "meta_cfg": _config_beside(path)}
         lacking = [name for name in ("model", "meta_cfg") if not (isinstance(top, dict) and name in top)]
         if lacking:
             raise UserError(
@@ -42,6 +46,15 @@ def read_pt(path: str | os.PathLike) -> dict[str, Any]:
             "model": state_dict(archive, top["model"]),
             "meta_cfg": _plain(top["meta_cfg"], f"{path}: meta_cfg", [0]),
         }
+
+
+def _is_bare(top: Any) -> bool:
+    return isinstance(top, dict) and any(type(key) is str and key.startswith(DUALTALK_MARK) for key in top)
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    beside = path.with_suffix(".json")
+    return _read_json(beside, f"the config of {path.name}") if beside.exists() else {}
 
 
 def _plain(value: Any, name: str, seen: list[int], depth: int = 0) -> Any:
@@ -98,6 +111,8 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     model = read_tensors(path)
+    if _is_bare(model):
+        return {"model": model, "meta_cfg": _config_beside(path)}
     meta_cfg = _read_json(path.with_suffix(".json"), f"the meta_cfg of {path.name} (the release's config tree)")
     return {"model": model, "meta_cfg": meta_cfg}
 

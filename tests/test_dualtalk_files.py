@@ -1,0 +1,109 @@
+"""DualTalk's files: the published bare state dict in without a config, ours out and back, what is refused."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pt_writer import write_pt
+from safetensors.numpy import save_file
+
+from unils_jax.dualtalk_files import config_tree
+from unils_jax.errors import UserError
+from unils_jax.export import export
+from unils_jax.load import Checkpoint, load
+from unils_jax.model_card import model_card
+from unils_jax.models.dualtalk import DualTalkConfig
+from unils_jax.models.unils import ModelConfig
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.nn.params import abstract
+from unils_jax.torch_keys import to_torch
+
+# Heads as the published ones: 4, and 64 channels each in the audio encoders.
+SIZES = DualTalkConfig(
+    Wav2Vec2Config(128, 1, 2, 16, (4,) * 7, pos_conv_kernel=4, pos_conv_groups=64), width=8, hidden_dim=12, depth=2
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    config = ModelConfig(codec=None, dualtalk=SIZES)
+    rng = np.random.default_rng(0)
+    shapes = abstract(config.build)[1]
+    params = {path: rng.standard_normal(shape.shape, np.float32) for path, shape in shapes.items()}
+    return Checkpoint(config, params, "flame", {"checkpoint": "runs/x", "stage": "dualtalk"})
+
+
+def published(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    return to_torch(checkpoint.params, "dualtalk")
+
+
+def assert_same_weights(found: Checkpoint, wanted: Checkpoint) -> None:
+    assert found.params.keys() == wanted.params.keys()
+    for path, value in wanted.params.items():
+        np.testing.assert_array_equal(found.params[path], value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_the_published_file_alone_tells_its_sizes(checkpoint, tmp_path, suffix):
+    path, state = tmp_path / f"DualTalk{suffix}", published(checkpoint)
+    save_file(state, path) if suffix == ".safetensors" else write_pt(path, state)
+    found = load(path, stage="dualtalk")
+    assert found.config == checkpoint.config and found.expression_basis == "flame"
+    assert_same_weights(found, checkpoint)
+
+
+@pytest.mark.parametrize("basis", ["flame", "standin"])
+def test_an_exported_file_returns_bit_for_bit_with_its_config(checkpoint, tmp_path, basis):
+    sizes = replace(SIZES, num_heads=2, strength=0.2, sigmoid=True, fusion_rate=0.25)
+    ours = replace(checkpoint, config=ModelConfig(codec=None, dualtalk=sizes), expression_basis=basis)
+    path = tmp_path / "ours.safetensors"
+    exported = export(path, ours, model_card(ours, path.name))
+    assert set(exported.state) == set(published(checkpoint)) and bool(exported.warnings) == (basis == "standin")
+    found = load(path)
+    assert found.config == ours.config and found.expression_basis == basis
+    assert_same_weights(found, checkpoint)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.json", "ours.safetensors", "ours.safetensors.md"]
+
+
+def test_an_exported_pt_is_the_bare_state_dict_with_its_config_beside(checkpoint, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    path = tmp_path / "ours.pt"
+    export(path, checkpoint, model_card(checkpoint, path.name))
+    state = torch.load(path, weights_only=True)
+    assert {key: value.numpy().tobytes() for key, value in state.items()} == {
+        key: value.tobytes() for key, value in published(checkpoint).items()
+    }
+    assert_same_weights(load(path), checkpoint)
+
+
+def test_the_card_says_what_goes_in_and_how_to_load(checkpoint):
+    card = model_card(checkpoint, "ours.pt")
+    assert "56 channels at 25 frames/s" in card and 'load("ours.pt")' in card and "bare state dict" in card
+
+
+def broken(folder: Path, state: dict[str, np.ndarray], tree: dict | None = None) -> str:
+    path = folder / "x.safetensors"
+    save_file(state, path)
+    if tree is not None:
+        path.with_suffix(".json").write_text(json.dumps(tree))
+    with pytest.raises(UserError) as raised:
+        load(path)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_file_that_does_not_fit_is_told_by_name(checkpoint, tmp_path):
+    state = published(checkpoint)
+    tree = config_tree(SIZES, "flame")
+    assert "does not tell the sizes" in broken(
+        tmp_path, {key: value for key, value in state.items() if "audio_projection" not in key}
+    )
+    lacking = {key: value for key, value in state.items() if "modulation_layer.bias" not in key}
+    assert "1 missing: synthesis_module.modulation_layer.bias" in broken(tmp_path, lacking)
+    assert "must hold MODEL with NAME 'DualTalk'" in broken(tmp_path, state, {"MODEL": {"NAME": "UniLSCodec"}})
+    wider = {"MODEL": {"NAME": "DualTalk", "CONFIG": {**asdict(SIZES), "width": 16}}}
+    assert "of another shape" in broken(tmp_path, state, wider)
+    tree["MODEL"]["CONFIG"]["widht"] = 3
+    assert "has no setting 'widht', did you mean 'width'?" in broken(tmp_path, state, tree)
