@@ -1,18 +1,26 @@
 """DualTalk through the command line: trained, resumed, evaluated, decoded, exported; one tiny run serves all."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from run_files import assert_same, assert_same_run, item, metrics
 from tiny_models import tiny_model
 from tiny_runs import made_once, quick_compiles, run_unils
 
+from data_pipelines.store import Store
+from data_pipelines.windows import RecordSource
+from unils_jax.dualtalk_decode import respond
+from unils_jax.load import load
+from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, save_motion
 from unils_jax.nn.params import split
 from unils_jax.stages import DUALTALK, Objective
 from unils_jax.train.step import gradients
@@ -29,6 +37,8 @@ CONFIG = """
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,
         }})
+        # Draws take long to compile: some of each kind are enough.
+        config.model.dualtalk.rates.update({{"attention": 0.0, "activation": 0.0, "projection": 0.0}})
         config.update({{"log_every": 1, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2}})
         return config
 """
@@ -91,3 +101,96 @@ def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     assert float(again["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
     for path, value in grads.items():
         np.testing.assert_allclose(cut[path], value, atol=1e-5 * max(1, float(jnp.abs(value).max())))
+
+
+@pytest.fixture(scope="module")
+def record(tiny_store):
+    """The test split's conversation, as the store holds it."""
+    return Store(str(tiny_store)).read("test", 0)
+
+
+@pytest.fixture(scope="module")
+def answers(run, record) -> list[np.ndarray]:
+    """What the tiny run makes of either person of the record, the other's truth before it."""
+    model, motion = load(run).model, record.motion.astype(np.float32)
+    audio = RecordSource(record).audio(0, record.num_frames * 640)
+    with quick_compiles():
+        return [respond(model, audio[p], audio[1 - p], motion[1 - p]) for p in (0, 1)]
+
+
+def test_evaluation_scores_both_people_as_tracked_with_the_partners_truth(run, tiny_store, record, answers, tmp_path):
+    out, flags = tmp_path / "report.json", ("--protocol", "dualtalk", "--limit", "1")
+    with quick_compiles():
+        assert run_unils("evaluate", "--checkpoint", run, "--data", tiny_store, "--out", out, *flags) == 0
+    report = json.loads(out.read_text())
+    settings = report["settings"]["protocol"]
+    assert settings["people_scored"] == 2 and settings["head_rotation"] == "as it is"
+    assert "true motion" in settings["partner"] and report["settings"]["seeds"] == []
+    truth = dualtalk_channels(record.motion.astype(np.float32))
+    frames = truth.shape[1]
+    for group, channels in DUALTALK_GROUPS.items():
+        errors = [np.square(dualtalk_channels(answers[p])[:frames] - truth[p])[:, channels].mean() for p in (0, 1)]
+        assert report["metrics"][f"dualtalk/mse/{group}"]["mean"] == pytest.approx(np.mean(errors), rel=1e-3)
+
+
+def test_a_seed_too_many_is_refused(run, tiny_store, capsys):
+    assert run_unils("evaluate", "--checkpoint", run, "--data", tiny_store, "--seeds", "2") == 2
+    assert "DualTalk draws nothing" in capsys.readouterr().err
+
+
+def decode(run: Path, folder: Path, *flags: str | Path) -> int:
+    with quick_compiles():
+        return run_unils("decode", "--checkpoint", run, "--out", folder / "m.npz", *flags)
+
+
+@pytest.fixture(scope="module")
+def files(record, tmp_path_factory) -> SimpleNamespace:
+    """The record as two tracks, a motion file of both people and one of the second alone."""
+    folder = tmp_path_factory.mktemp("talk")
+    audio = RecordSource(record).audio(0, record.num_frames * 640)
+    paths = SimpleNamespace(a=folder / "a.wav", b=folder / "b.wav", both=folder / "both.npz", second=folder / "b.npz")
+    for path, track in ((paths.a, audio[0]), (paths.b, audio[1])):
+        soundfile.write(path, track, 16_000, subtype="FLOAT")
+    motion = record.motion.astype(np.float32)
+    for path, people in ((paths.both, motion), (paths.second, motion[1:])):
+        save_motion(path, people, expression_basis="standin", source={})
+    return paths
+
+
+def test_decode_answers_the_partners_motion(run, files, answers, tmp_path, capsys):
+    tracks = ("--audio", files.a, "--audio2", files.b)
+    for flags in (("--motion2", files.second), ("--motion2", files.both, "--people", "2")):
+        assert decode(run, tmp_path, *tracks, *flags) == 0
+        found = load_motion(tmp_path / "m.npz")
+        for person, motion in enumerate(found.motion):
+            np.testing.assert_allclose(motion, answers[person], atol=1e-5)
+        assert found.source["partner_motion"] == str(flags[1]) and found.expression_basis == "standin"
+    assert len(found.motion) == 2
+    assert decode(run, tmp_path, *tracks, "--motion2", files.second, "--people", "2") == 2
+    assert "holds one person" in capsys.readouterr().err
+
+
+def test_a_partner_without_motion_stands_still_and_it_is_said(run, files, answers, tmp_path, caplog):
+    assert decode(run, tmp_path, "--audio", files.a) == 0
+    assert "the partner does not move" in caplog.text
+    found = load_motion(tmp_path / "m.npz")
+    assert found.source["partner_motion"] == "zero" and found.motion.shape == (1, *answers[0].shape)
+    assert not np.allclose(found.motion[0], answers[0], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_unils_dialogue_can_predict_what_the_partner_does(run, tiny_runs, files, tmp_path):
+    dialogue, tracks = tiny_runs.workdirs["dialogue"], ("--audio", files.a, "--audio2", files.b)
+    assert decode(run, tmp_path, *tracks, "--motion2_by", dialogue, "--seed", "3") == 0
+    predicted = load_motion(tmp_path / "m.npz")
+    assert predicted.source["partner_motion"] == f"predicted by {dialogue}"
+    flags = ("--checkpoint", dialogue, *tracks, "--seed", "3", "--out", tmp_path / "u.npz")
+    with quick_compiles():
+        assert run_unils("decode", *flags) == 0
+    assert decode(run, tmp_path, *tracks, "--motion2", tmp_path / "u.npz") == 0
+    np.testing.assert_allclose(load_motion(tmp_path / "m.npz").motion, predicted.motion, atol=1e-5)
+
+
+def test_flags_of_the_other_model_are_refused(run, files, tmp_path, capsys):
+    assert decode(run, tmp_path, "--audio", files.a, "--style", files.both, "--prev", files.both) == 2
+    assert "--style, --prev is of UniLS" in capsys.readouterr().err

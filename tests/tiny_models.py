@@ -15,7 +15,7 @@ from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
-from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract, merge, split
 
 SCALES = (1, 4, 100)
@@ -33,7 +33,12 @@ CONFIGS = {
 CONFIGS["dualtalk"] = ModelConfig(
     codec=None,
     dualtalk=DualTalkConfig(
-        Wav2Vec2Config(8, 1, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2), 8, 2, 16, depth=1
+        Wav2Vec2Config(8, 1, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2),
+        width=8,
+        num_heads=2,
+        hidden_dim=16,
+        depth=1,
+        rates=EncoderRates(attention=0.0, activation=0.0, projection=0.0),  # draws take long to compile
     ),
 )
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it

@@ -13,7 +13,9 @@ from data_pipelines.schema import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.decode import Request, Sampling, decode_many, make_program
+from unils_jax.dualtalk_decode import respond
 from unils_jax.errors import UserError
+from unils_jax.models.dualtalk import DualTalk
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import FPS, HEAD, WINDOW_FRAMES, center_head
 from unils_jax.scoring import Person
@@ -23,13 +25,14 @@ MAX_LENGTH_DIFFERENCE_FRAMES = 25
 
 @dataclass(frozen=True)
 class Protocol:
-    """Who is scored, and how the model decodes. Common to all: whole sequences, previous motion zero, no smoothing,
-    head rotation of prediction and truth centred per sequence (what that takes away is reported as `head_offset`).
+    """Who is scored, and how the model decodes. Common to all: whole sequences, previous motion zero, no smoothing.
 
-    `num_people` are scored of each conversation, the first ones. The style clip of a person is 100 frames of the truth:
-    with `held_out_style` the first ones, which are then left out of the scores, otherwise the middle of the very clip
-    that is scored (the release's way, a small leak). The first seed is `seed`, further ones count up from it; every
-    conversation is decoded with the same seed, so that `unils decode --seed --people` gives the motion that was scored.
+    Head rotation of prediction and truth is `centred` per sequence (what that takes away is reported as `head_offset`)
+    or left as it is. `num_people` are scored of each conversation, the first ones. The style clip of a person is 100
+    frames of the truth: with `held_out_style` the first ones, which are then left out of the scores, otherwise the
+    middle of the very clip that is scored (the release's way, a small leak). The first seed is `seed`, further ones
+    count up from it; every conversation is decoded with the same seed, so that `unils decode --seed --people` gives the
+    motion that was scored.
     """
 
     name: str
@@ -39,22 +42,26 @@ class Protocol:
     tau: float = 1.0
     cfg: float = 1.5
     top_p: float = 0.97
+    centred: bool = True
 
     @property
     def first_frame(self) -> int:
         """The first frame that is scored."""
         return WINDOW_FRAMES if self.held_out_style else 0
 
-    def settings(self, *, decodes: bool = True) -> dict[str, object]:
-        """Everything the protocol fixes, for the report; motion that is not decoded here has conditions of its own."""
+    def settings(self, *, decodes: bool = True, partner: bool = False) -> dict[str, object]:
+        """Everything the protocol fixes, for the report; motion that is not decoded here has conditions of its own. A
+        model that sees its `partner` has no style, no previous motion and draws nothing."""
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
         scored = {
             "name": self.name,
             "people_scored": self.num_people,
             "first_scored_frame": self.first_frame,
-            "head_rotation": "prediction and truth centred per sequence",
+            "head_rotation": "prediction and truth centred per sequence" if self.centred else "as it is",
             "smoothing": "none",
         }
+        if partner:
+            return scored | {"partner": "audio and true motion of the whole sequence, head rotation as tracked"}
         if not decodes:
             return scored
         return scored | {
@@ -72,14 +79,15 @@ PROTOCOLS = {
     for protocol in (
         Protocol("unils-release", num_people=1, held_out_style=False),
         Protocol("unils-clean", num_people=2, held_out_style=True),
+        Protocol("dualtalk", num_people=2, held_out_style=False, centred=False),
     )
 }
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue to score: true motion and style in float32, head rotation centred; `audio [2, T * 640]` or None;
-    `observed` says which channels of each person the truth has."""
+    """A dialogue to score, in float32: true motion, head rotation as the protocol has it and in `tracked` as it was;
+    style, centred; `audio [2, T * 640]` or None; `observed` says which channels of each person the truth has."""
 
     name: str
     motion: Float[np.ndarray, "2 T 108"]
@@ -87,22 +95,27 @@ class Conversation:
     audio: Float[np.ndarray, "2 N"] | None
     speaking: Bool[np.ndarray, "2 T"]
     observed: Bool[np.ndarray, "2 108"]
+    tracked: Float[np.ndarray, "2 T 108"]
 
 
 # A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
 Predict = Callable[[Conversation, int], Float[np.ndarray, "P T 108"]]
 
 
-def unfit(record: dict[str, object], protocol: Protocol, *, needs_audio: bool) -> str | None:
-    """Why the protocol cannot score a record (as the store's manifest describes it); None where it can."""
+def unfit(
+    record: dict[str, object], protocol: Protocol, *, needs_audio: bool, needs_partner: bool = False
+) -> str | None:
+    """Why the protocol cannot score a record (as the store's manifest describes it); None where it can. With
+    `needs_partner` the motion of both people must be there."""
     frames = int(record["frames"]) - protocol.first_frame
     if record["people"] != 2:
         return f"it holds {record['people']} person, a dialogue has 2"
     if not record["speech_mask"]:
         return "it has no speech mask, so that its roles are unknown"
-    seen = None if record["observed"] is None else record["observed"][: protocol.num_people].any(axis=1)
+    people = 2 if needs_partner else protocol.num_people
+    seen = None if record["observed"] is None else record["observed"][:people].any(axis=1)
     if seen is not None and not seen.all():
-        return f"it has no motion of person {int(np.argmin(seen)) + 1}, who is scored"
+        return f"it has no motion of person {int(np.argmin(seen)) + 1}, who is {'seen' if needs_partner else 'scored'}"
     if needs_audio and not record["audio"]:
         return "it has no audio to decode from"
     if not is_long_enough(frames):
@@ -113,10 +126,11 @@ def unfit(record: dict[str, object], protocol: Protocol, *, needs_audio: bool) -
 def conversation_of(record: Record, protocol: Protocol) -> Conversation:
     """A record that is not `unfit`, with the protocol's style clip."""
     item = whole_sequence(record)
-    motion = item["motion"].astype(np.float32)
+    motion, tracked = item["motion"].astype(np.float32), record.motion.astype(np.float32)
     style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
+    motion = motion if protocol.centred else tracked
     observed = np.ones(motion.shape[::2], bool) if record.observed is None else record.observed
-    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"], observed)
+    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"], observed, tracked)
 
 
 def decode_with(model: UniLS, protocol: Protocol, dtype: str = "float32") -> Predict:
@@ -128,6 +142,17 @@ def decode_with(model: UniLS, protocol: Protocol, dtype: str = "float32") -> Pre
     def predict(conversation: Conversation, seed: int) -> np.ndarray:
         request = Request(*conversation.audio, conversation.style[:people], sampling=sampling, seed=seed)
         return next(decode_many(program, [request]))[1]
+
+    return predict
+
+
+def respond_with(model: DualTalk, protocol: Protocol, dtype: str = "float32") -> Predict:
+    """DualTalk's motion of the people that the protocol scores, each with the other's true motion; no seed matters."""
+
+    def predict(conversation: Conversation, seed: int) -> np.ndarray:
+        audio, seen = conversation.audio, conversation.tracked
+        people = [respond(model, audio[p], audio[1 - p], seen[1 - p], dtype=dtype) for p in range(protocol.num_people)]
+        return np.stack(people)
 
     return predict
 
@@ -154,7 +179,8 @@ def people_to_score(
     if problems:
         raise UserError(f"motion of {conversation.name} {'; '.join(problems)}; mend it or leave the record out")
     scored = slice(protocol.first_frame, min(prediction.shape[1], frames))
-    centred = center_head(prediction.astype(np.float32))
+    scores = prediction.astype(np.float32)
+    scores = center_head(scores) if protocol.centred else scores
     people = []
     for person in range(protocol.num_people):
         heard = None
@@ -162,7 +188,7 @@ def people_to_score(
             heard = frame_loudness(conversation.audio[person])[scored]
         people.append(
             Person(
-                prediction=np.where(conversation.observed[person], centred[person, scored], np.float32(0)),
+                prediction=np.where(conversation.observed[person], scores[person, scored], np.float32(0)),
                 truth=conversation.motion[person, scored],
                 partner=conversation.motion[1 - person, scored],
                 speaking=conversation.speaking[person, scored],

@@ -24,19 +24,19 @@ NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sets the description, a working example and the flags."""
     parser.description = (
-        "Scores motion against the truth of a store, per role, under a named protocol: the motion that a dialogue "
-        "checkpoint decodes, or with --motion a folder of motion files by any system, one NAME.npz a record. Writes "
-        "JSON, and beside it a Markdown table with the published rows and an HTML page with plots."
+        "Scores motion against the truth of a store, per role, under a named protocol: the motion that a dialogue or a "
+        "DualTalk checkpoint gives, or with --motion a folder of motion files by any system, one NAME.npz a record. "
+        "Writes JSON, and beside it a Markdown table with the published rows and an HTML page with plots."
     )
     parser.epilog = """example:
   unils evaluate --checkpoint runs/demo/dialogue --data runs/demo/data --out runs/demo/report.json"""
     system = parser.add_mutually_exclusive_group(required=True)
-    system.add_argument("--checkpoint", metavar="PATH", help="dialogue workdir, .pt or .safetensors")
+    system.add_argument("--checkpoint", metavar="PATH", help="dialogue or DualTalk: workdir, .pt or .safetensors")
     system.add_argument("--motion", metavar="DIR", help="motion files named as the store's records")
     parser.add_argument("--data", required=True, metavar="DIR", help="store with the truth")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     parser.add_argument(
-        "--protocol", default="unils-release", help="unils-release or unils-clean (default: %(default)s)"
+        "--protocol", default="unils-release", help="unils-release, unils-clean or dualtalk (default: %(default)s)"
     )
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="decodes a conversation (default: %(default)s)"
@@ -64,23 +64,26 @@ def run(args: argparse.Namespace) -> None:
     for path in report_paths(args.out).values():
         check_output(path)
     store = Store(args.data)
-    chosen, skipped = choose_records(store, args, protocol)
-    decodes = args.checkpoint is not None
+    checkpoint = load_checkpoint(args, store) if args.checkpoint else None
+    partner = checkpoint is not None and checkpoint.config.stage == "dualtalk"
+    chosen, skipped = choose_records(store, args, protocol, partner)
+    decodes = args.checkpoint is not None and not partner
     seeds = [protocol.seed + i for i in range(args.seeds)]
     mesh, notes = find_mesh(args.flame, store.expression_basis)
-    predict, source, price = make_predict(args, store, protocol, [name for _, name in chosen])
+    predict, source = make_predict(args, checkpoint, store, protocol, [name for _, name in chosen])
+    price = price_of(checkpoint.model, args, len(chosen)) if decodes and args.dtype != "float32" else None
     tally = score(store, args.split, chosen, protocol, predict, seeds, mesh)
     report = {
         "metrics": tally.metrics(),
         "clips": {"ranked_by": tally.ranking, **tally.extremes()},
         "settings": {
-            "protocol": protocol.settings(decodes=decodes),
+            "protocol": protocol.settings(decodes=decodes, partner=partner),
             "seeds": seeds if decodes else [],
             "limit": args.limit,
             "motion_from": args.checkpoint or args.motion,
             "source": source,
             "audio_encoder": args.audio_encoder,
-            "dtype": args.dtype if decodes else None,
+            "dtype": args.dtype if args.checkpoint else None,
             "bits_changed": price,
             "flame": args.flame,
             "expression_basis": store.expression_basis,
@@ -131,7 +134,9 @@ def check_flags(args: argparse.Namespace) -> Any:
     return PROTOCOLS[args.protocol]
 
 
-def choose_records(store: Any, args: argparse.Namespace, protocol: Any) -> tuple[list[tuple[int, str]], list[dict]]:
+def choose_records(
+    store: Any, args: argparse.Namespace, protocol: Any, partner: bool
+) -> tuple[list[tuple[int, str]], list[dict]]:
     """Number and name of the records to score, and what is left out with the reason. Raises UserError if none stays."""
     from unils_jax.errors import UserError
     from unils_jax.protocol import unfit
@@ -140,7 +145,7 @@ def choose_records(store: Any, args: argparse.Namespace, protocol: Any) -> tuple
     for i, record in enumerate(store.records(args.split)):
         if args.limit is not None and len(chosen) == args.limit:
             break
-        reason = unfit(record, protocol, needs_audio=args.checkpoint is not None)
+        reason = unfit(record, protocol, needs_audio=args.checkpoint is not None, needs_partner=partner)
         if reason is None:
             chosen.append((i, record["name"]))
         else:
@@ -171,20 +176,29 @@ def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]
     return mesh_of(load_flame(flame)), notes
 
 
-def make_predict(
-    args: argparse.Namespace, store: Any, protocol: Any, names: list[str]
-) -> tuple[Any, dict[str, Any], float | None]:
-    """What gives the motion of a conversation, where it comes from, and the share of bits that --dtype changes."""
+def load_checkpoint(args: argparse.Namespace, store: Any) -> Any:
+    """The dialogue or DualTalk that the flags name. Raises UserError where it is none, or does not fit the store."""
     from unils_jax.errors import UserError
     from unils_jax.load import load
-    from unils_jax.motion import load_motion
-    from unils_jax.protocol import decode_with
 
-    if args.checkpoint:
-        checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage="dialogue")
-        check_basis(args.checkpoint, checkpoint.expression_basis, store)
-        price = None if args.dtype == "float32" else price_of(checkpoint.model, args, len(names))
-        return decode_with(checkpoint.model, protocol, args.dtype), checkpoint.source, price
+    checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage=("dialogue", "dualtalk"))
+    check_basis(args.checkpoint, checkpoint.expression_basis, store)
+    if checkpoint.config.stage == "dualtalk" and args.seeds > 1:
+        raise UserError(f"DualTalk draws nothing: it gives one motion a conversation, got --seeds {args.seeds}")
+    return checkpoint
+
+
+def make_predict(
+    args: argparse.Namespace, checkpoint: Any, store: Any, protocol: Any, names: list[str]
+) -> tuple[Any, dict[str, Any]]:
+    """What gives the motion of a conversation, and where it comes from."""
+    from unils_jax.errors import UserError
+    from unils_jax.motion import load_motion
+    from unils_jax.protocol import decode_with, respond_with
+
+    if checkpoint is not None:
+        make = respond_with if checkpoint.config.stage == "dualtalk" else decode_with
+        return make(checkpoint.model, protocol, args.dtype), checkpoint.source
     files = {name: Path(args.motion) / f"{name}.npz" for name in names}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
@@ -198,7 +212,7 @@ def make_predict(
         check_basis(files[conversation.name], file.expression_basis, store)
         return file.motion
 
-    return predict, load_motion(files[names[0]]).source, None
+    return predict, load_motion(files[names[0]]).source
 
 
 def price_of(model: Any, args: argparse.Namespace, conversations: int) -> float:
