@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from unils_jax import unitalker_files
 from unils_jax.dualtalk_files import config_tree
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, check_output
@@ -26,6 +27,7 @@ from unils_jax.motion import FPS, SAMPLE_RATE
 from unils_jax.stages import NoiseRates
 from unils_jax.torch_keys import LOADERS, to_torch, torch_views
 from unils_jax.train.config import RunConfig, run_config
+from unils_jax.unitalker_files import position_table
 
 NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
 PIPELINES = {"dialogue": "arlora_trainer.ARLoRATrainer"}
@@ -53,7 +55,7 @@ class Exported:
 
 def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str, *, half: bool = False) -> Exported:
     """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it, `<file name>.md`. A `.pt` of
-    DualTalk is its bare state dict, and has a JSON too.
+    DualTalk or UniTalker is its bare state dict, and has a JSON too.
 
     With `half` the weights are rounded to float16, in half the bytes; what reads them computes in float32 all the same.
     All files appear together, after the weights were read back and found equal bit for bit. Raises UserError for
@@ -65,7 +67,7 @@ def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str, *, half: 
         checkpoint = _rounded(checkpoint)
     exported = release_contents(checkpoint)
     dtype = np.float16 if half else np.float32
-    bare = checkpoint.config.dualtalk is not None
+    bare = checkpoint.config.stage in ("dualtalk", "unitalker")
     write = _write_safetensors if path.suffix == ".safetensors" else _write_bare_pt if bare else _write_pt
     try:
         with ExitStack() as stack:
@@ -111,6 +113,8 @@ def release_contents(checkpoint: Checkpoint) -> Exported:
     # Copies, not ascontiguousarray: that leaves odd strides on axes of length 1, and the bytes of a file should repeat.
     views = sorted(torch_views(params, checkpoint.config.stage), key=lambda item: item[0])
     state = {key: np.array(view, np.float32, order="C") for key, view in views}
+    if checkpoint.config.unitalker is not None:
+        state |= position_table(checkpoint.config.unitalker)
     broken = [key for key, array in state.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(
@@ -145,6 +149,8 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
         return checkpoint.meta_cfg
     if checkpoint.config.dualtalk is not None:
         return config_tree(checkpoint.config.dualtalk, checkpoint.expression_basis)
+    if checkpoint.config.unitalker is not None:
+        return unitalker_files.config_tree(checkpoint.config.unitalker, checkpoint.expression_basis)
     stage = checkpoint.config.stage
     run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
@@ -272,6 +278,8 @@ def _compare(found: Checkpoint, wanted: Checkpoint, exported: Exported) -> None:
     if _as_json(make_meta_cfg(found)) != exported.meta_cfg:
         differences.append("meta_cfg")
     state = to_torch(found.params, found.config.stage)
+    if found.config.unitalker is not None:
+        state |= position_table(found.config.unitalker)
     if set(state) != set(exported.state):
         differences.append("keys")
     else:

@@ -29,10 +29,12 @@ from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params, abstract, merge
 from unils_jax.torch_files import read_pt, read_safetensors, read_transformers_folder
 from unils_jax.torch_keys import check_params, model_sizes, to_paths
+from unils_jax.unitalker_files import is_unitalker, unitalker_config
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
+PCA = "pca/"  # where the PCA of UniTalker's annotations lies
 PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
 
 
@@ -59,7 +61,25 @@ class Checkpoint:
         lacks_config = self.config.stage == "dialogue" and self.config.audio_encoder is None
         if lacks_config or any(path not in self.params for path in shapes if path.startswith("audio_encoder/")):
             raise UserError(_encoder_needed(self.source["checkpoint"]))
+        if any(path.startswith(PCA) and path not in self.params for path in shapes):
+            raise UserError(f"{self.source['checkpoint']} lacks the PCA of its annotations; give it by `with_pca`")
         return merge(graphdef, {path: jnp.asarray(self.params[path]) for path in shapes})
+
+    def with_pca(self, bases: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Checkpoint":
+        """UniTalker with components [n, D] and mean [D] of some kinds, which its published files leave out: those of
+        `pca.npz` in the kind's set. Raises UserError where they do not fit the kind's head."""
+        talker, params = self.config.unitalker, dict(self.params)
+        dims, components = list(talker.dims), list(talker.components)
+        for kind, (rows, mean) in bases.items():
+            index = talker.kinds.index(kind)
+            if min(talker.pca_dim, *rows.shape) != talker.num_outputs(kind):
+                raise UserError(
+                    f"{kind} predicts {talker.num_outputs(kind)} coefficients, its PCA is {list(rows.shape)}"
+                )
+            components[index], dims[index] = rows.shape
+            params |= {f"{PCA}{kind}/components": rows, f"{PCA}{kind}/mean": mean}
+        talker = replace(talker, dims=tuple(dims), components=tuple(components))
+        return replace(self, config=replace(self.config, unitalker=talker), params=params)
 
     def merged(self) -> "Checkpoint":
         """The same with LoRA merged into the kernels."""
@@ -254,6 +274,9 @@ def _from_release(path: Path, contents: dict[str, Any]) -> Checkpoint:
     if is_dualtalk(state):
         config = ModelConfig(codec=None, dualtalk=dualtalk_config(state, meta_cfg, str(path)))
         return _checked(path, config, state, basis, None)
+    if is_unitalker(state):
+        config = ModelConfig(codec=None, unitalker=unitalker_config(state, meta_cfg, str(path)))
+        return _checked(path, config, state, basis, None)
     sizes = model_sizes(meta_cfg, state)
     prior = logmel = None
     if sizes["prior"] is not None:
@@ -270,7 +293,8 @@ def _checked(
 ) -> Checkpoint:
     """The checkpoint of a torch state dict. Raises UserError where that does not fit the config."""
     params = to_paths(state, config.stage)
-    check_params(_shapes(config), params, str(path))
+    expected = {p: shape for p, shape in _shapes(config).items() if p in params or not p.startswith(PCA)}
+    check_params(expected, params, str(path))
     source = {"checkpoint": str(path), "stage": config.stage}
     return Checkpoint(config, _float32(params), basis, source, meta_cfg=meta_cfg)
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from unils_jax import __version__
 from unils_jax.load import Checkpoint
+from unils_jax.models.unitalker import UniTalkerConfig
 from unils_jax.train.config import RunConfig, run_config
 
 TITLES = {
     "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",
     "prior": "UniLS motion prior: facial motion without audio, over the codec's bits",
     "dialogue": "UniLS dialogue: the audio of a conversation to the facial motion of both people",
+    "unitalker": "UniTalker: the audio of one person to motion in any of several annotations",
     "dualtalk": "DualTalk: own audio, the partner's audio and motion to own facial motion",
 }
 NO_LICENSE = (
@@ -28,7 +30,7 @@ def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = 
     stage = checkpoint.config.stage
     run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
     sections = {
-        "Data": _data(run, checkpoint.expression_basis, stage == "dualtalk"),
+        "Data": _data(run, checkpoint.expression_basis, stage, checkpoint.config.unitalker),
         "Training": _training(checkpoint, run, raw),
         "Metrics": _metrics(checkpoint),
         "How to load": _loading(checkpoint, file_name),
@@ -39,13 +41,17 @@ def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = 
     return f"# {TITLES[stage]}\n\n`{file_name}`, written by unils_jax {__version__}.\n\n{body}"
 
 
-def _data(run: RunConfig | None, basis: str, dualtalk: bool) -> str:
+def _data(run: RunConfig | None, basis: str, stage: str, talker: UniTalkerConfig | None) -> str:
     lines = []
     if run is None:
         lines.append("The file these weights came from names its training data in its own description only.")
     else:
-        lines.append(f"Trained on the store `{Path(run.data.store).name}`.")
-    if dualtalk:
+        sets = ", ".join(f"`{Path(text.partition('=')[0]).name}`" for text in run.data.sets)
+        lines.append(f"Trained on the sets {sets}." if sets else f"Trained on the store `{Path(run.data.store).name}`.")
+    if talker is not None:
+        kinds = (f"`{kind}` ({dim} numbers a frame)" for kind, dim in zip(talker.kinds, talker.dims, strict=True))
+        lines.append(f"Annotations: {', '.join(kinds)}; {talker.num_identities} identities, the last nobody's.")
+    elif stage == "dualtalk":
         lines.append(f"56 channels at 25 frames/s in the {basis!r} basis: expression 50, jaw 3, head rotation 3.")
     elif basis == "flame":
         lines.append("108 channels at 25 frames/s in FLAME's basis: expression 100, head rotation 3, jaw 1, eyes 4.")
@@ -80,6 +86,12 @@ def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
         lines.append(
             f"- width {dualtalk.width}, {dualtalk.depth} layers of interaction; two wav2vec2 of width {encoder.width} "
             f"and depth {encoder.depth}, trained along and in this file"
+        )
+    if config.unitalker is not None:
+        talker = config.unitalker
+        lines.append(
+            f"- {talker.decoder} decoder of width {talker.width}; {'WavLM' if talker.wavlm else 'wav2vec2'} of width "
+            f"{talker.audio_encoder.width} and depth {talker.audio_encoder.depth}, trained along and in this file"
         )
     if prior is not None:
         lines.append(f"- prior: width {prior.width}, depth {prior.depth}, {prior.num_heads} heads")
@@ -140,7 +152,7 @@ from unils_jax.load import load
 model = load("{file_name}"{encoder}).model
 ```
 """
-    if checkpoint.config.dualtalk is not None:
+    if checkpoint.config.codec is None:
         return (
             in_jax
             + "\nA `.pt` is the bare state dict that the authors' PyTorch code loads; the config is the `.json`.\n"

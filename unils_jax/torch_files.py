@@ -20,12 +20,14 @@ from unils_jax.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dic
 MAX_JSON_BYTES = 16 << 20
 MAX_CONFIG_NODES = 100_000
 MAX_CONFIG_DEPTH = 32
-DUALTALK_MARK = "joint_encoder."  # DualTalk's files are bare state dicts; so some keys of theirs begin
+# Files of DualTalk and UniTalker are bare state dicts; so some keys of theirs begin.
+DUALTALK_MARK = "joint_encoder."
+UNITALKER_MARK = "decoder.learnable_style_emb"
 
 
 def read_pt(path: str | os.PathLike) -> dict[str, Any]:
     """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries are left out. A bare
-    state dict of DualTalk has the JSON beside it for `meta_cfg`, an empty one where there is none.
+    state dict of DualTalk or UniTalker has the JSON beside it for `meta_cfg`, an empty one where there is none.
 
     Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory. Nothing that the
     file names is imported or run. Raises UserError for a missing, truncated, damaged, legacy or TorchScript file, a
@@ -49,7 +51,9 @@ def read_pt(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _is_bare(top: Any) -> bool:
-    return isinstance(top, dict) and any(type(key) is str and key.startswith(DUALTALK_MARK) for key in top)
+    return isinstance(top, dict) and any(
+        type(key) is str and key.startswith((DUALTALK_MARK, UNITALKER_MARK)) for key in top
+    )
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

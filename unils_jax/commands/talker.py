@@ -83,15 +83,18 @@ def store_weights(config: RunConfig) -> list[tuple[str, float]]:
     return stores
 
 
-def settle(config: RunConfig, data: SpeechLoader) -> RunConfig:
+def settle(config: RunConfig, data: SpeechLoader, parent: Checkpoint | None) -> RunConfig:
     """The config with a head for every kind of the data, and a row for each of their subjects.
 
-    Kinds that the model has already stay as they are. Raises UserError where the data's numbers do not fit them.
+    Kinds that the model has already stay as they are, but for a PCA that the parent's file leaves out. Raises UserError
+    where the data's numbers do not fit them.
     """
     ours = config.model.unitalker
     sizes = dict(zip(ours.kinds, zip(ours.dims, ours.components, strict=True), strict=True))
     for kind, dim in data.kinds.items():
         rows = len(data.pca[kind][0]) if config.talker.use_pca and kind in data.pca else 0
+        if rows and parent is not None and f"pca/{kind}/mean" not in parent.params and sizes.get(kind, (0, 0))[1]:
+            sizes[kind] = (sizes[kind][0], rows)
         if sizes.setdefault(kind, (dim, rows))[0] != dim:
             raise UserError(f"the data have {dim} numbers a frame of {kind}, the model {sizes[kind][0]}; rename one")
     rows = ours.num_identities

@@ -127,7 +127,7 @@ def train_stage(
 
         config, inherited = talker.inherit(config, workdir, parent)
         data, held_out = talker.make_speech_data(config, mesh)
-        config = talker.settle(config, data)
+        config = talker.settle(config, data, inherited)
     else:
         data, held_out = make_data(config, stage.windows, mesh)
         check_basis(config, data.mixture.expression_basis)

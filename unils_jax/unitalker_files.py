@@ -1,0 +1,118 @@
+"""UniTalker's published layout: a bare state dict, and what its tensors and the JSON beside it say of the model.
+
+The published file has no config and no PCA. Ours has both: the PCA under the release's names, which its loading ignores
+or takes as they are, and as JSON beside the weights `MODEL.CONFIG`, the fields of UniTalkerConfig. Without the JSON
+sizes are read off the tensors; the audio encoder's heads are then the published ones, of 64 channels, and of a kind
+with a PCA whose numbers a frame the file does not tell, the published number is taken.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from unils_jax.annotations import VERTEX_LISTS
+from unils_jax.config import from_dict
+from unils_jax.errors import UserError
+from unils_jax.models.unitalker import UniTalkerConfig, periodic_positions
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.models.wavlm import WavLMConfig
+from unils_jax.torch_files import UNITALKER_MARK
+
+NAME = "UniTalker"
+ENCODER, HEADS = "audio_encoder", "out_head_dict"
+ENCODER_HEAD_DIM = 64
+MAX_FRAMES = 3000  # of the release's table of positions
+DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the kinds with a PCA
+
+
+def is_unitalker(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict has UniTalker's keys."""
+    return any(key.startswith(UNITALKER_MARK) for key in state)
+
+
+def config_tree(config: UniTalkerConfig, expression_basis: str) -> dict[str, Any]:
+    """The JSON beside exported weights."""
+    return {"MODEL": {"NAME": NAME, "CONFIG": asdict(config)}, "EXPRESSION_BASIS": expression_basis}
+
+
+def position_table(config: UniTalkerConfig) -> dict[str, np.ndarray]:
+    """What the release's state dict holds of the transformer decoder beside its parameters."""
+    if config.decoder != "transformer":
+        return {}
+    frames = (MAX_FRAMES // config.period + 1) * config.period
+    return {"decoder.PPE.pe": periodic_positions(frames, config.width, config.period)[None]}
+
+
+def unitalker_config(state: Mapping[str, np.ndarray], tree: Mapping[str, Any], source: str) -> UniTalkerConfig:
+    """The sizes of a file's model. Raises UserError, naming `source`, where its JSON is of another model, and where
+    there is none and a tensor that would tell a size is missing or of another rank."""
+    if tree:
+        model = tree.get("MODEL")
+        fields = model.get("CONFIG") if isinstance(model, Mapping) and model.get("NAME") == NAME else None
+        if not isinstance(fields, Mapping):
+            raise UserError(f"{source}: the JSON beside it must hold MODEL with NAME {NAME!r} and CONFIG; remove it")
+        return from_dict(UniTalkerConfig, dict(fields), f"{source}: MODEL.CONFIG")
+    shapes = {key: array.shape for key, array in state.items()}
+    try:
+        return UniTalkerConfig(**_encoder(shapes), **_rest(shapes))
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, StopIteration) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{source} does not tell the sizes of a {NAME} ({error} is missing or of another rank); use the published "
+            "state dict, or put the config of the model beside it as .json"
+        ) from None
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    return len({match[1] for key in shapes if (match := re.match(pattern, key))})
+
+
+def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """`wav2vec2` or `wavlm`, which has gates."""
+    num_convs = _count(shapes, rf"{ENCODER}\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight")
+    convs = [shapes[f"{ENCODER}.feature_extractor.conv_layers.{i}.conv.weight"] for i in range(num_convs)]
+    position = f"{ENCODER}.encoder.pos_conv_embed.conv"
+    _, group_width, taps = shapes.get(f"{position}.weight_v") or shapes[f"{position}.parametrizations.weight.original1"]
+    width = shapes[f"{ENCODER}.feature_projection.projection.weight"][0]
+    layer = f"{ENCODER}.encoder.layers.0"
+    sizes = {
+        "width": width,
+        "depth": _count(shapes, rf"{ENCODER}\.encoder\.layers\.(\d+)\."),
+        "num_heads": max(width // ENCODER_HEAD_DIM, 1),
+        "hidden_dim": shapes[f"{layer}.feed_forward.intermediate_dense.weight"][0],
+        "conv_dims": tuple(shape[0] for shape in convs),
+        "conv_kernels": tuple(shape[2] for shape in convs),
+        "pos_conv_kernel": taps,
+        "pos_conv_groups": width // group_width,
+    }
+    if f"{layer}.attention.rel_attn_embed.weight" not in shapes:
+        return {"wav2vec2": Wav2Vec2Config(**sizes)}
+    buckets, heads = shapes[f"{layer}.attention.rel_attn_embed.weight"]
+    return {"wavlm": WavLMConfig(**sizes | {"num_heads": heads}, num_buckets=buckets)}
+
+
+def _rest(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Decoder, heads, identities."""
+    kinds = tuple(dict.fromkeys(key.split(".")[1] for key in shapes if key.startswith(f"{HEADS}.")))
+    deep = _count(shapes, rf"{HEADS}\.{re.escape(kinds[0])}\.head_layer\.(\d+)\.")
+    last = f"head_layer.{2 * (deep - 1)}.weight" if deep else "weight"
+    outputs = [shapes[f"{HEADS}.{kind}.{last}"][0] for kind in kinds]
+    dims, components = [], []
+    for kind, num_outputs in zip(kinds, outputs, strict=True):
+        rows, dim = shapes.get(f"pca_layer_dict.{kind}.feat_to_data", (num_outputs, DIMS.get(kind, num_outputs)))
+        dims.append(dim)
+        components.append(0 if dim == num_outputs else rows)
+    return {
+        "kinds": kinds,
+        "dims": tuple(dims),
+        "components": tuple(components),
+        "num_identities": shapes[f"{UNITALKER_MARK}.weight"][0],
+        "decoder": "transformer" if any("transformer_decoder." in key for key in shapes) else "conv",
+        "width": shapes["decoder.audio_feature_map.weight"][0],
+        "head_layers": deep or 1,
+        "pca_dim": max([n for n, rows in zip(outputs, components, strict=True) if rows], default=512),
+    }
