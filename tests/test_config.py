@@ -12,7 +12,11 @@ from unils_jax.train.config import DataConfig, RunConfig, count_epochs, run_conf
 
 SIZES = (("", ""), ("", "_s"), ("smoke_", ""))
 SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES]
-SHIPPED += ["dualtalk", "smoke_dualtalk", "unitalker", "smoke_unitalker"]
+STAGE_OF = {name: name.removeprefix("smoke_").removesuffix("_s") for name in SHIPPED}
+for size in ("", "smoke_"):
+    STAGE_OF |= {f"{size}dualtalk": "dualtalk", f"{size}artalk_codec": "codec", f"{size}artalk_prior": "artalk"}
+    STAGE_OF[f"{size}unitalker"] = "unitalker"
+SHIPPED = list(STAGE_OF)
 
 
 def values(name: str, *assignments: str) -> dict:
@@ -35,7 +39,7 @@ def test_every_config_file_is_a_known_stage_and_size():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_build_a_run_and_survive_json(name):
     config = run_config(values(name))
-    assert config.stage == name.removeprefix("smoke_").removesuffix("_s") == config.model.stage
+    assert config.stage == STAGE_OF[name] and config.model.stage == STAGES[config.stage].trained
     assert config.optimizer.decay_steps == config.num_steps
     assert run_config(json.loads(json.dumps(config.to_dict()))) == config
 

@@ -13,6 +13,7 @@ from tiny_models import CONFIGS, random_motion, tiny_model
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.dualtalk import DualTalkConfig
+from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.models.unitalker import UniTalkerConfig
@@ -37,6 +38,7 @@ FULL = {
     "codec": ModelConfig(CodecConfig()),
     "prior": ModelConfig(CodecConfig(), PriorConfig()),
     "dialogue": ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
+    "artalk": ModelConfig(CodecConfig(), PriorConfig(audio_dim=200), logmel=LogMelConfig()),
     "dualtalk": ModelConfig(codec=None, dualtalk=DualTalkConfig(Wav2Vec2Config(depth=2))),  # its layers are alike
     "unitalker": ModelConfig(
         codec=None,

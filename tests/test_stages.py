@@ -113,6 +113,7 @@ def test_every_stage_of_unils_but_the_first_has_the_one_before_as_parent():
         ("codec", None, "solo"),
         ("prior", "codec", "solo"),
         ("dialogue", "prior", "pair"),
+        ("artalk", "codec", "pair"),
         ("dualtalk", None, "partners"),
         ("unitalker", None, "speech"),
     ]

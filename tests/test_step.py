@@ -103,6 +103,18 @@ def test_shares_sum_to_one_and_are_zero_where_nothing_is_observed():
         assert not share[1, 0].any()
 
 
+def test_artalks_terms_are_of_the_vertices_velocity_in_metres():
+    pred, target = random_motion(2, 8), random_motion(2, 8, seed=1)
+    weights = CodecLossWeights(mesh_velocity=1e7, mesh_smooth=1e5)
+    vertices = lambda motion: 1e-3 * motion[..., :12].reshape(*motion.shape[:2], 4, 3)  # noqa: E731
+    terms = mesh_losses(vertices, np.array([0, 1]), pred, target, weights, jnp.array([1.0, 0.0]), 2)
+    p, t = (1e-3 * np.float64(x)[0, :, :12] for x in (pred, target))
+    assert float(terms["mesh_velocity"]) == pytest.approx(1e7 * np.square(np.diff(p - t, axis=0)).mean(), rel=1e-5)
+    assert float(terms["mesh_smooth"]) == pytest.approx(1e5 * np.square(np.diff(p, 2, axis=0)).mean(), rel=1e-5)
+    plain = mesh_losses(vertices, np.array([0, 1]), pred, target, CodecLossWeights(), jnp.array([1.0, 0.0]), 2)
+    assert set(plain) == {"mesh", "lips"} and float(plain["mesh"]) == pytest.approx(float(terms["mesh"]), rel=1e-5)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 10])
 def test_mesh_losses_in_chunks_of_time_are_those_of_the_whole(chunk):
     rng = np.random.default_rng(0)

@@ -42,6 +42,7 @@ CONFIGS["dualtalk"] = ModelConfig(
     ),
 )
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
+CONFIGS["artalk"] = CONFIGS["merged"]
 
 
 @cache

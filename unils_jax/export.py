@@ -240,7 +240,7 @@ def _trainer_tree(run: RunConfig) -> dict[str, Any]:
 def _loss_tree(run: RunConfig) -> dict[str, float]:
     if run.stage != "codec":
         return {"CE_WEIGHT": 1.0}
-    return {name: getattr(run.loss, ours) for ours, name in LOSS_NAMES.items()}
+    return {name: getattr(run.loss, ours) for ours, name in LOSS_NAMES.items()}  # ARTalk's terms have no name there
 
 
 def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:

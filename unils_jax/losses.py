@@ -14,7 +14,8 @@ from unils_jax.motion import HEAD_AND_JAW
 
 @dataclass(frozen=True)
 class CodecLossWeights:
-    """The paper's weights."""
+    """The paper's weights. The last two are ARTalk's, on vertices in metres: velocity against the truth's, and against
+    itself one frame later."""
 
     vq: float = 1.0
     motion: float = 1.0
@@ -23,6 +24,8 @@ class CodecLossWeights:
     smooth: float = 0.5
     mesh: float = 2.0
     lips: float = 0.1
+    mesh_velocity: float = 0.0
+    mesh_smooth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,23 @@ def mesh_losses(
     of [B, t, 108].
 
     Vertices of at most `chunk_frames` frames of every window stand in memory at once, in the backward pass too, where
-    they are computed again: cut over time and not over the batch, which lies spread over the devices. From T frames on
-    all are computed at once and kept.
+    they are computed again: cut over time and not over the batch, which lies spread over the devices. From T frames on,
+    and with ARTalk's terms (`mesh_velocity`, `mesh_smooth`), all are computed at once and kept.
     """
 
     def losses(pred: Array, target: Array) -> dict[str, Array]:
-        terms = vertex_losses(vertices(pred), vertices(target), lips, weights)
-        return {name: jnp.einsum("b,bt->", shares, term) / num_frames for name, term in terms.items()}
+        pred, target = vertices(pred), vertices(target)
+        terms = vertex_losses(pred, target, lips, weights)
+        terms = {name: jnp.einsum("b,bt->", shares, term) / num_frames for name, term in terms.items()}
+        if not moving:
+            return terms
+        moved, jerk = jnp.diff(pred, axis=1), jnp.diff(pred, n=2, axis=1)
+        velocity = weights.mesh_velocity * jnp.square(moved - jnp.diff(target, axis=1)).mean((1, 2, 3))
+        smooth = weights.mesh_smooth * jnp.square(jerk).mean((1, 2, 3))
+        return terms | {"mesh_velocity": shares @ velocity, "mesh_smooth": shares @ smooth}
 
-    num_frames = pred.shape[1]
-    if chunk_frames >= num_frames:
+    num_frames, moving = pred.shape[1], weights.mesh_velocity > 0 or weights.mesh_smooth > 0
+    if moving or chunk_frames >= num_frames:
         return losses(pred, target)
     # The largest chunk that divides the window; 100 frames have divisors enough.
     chunk = max(size for size in range(1, chunk_frames + 1) if num_frames % size == 0)

@@ -96,7 +96,8 @@ class Whole:
 class Stage:
     """`trainable` is a pattern of parameter paths; `windows` names the loader's view, whose items hold `item_frames`
     frames of motion to predict (0: the loader says how many on average). `decodes`: the model decodes long
-    conversations while it trains, see `probe`.
+    conversations while it trains, see `probe`. `model` names what comes out where that is another stage's
+    kind of model.
 
     `loss(model, batch, noise, objective, whole)` gives (loss, metrics), in evaluation mode where `noise` is None; the
     batch is all there is where `whole` is None. `draw(key, batch, model, objective)` draws a whole batch's noise (None:
@@ -115,6 +116,12 @@ class Stage:
     presence: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[Present, Array]] | None = None
     item_frames: int = WINDOW_FRAMES
     decodes: bool = False
+    model: str = ""
+
+    @property
+    def trained(self) -> str:
+        """What kind of model comes out: `ModelConfig.stage` of the run's config."""
+        return self.model or self.name
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """(trainable, frozen) parameters."""
@@ -327,4 +334,16 @@ UNITALKER = Stage(
     presence=talker_presence,
     item_frames=0,
 )
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE, DUALTALK, UNITALKER)}
+# ARTalk with the partner's audio: a dialogue without an audio-free stage, all of it from scratch on a codec.
+ARTALK = Stage(
+    "artalk",
+    "codec",
+    "pair",
+    r"prior/.*",
+    generator_loss,
+    draw_noise,
+    item_frames=2 * WINDOW_FRAMES,
+    decodes=True,
+    model="dialogue",
+)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE, ARTALK, DUALTALK, UNITALKER)}

@@ -305,7 +305,7 @@ def make_probe(config: Any, workdir: Path, graphdef: Any) -> Any:
     from unils_jax.scoring import mesh_of
 
     store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
-    needs_audio = config.stage == "dialogue"
+    needs_audio = config.model.stage == "dialogue"
     fitting = (i for i, r in enumerate(store.records("val")) if not unfit(r, probe.VALIDATION, needs_audio=needs_audio))
     chosen = list(islice(fitting, config.probe_conversations))
     if not chosen:

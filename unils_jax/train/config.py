@@ -110,7 +110,7 @@ class RunConfig:
         problems = []
         if self.stage not in STAGES:
             problems.append(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
-        elif self.model.stage != self.stage:
+        elif self.model.stage != STAGES[self.stage].trained:
             problems.append(f"stage is {self.stage!r} but the model's parts make a {self.model.stage!r}")
         counts = ("num_steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints")
         counts += ("probe_conversations", "max_bad_steps")
@@ -143,8 +143,8 @@ class RunConfig:
             problems.append(f"optimizer.release_devices must be at least 1, got {self.optimizer.release_devices}")
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
-        if self.stage == "dialogue" and self.model.audio_encoder is None:
-            problems.append("the dialogue stage needs an audio encoder: model.wav2vec2 or model.logmel")
+        if self.model.stage == "dialogue" and self.model.audio_encoder is None:
+            problems.append("a dialogue model needs an audio encoder: model.wav2vec2 or model.logmel")
         if self.model.codec is not None and self.model.codec.window_frames != WINDOW_FRAMES:
             problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
         if self.data.max_bad_records < 0:

@@ -1,0 +1,18 @@
+"""ARTalk's motion codec: UniLS' with more, coarser scales, [1, 10, 20, 50, 100], and two vertex terms more.
+
+    unils train --config artalk_codec --workdir runs/artalk_codec --config.data.store=DIR --config.head=FLAME.pkl
+
+The vertex terms need a head. Unlike ARTalk's own, head rotation is centred over each record, as everywhere here.
+"""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = load_config("codec")
+    config.model.codec.scales = (1, 10, 20, 50, 100)
+    config.loss.mesh_velocity = 1e7
+    config.loss.mesh_smooth = 1e5
+    return config
