@@ -12,7 +12,7 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("codec")
-    config.num_steps = 1400
+    config.num_steps = 1100
     config.expression_basis = "standin"
     config.head = "standin"
     config.data.update({"batch_size": 8, "num_workers": 0})

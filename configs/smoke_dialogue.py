@@ -13,7 +13,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_prior")
     config.stage = "dialogue"
-    config.num_steps = 480
+    config.num_steps = 400
     config.optimizer.rate = 4e-3
     config.data.batch_size = 4
     config.model.prior.audio_dim = 200

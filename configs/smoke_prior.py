@@ -13,7 +13,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_codec")
     config.stage = "prior"
-    config.num_steps = 400
+    config.num_steps = 360
     config.head = ""
     config.optimizer.rate = 3e-3
     config.model.prior = {"width": 96, "depth": 3, "num_heads": 2}

@@ -175,7 +175,7 @@ def test_decode_refuses(refused, bad, tmp_path, changes, problem):
 def test_decode_refuses_a_checkpoint_of_another_stage(refused, bad, tmp_path, stage, source):
     checkpoint = getattr(bad.release, stage) if source == "release" else bad.runs.workdirs[stage]
     message = refused(*decode_flags(bad, tmp_path, checkpoint=checkpoint))
-    assert f"is a checkpoint of the {stage} stage, a dialogue is needed" in message
+    assert f"is a checkpoint of the {stage} stage, a dialogue or dualtalk is needed" in message
 
 
 def test_decode_asks_for_the_audio_encoder(refused, bad, tmp_path):
@@ -375,7 +375,10 @@ def test_an_unknown_setting_in_a_config_file_has_its_nearest_named(refused, bad,
         (["decode"], "the following arguments are required: --audio"),
         (["decode", "--checkpoint", "x", "--audio", "y", "--ou", "m.npz"], "unknown argument --ou"),
         (["decode", "--checkpoint", "x", "--audio"], "argument --audio: expected one argument"),
-        (["train", "--config", "codek", "--workdir", "w"], "no config named 'codek'; known are codec"),
+        (
+            ["train", "--config", "codek", "--workdir", "w"],
+            "no config named 'codek'; known are artalk_codec, artalk_prior, codec",
+        ),
         (["train", "--config", "no.py", "--workdir", "w"], "config file no.py does not exist"),
         (["render"], "the following arguments are required"),
         (["data"], "the following arguments are required"),

@@ -37,6 +37,7 @@ def test_every_case_is_there_with_and_without_the_encoder():
     assert [case.name for case in cases(1)] == 2 * names[:2]
 
 
+@pytest.mark.slow
 def test_figures_follow_from_the_rounds(torch, monkeypatch):
     monkeypatch.setattr(bench, "MEASURED_S", 0.01)
     measured = [Case(2, 1, encodes=True)]

@@ -165,10 +165,6 @@ def test_bad_overrides_are_named_with_the_remedy(assignment, message):
         ),
         ({"model": {"dualtalk": {}, "lora": {}}}, ["dualtalk or unitalker alone; got codec, lora"]),
         (
-            {"stage": "dualtalk", "probe_every": 5, "model": {"codec": None, "dualtalk": {}}},
-            ["probe_every must be 0 for the dualtalk, which decodes nothing"],
-        ),
-        (
             {"model": {"codec": None, "dualtalk": {"width": 30, "dropout_rate": 1.0}}},
             ["width must be even and a multiple of num_heads, got 30 and 4", "must be in 0..1, got 1.0, 0.5"],
         ),

@@ -60,6 +60,7 @@ def run(tmp_path_factory, tiny_store, compile_cache) -> Path:
     return made_once(tmp_path_factory, "dualtalk", make) / "run"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_identical_to_the_uninterrupted_one(run, tmp_path):
     resumed = shutil.copytree(run, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints" / "4")
@@ -84,6 +85,7 @@ def test_both_biases_of_the_lstm_learn_alike(run):
     np.testing.assert_allclose(moved[0], moved[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     graphdef, params = split(tiny_model("dualtalk"))
     trainable, frozen = DUALTALK.split(params)

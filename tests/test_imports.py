@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import unils_jax
+from unils_jax.main import COMMANDS
 
 PACKAGE = Path(unils_jax.__file__).parent
 # What GPU images often lack, and the extras.
@@ -99,8 +100,9 @@ def test_the_command_line_answers_without_starting_jax():
 
 
 def test_every_command_imports_only_when_it_runs():
-    commands = [f"import unils_jax.commands.{path.stem}" for path in (PACKAGE / "commands").glob("[!_]*.py")]
-    assert len(commands) >= 5
+    modules = [name.replace("-", "_") for name in COMMANDS]
+    assert {path.stem for path in (PACKAGE / "commands").glob("[!_]*.py")} >= set(modules)
+    commands = [f"import unils_jax.commands.{name}" for name in modules]
     assert not loaded_after("\n".join(commands)) & {"jax", "flax", "torch", "grain", "av", "matplotlib"}
 
 

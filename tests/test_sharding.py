@@ -71,7 +71,9 @@ def _not_zero(path: str, value: np.ndarray, rng: np.random.Generator) -> np.ndar
     return rng.normal(0, 0.3, value.shape).astype(np.float32) if path.endswith("/lora_b") else value
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", ["codec", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("prior", "dialogue"))]
+)
 def test_eight_devices_in_parts_learn_what_one_learns(tmp_path, stage):
     params, batch = tiny_case(stage, 16)
     found = run(tmp_path, CONFIGS[stage], params, batch, [(2, 4, 2)], head=False, min_cut_size=64, quick=True)

@@ -108,6 +108,7 @@ def train_stage(
 ) -> dict:
     """Joins config, data and model, and trains; returns the last metrics (none for a dry run). `stop` is a StopRequest
     whose context the caller has entered, None where signals are nobody's business."""
+    from unils_jax.errors import UserError
     from unils_jax.files import check_output
     from unils_jax.nn.params import abstract
     from unils_jax.train.config import count_epochs, make_objective, run_config, stage_of
@@ -119,6 +120,10 @@ def train_stage(
 
     config, options = run_config(values), options or Options()
     stage = stage_of(config)
+    if config.probe_every and not stage.decodes:
+        raise UserError(
+            f"probe_every must be 0 for the {stage.name}, which decodes nothing by itself; see its val rows"
+        )
     profile_steps = None if options.profile_steps is None else parse_steps(options.profile_steps)
     mesh = make_mesh(config.mesh)
     speech = stage.windows == "speech"

@@ -117,8 +117,6 @@ class RunConfig:
         problems += [f"{n} must be at least 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
         if self.probe_every < 0:
             problems.append(f"probe_every must be 0 (never) or a number of steps, got {self.probe_every}")
-        elif self.probe_every and self.stage in STAGES and not STAGES[self.stage].decodes:
-            problems.append(f"probe_every must be 0 for the {self.stage}, which decodes nothing; see its val rows")
         if min(self.num_epochs, self.optimizer.stair_steps, self.optimizer.stair_epochs) < 0:
             problems.append("num_epochs, optimizer.stair_steps and optimizer.stair_epochs must not be negative")
         if self.data.batch_size < 1:
