@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
 	$(BIN)/unils demo --out runs/demo
 
-# How many times as long as the demo's the packaged model is trained.
+# How many times as long as the smoke configs say the packaged model is trained; the demo makes do with fewer steps.
 TIMES ?= 1
 pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given: the demo's, trained longer, in float16
 	$(BIN)/unils demo --out runs/pretrained --times $(TIMES)

@@ -2,7 +2,7 @@
 
 unils train --config smoke_dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=data/synthetic
 
-Expected: 0.544 nats a bit with the right audio, 0.628 with another conversation's (`make demo`).
+Expected: 0.542 nats a bit with the right audio, 0.619 with another conversation's (`unils demo --times 1`).
 """
 
 import ml_collections
@@ -13,7 +13,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_prior")
     config.stage = "dialogue"
-    config.num_steps = 400
+    config.num_steps = 600
     config.optimizer.rate = 4e-3
     config.data.batch_size = 4
     config.model.prior.audio_dim = 200

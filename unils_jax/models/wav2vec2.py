@@ -198,7 +198,7 @@ class Wav2Vec2(nnx.Module):
 
     def extract(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A C"]:
         """The convolutions' output for normalised audio, about 50 frames a second."""
-        with jax.named_scope("wav2vec2_convs"):
+        with jax.named_scope("wav2vec2"), jax.named_scope("convs"):
             x = audio[..., None].astype(compute.dtype)
             for conv in self.convs:
                 x = conv(x)

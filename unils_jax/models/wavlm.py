@@ -147,7 +147,7 @@ class WavLM(nnx.Module):
 
     def extract(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A C"]:
         """The convolutions' output, about 50 frames a second."""
-        with jax.named_scope("wavlm_convs"):
+        with jax.named_scope("wavlm"), jax.named_scope("convs"):
             x = audio[..., None].astype(compute.dtype)
             for conv in self.convs:
                 x = conv(x)
