@@ -22,7 +22,7 @@ from unils_jax.config import load_config
 from unils_jax.models.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, abstract, split
-from unils_jax.stages import STAGES
+from unils_jax.stages import CODEC, DIALOGUE, PRIOR
 from unils_jax.train.config import RunConfig, make_objective, run_config
 from unils_jax.train.step import hold_frozen, init_state, make_eval_step, make_train_step
 
@@ -40,7 +40,7 @@ class Precision:
     def __init__(self, values: dict[str, Any], dtype: str):
         self.values, self.dtype = values, dtype
         config = with_dtype(values, dtype, 0)
-        self.stage = STAGES[config.stage]
+        self.stage = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)}[config.stage]
         head = standin_asset() if config.head else None
         objective = make_objective(config, head)
         graphdef, _ = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
@@ -88,7 +88,7 @@ def compare(
 def smoke_configs(store: Path | str, **changes: int) -> dict[str, dict[str, Any]]:
     """The values of the three smoke configs on this store, `changes` made in each."""
     configs = {}
-    for stage in STAGES:
+    for stage in (CODEC.name, PRIOR.name, DIALOGUE.name):
         config = load_config(f"smoke_{stage}")
         config.data.store = str(store)
         config.update(changes)
