@@ -184,6 +184,12 @@ def draw_gazes(config: SynthConfig, phrases: list[Phrase], rng: np.random.Genera
     return gazes
 
 
+def invites_nod(phrase: Phrase, own_phrases: list[Phrase]) -> bool:
+    """Whether the other's phrase may be answered by a nod: no back-channel, and its end meets a silent listener."""
+    silent = not any(p.start_s < phrase.end_s + 0.3 and phrase.end_s < p.end_s for p in own_phrases)
+    return silent and not phrase.backchannel
+
+
 def draw_answers(
     config: SynthConfig, habits: Habits, plan: Plan, person: int, other: Own, rng: np.random.Generator
 ) -> Answers:
@@ -191,8 +197,7 @@ def draw_answers(
     own_phrases = plan.phrases[person]
     nods, brows = [], []
     for phrase in plan.phrases[1 - person]:
-        silent = not any(p.start_s < phrase.end_s + 0.3 and phrase.end_s < p.end_s for p in own_phrases)
-        if phrase.backchannel or not silent:
+        if not invites_nod(phrase, own_phrases):
             continue
         delay, cycles = rng.uniform(*config.nod_delay_s), int(rng.integers(*config.nod_cycles, endpoint=True))
         nod = Nod(phrase.end_s + delay, cycles, rng.uniform(*config.nod_hz), habits.nod_gain * rng.uniform(0.06, 0.16))

@@ -58,8 +58,8 @@ class Person(NamedTuple):
     habits: Habits
 
 
-def _rng(seed: int, index: int, person: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng([seed, index, person, purpose])
+def _rng(seed: int, index: int, person: int, purpose: int, take: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, index, person, purpose] + [take] * (take > 0))
 
 
 def make_person(config: SynthConfig, seed: int, number: int) -> Person:
@@ -71,14 +71,17 @@ def _draw_person(config: SynthConfig, identity: str, rng: np.random.Generator) -
     return Person(identity, draw_voice(config, rng), behaviour.draw_habits(config, rng))
 
 
-def make_conversation(config: SynthConfig, seed: int, index: int, people: tuple[int, int] | None = None) -> Record:
+def make_conversation(
+    config: SynthConfig, seed: int, index: int, people: tuple[int, int] | None = None, take: int = 0
+) -> Record:
     """Conversation `index` of the set `seed` between two people, by number (None: 2 * index and 2 * index + 1).
 
-    Motion float16, audio int16, mask and events. A pure function of its arguments, bit for bit. Raises UserError for
-    a negative seed or number, and for a person who would talk to themselves.
+    Another `take` is the same words in the same voices, bit for bit, by the same people: what else their faces do, of
+    themselves or as an answer, they do anew. Motion float16, audio int16, mask and events. A pure function of its
+    arguments, bit for bit. Raises UserError for a negative number, and for a person who would talk to themselves.
     """
     numbers = (2 * index, 2 * index + 1) if people is None else people
-    _check_numbers(seed=seed, index=index, person=min(numbers))
+    _check_numbers(seed=seed, index=index, person=min(numbers), take=take)
     if numbers[0] == numbers[1]:
         raise UserError(f"a conversation is between two people, got person {numbers[0]} twice")
     plan = plan_conversation(config, _rng(seed, index, _BOTH, _PLAN))
@@ -88,14 +91,15 @@ def make_conversation(config: SynthConfig, seed: int, index: int, people: tuple[
         phrases = plan.phrases[p]
         syllables.append(draw_syllables(config, voice, phrases, _rng(seed, index, p, _SYLLABLES)))
         sounds.append(synthesize(config, voice, phrases, syllables[p], _rng(seed, index, p, _VOICE)))
-        owns.append(behaviour.draw_own(config, habits, phrases, syllables[p], _rng(seed, index, p, _OWN)))
+        owns.append(behaviour.draw_own(config, habits, phrases, syllables[p], _rng(seed, index, p, _OWN, take)))
     motion, audio, events = [], [], []
     for p, person in enumerate(persons):
-        rng = _rng(seed, index, p, _ANSWERS)
+        rng = _rng(seed, index, p, _ANSWERS, take)
         answers = behaviour.draw_answers(config, person.habits, plan, p, owns[1 - p], rng)
         lips = articulation(config, person.voice, syllables[p], _num_points(config), GRID_HZ)
-        moved = compose(person.habits, lips, behaviour.together(owns[p], answers), _rng(seed, index, p, _MOTION))
-        rng = _rng(seed, index, p, _TRACKING)
+        rng = _rng(seed, index, p, _MOTION, take)
+        moved = compose(person.habits, lips, behaviour.together(owns[p], answers), rng)
+        rng = _rng(seed, index, p, _TRACKING, take)
         dropouts = behaviour.draw_dropouts(config, rng)
         motion.append(tracked(config, moved, dropouts, rng))
         audio.append(mix(config, sounds[p], sounds[1 - p], _rng(seed, index, p, _ROOM)))

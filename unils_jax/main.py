@@ -1,16 +1,13 @@
 """The console script `unils`: dispatches to one command and turns a user's mistake into one line and exit status 2."""
 
 import argparse
-import ctypes
 import importlib
-import logging
-import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from unils_jax import __version__
 from unils_jax.errors import UserError
+from unils_jax.runtime import prepare
 
 COMMANDS = {
     "demo": "the whole story at laptop size: data, three stages of training, decode, proof, video",
@@ -23,6 +20,7 @@ COMMANDS = {
     "bench": "throughput, latency, memory and utilisation of this machine",
     "view": "a motion file as a page for the browser",
     "convert-motion": "a motion file as CSV, glTF, blendshapes or another project's layout, and back",
+    "miniature": "the paper's comparison on synthetic conversations: six systems trained and scored, in an hour",
     "doctor": "what is installed, and how to get what is missing",
 }
 
@@ -66,35 +64,6 @@ def main(argv: list[str] | None = None) -> int:
         print("unils: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def prepare() -> None:
-    """Our log lines on stderr, the libraries' only from warnings up; compiled programs kept between runs."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for name in ("unils_jax", "data_pipelines"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unils_jax" / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Where there is no accelerator, has glibc keep freed memory instead of returning it to the kernel.
-
-    A step on CPU allocates and frees hundreds of megabytes; fetched anew from the kernel each time, page faults took
-    a third of the CPU time of the smoke configs' training.
-    """
-    accelerator = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0"))
-    if accelerator or not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-        for option, value in ((m_trim_threshold, 2**31 - 1), (m_mmap_max, 0), (m_arena_max, 1)):
-            libc.mallopt(option, value)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def summary(report: Report) -> str:
     )
 
 
-def _markdown_table(rows: list[list[str]]) -> list[str]:
+def table(rows: list[list[str]]) -> list[str]:
+    """Rows, their head first, as lines of a Markdown table."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
@@ -138,13 +139,13 @@ def _markdown_table(rows: list[list[str]]) -> list[str]:
 def markdown(report: Report) -> str:
     """The report in Markdown."""
     lines = ["# Evaluation", "", summary(report) + ".", "", "## Beside the published rows", ""]
-    lines += [*_markdown_table(comparison(report)), "", *_markdown_table(dualtalk_comparison(report)), ""]
+    lines += [*table(comparison(report)), "", *table(dualtalk_comparison(report)), ""]
     lines += [*(f"- {note}" for note in report["notes"]), ""]
     for family, title in FAMILIES.items():
-        lines += [f"## {title}", "", *_markdown_table(family_table(report, family)), ""]
+        lines += [f"## {title}", "", *table(family_table(report, family)), ""]
     if report["skipped"]:
         rows = [["left out", "why"], *([item["name"], item["reason"]] for item in report["skipped"])]
-        lines += ["## Records left out", "", *_markdown_table(rows), ""]
+        lines += ["## Records left out", "", *table(rows), ""]
     settings = json.dumps({"settings": report["settings"], "versions": report["versions"]}, indent=1)
     return "\n".join([*lines, "## Settings", "", "```json", settings, "```", ""])
 

@@ -1,0 +1,12 @@
+"""ARTalk in `unils miniature`: hears its own track alone; from scratch, 640 batches of 800 frames."""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = load_config("miniature_scratch")
+    config.model.codec.scales = load_config("smoke_artalk_codec").model.codec.scales
+    config.model.prior.listens = "own"
+    return config

@@ -1,0 +1,13 @@
+"""ARTalk's codec in `unils miniature`: its scales and vertex terms, on the motion of the dialogues; 1000 batches."""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = load_config("smoke_artalk_codec")
+    config.num_steps = 1000
+    config.eval_every = 1000
+    config.checkpoint_every = 500
+    return config

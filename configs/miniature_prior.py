@@ -1,0 +1,13 @@
+"""The audio-free prior of `unils miniature`: half of UniLS' budget there, 320 batches of 800 frames."""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = load_config("smoke_prior")
+    config.num_steps = 320
+    config.eval_every = 320
+    config.checkpoint_every = 320
+    return config

@@ -1,0 +1,170 @@
+"""The miniature's table beside the paper's, what of its order holds, and the picture of stiff and living listeners."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from unils_jax.miniature_scores import BLINKS, PROTOCOL
+from unils_jax.motion import FPS
+from unils_jax.report import COLUMNS, PUBLISHED, table
+
+Scores = Mapping[str, dict[str, Any]]  # by system
+
+LVE, LISTENING_FDD, F_FID = (COLUMNS[name] for name in ("LVE", "listening FDD", "F-FID"))
+# LVE, listening FDD and F-FID of the paper's ablations.
+ABLATIONS = {
+    "without the audio-free stage": (6.32, 25.64, 5.97),
+    "one cross-attention, mixed audio": (11.48, 27.46, 5.97),
+    "without the unpaired set": (6.26, 17.81, 4.62),
+}
+# What the paper found: in each figure the first system is better than the second.
+ORDER = (
+    (LISTENING_FDD, "unils", "no_prior"),
+    (LISTENING_FDD, "no_prior", "dualtalk"),
+    (F_FID, "unils", "no_prior"),
+    (F_FID, "no_prior", "dualtalk"),
+    (LVE, "unils", "mixed"),
+    (LVE, "no_prior", "mixed"),
+    (LVE, "no_unpaired", "mixed"),
+)
+NOTES = (
+    "Synthetic conversations, the stand-in head's millimetres: rows compare with each other, not with the paper's.",
+    "In brackets 95 % bootstrap intervals over conversations, of the mean over people and training seeds.",
+    "Nods and smiles: share of the partner's phrase ends and smiles that are answered within a second (chance: of "
+    "seconds at any time). A smile cannot be heard: only who sees the partner can answer it.",
+    "Another take: the same words by the same people, their faces moved anew; no model of the audio can be expected to "
+    "come nearer to the truth than the truth to itself.",
+    "DualTalk has no expression beyond the first 50 channels and no eyes; they stand at the training mean.",
+)
+
+
+class Verdict(NamedTuple):
+    """Whether a figure's order holds: the difference (second less first), its interval, and the words for it."""
+
+    figure: str
+    better: str
+    worse: str
+    difference: float
+    interval: tuple[float, float] | None
+    words: str
+
+
+def rows(scores: Scores, titles: Mapping[str, str]) -> list[list[str]]:
+    """The table of the systems, its head first; the truth's blinks stand in the head."""
+    truth = next(iter(scores.values()))["metrics"][BLINKS]["truth"]
+    head = ["", *COLUMNS, f"blinks/min (truth {_number(truth)})", "nods (chance)", "smiles (chance)"]
+    lines = [head]
+    for system, title in titles.items():
+        metrics, answers = scores[system]["metrics"], scores[system]["reactions"]
+        cells = [_cell(metrics[path]) for path in (*COLUMNS.values(), BLINKS)]
+        said = [f"{answers[what]['rate']:.0%} ({answers[what]['chance']:.0%})" for what in ("nods", "smiles")]
+        lines.append([title, *cells, *said])
+    return lines
+
+
+def published_rows() -> list[list[str]]:
+    """The paper's table with its ablations, which give three columns."""
+    names = list(COLUMNS)
+    lines = [["", *names], *([name, *map(_number, values)] for name, values in PUBLISHED.items())]
+    for name, values in ABLATIONS.items():
+        told = dict(zip((LVE, LISTENING_FDD, F_FID), values, strict=True))
+        lines.append([f"UniLS {name}", *(_number(told.get(path)) for path in COLUMNS.values())])
+    return lines
+
+
+def verdicts(scores: Scores) -> list[Verdict]:
+    """What of the paper's order holds. Differences are of the same conversations; conversations and training seeds are
+    resampled. Of Fréchet distances, which belong to no conversation, the intervals are compared as they are."""
+    return [_verdict(scores, *order) for order in ORDER]
+
+
+def _verdict(scores: Scores, figure: str, better: str, worse: str) -> Verdict:
+    first, second = scores[better], scores[worse]
+    difference = second["metrics"][figure]["mean"] - first["metrics"][figure]["mean"]
+    if figure in first["values"]:
+        interval = _paired_interval(*(np.array(s["values"][figure], np.float64) for s in (first, second)))
+        apart = interval[0] > 0 or interval[1] < 0
+    else:
+        interval = None
+        low, high = (s["metrics"][figure]["interval"] for s in (first, second))
+        apart = low[1] < high[0] or high[1] < low[0]
+    words = ("holds" if difference > 0 else "is the other way round") + (
+        ", intervals apart" if apart else ", but intervals overlap"
+    )
+    return Verdict(figure, better, worse, difference, interval, words)
+
+
+def _paired_interval(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """Of the mean difference [conversations, seeds], seeds of each system drawn on their own."""
+    rng = np.random.default_rng(0)
+    count = len(first)
+    differences = []
+    for _ in range(draws):
+        chosen = rng.integers(count, size=count)
+        means = [np.nanmean(x[chosen][:, rng.integers(x.shape[1], size=x.shape[1])]) for x in (first, second)]
+        differences.append(means[1] - means[0])
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def markdown(scores: Scores, titles: Mapping[str, str], summary: str) -> str:
+    """Tables, verdicts and notes."""
+    lines = ["# The paper in miniature", "", summary, "", *table(rows(scores, titles)), ""]
+    lines += [
+        "![how lively listeners are](listening.png)",
+        "",
+        "## The paper's figures",
+        "",
+        *table(published_rows()),
+        "",
+    ]
+    lines += ["## What of the paper's order holds", ""]
+    names = {path: name for name, path in COLUMNS.items()}
+    for verdict in verdicts(scores):
+        told = (
+            "" if verdict.interval is None else f" ({_number(verdict.interval[0])} to {_number(verdict.interval[1])})"
+        )
+        lines.append(
+            f"- {names[verdict.figure]}, {titles[verdict.better]} below {titles[verdict.worse]}: {verdict.words}; "
+            f"difference {_number(verdict.difference)}{told}"
+        )
+    return "\n".join([*lines, "", *(f"- {note}" for note in NOTES), ""])
+
+
+def picture(scores: Scores, titles: Mapping[str, str]) -> Figure:
+    """How lively listeners are over time: the truth in black, who stays near it lives, who stays low is stiff."""
+    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+    truth = _smooth(next(iter(scores.values()))["liveliness"]["truth"])
+    seconds = PROTOCOL.first_frame / FPS + np.arange(len(truth)) / FPS
+    axis.plot(seconds, truth, color="black", linewidth=2, label="truth")
+    for system, title in titles.items():
+        axis.plot(seconds, _smooth(scores[system]["liveliness"]["system"]), linewidth=1.2, label=title)
+    axis.set(xlabel="seconds of the conversation", ylabel="deviation within a second, training deviations")
+    axis.set(title="Expression of listeners over time", ylim=(0, None))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    return figure
+
+
+def _smooth(curve: list[float | None], frames: int = 50) -> np.ndarray:
+    values = np.array(curve, np.float64)
+    known = np.isfinite(values)
+    kernel = np.ones(frames)
+    total = np.convolve(np.where(known, values, 0), kernel, "same")
+    return total / np.maximum(np.convolve(known, kernel, "same"), 1)
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    if entry["interval"] is None:
+        return _number(entry["mean"])
+    return f"{_number(entry['mean'])} ({_number(entry['interval'][0])}–{_number(entry['interval'][1])})"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -1,0 +1,116 @@
+"""The motion of one system of the miniature against the truth: every figure, answers to the partner, liveliness."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.ndimage import uniform_filter1d
+
+from data_pipelines.schema import Record
+from unils_jax import metrics_reactions as reactions
+from unils_jax.metrics_reactions import Reactions
+from unils_jax.motion import FPS
+from unils_jax.protocol import PROTOCOLS, conversation_of, people_to_score
+from unils_jax.scoring import Mesh, Person, Tally, jsonable
+
+PROTOCOL = PROTOCOLS["unils-clean"]
+BLINKS = "behaviour/both/blinks_per_minute"
+LIVELY_CHANNELS = slice(0, 50)  # of the expression, those that DualTalk has, too
+LIVELY_FRAMES = 25
+
+
+def score(
+    records: Sequence[Record],
+    motions: Sequence[Sequence[Float[np.ndarray, "2 T 108"]]],
+    mesh: Mesh,
+    mean: Float[np.ndarray, "108"],
+    std: Float[np.ndarray, "108"],
+) -> dict[str, Any]:
+    """Figures of a system as plain values. `motions` holds for every record one motion a training seed; mean and
+    deviation are the training split's.
+
+    `metrics` as in a report of `unils evaluate`, `values` of every record by seed, `reactions` (rate of answers,
+    chance, 95 % interval of the rate less chance), `liveliness` of listeners over time (see there) and the truth's.
+    """
+    tally = Tally(mesh, "standin", mean, std)
+    answers: dict[str, list[Reactions]] = {"nods": [], "smiles": []}
+    curves = {"system": Curve(), "truth": Curve()}
+    for record, by_seed in zip(records, motions, strict=True):
+        conversation = conversation_of(record, PROTOCOL)
+        people_by_seed = [people_to_score(conversation, motion, PROTOCOL) for motion in by_seed]
+        tally.add(record.name, people_by_seed)
+        for name, counts in answers.items():
+            counts.append(_sum([_answers(record, p, people[p])[name] for people in people_by_seed for p in range(2)]))
+        for person in (person for people in people_by_seed for person in people):
+            curves["system"].add(liveliness(person.prediction, std), ~person.speaking)
+            curves["truth"].add(liveliness(person.truth, std), ~person.speaking)
+    metrics = tally.metrics()
+    own = [name for name, entry in metrics.items() if not name.startswith("fid/")]
+    values = {
+        name: [[seed[name] for seed in conversation.seeds] for conversation in tally.conversations] for name in own
+    }
+    rates = {name: _rate(counts) for name, counts in answers.items()}
+    lively = {name: curve.mean() for name, curve in curves.items()}
+    return jsonable({"metrics": metrics, "values": values, "reactions": rates, "liveliness": lively})
+
+
+def liveliness(motion: Float[np.ndarray, "T 108"], std: Float[np.ndarray, "108"]) -> Float[np.ndarray, " T"]:
+    """How much a face moves: deviation over the second around each frame, in deviations of the training split, mean
+    over the first 50 expression channels."""
+    scaled = motion[:, LIVELY_CHANNELS].astype(np.float64) / std[None, LIVELY_CHANNELS]
+    mean, square = (uniform_filter1d(x, LIVELY_FRAMES, axis=0) for x in (scaled, scaled**2))
+    return np.sqrt(np.maximum(square - mean**2, 0)).mean(axis=1)
+
+
+class Curve:
+    """Mean over people of a value over time, at the frames of their masks."""
+
+    def __init__(self):
+        self.total = self.count = np.zeros(0)
+
+    def add(self, values: np.ndarray, mask: np.ndarray) -> None:
+        if not len(self.total):
+            self.total, self.count = np.zeros(len(values)), np.zeros(len(values))
+        frames = min(len(self.total), len(values))
+        self.total[:frames] += np.where(mask, values, 0)[:frames]
+        self.count[:frames] += mask[:frames]
+
+    def mean(self) -> list[float]:
+        """NaN where nobody counts."""
+        return np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.nan).tolist()
+
+
+def _answers(record: Record, person: int, scored: Person) -> dict[str, Reactions]:
+    own, other = record.events["people"][person], record.events["people"][1 - person]
+    first_s = PROTOCOL.first_frame / FPS
+    nodding = reactions.nod_causes(other["phrases"], own["phrases"]) - first_s
+    smiling = np.array([smile[0] for smile in other["smiles"]], np.float64) - first_s
+    anywhere = np.ones(len(scored.speaking), bool)
+    return {
+        "nods": reactions.count_reactions(reactions.nod_onsets(scored.prediction), nodding, ~scored.speaking),
+        "smiles": reactions.count_reactions(reactions.smile_onsets(scored.prediction), smiling, anywhere),
+    }
+
+
+def _sum(counts: Sequence[Reactions]) -> Reactions:
+    return Reactions(*(sum(column) for column in zip(*counts, strict=True)))
+
+
+def _rate(counts: list[Reactions]) -> dict[str, Any]:
+    """Rate and chance over all conversations, and the interval of their difference, conversations resampled."""
+    columns = np.array(counts, np.float64)
+    draws = np.random.default_rng(0).integers(len(columns), size=(2000, len(columns)))
+
+    def rates(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        answered, causes, chance, moments = np.moveaxis(sums, -1, 0)
+        return answered / np.maximum(causes, 1), chance / np.maximum(moments, 1)
+
+    rate, chance = (float(x[0]) for x in rates(columns.sum(axis=0, keepdims=True)))
+    above = np.subtract(*rates(columns[draws].sum(axis=1)))
+    return {
+        "rate": rate,
+        "chance": chance,
+        "above_chance": np.quantile(above, [0.025, 0.975]).tolist(),
+        "causes": int(columns[:, 1].sum()),
+    }
