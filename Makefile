@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 # Tests run two at a time: BLAS threads of both on two cores wait for each other for minutes.
 PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: demo pretrained test slow lint format bench gpu-smoke viewer viewer-if-node
+.PHONY: demo miniature pretrained test slow lint format bench gpu-smoke viewer viewer-if-node
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
 	$(BIN)/unils demo --out runs/demo
+
+miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with intervals: within an hour; run again it goes on
+	$(BIN)/unils miniature --out runs/miniature
 
 # How many times as long as the smoke configs say the packaged model is trained; the demo makes do with fewer steps.
 TIMES ?= 1

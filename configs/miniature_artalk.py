@@ -1,4 +1,4 @@
-"""ARTalk in `unils miniature`: hears its own track alone; from scratch, 640 batches of 800 frames."""
+"""ARTalk in `unils miniature`: hears its own track alone; from scratch, 512 batches of 800 frames."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""UniLS' dialogue in `unils miniature`: the other half of its budget, 320 batches of both people of 4 pairs."""
+"""UniLS' dialogue in `unils miniature`: the other half of its budget, 256 batches of both people of 4 pairs."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_dialogue")
-    config.num_steps = 320
-    config.eval_every = 320
-    config.checkpoint_every = 320
+    config.num_steps = 256
+    config.eval_every = 256
+    config.checkpoint_every = 256
     return config

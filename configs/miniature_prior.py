@@ -1,4 +1,4 @@
-"""The audio-free prior of `unils miniature`: half of UniLS' budget there, 320 batches of 800 frames."""
+"""The audio-free prior of `unils miniature`: half of UniLS' budget there, 256 batches of 800 frames."""
 
 import ml_collections
 
@@ -7,7 +7,7 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_prior")
-    config.num_steps = 320
-    config.eval_every = 320
-    config.checkpoint_every = 320
+    config.num_steps = 256
+    config.eval_every = 256
+    config.checkpoint_every = 256
     return config

@@ -1,5 +1,5 @@
 """UniLS without the audio-free stage, an ablation of the paper, in `unils miniature`: the same generator on the same
-codec, trained on dialogues from scratch for the whole budget, 640 batches of 800 frames, at the prior's rate.
+codec, trained on dialogues from scratch for the whole budget, 512 batches of 800 frames, at the prior's rate.
 """
 
 import ml_collections
@@ -10,7 +10,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("miniature_dialogue")
     config.stage = "artalk"
-    config.num_steps = 640
+    config.num_steps = 512
     config.optimizer.rate = 3e-3
     config.model.lora = None
     return config
