@@ -1,4 +1,4 @@
-"""ARTalk with the partner's audio small enough for two CPU cores, on log-mel features.
+"""ARTalk small enough for two CPU cores, on log-mel features.
 
 unils train --config smoke_artalk_prior --workdir runs/artalk --parent runs/codec --config.data.store=data/synthetic
 """
@@ -9,8 +9,6 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_dialogue")
-    config.stage = "artalk"
-    config.model.codec.scales = (1, 10, 20, 50, 100)
-    config.model.lora = None
+    config = load_config("smoke_artalk_partner")
+    config.model.prior.listens = "own"
     return config

@@ -48,13 +48,14 @@ def uncached(model: UniLS, sound: Array | None, style: Array, prev: Array, free:
     """What the training forward makes of a chunk whose `bits [R, L, C]` are known, nothing cached: the logits of the
     conditional and of the unconditional branch, and the motion. `sound [2, N]` is of one slot, R its people;
     conditions are features."""
-    own = other = zero = None
-    if sound is not None:
+    heard = []
+    if sound is not None and model.prior.listens == "mixed":
+        heard = [jnp.repeat(model.audio_encoder(sound[:1] + sound[1:]), len(bits), axis=0)]
+    elif sound is not None:
         tracks = model.audio_encoder(sound)
-        own, other = tracks[: len(bits)], tracks[::-1][: len(bits)]
-        zero = jnp.zeros_like(own)
+        heard = [tracks[: len(bits)], tracks[::-1][: len(bits)]][: 2 if model.prior.listens == "pair" else 1]
     inputs = next_scale_inputs(bits, model.codec.scales)
     deaf = model.codec.features(jnp.zeros((len(bits), 100, 108)))
-    conditional = model.prior(style, prev, inputs, own, other)
-    unconditional = model.prior(deaf, free, inputs, zero, zero)
+    conditional = model.prior(style, prev, inputs, *heard)
+    unconditional = model.prior(deaf, free, inputs, *map(jnp.zeros_like, heard))
     return [conditional, unconditional, model.codec.decode(full_features(bits, model.codec.scales))]

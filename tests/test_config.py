@@ -15,7 +15,7 @@ SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") f
 STAGE_OF = {name: name.removeprefix("smoke_").removesuffix("_s") for name in SHIPPED}
 for size in ("", "smoke_"):
     STAGE_OF |= {f"{size}dualtalk": "dualtalk", f"{size}artalk_codec": "codec", f"{size}artalk_prior": "artalk"}
-    STAGE_OF[f"{size}unitalker"] = "unitalker"
+    STAGE_OF |= {f"{size}unitalker": "unitalker", f"{size}artalk_partner": "artalk"}
 SHIPPED = list(STAGE_OF)
 
 

@@ -42,7 +42,10 @@ CONFIGS["dualtalk"] = ModelConfig(
     ),
 )
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
-CONFIGS["artalk"] = CONFIGS["merged"]
+for listens in ("own", "mixed"):
+    one_audio = replace(CONFIGS["dialogue"].prior, listens=listens)
+    CONFIGS[listens] = replace(CONFIGS["dialogue"], prior=one_audio)
+CONFIGS["artalk"] = replace(CONFIGS["own"], lora=None)
 
 
 @cache

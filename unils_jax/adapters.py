@@ -24,12 +24,12 @@ from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
-from unils_jax.motion import BASES
+from unils_jax.motion import BASES, LISTENS
 from unils_jax.nn.params import Params, abstract
 from unils_jax.torch_files import read_tensors
 from unils_jax.torch_keys import MAX_SIZE, check_params, to_paths, to_torch
 
-PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/(own|other)_audio_attn/.*|(own|other)_audio_embed)")
+PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
 METADATA = "unils_adapter"
 
 
@@ -43,6 +43,7 @@ class AdapterInfo:
     audio_dim: int
     lora: LoRAConfig
     logmel: LogMelConfig | None = None
+    listens: str = "pair"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def base_hash(config: ModelConfig, params: Mapping[str, Any]) -> str:
 
     Training a dialogue leaves its base as it was, so a prior and every dialogue trained from it have one hash.
     """
-    sizes = {"codec": asdict(config.codec), "prior": asdict(replace(config.prior, audio_dim=None))}
+    prior = asdict(config.prior.without_audio())
+    del prior["listens"]  # says nothing of a base
+    sizes = {"codec": asdict(config.codec), "prior": prior}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     base, _ = split_adapter(params)
     for path in sorted(base):
@@ -86,12 +89,11 @@ def save_adapter(
             "the checkpoint holds no adapter apart from its base: adapters are written from a workdir of the dialogue "
             "stage; in a .pt or .safetensors they are merged"
         )
-    info = AdapterInfo(
-        name, base_hash(config, params), expression_basis, config.prior.audio_dim, config.lora, config.logmel
-    )
+    prior, base = config.prior, base_hash(config, params)
+    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, config.logmel, prior.listens)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
-        re.sub(r"(_audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
+        re.sub(r"(audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
         for key, array in sorted(to_torch(adapter.params, "dialogue").items())
     }
     try:
@@ -125,6 +127,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         problems.append(f"expression_basis must be one of {', '.join(BASES)}, got {info.expression_basis!r:.40}")
     if not (1 <= info.audio_dim <= MAX_SIZE and 1 <= info.lora.rank <= MAX_SIZE and math.isfinite(info.lora.alpha)):
         problems.append(f"audio_dim and rank must be from 1 to {MAX_SIZE} and alpha finite")
+    if info.listens not in LISTENS:
+        problems.append(f"listens must be one of {', '.join(LISTENS)}, got {info.listens!r:.40}")
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}; use the file as it was written")
     return Adapter(info, to_paths(tensors, "dialogue"))
@@ -144,7 +148,7 @@ def apply_adapter(config: ModelConfig, params: Params, adapter: Adapter, source:
             f"adapter {source} was trained on another base ({adapter.info.base[:12]!r}; this is {found[:12]!r}); give "
             "the prior that it was trained from, or its own dialogue workdir"
         )
-    prior = replace(config.prior, audio_dim=adapter.info.audio_dim)
+    prior = replace(config.prior, audio_dim=adapter.info.audio_dim, listens=adapter.info.listens)
     config = ModelConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))

@@ -84,7 +84,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Constants:
-    """What a model makes of nothing: `features [T, C]` of zero motion, and `silent [Z, 2, D]`, what each block's
+    """What a model makes of nothing: `features [T, C]` of zero motion, and `silent [Z, J, D]`, what each block's J
     cross-attentions add where all audio features are zero (None without audio)."""
 
     features: Input
@@ -131,9 +131,10 @@ class Program:
         """Motion of a slot's people as style and previous motion condition on it."""
         return _features(self.graphdef, self.params, clips)
 
-    def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S 2 A E"]:
-        """Audio features of one window of both tracks, for `chunk`."""
-        return _encode(self.graphdef, self.params, self._place(audio), dtype=self.dtype, mesh=self.mesh)
+    def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S K A E"]:
+        """Features, for `chunk`, of what the people hear of one window of both tracks (see `UniLS.encode_audio`)."""
+        settings = {"people": self.people, "dtype": self.dtype, "mesh": self.mesh}
+        return _encode(self.graphdef, self.params, self._place(audio), **settings)
 
     def chunk(
         self,
@@ -220,10 +221,14 @@ def _by_slot(function: Callable, mesh: Mesh | None, num_shared: int, num_slotted
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("slot"), check_vma=False)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "dtype", "mesh"))
-def _encode(graphdef: nnx.GraphDef, params: Params, audio: Array, *, dtype: str, mesh: Mesh | None) -> Array:
-    run = _by_slot(lambda params, audio: encode_tracks(merge(graphdef, params), audio, dtype), mesh, 1, 1)
-    return run(params, audio)
+@partial(jax.jit, static_argnames=("graphdef", "people", "dtype", "mesh"))
+def _encode(
+    graphdef: nnx.GraphDef, params: Params, audio: Array, *, people: int, dtype: str, mesh: Mesh | None
+) -> Array:
+    def run(params: Params, audio: Array) -> Array:
+        return encode_tracks(merge(graphdef, params), audio, people, dtype)
+
+    return _by_slot(run, mesh, 1, 1)(params, audio)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "guided", "dtype", "mesh"), donate_argnames="prev")
@@ -248,17 +253,15 @@ def _chunk(
     return _by_slot(run, mesh, 2, 6)(params, constants, sound, style, prev, free_prev, controls, bits)
 
 
-def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], dtype: str) -> Float[Array, "S 2 A E"]:
-    """Features of both tracks, each encoded once."""
-    compute = Compute(dtype=jnp.dtype(dtype))
-    features = model.audio_encoder(jnp.asarray(audio).reshape(-1, audio.shape[-1]), compute)
-    return features.reshape(*audio.shape[:2], *features.shape[1:])
+def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str) -> Float[Array, "S K A E"]:
+    """`UniLS.encode_audio` in a dtype."""
+    return model.encode_audio(jnp.asarray(audio), people, Compute(dtype=jnp.dtype(dtype)))
 
 
 def decode_chunk(
     model: UniLS,
     constants: Constants,
-    sound: Float[Array, "S 2 N"] | Float[Array, "S 2 A E"] | None,
+    sound: Float[Array, "S 2 N"] | Float[Array, "S K A E"] | None,
     style: Float[Array, "S P T C"],
     prev: Float[Array, "S P T C"],
     free_prev: Float[Array, "S P T C"],
@@ -291,13 +294,11 @@ def decode_chunk(
 
 
 def listen(model: UniLS, constants: Constants, sound: Array | None, people: int, dtype: str) -> Sequence[Heard | None]:
-    """Per block what the people of all slots need of the audio: keys and values of own and other track."""
+    """Per block what the people of all slots need of the audio: keys and values of what they listen to."""
     if sound is None:
         return [None] * len(model.prior.blocks)
-    tracks = encode_tracks(model, sound, dtype) if sound.ndim == 3 else sound
-    own, other = tracks[:, :people], tracks[:, ::-1][:, :people]
-    own, other = (x.reshape(-1, *x.shape[2:]) for x in (own, other))
-    return hear(model.prior, own, other, constants.silent)
+    features = encode_tracks(model, sound, people, dtype) if sound.ndim == 3 else sound
+    return hear(model.prior, model.audio_of_people(features, people), constants.silent)
 
 
 def sample_scales(

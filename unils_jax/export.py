@@ -126,6 +126,11 @@ def release_contents(checkpoint: Checkpoint) -> Exported:
             "the model hears through our log-mel front end, which the release's code lacks: there the weights load, "
             "but speech means nothing to them"
         )
+    if checkpoint.config.prior is not None and checkpoint.config.prior.listens != "pair":
+        warnings.append(
+            "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
+            "unils_jax's PyTorch twin"
+        )
     if checkpoint.expression_basis != "flame":
         warnings.append(
             f"the expression channels are of the {checkpoint.expression_basis!r} basis: a FLAME head shows them wrongly"
@@ -143,7 +148,8 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
     """The release's config tree of a checkpoint; a release file's own is passed on as it is.
 
     Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths are left out.
-    Two names are ours: EXPRESSION_BASIS, and MODEL.LOGMEL where the model has that front end.
+    Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front end, and MODEL.LISTENS where it
+    has one audio cross-attention.
     """
     if checkpoint.meta_cfg is not None:
         return checkpoint.meta_cfg
@@ -209,6 +215,8 @@ def _model_tree(config: ModelConfig, noise: NoiseRates) -> dict[str, Any]:
     }
     if stage == "dialogue":
         tree |= {"AUDIO_FREE": noise.audio_drop, "PRETRAIN_PATH": None}
+        if prior.listens != "pair":
+            tree["LISTENS"] = prior.listens
         if config.logmel is not None:
             tree["LOGMEL"] = {key.upper(): value for key, value in vars(config.logmel).items()}
     return tree | vae_config

@@ -47,7 +47,7 @@ class Noise:
     """One draw of a generator step's noise; the leading axes are the batch's, [B] or, for pairs, [B, 2].
 
     Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for drop-path and LoRA
-    dropout (None: neither).
+    dropout (None: neither). Where there is one audio alone, `drop_own` is its drop.
     """
 
     drop_style: Array
@@ -184,9 +184,10 @@ def generator_logits(
     """Teacher-forced logits [B, L, C, 2] and target bits [B, L, C] of a batch; of pairs [B, 2, ...].
 
     The people of a pair stand side by side as 2B people, so that a batch which lies spread over devices stays where it
-    is; each hears the other's audio as the other's. The audio encoder runs once a track. Style and previous motion are
-    dropped as motion, before the codec encodes them; audio after its encoder. The codec computes in float32 whatever
-    `compute` says: bits are signs, and where a latent is near zero less precision would change targets and inputs.
+    is; each hears what the prior listens to: the other's audio as the other's, the own alone, or both mixed. The audio
+    encoder runs once a track. Style and previous motion are dropped as motion, before the codec encodes them; audio
+    after its encoder, and mixed audio for each person apart. The codec computes in float32 whatever `compute` says:
+    bits are signs, and where a latent is near zero less precision would change targets and inputs.
     """
     people_shape = batch["motion"].shape[:-2]
     rank = len(people_shape)
@@ -196,20 +197,20 @@ def generator_logits(
 
     people = {name: flat(batch[name]) for name in ("motion", "prev", "style")}
     noise = None if noise is None else jax.tree.map(flat, noise)
-    own = other = None
+    heard: tuple[Array, ...] = ()
     if model.audio_encoder is not None:
-        own = jax.lax.stop_gradient(model.audio_encoder(flat(batch["audio"]), compute))
-        other = own.reshape(*people_shape, *own.shape[1:])[:, ::-1].reshape(own.shape)
+        features = jax.lax.stop_gradient(model.encode_audio(jnp.asarray(batch["audio"]), compute=compute))
+        heard = model.audio_of_people(features)
     if noise is not None:
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
-        if own is not None:
-            own, other = _drop(own, noise.drop_own), _drop(other, noise.drop_other)
+        heard = tuple(_drop(x, drop) for x, drop in zip(heard, (noise.drop_own, noise.drop_other), strict=False))
     codec = model.codec
     quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], None if noise is None else noise.flips))
     inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
     style, prev = codec.features(people["style"]), codec.features(people["prev"])
-    logits = model.prior(style, prev, inputs, own, other, None if noise is None else noise.keys, compute)
+    keys = None if noise is None else noise.keys
+    logits = model.prior(style, prev, inputs, *heard, key=keys, compute=compute)
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
@@ -307,7 +308,7 @@ DIALOGUE = Stage(
     "dialogue",
     "prior",
     "pair",
-    r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/\w+_audio_attn/.*",
+    r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/(\w+_)?audio_attn/.*",
     generator_loss,
     draw_noise,
     item_frames=2 * WINDOW_FRAMES,
@@ -334,7 +335,8 @@ UNITALKER = Stage(
     presence=talker_presence,
     item_frames=0,
 )
-# ARTalk with the partner's audio: a dialogue without an audio-free stage, all of it from scratch on a codec.
+# ARTalk: no audio-free stage, all of it from scratch on a codec. What it listens to stands in the config: the own track
+# (ARTalk itself, the people of a pair as people of their own), or the partner's too.
 ARTALK = Stage(
     "artalk",
     "codec",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
+from unils_jax.motion import FPS, LISTENS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
 from unils_jax.torch_tables import ALIASES, TABLES
 
 STAGES = tuple(TABLES)
@@ -196,6 +196,7 @@ def _torch_shape(path: str, shape: tuple[int, ...], stage: str) -> list[int]:
 
 
 LOADERS = {"unils_codec.UniLSCodec": "codec", "unils_freegen.UniLSFreeGen": "prior", "unils_gen.UniLSGen": "dialogue"}
+AUDIO_VECTORS = ("attn_blocks.self_pos", "attn_blocks.audio_pos")  # of two cross-attentions, of one
 MAX_DEPTH = 1000
 MAX_SIZE = 1 << 16
 
@@ -206,9 +207,10 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
     Returns {"stage": "codec" | "prior" | "dialogue",
     "codec": {"motion_dim", "code_dim", "scales" (a tuple), "width", "depth", "num_heads"},
     "prior": {"width", "depth", "num_heads"} or None for a codec,
-    "audio_encoder": the config's name of it or None, "audio_width": int or None}.
+    "audio_encoder": the config's name of it or None, "audio_width": int or None, "listens": one of `motion.LISTENS`}.
     The audio width of a dialogue model stands in no config: it is read off `state`, its torch state dict (None
-    without one). Raises one UserError that names every missing or impossible value.
+    without one). So is that it has one cross-attention, to the own track where our addition MODEL.LISTENS does not say
+    otherwise. Raises one UserError that names every missing or impossible value.
     """
     problems: list[str] = []
     model = _branch(meta_cfg, "MODEL", "MODEL", problems)
@@ -216,6 +218,7 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
     if model and stage is None:
         problems.append(f"MODEL.LOADER must be one of {sorted(LOADERS)}, got {model.get('LOADER')!r:.80}")
     sizes: dict[str, Any] = {"stage": stage, "codec": None, "prior": None, "audio_encoder": None, "audio_width": None}
+    sizes["listens"] = "pair"
     if stage == "codec":
         sizes["codec"] = _codec_sizes(model, "MODEL", problems)
     elif stage:
@@ -225,7 +228,8 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
         sizes["prior"] = _transformer_sizes(model, "MODEL", ("T_EMBED_DIM", "T_DEPTH", "T_NUM_HEAD"), problems)
     if stage == "dialogue":
         sizes["audio_encoder"] = model.get("AUDIO_ENCODER")
-        sizes["audio_width"] = _audio_width(state, problems)
+        sizes["listens"] = _listens(model, state, problems)
+        sizes["audio_width"] = _audio_width(state, AUDIO_VECTORS[sizes["listens"] != "pair"], problems)
     dataset = meta_cfg.get("DATASET")
     for name, value in (("MOTION_FPS", FPS), ("AUDIO_SAMPLE_RATE", SAMPLE_RATE)):
         if isinstance(dataset, Mapping) and dataset.get(name, value) != value:
@@ -282,12 +286,21 @@ def _codec_sizes(tree: Mapping[str, Any], where: str, problems: list[str]) -> di
     }
 
 
-def _audio_width(state: Mapping[str, np.ndarray] | None, problems: list[str]) -> int | None:
+def _listens(model: Mapping[str, Any], state: Mapping[str, np.ndarray] | None, problems: list[str]) -> str:
+    one_audio = state is not None and AUDIO_VECTORS[1] in state
+    listens = model.get("LISTENS", "own" if one_audio else "pair")
+    if listens in LISTENS:
+        return listens
+    problems.append(f"MODEL.LISTENS must be one of {', '.join(LISTENS)}, got {listens!r:.80}")
+    return "pair"
+
+
+def _audio_width(state: Mapping[str, np.ndarray] | None, name: str, problems: list[str]) -> int | None:
     if state is None:
         return None
-    vector = state.get("attn_blocks.self_pos")
+    vector = state.get(name)
     if vector is None or vector.ndim != 3 or not 1 <= vector.shape[-1] <= MAX_SIZE:
         found = "missing" if vector is None else f"of shape {list(vector.shape)}"
-        problems.append(f"the weight attn_blocks.self_pos, which tells the audio width, is {found}")
+        problems.append(f"the weight {name}, which tells the audio width, is {found}")
         return None
     return vector.shape[-1]

@@ -58,7 +58,7 @@ def add_lora(model: TwinGenerator, rank: int = 32, alpha: float = 32.0, dropout:
     for parent, name in layers:
         setattr(parent, name, LoRALinear(parent.get_submodule(name), rank, alpha, dropout))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or "_audio_attn." in name)
+        parameter.requires_grad_("lora_" in name or "audio_attn." in name)
 
 
 def make_optimizer(
@@ -123,15 +123,16 @@ def decode(
         padded = F.pad(audio, (0, num_chunks * WINDOW_SAMPLES - audio.shape[1]))
     chunks = []
     for index in range(num_chunks):
-        own = other = None
+        heard: list[Tensor] = []
         if audio is not None:
             window = padded[:, index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
-            own, other = model.audio_encoder(window).split(1)
-            own, other = (torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in (own, other))
+            tracks = window[None, :1] if model.listens == "own" else window[None]
+            heard = [x[:1] for x in model.hear(tracks)]
+            heard = [torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in heard]
         styles = torch.cat([style, zero]) if cfg > 1 else style
         prevs = torch.cat([prev, free_prev]) if cfg > 1 else prev
         conditions = codec.features(styles), codec.features(prevs)
-        bits, logits = _decode_window(model, conditions, (own, other), tau, cfg, top_p, generator)
+        bits, logits = _decode_window(model, conditions, heard, tau, cfg, top_p, generator)
         prev = free_prev = codec.decode(full_features(bits, codec.scales))
         chunks.append((prev, bits, logits))
     motion, bits, logits = (torch.cat(x) for x in zip(*chunks, strict=True))

@@ -79,6 +79,9 @@ _AUDIO_ATTENTION = (
     ("attn_blocks.other_pos", "prior/other_audio_embed", _LEAF),
     *_audio_attention("self_audio_attn", "own_audio_attn"),
     *_audio_attention("other_audio_attn", "other_audio_attn"),
+    # Of generators with one cross-attention: ARTalk's names.
+    ("attn_blocks.audio_pos", "prior/audio_embed", _LEAF),
+    *_audio_attention("audio_attn", "audio_attn"),
 )
 
 _AUDIO_ENCODER = (

@@ -232,22 +232,23 @@ class TwinCodec(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, num_heads: int, audio_dim: int | None, drop_path_rate: float):
+    def __init__(self, dim: int, num_heads: int, audio_dim: int | None, one_audio: bool, drop_path_rate: float):
         super().__init__()
         self.self_attn = SelfAttention(dim, num_heads, 1e-6)
-        if audio_dim is not None:
+        if audio_dim is not None and one_audio:
+            self.audio_attn = AudioAttention(dim, audio_dim, num_heads)
+        elif audio_dim is not None:
             self.self_audio_attn = AudioAttention(dim, audio_dim, num_heads)
             self.other_audio_attn = AudioAttention(dim, audio_dim, num_heads)
         up, down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.ffn = nn.Sequential(nn.LayerNorm(dim, 1e-6), up, nn.GELU("tanh"), down)
         self.drop_path_rate = drop_path_rate
+        self.audio_attns = ("audio_attn",) if one_audio else ("self_audio_attn", "other_audio_attn")
 
-    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor, audio: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor, tracks: list[Tensor], audio_rotary: Tensor) -> Tensor:
         x = x + self.drop_path(self.self_attn(x, rotary, mask))
-        if audio is not None:
-            own, other, audio_rotary = audio
-            x = x + self.drop_path(self.self_audio_attn(x, own, rotary, audio_rotary))
-            x = x + self.drop_path(self.other_audio_attn(x, other, rotary, audio_rotary))
+        for name, track in zip(self.audio_attns, tracks, strict=False):
+            x = x + self.drop_path(self.get_submodule(name)(x, track, rotary, audio_rotary))
         return x + self.drop_path(self.ffn(x))
 
     def drop_path(self, x: Tensor) -> Tensor:
@@ -261,15 +262,14 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """The learned vectors and the blocks over [style | previous | scale tokens]."""
 
-    def __init__(self, width: int, depth: int, num_heads: int, audio_dim: int | None, scales: Scales):
+    def __init__(self, width: int, depth: int, num_heads: int, audio_dim: int | None, one_audio: bool, scales: Scales):
         super().__init__()
         names = {"style_pos": width, "prev_pos": width}
-        if audio_dim is not None:
-            names |= {"self_pos": audio_dim, "other_pos": audio_dim}
-        for name, dim in names.items():
+        self.audio_names = () if audio_dim is None else ("audio_pos",) if one_audio else ("self_pos", "other_pos")
+        for name, dim in (names | dict.fromkeys(self.audio_names, audio_dim)).items():
             self.register_parameter(name, learned(1, 1, dim))
         rates = np.linspace(0, 0.1 * depth / 24, depth)
-        self.attn_blocks = nn.ModuleList(Block(width, num_heads, audio_dim, float(rate)) for rate in rates)
+        self.attn_blocks = nn.ModuleList(Block(width, num_heads, audio_dim, one_audio, float(rate)) for rate in rates)
         self.lvl_embed = nn.Embedding(len(scales), width)
         self.lvl_embed.weight = learned(len(scales), width)
         frames, self.head_dim = scales[-1], width // num_heads
@@ -281,18 +281,18 @@ class Blocks(nn.Module):
         points = [2 * frames + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
         self.positions = tuple(np.concatenate([np.arange(2 * frames), *points]).astype(int).tolist())
 
-    def forward(self, style: Tensor, prev: Tensor, tokens: Tensor, own: Tensor | None, other: Tensor | None) -> Tensor:
+    def forward(self, style: Tensor, prev: Tensor, tokens: Tensor, tracks: list[Tensor]) -> Tensor:
         tokens = tokens + self.lvl_embed(self.levels[: tokens.shape[1]])
         x = torch.cat([style + self.style_pos, prev + self.prev_pos, tokens], 1)
         rotary = rotary_table(self.positions, self.head_dim, x.device)[:, : x.shape[1]]
-        mask, audio = self.mask[: x.shape[1], : x.shape[1]], None
-        if own is not None:
-            points = np.linspace(0, self.frames, own.shape[1] + 1, dtype=np.float32)[:-1]
+        mask, audio_rotary = self.mask[: x.shape[1], : x.shape[1]], rotary
+        if tracks:
+            points = np.linspace(0, self.frames, tracks[0].shape[1] + 1, dtype=np.float32)[:-1]
             positions = tuple((2 * self.frames + points.astype(int)).tolist())
             audio_rotary = rotary_table(positions, self.head_dim, x.device)
-            audio = own + self.self_pos, other + self.other_pos, audio_rotary
+            tracks = [x + self.get_parameter(name) for x, name in zip(tracks, self.audio_names, strict=True)]
         for block in self.attn_blocks:
-            x = block(x, rotary, mask, audio)
+            x = block(x, rotary, mask, tracks, audio_rotary)
         return x[:, 2 * self.frames :]
 
 
@@ -302,18 +302,27 @@ def learned(*shape: int) -> nn.Parameter:
 
 
 class TwinGenerator(nn.Module):
-    """Prior, and with `audio_dim` the dialogue. `audio_encoder` maps audio [B, N] to features [B, A, E]; files of the
-    release leave it out, so it is set after loading."""
+    """Prior, and with `audio_dim` the dialogue; `listens` is one of `motion.LISTENS`. `audio_encoder` maps audio
+    [B, N] to features [B, A, E]; files of the release leave it out, so it is set after loading."""
 
-    def __init__(self, codec: TwinCodec, *, width: int, depth: int, num_heads: int, audio_dim: int | None = None):
+    def __init__(
+        self,
+        codec: TwinCodec,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        audio_dim: int | None = None,
+        listens: str = "pair",
+    ):
         super().__init__()
         self.sos_embed = learned(1, 1, width)
         self.base_codec = codec.requires_grad_(False)
         self.code_token_embed = nn.Linear(codec.code_dim, width)
-        self.attn_blocks = Blocks(width, depth, num_heads, audio_dim, codec.scales)
+        self.attn_blocks = Blocks(width, depth, num_heads, audio_dim, listens != "pair", codec.scales)
         self.logits_head = nn.Sequential(nn.LayerNorm(width, 1e-5), nn.Linear(width, 2 * codec.code_dim))
         self.audio_encoder: nn.Module | None = None
-        self.audio_dim = audio_dim
+        self.audio_dim, self.listens = audio_dim, listens
 
     def forward(
         self,
@@ -323,30 +332,38 @@ class TwinGenerator(nn.Module):
         own: Float[Tensor, "B A E"] | None = None,
         other: Float[Tensor, "B A E"] | None = None,
     ) -> Float[Tensor, "B L C 2"]:
-        """Logits of the scales that `inputs` reach (none: the first alone), from full features and audio features."""
+        """Logits of the scales that `inputs` reach (none: the first alone), from full features and audio features; one
+        audio alone is `own`."""
+        tracks = [track for track in (own, other) if track is not None]
         tokens = torch.cat([self.sos_embed.expand(len(style), 1, -1), self.code_token_embed(inputs)], 1)
-        x = self.attn_blocks(self.code_token_embed(style), self.code_token_embed(prev), tokens, own, other)
+        x = self.attn_blocks(self.code_token_embed(style), self.code_token_embed(prev), tokens, tracks)
         return self.logits_head(x).unflatten(-1, (-1, 2))
+
+    def hear(self, audio: Float[Tensor, "B P N"]) -> list[Tensor]:
+        """What the people of pairs (all first ones, then all second ones) hear, for each cross-attention."""
+        if self.listens == "mixed":
+            return [self.audio_encoder(audio.sum(1)).repeat(2, 1, 1)]
+        own = self.audio_encoder(torch.cat(audio.unbind(1)))
+        return [own] if self.listens == "own" else [own, torch.cat(own.chunk(2)[::-1])]
 
     def teacher_forced(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Logits [B, L, C, 2] and target bits [B, L, C]. Pairs ([B, 2, ...]) become 2B people, first all first ones."""
         motion, prev, style = (batch[name] for name in ("motion", "prev", "style"))
-        own = other = None
+        heard: list[Tensor] = []
         with torch.no_grad():
             if motion.ndim == 4:
                 motion, prev, style = (torch.cat(x.unbind(1)) for x in (motion, prev, style))
             if self.audio_dim is not None:
-                own = self.audio_encoder(torch.cat(batch["audio"].unbind(1)))
-                other = torch.cat(own.chunk(2)[::-1])
+                heard = self.hear(batch["audio"])
             if noise is not None:
                 style, prev = style * ~noise.drop_style, prev * ~noise.drop_prev
-                if own is not None:
-                    own, other = own * ~noise.drop_own, other * ~noise.drop_other
+                drops = noise.drop_own, noise.drop_other
+                heard = [x * ~drop for x, drop in zip(heard, drops, strict=False)]
             codec = self.base_codec
             quantized = codec.quantize(motion, None if noise is None else noise.flips)
             inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
             style, prev = codec.features(style), codec.features(prev)
-        return self(style, prev, inputs, own, other), quantized.bits
+        return self(style, prev, inputs, *heard), quantized.bits
 
     def loss(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> Float[Tensor, ""]:
         """Mean cross-entropy of the window's bits in nats."""
@@ -354,12 +371,17 @@ class TwinGenerator(nn.Module):
         return F.cross_entropy(logits.flatten(0, -2), bits.long().flatten())
 
 
-def build_twin(meta_cfg: Mapping[str, Any], audio_dim: int | None = None) -> TwinCodec | TwinGenerator:
+def build_twin(
+    meta_cfg: Mapping[str, Any], audio_dim: int | None = None, listens: str = ""
+) -> TwinCodec | TwinGenerator:
     """The model that a release `meta_cfg` describes, with fresh weights; `audio_dim` (1024 for wav2vec2-xls-r-300m)
-    stands in no config and makes a generator a dialogue. Raises UserError naming every impossible size."""
+    stands in no config and makes a generator a dialogue; `listens` goes before the config's. Raises UserError naming
+    every impossible size."""
     sizes = model_sizes(meta_cfg)
     codec = TwinCodec(**sizes["codec"])
-    return codec if sizes["prior"] is None else TwinGenerator(codec, **sizes["prior"], audio_dim=audio_dim)
+    if sizes["prior"] is None:
+        return codec
+    return TwinGenerator(codec, **sizes["prior"], audio_dim=audio_dim, listens=listens or sizes["listens"])
 
 
 def load_twin(path: str | os.PathLike, audio_encoder: str | os.PathLike | None = None) -> TwinCodec | TwinGenerator:
@@ -370,7 +392,7 @@ def load_twin(path: str | os.PathLike, audio_encoder: str | os.PathLike | None =
     """
     contents = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
     sizes = model_sizes(contents["meta_cfg"], contents["model"])
-    model = build_twin(contents["meta_cfg"], sizes["audio_width"])
+    model = build_twin(contents["meta_cfg"], sizes["audio_width"], sizes["listens"])
     load_strictly(model, contents["model"], str(path))
     if audio_encoder is not None and sizes["stage"] == "dialogue":
         model.audio_encoder = load_wav2vec2(audio_encoder)

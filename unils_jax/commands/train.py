@@ -267,7 +267,7 @@ def parent_params(config: Any, stage_parent: str, parent: str) -> dict:
     checkpoint = load(parent, stage=stage_parent)
     parts = [("codec", checkpoint.config.codec, config.model.codec)]
     if checkpoint.config.prior is not None:
-        parts.append(("prior", checkpoint.config.prior, replace(config.model.prior, audio_dim=None)))
+        parts.append(("prior", checkpoint.config.prior, config.model.prior.without_audio()))
     problems = [
         f"{part}.{name} is {getattr(theirs, name)} in it and {getattr(ours, name)} in the config"
         for part, theirs, ours in parts

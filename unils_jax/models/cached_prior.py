@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from unils_jax.models.prior import MotionPrior, attention_mask, audio_positions, token_positions
+from unils_jax.models.prior import MotionPrior, attention_mask, token_positions
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.nn.attention import KeyValues, rotary_table
 from unils_jax.nn.block import Heard
@@ -21,28 +21,23 @@ from unils_jax.nn.block import Heard
 Cache = list[list[KeyValues]]
 
 
-def silent_constants(prior: MotionPrior, dtype: str = "float32") -> Float[Array, "Z 2 D"]:
-    """Per block what the cross-attentions (own, other) add where all audio features are zero: constants of a model."""
-    own, other = (embed[...].astype(dtype) for embed in (prior.own_audio_embed, prior.other_audio_embed))
+def silent_constants(prior: MotionPrior, dtype: str = "float32") -> Float[Array, "Z J D"]:
+    """Per block what the cross-attentions (own and other, or the one) add where all audio features are zero: constants
+    of a model."""
+    embeds = [embed[...].astype(dtype) for embed in prior.audio_embeds]
     rows = [
-        jnp.concatenate([block.own_audio_attn.constant(own)[0], block.other_audio_attn.constant(other)[0]])
+        jnp.concatenate([a.constant(embed)[0] for a, embed in zip(block.audio_attns, embeds, strict=True)])
         for block in prior.blocks
     ]
     return jnp.stack(rows)
 
 
-def hear(
-    prior: MotionPrior, own: Float[Array, "B A E"], other: Float[Array, "B A E"], constants: Float[Array, "Z 2 D"]
-) -> list[Heard]:
-    """Per block what all tokens of a window need of its audio."""
-    rotary = rotary_table(audio_positions(own.shape[1], prior.scales[-1]), prior.head_dim)
-    own, other = (
-        features + jnp.broadcast_to(embed[...].astype(features.dtype), features.shape)
-        for features, embed in ((own, prior.own_audio_embed), (other, prior.other_audio_embed))
-    )
+def hear(prior: MotionPrior, tracks: Sequence[Float[Array, "B A E"]], constants: Float[Array, "Z J D"]) -> list[Heard]:
+    """Per block what all tokens of a window need of its audio, given as features for each cross-attention."""
+    marked, rotary = prior.mark(tracks)
     with jax.named_scope("audio_keys"):
         return [
-            Heard(block.own_audio_attn.keys(own, rotary), block.other_audio_attn.keys(other, rotary), constants[i])
+            Heard(tuple(a.keys(x, rotary) for a, x in zip(block.audio_attns, marked, strict=True)), constants[i])
             for i, block in enumerate(prior.blocks)
         ]
 

@@ -1,6 +1,7 @@
 """Stages 2 and 3: the motion prior over bits, autoregressive over scales, with optional audio cross-attention."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jax
@@ -23,12 +24,18 @@ LORA_PATTERN = r"token_embed|head|blocks/\d+/self_attn/(to_qkv|to_out)|blocks/\d
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Sizes of the prior; the defaults are the paper's. `audio_dim` None builds it without cross-attention."""
+    """Sizes of the prior; the defaults are the paper's. `audio_dim` None builds it without cross-attention; with it
+    `listens`, one of `motion.LISTENS`, says to what."""
 
     width: int = 512
     depth: int = 8
     num_heads: int = 8
     audio_dim: int | None = None
+    listens: str = "pair"
+
+    def without_audio(self) -> "PriorConfig":
+        """The sizes of the prior that a dialogue stands on."""
+        return replace(self, audio_dim=None, listens="pair")
 
 
 @lru_cache(maxsize=16)
@@ -75,7 +82,10 @@ class MotionPrior(nnx.Module):
         self.scale_embed = nnx.Param(token_init(width)(rngs.params(), (len(codec.scales), width)))
         self.style_embed = learned((1, 1, width))
         self.prev_embed = learned((1, 1, width))
-        if config.audio_dim is not None:
+        one_audio = config.listens != "pair"
+        if config.audio_dim is not None and one_audio:
+            self.audio_embed = learned((1, 1, config.audio_dim))
+        elif config.audio_dim is not None:
             self.own_audio_embed = learned((1, 1, config.audio_dim))
             self.other_audio_embed = learned((1, 1, config.audio_dim))
         rates = np.linspace(0, 0.1 * config.depth / 24, config.depth)
@@ -87,6 +97,7 @@ class MotionPrior(nnx.Module):
                 norm_eps=1e-6,
                 mlp_norm=True,
                 audio_dim=config.audio_dim,
+                one_audio=one_audio,
                 drop_path_rate=float(rate),
                 rngs=rngs,
             )
@@ -98,6 +109,12 @@ class MotionPrior(nnx.Module):
         self.code_dim = codec.code_dim
         self.head_dim = width // config.num_heads
         self.has_audio = config.audio_dim is not None
+        self.listens = config.listens
+
+    @property
+    def audio_embeds(self) -> tuple[nnx.Param, ...]:
+        """The learned vectors that mark the audio of each of a block's `audio_attns`; of a prior with audio."""
+        return (self.own_audio_embed, self.other_audio_embed) if self.listens == "pair" else (self.audio_embed,)
 
     def __call__(
         self,
@@ -113,7 +130,8 @@ class MotionPrior(nnx.Module):
 
         `style` and `prev` are full features of a window, `inputs` the next-scale inputs of the first scales
         (I = L - 1; none gives the first scale alone). `key` turns drop-path and LoRA dropout on. Audio comes in the
-        dtype of `compute`, features in any; the logits are of that dtype.
+        dtype of `compute`, features in any; the logits are of that dtype. A prior that does not listen to a pair takes
+        its one audio as `own_audio` and no other.
         """
         embed_key, head_key, *block_keys = split_key(key, 2 + len(self.blocks))
         frames = self.scales[-1]
@@ -138,7 +156,7 @@ class MotionPrior(nnx.Module):
         )
         rotary = rotary_table(token_positions(self.scales)[: x.shape[1]], self.head_dim)
         mask = attention_mask(self.scales)[: x.shape[1], : x.shape[1]]
-        audio = self._audio_context(own_audio, other_audio)
+        audio = self._audio_context([track for track in (own_audio, other_audio) if track is not None])
         rates = [block.drop_path_rate for block in self.blocks]
         values = list(zip(block_keys, rates, strict=True))
         x = run_blocks(
@@ -147,14 +165,18 @@ class MotionPrior(nnx.Module):
         logits = self.head(self.head_norm(x[:, 2 * frames :]), head_key)
         return logits.reshape(batch, num_tokens, self.code_dim, 2)
 
-    def _audio_context(self, own: Array | None, other: Array | None) -> AudioContext | None:
-        if not self.has_audio:
-            return None
-        positions = audio_positions(own.shape[1], self.scales[-1])
-        rotary: Rotary = rotary_table(positions, self.head_dim)
-        own_embed = jnp.broadcast_to(self.own_audio_embed[...].astype(own.dtype), own.shape)
-        other_embed = jnp.broadcast_to(self.other_audio_embed[...].astype(other.dtype), other.shape)
-        return AudioContext(own + own_embed, other + other_embed, rotary)
+    def _audio_context(self, tracks: Sequence[Array]) -> AudioContext | None:
+        return AudioContext(*self.mark(tracks)) if self.has_audio else None
+
+    def mark(self, tracks: Sequence[Float[Array, "B A E"]]) -> tuple[tuple[Float[Array, "B A E"], ...], Rotary]:
+        """Audio features for each cross-attention with the learned vectors added, and the rotary table of their
+        positions."""
+        positions = audio_positions(tracks[0].shape[1], self.scales[-1])
+        marked = tuple(
+            track + jnp.broadcast_to(embed[...].astype(track.dtype), track.shape)
+            for track, embed in zip(tracks, self.audio_embeds, strict=True)
+        )
+        return marked, rotary_table(positions, self.head_dim)
 
 
 def bit_cross_entropy(logits: Float[Array, "*B L C 2"], bits: Array) -> Float[Array, "*B L C"]:

@@ -2,7 +2,10 @@
 
 from dataclasses import asdict, dataclass
 
+import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import Codec, CodecConfig
@@ -11,8 +14,9 @@ from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.unitalker import UniTalker, UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from unils_jax.motion import MOTION_DIM
+from unils_jax.motion import LISTENS, MOTION_DIM
 from unils_jax.nn.lora import add_lora
+from unils_jax.nn.stack import FLOAT32, Compute
 
 EncoderConfig = Wav2Vec2Config | LogMelConfig
 
@@ -69,6 +73,10 @@ class ModelConfig:
             problems.append(f"lora.rank must be at least 1 and dropout_rate in 0..1, got {self.lora}")
         if self.prior is not None and len(self.codec.scales) < 2:
             problems.append(f"a prior needs at least two codec.scales, got {self.codec.scales}")
+        if self.prior is not None and self.prior.listens not in LISTENS:
+            problems.append(f"prior.listens must be one of {', '.join(LISTENS)}, got {self.prior.listens!r}")
+        elif self.prior is not None and self.prior.audio_dim is None and self.prior.listens != "pair":
+            problems.append(f"prior.listens is {self.prior.listens!r}, but without prior.audio_dim there is no audio")
         audio_dim = None if self.prior is None else self.prior.audio_dim
         if self.wav2vec2 is not None and self.logmel is not None:
             problems.append("give wav2vec2 or logmel, not both")
@@ -108,3 +116,26 @@ class UniLS(nnx.Module):
             self.audio_encoder = Wav2Vec2(config.wav2vec2, rngs=rngs)
         else:
             self.audio_encoder = None if config.logmel is None else LogMel(config.logmel)
+
+    def encode_audio(
+        self, audio: Float[Array, "B 2 N"], people: int = 2, compute: Compute = FLOAT32
+    ) -> Float[Array, "B K A E"]:
+        """Features of what the first `people` of every pair hear, own track first, encoded once: of both tracks; of
+        those people's own ones; or of the one sum of both."""
+        if self.prior.listens == "mixed":
+            audio = audio[:, :1] + audio[:, 1:]
+        elif self.prior.listens == "own":
+            audio = audio[:, :people]
+        features = self.audio_encoder(audio.reshape(-1, audio.shape[-1]), compute)
+        return features.reshape(*audio.shape[:2], *features.shape[1:])
+
+    def audio_of_people(self, features: Float[Array, "B K A E"], people: int = 2) -> tuple[Float[Array, "R A E"], ...]:
+        """What each person (R = B * people, those of a pair side by side) hears of `encode_audio`'s features, for each
+        cross-attention."""
+        if self.prior.listens == "mixed":
+            heard = (jnp.repeat(features, people, axis=1),)
+        elif self.prior.listens == "own":
+            heard = (features[:, :people],)
+        else:
+            heard = (features[:, :people], features[:, ::-1][:, :people])
+        return tuple(x.reshape(-1, *x.shape[2:]) for x in heard)

@@ -16,30 +16,29 @@ from unils_jax.nn.layers import MLP, SampleKeys, drop_path, split_key
 
 @dataclass(frozen=True)
 class AudioContext:
-    """Audio features of both people, [B, A, E], with the rotary table of their positions."""
+    """Audio features [B, A, E] for each of a block's cross-attentions, with the rotary table of their positions."""
 
-    own: Array
-    other: Array
+    tracks: tuple[Array, ...]
     rotary: Rotary
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a block needs of a window's audio: keys and values of `own` and `other` for the leading rows, and the
-    constants [2, D] (own, other) that stand for silence of the features in all further rows."""
+    """What a block needs of a window's audio: keys and values of each cross-attention for the leading rows, and the
+    constants [J, D] (one an attention) that stand for silence of the features in all further rows."""
 
-    own: KeyValues
-    other: KeyValues
+    tracks: tuple[KeyValues, ...]
     constants: Array
 
 
-jax.tree_util.register_dataclass(Heard, ["own", "other", "constants"], [])
+jax.tree_util.register_dataclass(Heard, ["tracks", "constants"], [])
 
 
 class Block(nnx.Module):
     """Residual self-attention, then (with `audio_dim`) attention to own and to other audio, then the MLP.
 
-    Each residual branch goes through drop-path with the block's rate.
+    With `one_audio` there is one attention to audio instead of the two. Each residual branch goes through drop-path
+    with the block's rate.
     """
 
     def __init__(
@@ -51,15 +50,24 @@ class Block(nnx.Module):
         norm_eps: float,
         mlp_norm: bool,
         audio_dim: int | None = None,
+        one_audio: bool = False,
         drop_path_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
         self.self_attn = SelfAttention(dim, num_heads, norm_eps=norm_eps, rngs=rngs)
         self.mlp = MLP(dim, hidden_dim, norm_eps=norm_eps if mlp_norm else None, rngs=rngs)
-        if audio_dim is not None:
+        if audio_dim is not None and one_audio:
+            self.audio_attn = CrossAttention(dim, audio_dim, num_heads, norm_eps=norm_eps, rngs=rngs)
+        elif audio_dim is not None:
             self.own_audio_attn = CrossAttention(dim, audio_dim, num_heads, norm_eps=norm_eps, rngs=rngs)
             self.other_audio_attn = CrossAttention(dim, audio_dim, num_heads, norm_eps=norm_eps, rngs=rngs)
+        self.one_audio = one_audio
         self.drop_path_rate = drop_path_rate
+
+    @property
+    def audio_attns(self) -> tuple[CrossAttention, ...]:
+        """The attentions to audio in the order of their work: own and other, or the one; of a block that hears."""
+        return (self.audio_attn,) if self.one_audio else (self.own_audio_attn, self.other_audio_attn)
 
     def __call__(
         self,
@@ -77,10 +85,8 @@ class Block(nnx.Module):
             x = x + drop_path(self.self_attn(x, rotary, mask, attn_key), rate, path_keys[0])
         if audio is not None:
             with jax.named_scope("audio_attn"):
-                own = self.own_audio_attn(x, audio.own, rotary, audio.rotary)
-                x = x + drop_path(own, rate, path_keys[1])
-                other = self.other_audio_attn(x, audio.other, rotary, audio.rotary)
-                x = x + drop_path(other, rate, path_keys[2])
+                for attention, track, path_key in zip(self.audio_attns, audio.tracks, path_keys[1:], strict=False):
+                    x = x + drop_path(attention(x, track, rotary, audio.rotary), rate, path_key)
         with jax.named_scope("mlp"):
             return x + drop_path(self.mlp(x, mlp_key), rate, path_keys[3])
 
@@ -98,8 +104,8 @@ class Block(nnx.Module):
             x = x + attended
         if heard is not None:
             with jax.named_scope("audio_attn"):
-                x = x + _look(self.own_audio_attn, x, rotary, heard.own, heard.constants[0])
-                x = x + _look(self.other_audio_attn, x, rotary, heard.other, heard.constants[1])
+                for i, (attention, keys) in enumerate(zip(self.audio_attns, heard.tracks, strict=True)):
+                    x = x + _look(attention, x, rotary, keys, heard.constants[i])
         with jax.named_scope("mlp"):
             return x + self.mlp(x), new
 
