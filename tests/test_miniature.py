@@ -1,12 +1,13 @@
 """`unils miniature`: the order of its work, what it refuses, and the whole of it with two steps a training."""
 
 import json
-import os
+from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from tiny_runs import run_unils
 
-from unils_jax.commands.miniature import RUNS, SYSTEMS, Job, Plan, phases
+from unils_jax.commands.miniature import RUNS, SYSTEMS, Plan, phases
 from unils_jax.config import load_config
 
 PLAN = Plan(conversations=20, people_alone=40, seeds=2, times=1.0)
@@ -52,6 +53,7 @@ def test_all_generators_see_as_many_frames_and_all_codecs_too():
         ),
         (("--times", 0), "--times must be above 0 and below 1000, got 0"),
         (("--jobs", 0), "--jobs must be at least 1, got 0"),
+        (("--configs", "nowhere"), "--configs nowhere lacks miniature_artalk, miniature_artalk_codec, "),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, flags, told):
@@ -67,22 +69,53 @@ def test_a_folder_of_other_results_is_refused(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
+def write_tiny_configs(folder: Path) -> Path:
+    """The configs of all trainings, at a size that compiles in seconds."""
+    folder.mkdir()
+    for name in {run.config for run in RUNS.values()}:
+        (folder / f"{name}.py").write_text(
+            dedent(f"""
+            from unils_jax.config import load_config
+
+            def get_config():
+                config = load_config({name!r})
+                config.head = ""
+                config.update({{"num_steps": 2, "eval_batches": 1}})
+                config.data.batch_size = 2
+                if config.model.get("dualtalk"):
+                    config.model.dualtalk.update({{"width": 16, "num_heads": 2, "hidden_dim": 16, "depth": 1}})
+                    encoder = {{"width": 16, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (8,) * 7}}
+                    config.model.dualtalk.wav2vec2.update(encoder)
+                    return config
+                scales = config.model.codec.scales[::2]
+                config.model.codec.update({{"code_dim": 8, "scales": scales, "width": 16, "depth": 1}})
+                if config.model.get("prior"):
+                    config.model.prior.update({{"width": 16, "depth": 1}})
+                if config.model.get("logmel"):
+                    config.model.prior.audio_dim = 6
+                    config.model.logmel = {{"num_mels": 6, "context_frames": 0}}
+                return config
+            """)
+        )
+    return folder
+
+
 @pytest.mark.slow
 def test_everything_is_trained_moved_scored_and_told_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the trainings' processes
-    flags = ("--conversations", 20, "--seeds", 1, "--times", 0.004, "--jobs", min(os.cpu_count(), 2))
-    assert run_unils("miniature", "--out", tmp_path, *flags) == 0
+    configs, out = write_tiny_configs(tmp_path / "configs"), tmp_path / "out"
+    flags = ("--conversations", 20, "--seeds", 1, "--jobs", 2, "--configs", configs)
+    assert run_unils("miniature", "--out", out, *flags) == 0
     told = capsys.readouterr().out
     for system in SYSTEMS.values():
         assert f"| {system.title} | " in told
-    assert (tmp_path / "listening.png").stat().st_size > 10_000
-    report = json.loads((tmp_path / "miniature.json").read_text())
+    assert (out / "listening.png").stat().st_size > 10_000
+    report = json.loads((out / "miniature.json").read_text())
     assert report["systems"]["retake"]["metrics"]["unils/speaking/LVE"]["mean"] > 0
-    plan = Plan(conversations=20, people_alone=40, seeds=1, times=0.004)
-    jobs: list[Job] = [job for phase in phases(tmp_path, plan, 2) for job in phase]
+    jobs = [job for phase in phases(out, Plan(**report["plan"]), 2) for job in phase]
     times = {job.done: job.done.stat().st_mtime_ns for job in jobs}
-    lost = tmp_path / "scores" / "mean.json"
+    lost = out / "scores" / "mean.json"
     lost.unlink()
-    assert run_unils("miniature", "--out", tmp_path, *flags) == 0
+    assert run_unils("miniature", "--out", out, *flags) == 0
     assert {path for path, at in times.items() if path.stat().st_mtime_ns != at} == {lost}
-    assert json.loads((tmp_path / "miniature.json").read_text()) == report
+    assert json.loads((out / "miniature.json").read_text()) == report

@@ -64,12 +64,13 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a folder of results was made with."""
+    """What a folder of results was made with; `configs` is the folder of the trainings' configs (empty: ours)."""
 
     conversations: int
     people_alone: int
     seeds: int
     times: float
+    configs: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--times", type=float, default=1.0, metavar="X", help="train X times as long (default: %(default)s)"
     )
+    parser.add_argument("--configs", metavar="DIR", help="other miniature_*.py, as for larger models (default: ours)")
     parser.add_argument("--jobs", type=int, metavar="N", help="trainings at a time (default: a core each, at most 6)")
 
 
@@ -127,10 +129,16 @@ def run(args: argparse.Namespace) -> None:
         problems.append(f"--times must be above 0 and below 1000, got {args.times}")
     if args.jobs is not None and args.jobs < 1:
         problems.append(f"--jobs must be at least 1, got {args.jobs}")
+    if args.configs is not None:
+        lacking = [
+            name for name in sorted({r.config for r in RUNS.values()}) if not config_file(args.configs, name).exists()
+        ]
+        problems += [f"--configs {args.configs} lacks {', '.join(lacking)}"] if lacking else []
     if problems:
         raise UserError("; ".join(problems))
     out = Path(args.out)
-    plan = Plan(args.conversations, 2 * args.conversations, args.seeds, args.times)
+    configs = "" if args.configs is None else str(Path(args.configs).absolute())
+    plan = Plan(args.conversations, 2 * args.conversations, args.seeds, args.times, configs)
     saved = check_output(out / "plan.json")
     if not saved.exists():
         with atomic_output(saved) as partial_file:
@@ -141,6 +149,11 @@ def run(args: argparse.Namespace) -> None:
     make_data(out, plan)
     work(out, plan, args.jobs or default_jobs())
     print(report(out, plan, time.perf_counter() - started))
+
+
+def config_file(folder: str, name: str) -> Path:
+    """Where a config of `--configs` is."""
+    return Path(folder) / f"{name}.py"
 
 
 def default_jobs() -> int:
@@ -244,7 +257,8 @@ def train(job: Job) -> None:
     from unils_jax.files import atomic_output
 
     spec = RUNS[job.name]
-    config = load_config(spec.config)
+    given = job.plan.configs
+    config = load_config(str(config_file(given, spec.config)) if given else spec.config)
     config.data.store = str(Path(job.out) / spec.store)
     config.seed = max(job.seed, 0)
     config.num_steps = max(1, round(job.plan.times * config.num_steps))
