@@ -2,7 +2,8 @@
 
     unils train --config artalk_codec --workdir runs/artalk_codec --config.data.store=DIR --config.head=FLAME.pkl
 
-The vertex terms need a head. Unlike ARTalk's own, head rotation is centred over each record, as everywhere here.
+The vertex terms need a head. Head rotation is centred over each record, as everywhere here, and ARTalk's own is not:
+that is `--config.data.centre_head=False`, then for its generator too.
 """
 
 import ml_collections

@@ -4,8 +4,9 @@ speaker's own audio.
     unils train --config artalk_prior --workdir runs/artalk --parent runs/artalk_codec --config.data.store=DIR
 
 Cost in the paper: 200k steps. Decoded and evaluated as a dialogue, of which it hears one track. The data are dialogues,
-as for `dialogue`, their people taken as people of their own: records of one person with audio are not read. Not built:
-uncentred head rotation, ARTalk's index of records, and the other network of its published demo.
+as for `dialogue`, their people taken as people of their own: records of one person with audio are not read. ARTalk
+leaves head rotation as it is, which is `--config.data.centre_head=False`, for its codec too. Not built: ARTalk's index
+of records, and the other network of its published demo.
 """
 
 import ml_collections

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.head = ""  # FLAME's generic_model.pkl, or "standin"; empty trains without mesh and lip losses
     config.audio_encoder = ""
     config.data = {"store": "", "stores": (), "batch_size": 64, "num_workers": 4, "max_bad_records": 0}
+    config.data.centre_head = True  # False: head rotation as it was, for ARTalk
     config.model = {
         "codec": {"code_dim": 32, "scales": (1, 5, 25, 50, 100), "width": 512, "depth": 8, "num_heads": 8},
     }

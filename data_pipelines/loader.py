@@ -51,9 +51,10 @@ class WindowOf:
         items: Sequence[np.ndarray],
         first_records: Sequence[int],
         view: str = "pair",
+        centre_head: bool = True,
     ):
         self.stores, self.split, self.items, self.first_records = stores, split, items, first_records
-        self.view = view
+        self.view, self.centre_head = view, centre_head
         self._scales: dict[tuple[int, int], Scale] = {}
         # The arrays of a batch must be those of every window: one dialogue without a mask, and none has one.
         self.has_mask = all(
@@ -83,7 +84,8 @@ class WindowOf:
         if self.view == "partners":
             return self._cut_partners(number, record, person, i)
         source = self.stores[number].source(self.split, record, None if person < 0 else person)
-        window = {name: as_float32(array) for name, array in cut_window(source, i, randint).items()}
+        window = cut_window(source, i, randint, centred=self.centre_head)
+        window = {name: as_float32(array) for name, array in window.items()}
         window["observed"] = source.observed.astype(np.float32)
         if not self.has_mask:
             window.pop("speech_mask", None)
@@ -178,6 +180,7 @@ class Loader:
         process_index: int,
         process_count: int,
         max_bad_records: int,
+        centre_head: bool = True,
     ):
         self.mixture, self.split, self.view = mixture, split, view
         self.batch_size, self.num_workers, self.max_bad_records = batch_size, num_workers, max_bad_records
@@ -185,7 +188,7 @@ class Loader:
         self.steps_per_epoch = max(sum(map(len, items)) // batch_size, 1)
         counts = [len(store.index(split)) for store in mixture.stores]
         self.first_records = [sum(counts[:k]) for k in range(len(counts))]
-        window = WindowOf(mixture.stores, split, items, self.first_records, view)
+        window = WindowOf(mixture.stores, split, items, self.first_records, view, centre_head)
         self._windows = _global_order(items, mixture.weights, seed).random_map(window)
         self.order = self._fingerprint(seed)
 
@@ -323,6 +326,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     max_bad_records: int = 0,
+    centre_head: bool = True,
     cache_bytes: int = CACHE_BYTES,
 ) -> Loader:
     """Endless batches of one store, or of several `(path, weight)`, windows drawn from each by its weight.
@@ -330,7 +334,8 @@ def make_loader(
     All arrays but `record` are float32. Solo: `motion`, `prev`, `style` `[B, 100, 108]`, `observed [B, 108]` (1 where
     the source has the channel). Pair: the same with both people, `[B, 2, ...]`, `audio [B, 2, 64000]` and, where every
     dialogue of the stores has one, `speech_mask [B, 2, 100]`. Partners: see `partners.cut_partners`, and `observed
-    [B, 56]`. `record [B]` int32 numbers the records as `Loader.names`.
+    [B, 56]`. `record [B]` int32 numbers the records as `Loader.names`. Head rotation of solo and pair windows is
+    centred over the record, unless `centre_head` is False.
 
     `batch_size` is that of all processes together: process p of n gets the p-th n-th of the rows of each global batch,
     so that the parts of all processes, joined in order, are the same batch for any n. With `num_workers` > 0 windows
@@ -366,4 +371,5 @@ def make_loader(
         process_index=process_index,
         process_count=process_count,
         max_bad_records=max_bad_records,
+        centre_head=centre_head,
     )

@@ -61,13 +61,14 @@ class Mixture:
         """What the 100 expression channels mean, in all of them."""
         return self.stores[0].expression_basis
 
-    def statistics(self) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
-        """Mean and standard deviation per channel over the training frames of all stores, each frame once.
+    def statistics(self, *, centred: bool = True) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
+        """Mean and standard deviation per channel over the training frames of all stores, each frame once; head
+        rotation `centred` or as it was.
 
         The weights of drawing do not enter: a store drawn twice as often keeps the statistics of its frames. Raises
         UserError where no store has motion to train on.
         """
         merged = ChannelStatistics.zero()
         for store in self.stores:
-            merged = merged.merge(store.channel_statistics())
+            merged = merged.merge(store.channel_statistics(centred=centred))
         return merged.normalisation(", ".join(str(store.path) for store in self.stores))

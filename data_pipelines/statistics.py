@@ -49,6 +49,18 @@ class ChannelStatistics:
         m2 = self.m2 + other.m2 + difference**2 * (self.count * (other.count / total))
         return ChannelStatistics(count, mean, m2)
 
+    def with_offsets(self, channels: slice, offsets: np.ndarray, frames: np.ndarray) -> "ChannelStatistics":
+        """Those of frames in groups of mean zero, once each group's offset is added in these channels: `offsets
+        [..., channels]`, and `frames` of the same shape, how many a group has."""
+        offsets, total = offsets.astype(np.float64), np.maximum(self.count[channels], 1)
+        groups = tuple(range(offsets.ndim - 1))
+        mean = (frames * offsets).sum(groups) / total
+        m2 = (frames * (offsets - mean) ** 2).sum(groups)
+        moved = ChannelStatistics(self.count, self.mean.copy(), self.m2.copy())
+        moved.mean[channels] += mean
+        moved.m2[channels] += m2
+        return moved
+
     @property
     def std(self) -> np.ndarray:
         """The standard deviation per channel, dividing by the count; zero where no frame was counted."""

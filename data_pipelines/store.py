@@ -58,9 +58,19 @@ class Store:
         """What the 100 expression channels mean: `flame` or `standin`."""
         return self.manifest["expression_basis"]
 
-    def channel_statistics(self) -> ChannelStatistics:
-        """Those of the training split, head rotation centred."""
-        return ChannelStatistics.from_json(self.manifest["statistics"])
+    def channel_statistics(self, *, centred: bool = True) -> ChannelStatistics:
+        """Those of the training split, head rotation `centred` or as it was.
+
+        The manifest holds them centred. Otherwise the mean of every person, which the index holds, is put back: exact
+        but for the rounding of the stored dtype.
+        """
+        statistics = ChannelStatistics.from_json(self.manifest["statistics"])
+        if centred:
+            return statistics
+        index = self.index("train")
+        seen = np.unpackbits(index.observed, axis=-1, count=MOTION_DIM)[..., HEAD]
+        seen = seen * (np.arange(seen.shape[1]) < index.people[:, None])[..., None]
+        return statistics.with_offsets(HEAD, index.head_mean, seen * index.frames.astype(np.int64)[:, None, None])
 
     def statistics(self) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
         """Mean and standard deviation per channel, over all frames of the training split, head rotation centred.

@@ -96,12 +96,12 @@ class RecordSource:
         return samples
 
 
-def cut_window(source: Any, i: int, randint: RandInt) -> dict[str, np.ndarray]:
+def cut_window(source: Any, i: int, randint: RandInt, *, centred: bool = True) -> dict[str, np.ndarray]:
     """The jittered training window of item `i` (a multiple of 50 out of `training_index`).
 
-    Returns `motion`, `prev` and `style` `[P, 100, 108]` in the stored dtype, head rotation centred, and where the
-    source has them `audio [P, 64000]` float32 and `speech_mask [P, 100]` bool. `randint(low, high)` includes both
-    ends and is called for the start, then for the style of each person in turn. People share the start.
+    Returns `motion`, `prev` and `style` `[P, 100, 108]` in the stored dtype, head rotation `centred` or as it was, and
+    where the source has them `audio [P, 64000]` float32 and `speech_mask [P, 100]` bool. `randint(low, high)` includes
+    both ends and is called for the start, then for the style of each person in turn. People share the start.
     Raises UserError for a record too short to cut.
     """
     frames, people = source.num_frames, range(source.num_people)
@@ -111,7 +111,7 @@ def cut_window(source: Any, i: int, randint: RandInt) -> dict[str, np.ndarray]:
     before = min(start, WINDOW_FRAMES)
     spans = [(person, start - before, start + WINDOW_FRAMES) for person in people]
     spans += [(person, first, first + WINDOW_FRAMES) for person, first in zip(people, styles, strict=True)]
-    cuts = source.frames(spans)
+    cuts = source.frames(spans, centred=centred)
     current, style = cuts[: len(people)], cuts[len(people) :]
     prev = np.zeros((len(people), WINDOW_FRAMES, current[0][0].shape[-1]), current[0][0].dtype)
     for person, (motion, _) in enumerate(current):

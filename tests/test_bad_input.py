@@ -314,6 +314,8 @@ def test_train_refuses_a_parent_of_other_sizes_or_basis(refused, bad, tmp_path):
     assert "prior.depth is 1 in it and 2 in the config" in refused(
         *train_flags(bad, tmp_path / "w", "dialogue", *deeper)
     )
+    message = refused(*train_flags(bad, tmp_path / "w", "prior", "--parent", codec, "--config.data.centre_head=False"))
+    assert "data.centre_head is True in it and False in the config" in message
     message = refused(*train_flags(bad, tmp_path / "w", "prior", "--parent", bad.release.codec))
     assert "its motion is of the 'flame' basis" in message
 

@@ -150,6 +150,35 @@ def checkpoint_of(name: str) -> Checkpoint:
 
 
 @pytest.mark.parametrize("listens", ONE_AUDIO)
+def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(listens, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    from unils_jax import torch_runs
+    from unils_jax.torch_twin import load_twin
+
+    def twin_of(checkpoint: Checkpoint, path):
+        export(path, checkpoint, "card")
+        graphdef, params = split(checkpoint.model)
+        encode = jax.jit(lambda audio: merge(graphdef, params).audio_encoder(audio))
+        twin = load_twin(path)
+        twin.audio_encoder = lambda audio: torch.tensor(np.asarray(encode(audio.numpy())))
+        return twin
+
+    twin, batch = twin_of(checkpoint_of(listens), tmp_path / "x.safetensors"), pairs()
+    with torch.no_grad():
+        logits = twin.teacher_forced({name: torch.tensor(np.asarray(value)) for name, value in batch.items()})[0]
+    ours = teacher_forced(listens)(batch).swapaxes(0, 1).reshape(logits.shape)
+    assert np.abs(logits.numpy() - ours).max() < 1e-5 * np.abs(ours).max()
+
+    ready, sound = program(listens, 1 if listens == "own" else 2), tracks()
+    params = {path: np.asarray(value) for path, value in ready.params.items()}
+    merged = Checkpoint(replace(CONFIGS[listens], lora=None), params, "flame", {"checkpoint": "tiny"})
+    twin = twin_of(merged, tmp_path / "y.safetensors")
+    motion = torch_runs.decode(twin, torch.tensor(sound), tau=0.0).motion[0]
+    request = Request(*sound, sampling=Sampling(tau=0.0))
+    np.testing.assert_allclose(next(decode_many(ready, [request]))[1][0], motion, atol=1e-4)
+
+
+@pytest.mark.parametrize("listens", ONE_AUDIO)
 def test_files_name_the_one_attention_as_artalk_does_and_return(listens, tmp_path):
     checkpoint = checkpoint_of(listens)
     export(tmp_path / "x.safetensors", checkpoint, "card")

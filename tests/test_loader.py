@@ -50,6 +50,18 @@ def assert_same(ours: dict, theirs: dict) -> None:
         np.testing.assert_array_equal(array, theirs[name])
 
 
+def test_head_rotation_stays_as_it_was_where_it_is_not_centred(store_path):
+    options = {"view": "pair", "batch_size": 3, "seed": 0}
+    centred, plain = (take(make_loader(store_path, "train", centre_head=c, **options), 1)[0] for c in (True, False))
+    records = [Store(store_path).read("train", i).motion.astype(np.float32) for i in plain["record"].tolist()]
+    starts = plain["motion"][:, 0, 0, 1].astype(int)
+    for window, record, start in zip(plain["motion"], records, starts, strict=True):
+        np.testing.assert_array_equal(window, record[:, start : start + 100])
+    for name in ("motion", "style"):
+        assert (centred[name][..., 100:103] != plain[name][..., 100:103]).any(-1).all()
+        np.testing.assert_array_equal(centred[name][..., :100], plain[name][..., :100])
+
+
 def test_solo_batches_hold_single_people(store_path):
     (batch,) = take(make_loader(store_path, "train", view="solo", batch_size=5, seed=0), 1)
     expected = {name: ((5, 100, 108), np.float32) for name in ("motion", "prev", "style")}

@@ -1,11 +1,13 @@
 """Runs that are killed, told to stop, damaged or changed go on as if nothing had been, or say why they do not."""
 
 import gc
+import json
 import os
 import random
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +273,17 @@ def test_settings_that_do_not_change_what_is_learnt_are_told_and_taken(tiny_runs
     assert check_workdir(config, tiny_runs.workdirs["codec"])
     assert "keep_checkpoints 3 -> 1" in caplog.text and "data.num_workers 0 -> 2" in caplog.text
     assert len(caplog.records) == 3 and "WARNING" not in caplog.text
+
+
+def test_a_workdir_that_is_older_than_a_setting_has_its_default(tiny_runs, tmp_path):
+    workdir = tiny_runs.copy("prior", tmp_path / "prior")
+    saved = json.loads((workdir / "config.json").read_text())
+    del saved["model"]["prior"]["listens"], saved["data"]["centre_head"]
+    (workdir / "config.json").write_text(json.dumps(saved))
+    config = run_config(json.loads((tiny_runs.workdirs["prior"] / "config.json").read_text()))
+    assert check_workdir(config, workdir)
+    with pytest.raises(UserError, match="another data.centre_head True -> False"):
+        check_workdir(replace(config, data=replace(config.data, centre_head=False)), workdir)
 
 
 def test_another_model_is_refused_whatever_is_allowed(tiny_runs):

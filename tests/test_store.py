@@ -177,6 +177,20 @@ def test_statistics_are_those_of_the_centred_training_split(store, records):
     assert mean.dtype == std.dtype == np.float32
 
 
+def test_statistics_with_head_rotation_as_it_was_are_those_of_the_frames(tmp_path):
+    observed = np.ones((2, 108), bool)
+    observed[1, 100:] = False
+    whole, partial = (record(name, 130 + 40 * seed, seed=seed) for seed, name in enumerate(("a", "b")))
+    partial = replace(partial, motion=partial.motion * observed[:, None].astype(np.float16) * 3, observed=observed)
+    write_store(tmp_path / "store", [("train", whole), ("train", partial), ("val", record("c"))])
+    found = Store(tmp_path / "store").channel_statistics(centred=False)
+    frames = np.concatenate([*whole.motion, partial.motion[0]]).astype(np.float64)[:, 100:]
+    # Centring rounds every float16 value by up to 2^-11 of its size.
+    np.testing.assert_allclose(found.mean[100:], frames.mean(axis=0), atol=1e-3)
+    np.testing.assert_allclose(found.std[100:], frames.std(axis=0), atol=1e-3)
+    assert np.abs(found.mean[100:103] - Store(tmp_path / "store").channel_statistics().mean[100:103]).min() > 0.5
+
+
 def test_a_store_pickles_before_and_after_reading(store, records):
     for _ in range(2):
         copy = pickle.loads(pickle.dumps(store))

@@ -1,8 +1,8 @@
 """Adapters apart from their base: what the dialogue stage learnt, in a file of its own.
 
 The base is a prior with its codec, named by a hash of its weights and sizes; many adapters (a style or a language each)
-share one. An adapter file is a .safetensors with peft's names, LoRA factors and audio cross-attentions, and the two
-vectors added to own and other audio; its metadata say the rest. Everything goes by paths of parameters.
+share one. An adapter file is a .safetensors with peft's names, LoRA factors and audio cross-attentions, and the
+vectors added to the audio; its metadata say the rest. Everything goes by paths of parameters.
 """
 
 import hashlib

@@ -95,6 +95,9 @@ def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
         )
     if prior is not None:
         lines.append(f"- prior: width {prior.width}, depth {prior.depth}, {prior.num_heads} heads")
+        if prior.listens != "pair":
+            heard = "the own track alone" if prior.listens == "own" else "the sum of both tracks"
+            lines.append(f"- one audio cross-attention, to {heard}; **the release's code has two** and cannot load it")
     if config.logmel is not None:
         lines.append(
             f"- audio: our log-mel front end, {config.logmel.num_mels} bands. **The release's code has no such "

@@ -145,7 +145,8 @@ def train_stage(
     if speech:
         fresh = talker.fresh_talker(config, mesh, shapes, data, inherited, resumes)
     else:
-        fresh = make_fresh(config, mesh, shapes, data.mixture.statistics(), stage.parent, parent, resumes)
+        statistics = data.mixture.statistics(centred=config.data.centre_head)
+        fresh = make_fresh(config, mesh, shapes, statistics, stage.parent, parent, resumes)
     start = Start(shapes, published_params(config), fresh)
     if options.dry_run:
         try_shapes(config, mesh, graphdef, start, objective, next(data.at_step(0)))
@@ -177,6 +178,7 @@ def make_data(config: Any, view: str, mesh: Any) -> tuple[Any, Callable[[], Any]
     stores = parse_stores(data.store, data.stores)
     options = {"view": view, "batch_size": data.batch_size, "max_bad_records": data.max_bad_records}
     options |= {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    options |= {"centre_head": data.centre_head}
     loader = make_loader(stores, "train", seed=config.seed, num_workers=data.num_workers, **options)
     held_out = make_loader(stores, "val", seed=0, **options)
     return loader, lambda: islice(iter(held_out), config.eval_batches)
@@ -276,6 +278,9 @@ def parent_params(config: Any, stage_parent: str, parent: str) -> dict:
     ]
     if checkpoint.expression_basis != config.expression_basis:
         problems.append(f"its motion is of the {checkpoint.expression_basis!r} basis, the config's of another")
+    centred = (checkpoint.run or {}).get("data", {}).get("centre_head", True)
+    if checkpoint.run is not None and centred != config.data.centre_head:
+        problems.append(f"data.centre_head is {centred} in it and {config.data.centre_head} in the config")
     if problems:
         raise UserError(f"parent {parent} does not fit: {'; '.join(problems)}; use the config of the same family")
     return checkpoint.params

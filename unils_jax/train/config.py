@@ -25,7 +25,9 @@ DTYPES = ("float32", "bfloat16")
 class DataConfig:
     """`store` is a folder that `unils data` wrote, or its URL; `stores` several instead, each `PATH=WEIGHT`, windows
     drawn from each by its weight. `batch_size` counts windows, of one person or of a pair, over all devices and
-    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable.
+    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable. `centre_head`
+    False leaves head rotation as it was, as ARTalk does, in windows and statistics of codec and generators; what scores
+    and decodes them gives centred styles all the same.
 
     UniTalker: `sets` are folders in its layout, each `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS`; stores beside them
     are the annotation `motion_108`. Clips are cut down to a multiple of `clip_step_s` (0: as they are), so that fewer
@@ -36,6 +38,7 @@ class DataConfig:
     num_workers: int = 0
     stores: tuple[str, ...] = ()
     max_bad_records: int = 0
+    centre_head: bool = True
     sets: tuple[str, ...] = ()
     clip_step_s: float = 0.0
 
@@ -149,6 +152,8 @@ class RunConfig:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
         if self.data.sets and self.stage != "unitalker":
             problems.append(f"data.sets are UniTalker's, the {self.stage} stage reads data.store")
+        if not self.data.centre_head and self.model.codec is None:
+            problems.append(f"data.centre_head is of codec and generators; leave it True for the {self.stage} stage")
         if not 0 <= self.talker.pivot_rate <= 1 or min(self.talker.frozen_epochs, self.data.clip_step_s) < 0:
             problems.append("talker.pivot_rate must be in 0..1, frozen_epochs and data.clip_step_s not negative")
         if not (self.data.store or self.data.stores or self.data.sets):

@@ -7,7 +7,7 @@ from typing import Any
 
 from unils_jax.errors import UserError
 from unils_jax.train.checkpoint import has_checkpoint
-from unils_jax.train.config import RunConfig
+from unils_jax.train.config import RunConfig, run_config
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
         return False
     saved = workdir / "config.json"
     try:
-        old = _leaves(json.loads(saved.read_text()))
+        old = _leaves(_with_defaults(json.loads(saved.read_text())))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{workdir} holds checkpoints, but {saved} cannot be read ({error}); name a new workdir"
@@ -79,6 +79,14 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
         else:
             log.info("changed setting of %s: %s", workdir, text)
     return True
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with the settings that it lacks, which are younger than it, at their defaults."""
+    try:
+        return json.loads(json.dumps(run_config(values).to_dict()))
+    except UserError:
+        return values
 
 
 def _of(name: str, settings: tuple[str, ...]) -> bool:
