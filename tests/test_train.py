@@ -1,5 +1,6 @@
 """Training through `unils train`: what changes, what does not, and that an interrupted run loses nothing."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_files import assert_same, assert_same_run, item, metrics, without_speed
-from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES
+from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES, run_unils
 
 from data_pipelines.store import Store
 from unils_jax.load import load
+from unils_jax.motion import load_motion
 from unils_jax.stages import STAGES as STAGE_DATA
 from unils_jax.train.evaluation import mean_metrics
 
@@ -78,6 +80,42 @@ def test_a_stage_freezes_its_parents_averaged_weights(tiny_runs, stage, parent):
     frozen = item(tiny_runs.workdirs[stage], NUM_STEPS, "frozen")
     inherited = load(tiny_runs.workdirs[parent]).params
     assert_same({path: frozen[path] for path in inherited}, inherited)
+
+
+def test_a_dialogue_on_mixed_audio_moves_adapters_and_its_one_attention_alone_and_resumes(tiny_runs, tmp_path):
+    whole, mixed = tmp_path / "whole", "--config.model.prior.listens=mixed"
+    assert tiny_runs.train("dialogue", whole, mixed) == 0
+    resumed = cut_back(shutil.copytree(whole, tmp_path / "resumed"))
+    assert tiny_runs.train("dialogue", resumed, mixed) == 0
+    assert_same_run(whole, resumed, NUM_STEPS)
+    early, late = (item(whole, step, "params") for step in (CHECKPOINT_EVERY, NUM_STEPS))
+    assert all(re.search(r"/lora_[ab]$|/audio_attn/", path) for path in early)
+    assert not [path for path in early if np.array_equal(early[path], late[path])]
+    frozen, inherited = item(whole, NUM_STEPS, "frozen"), load(tiny_runs.workdirs["prior"]).params
+    assert_same({path: frozen[path] for path in inherited}, inherited)
+    assert frozen.keys() - inherited.keys() == {"prior/audio_embed"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listens", ["own", "pair", "mixed"])
+def test_artalk_trains_decodes_and_is_scored_whatever_it_listens_to(tiny_runs, release, tmp_path, listens):
+    lines = [
+        "from unils_jax.config import load_config",
+        "def get_config():",
+        f"    config = load_config({str(tiny_runs.configs['dialogue'])!r})",
+        f"    config.stage, config.model.lora, config.model.prior.listens = 'artalk', None, {listens!r}",
+        "    return config",
+    ]
+    (tmp_path / "artalk.py").write_text("\n".join(lines) + "\n")
+    flags = ["--config", tmp_path / "artalk.py", "--parent", tiny_runs.workdirs["codec"], "--workdir", tmp_path / "w"]
+    assert run_unils("train", *flags) == 0
+    assert set(item(tmp_path / "w", NUM_STEPS, "params")) == {p for p in load(tmp_path / "w").params if "prior/" in p}
+    flags = ["--checkpoint", tmp_path / "w", "--audio", release.audio, "--audio2", release.audio2]
+    assert run_unils("decode", *flags, "--out", tmp_path / "m.npz") == 0
+    assert load_motion(tmp_path / "m.npz").motion.shape == (2, 237, 108)
+    flags = ["--checkpoint", tmp_path / "w", "--data", tiny_runs.store, "--out", tmp_path / "report.json"]
+    assert run_unils("evaluate", *flags) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["data"]["conversations"] == 1
 
 
 @EACH_STAGE
