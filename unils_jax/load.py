@@ -23,7 +23,8 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.models.unitalker import UniTalker
-from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2, Wav2Vec2Config
+from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.motion import BASES
 from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params, abstract, merge
@@ -161,30 +162,36 @@ def pretrained() -> Path:
     return PRETRAINED
 
 
-def load_audio_encoder(name_or_folder: str) -> tuple[Wav2Vec2Config, Params]:
-    """Sizes and parameters (paths under `audio_encoder/`) of a wav2vec2 of the stable-layer-norm family."""
+def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[Wav2Vec2Config | WavLMConfig, Params]:
+    """Sizes and parameters (paths under `audio_encoder/`) of a wav2vec2 of the stable-layer-norm family, or with family
+    `wavlm` of a WavLM of the base family."""
     folder = Path(name_or_folder)
     if not folder.exists():
         folder = _fetch(name_or_folder)
-    fields, state = read_transformers_folder(folder)
-    config = Wav2Vec2Config(
-        width=fields["hidden_size"],
-        depth=fields["num_hidden_layers"],
-        num_heads=fields["num_attention_heads"],
-        hidden_dim=fields["intermediate_size"],
-        conv_dims=tuple(fields["conv_dim"]),
-        conv_kernels=tuple(fields["conv_kernel"]),
-        conv_strides=tuple(fields["conv_stride"]),
-        pos_conv_kernel=fields["num_conv_pos_embeddings"],
-        pos_conv_groups=fields["num_conv_pos_embedding_groups"],
-        norm_eps=float(fields["layer_norm_eps"]),
-    )
-    model = ModelConfig(prior=PriorConfig(32, 1, 1, config.width), wav2vec2=config)
-    expected = {p: s for p, s in _shapes(model).items() if p.startswith("audio_encoder/")}
+    fields, state = read_transformers_folder(folder, family)
+    sizes = {
+        "width": fields["hidden_size"],
+        "depth": fields["num_hidden_layers"],
+        "num_heads": fields["num_attention_heads"],
+        "hidden_dim": fields["intermediate_size"],
+        "conv_dims": tuple(fields["conv_dim"]),
+        "conv_kernels": tuple(fields["conv_kernel"]),
+        "conv_strides": tuple(fields["conv_stride"]),
+        "pos_conv_kernel": fields["num_conv_pos_embeddings"],
+        "pos_conv_groups": fields["num_conv_pos_embedding_groups"],
+        "norm_eps": float(fields["layer_norm_eps"]),
+    }
+    if family == "wavlm":
+        buckets, distance = fields["num_buckets"], fields["max_bucket_distance"]
+        config = WavLMConfig(**sizes, num_buckets=buckets, max_distance=distance)
+    else:
+        config = Wav2Vec2Config(**sizes)
+    build = WavLM if family == "wavlm" else Wav2Vec2
+    _, shapes = abstract(lambda rngs: build(config, EncoderRates(), rngs=rngs))
     params = to_paths(state, "audio_encoder")
-    # Used in wav2vec2's pre-training only; files saved for inference may lack it.
+    # Used in pre-training only; files saved for inference may lack it.
     params.setdefault("audio_encoder/masked_spec_embed", np.zeros(config.width, np.float32))
-    check_params(expected, params, str(folder))
+    check_params({f"audio_encoder/{path}": tuple(s.shape) for path, s in shapes.items()}, params, str(folder))
     return config, _float32(params)
 
 

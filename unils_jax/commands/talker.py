@@ -153,7 +153,8 @@ def _bases(model: UniTalkerConfig, data: SpeechLoader, parent: Checkpoint | None
 
 
 def _published(config: RunConfig) -> Params:
-    encoder, params = load_audio_encoder(config.audio_encoder)
+    family = "wav2vec2" if config.model.unitalker.wavlm is None else "wavlm"
+    encoder, params = load_audio_encoder(config.audio_encoder, family)
     if encoder != config.model.unitalker.audio_encoder:
         raise UserError(f"{config.audio_encoder} has other sizes than the config's audio encoder: {encoder}")
     return {path.replace("audio_encoder/", "speech_encoder/", 1): value for path, value in params.items()}
