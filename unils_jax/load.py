@@ -82,6 +82,24 @@ class Checkpoint:
         talker = replace(talker, dims=tuple(dims), components=tuple(components))
         return replace(self, config=replace(self.config, unitalker=talker), params=params)
 
+    def with_kinds(self, kinds: tuple[str, ...]) -> "Checkpoint":
+        """UniTalker with the heads of these annotations alone, so that no other needs its PCA. Raises UserError where
+        it has no head for one."""
+        talker = self.config.unitalker
+        unknown = [kind for kind in kinds if kind not in talker.kinds]
+        if unknown:
+            raise UserError(
+                f"{self.source['checkpoint']} has no head for {', '.join(unknown)}; it knows {', '.join(talker.kinds)}"
+            )
+        indices = [talker.kinds.index(kind) for kind in kinds]
+        rows = {name: tuple(getattr(talker, name)[i] for i in indices) for name in ("dims", "components")}
+        return replace(self, config=replace(self.config, unitalker=replace(talker, kinds=tuple(kinds), **rows)))
+
+    def without_pca(self) -> tuple[str, ...]:
+        """UniTalker's annotations whose PCA the checkpoint lacks."""
+        rows = zip(self.config.unitalker.kinds, self.config.unitalker.components, strict=True)
+        return tuple(kind for kind, count in rows if count and f"{PCA}{kind}/components" not in self.params)
+
     def merged(self) -> "Checkpoint":
         """The same with LoRA merged into the kernels."""
         lora = self.config.lora
