@@ -1,6 +1,10 @@
-"""DualTalk small enough for two CPU cores, its audio encoders fresh: minutes on synthetic data.
+"""DualTalk small enough for two CPU cores, on log-mel features and with the paper's alignment: minutes on synthetic
+data.
 
 unils train --config smoke_dualtalk --workdir runs/dualtalk --config.data.store=data/synthetic
+
+Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.299, predicting the training split's
+mean gives 0.320; of them the jaw 0.00043 and 0.00093. Most of the loss is who somebody is, which nobody can hear.
 """
 
 import ml_collections
@@ -15,13 +19,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.expression_basis = "standin"
     config.audio_encoder = ""
     config.data.update({"batch_size": 4, "num_workers": 0})
-    config.model.dualtalk.update({"width": 32, "hidden_dim": 64, "depth": 2, "fusion_rate": 0.1})
-    config.model.dualtalk.wav2vec2 = {
-        "width": 64, "depth": 2, "num_heads": 4, "hidden_dim": 128, "conv_dims": (32,) * 7, "pos_conv_kernel": 16,
-        "pos_conv_groups": 4,
-    }  # fmt: skip
-    config.model.dualtalk.rates.layer_drop = 0.0
-    config.optimizer.update({"rate": 1e-3, "stair_epochs": 0})
+    config.model.dualtalk.update({"width": 32, "hidden_dim": 64, "depth": 2, "fusion_rate": 0.1, "dropout_rate": 0.0})
+    config.model.dualtalk.logmel = {"num_mels": 40, "context_frames": 2}
+    # The published form starts as the mean of all frames, and hundreds of steps do not lead away from it.
+    config.model.dualtalk.alignment = True
+    config.optimizer.update({"rate": 2e-3, "warmup_steps": 100, "final_factor": 0.1, "decay_steps": 400})
+    config.optimizer.update({"max_grad_norm": 1.0, "stair_epochs": 0})
     config.log_every = 50
     config.eval_every = 200
     config.eval_batches = 4

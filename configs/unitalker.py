@@ -3,8 +3,9 @@
     unils train --config unitalker --workdir runs/unitalker --config.data.sets="('D0_BIWI=0.2*10', 'D1_vocaset=1*5')"
 
 Data: sets in UniTalker's layout, each `PATH=SCALE*REPEATS`, and, as the annotation `motion_108`, stores of ours
-(`--config.data.store`). Cost in the paper: 100 epochs, a clip a step. Published LVE of BIWI, trained alone and jointly:
-4.28 and 3.86 (e-4).
+(`--config.data.store`). With `model.unitalker.wavlm = {}` in place of `wav2vec2`, `audio_encoder` is
+`microsoft/wavlm-base-plus`. Cost in the paper: 100 epochs, a clip a step. Published LVE of BIWI, trained alone and
+jointly: 4.28 and 3.86 (e-4).
 """
 
 import ml_collections

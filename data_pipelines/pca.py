@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from data_pipelines.sources import Dropped
-from data_pipelines.unitalker import TalkerSet, TalkerSplit
+from data_pipelines.speech import SetSpeech
+from data_pipelines.unitalker import TalkerSet
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 
@@ -58,20 +58,19 @@ def fit_pca(
 def write_pca(path: str | os.PathLike, one: TalkerSet, num_components: int, batch_size: int, seed: int) -> int:
     """Fits the PCA of a set's training split and writes it; returns the number of frames.
 
-    Frames are kept in a temporary file meanwhile, in the folder of `path`. Raises UserError as `fit_pca` does, and
-    where a record cannot be read.
+    Frames are kept in a temporary file meanwhile, in the folder of `path`. Records under 0.5 s are left out, as in
+    training. Raises UserError as `fit_pca` does, and where a record cannot be read.
     """
-    split = TalkerSplit([one], "train")
-    try:
-        lengths = [split.length(entry)[0] for entry in split.entries]
-    except Dropped as dropped:
-        raise UserError(f"{one.folder}: {dropped}; leave the record out") from None
-    dim, count = split.templates[0].shape[1], sum(lengths)
+    source = SetSpeech([one], "train")
+    items = list(source.items(0))
+    if not items:
+        raise UserError(f"{one.folder}: its training split holds no record of at least 0.5 s; a PCA needs frames")
+    dim, count = items[0].dim, sum(item.frames for item in items)
     with tempfile.TemporaryDirectory(dir=Path(path).absolute().parent) as folder:
         rows = np.memmap(Path(folder) / "rows", np.float32, "w+", shape=(count, dim))
         at = 0
-        for entry in split.entries:
-            clip = split.read(entry)
+        for item in items:
+            clip = source.read(item)
             rows[at : at + len(clip.motion)] = clip.motion - clip.template
             at += len(clip.motion)
         order = np.random.default_rng(seed).permutation(count)

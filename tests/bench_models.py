@@ -1,16 +1,21 @@
 """Models and runs at a size that compiles in seconds, with the published kind of audio encoder."""
 
-from tiny_models import CODEC
+from tiny_models import CODEC, CONFIGS
 
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig
+from unils_jax.models.unitalker import UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.motion import MOTION_KIND
 from unils_jax.train.config import DataConfig, RunConfig
 
 ENCODER = Wav2Vec2Config(
     width=16, depth=1, num_heads=2, hidden_dim=32, conv_dims=(8,) * 7, pos_conv_kernel=16, pos_conv_groups=2
 )
+TALKER = UniTalkerConfig((MOTION_KIND,), (108,), (0,), ENCODER, num_identities=4, width=8)
 MODELS = {
+    "dualtalk": CONFIGS["dualtalk"],
+    "unitalker": ModelConfig(codec=None, unitalker=TALKER),
     "codec": ModelConfig(CODEC),
     "prior": ModelConfig(CODEC, PriorConfig(16, 2, 2)),
     "dialogue": ModelConfig(CODEC, PriorConfig(16, 2, 2, 16), wav2vec2=ENCODER, lora=LoRAConfig(2, 4.0, 0.1)),

@@ -175,7 +175,7 @@ def test_decode_refuses(refused, bad, tmp_path, changes, problem):
 def test_decode_refuses_a_checkpoint_of_another_stage(refused, bad, tmp_path, stage, source):
     checkpoint = getattr(bad.release, stage) if source == "release" else bad.runs.workdirs[stage]
     message = refused(*decode_flags(bad, tmp_path, checkpoint=checkpoint))
-    assert f"is a checkpoint of the {stage} stage, a dialogue or dualtalk is needed" in message
+    assert f"is a checkpoint of the {stage} stage, a dialogue or dualtalk or unitalker is needed" in message
 
 
 def test_decode_asks_for_the_audio_encoder(refused, bad, tmp_path):

@@ -22,6 +22,8 @@ from unils_jax.stages import STAGES as STAGE_DATA
         (("train", "--config", "codec", "--aot", "--against", "torch"), "--aot runs nothing"),
         (("train", "--config", "codec", "prior", "--batch_size", "4"), "one size a config: 2, got 1"),
         (("train", "--config", "codec", "--batch_size", "0"), "batch_size must be at least 1"),
+        (("train", "--config", "smoke_dualtalk", "--against", "torch"), "twin is of UniLS, DualTalk has none"),
+        (("train", "--config", "smoke_unitalker", "--against", "torch"), "twin is of UniLS, UniTalker has none"),
         (("train", "--config", "codek"), "no config named 'codek'"),
         (("train", "--config", "codec", "--config.model.codec.with=3"), "did you mean model.codec.width"),
         (("decode", "--config", "prior"), "needs a dialogue"),

@@ -8,6 +8,8 @@ import pytest
 from bench_models import tiny_run
 from tiny_runs import quick_compiles
 
+from data_pipelines.loader import make_loader
+from data_pipelines.speech import make_speech_loader
 from unils_jax import bench
 from unils_jax.bench import random_params, twin_of
 from unils_jax.bench_trace import TRAIN_PARTS, Operation, operations, summarise
@@ -104,6 +106,30 @@ def test_the_batch_of_a_pair_holds_both_people_and_their_audio():
     shapes = {name: shape.shape for name, shape in batch_shapes(tiny_run("dialogue")).items()}
     assert shapes == {name: (2, 2, 100, 108) for name in ("motion", "prev", "style")} | {"audio": (2, 2, 64_000)}
     assert {name: value.shape for name, value in random_batch(tiny_run("dialogue")).items()} == shapes
+
+
+@pytest.mark.parametrize("stage", ["dualtalk", "unitalker"])
+def test_the_batches_of_the_family_are_those_of_its_loaders(tiny_store, stage):
+    if stage == "dualtalk":
+        loader = make_loader(str(tiny_store), "train", view="partners", batch_size=2, seed=0)
+    else:
+        settings = {"clip_step_s": 0.0, "normalize": True, "as_pivot": False, "process_index": 0, "process_count": 1}
+        loader = make_speech_loader([], [(str(tiny_store), 1.0)], "train", batch_size=2, seed=0, **settings)
+    batch = next(iter(loader))
+    shapes = {name: (value.shape, value.dtype) for name, value in random_batch(tiny_run(stage)).items()}
+    told = ("observed", "record", "replaced")  # what the loop and the shares take, the model does not
+    assert shapes == {name: (value.shape, value.dtype) for name, value in batch.items() if name not in told}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["dualtalk", "unitalker"])
+def test_the_family_s_steps_are_measured(monkeypatch, stage):
+    monkeypatch.setattr(bench, "MEASURED_S", 0.01)
+    with quick_compiles():
+        row = bench_train(tiny_run(stage), Objective(), against_torch=False, rounds=2, peak=1e12)
+    assert row["stage"] == stage and row["frames_per_s"] == pytest.approx(400 * row["steps_per_s"])
+    assert 0 < row["encoder_flops"] < row["step_flops"]
+    assert f"| {stage} | 2 |" in table({"stages": [row], "against": None})
 
 
 HLO = """

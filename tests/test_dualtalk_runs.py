@@ -33,6 +33,7 @@ CONFIG = """
         config.num_steps = 4
         config.data.update({{"store": {store!r}, "batch_size": 2}})
         config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1}})
+        config.model.dualtalk.update({{"logmel": None, "alignment": False}})
         config.model.dualtalk.wav2vec2.update({{
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,

@@ -218,7 +218,7 @@ def test_missing_and_foreign_motion_files_are_named(tmp_path, stores, capsys):
 def test_a_stage_without_audio_is_refused(tmp_path, stores, tiny_runs, capsys):
     flags = ("--data", stores / "standin", "--out", tmp_path / "r.json")
     assert run("--checkpoint", tiny_runs.workdirs["prior"], *flags) == 2
-    assert "a dialogue or dualtalk is needed" in capsys.readouterr().err
+    assert "a dialogue or dualtalk or unitalker is needed" in capsys.readouterr().err
 
 
 def test_a_split_with_nothing_to_score_is_refused(tmp_path, tiny_store, capsys):

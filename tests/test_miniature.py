@@ -84,8 +84,6 @@ def write_tiny_configs(folder: Path) -> Path:
                 config.data.batch_size = 2
                 if config.model.get("dualtalk"):
                     config.model.dualtalk.update({{"width": 16, "num_heads": 2, "hidden_dim": 16, "depth": 1}})
-                    encoder = {{"width": 16, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (8,) * 7}}
-                    config.model.dualtalk.wav2vec2.update(encoder)
                     return config
                 scales = config.model.codec.scales[::2]
                 config.model.codec.update({{"code_dim": 8, "scales": scales, "width": 16, "depth": 1}})

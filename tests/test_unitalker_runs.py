@@ -151,6 +151,21 @@ def test_validation_tells_lip_errors_of_every_kind(run):
         assert row[f"{kind}/LVE"] > 0 and row[f"{kind}/LVD"] > 0
 
 
+@slow
+def test_a_run_is_evaluated_on_its_own_sets_and_its_export_alike(run, tmp_path):
+    reports, file, flags = [], tmp_path / "talker.safetensors", ()
+    assert run_unils("export", "--checkpoint", run, "--out", file) == 0
+    for i, checkpoint in enumerate((run, file)):
+        with quick_compiles():
+            assert run_unils("evaluate", "--checkpoint", checkpoint, *flags, "--out", tmp_path / f"{i}.json") == 0
+        reports.append(json.loads((tmp_path / f"{i}.json").read_text()))
+        flags = ("--sets", *reports[0]["settings"]["sets"], "--resources", run.parent / "resources")
+    first, second = reports
+    assert first["metrics"] == second["metrics"] and first["settings"]["identities"] == "as annotated"
+    for kind in ("BIWI_23370_vertices", "3DETF_blendshape_weight"):
+        assert first["metrics"][kind]["LVE"]["mean"] > 0 and first["metrics"][kind]["records"] == 2
+
+
 def outputs(checkpoint, kind: str, dim: int) -> np.ndarray:
     audio = jnp.asarray(rng(3).normal(0, 1, (1, 12_000)), jnp.float32)
     identity = jnp.array([1], jnp.int32)

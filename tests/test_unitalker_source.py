@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from talker_data import write_set
+from tiny_runs import run_unils
 
 from data_pipelines.pca import fit_pca, write_pca
 from data_pipelines.sources import Dropped
@@ -155,6 +156,27 @@ def test_a_pca_of_a_set_is_written_and_read(tmp_path):
     with pytest.raises(UserError, match="num_components must be from 1 to the batch's 40 rows"):
         write_pca(one.folder / "pca.npz", one, 50, 40, seed=0)
     assert [path.name for path in one.folder.iterdir() if "tmp" in path.name] == []
+
+
+def test_the_command_line_puts_a_pca_into_its_set(tmp_path, capsys):
+    pytest.importorskip("sklearn", reason="fits a PCA: pip install 'unils-jax[pca]'")
+    annotation, template, short = noise(60, 6), noise(1, 6), (0, 25, noise(5, 6), noise(64_000))
+    one = write_set(tmp_path / "a", "one", [(0, 25, annotation, noise(64_000)), short], template)
+    flags = ("--components", "2", "--batch_size", "30")
+    assert run_unils("data", "pca", f"{one.folder}=0.5", *flags) == 0
+    assert "2 components of 60 training frames" in capsys.readouterr().out
+    components, mean = read_pca(one.folder)
+    assert components.shape == (2, 6)
+    np.testing.assert_allclose(mean, 0.5 * (annotation - template).mean(0), atol=1e-6)
+    for wrong, told in (
+        (("--out", tmp_path / "x.txt"), "must end in .npz"),
+        (("--components", "40"), "num_components must be from 1"),
+        (("--seed", "-1"), "--seed must not be negative"),
+    ):
+        assert run_unils("data", "pca", one.folder, *flags, *wrong) == 2
+        assert told in capsys.readouterr().err
+    assert run_unils("data", "pca", tmp_path / "nowhere") == 2
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_a_pca_file_of_another_shape_is_refused(tmp_path):

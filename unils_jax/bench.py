@@ -21,7 +21,7 @@ from flax import nnx
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.flops import matrix_peak
-from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
 from unils_jax.torch_keys import torch_views
@@ -34,7 +34,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> tuple[nnx.GraphDef, Par
 
     Uniform within 1/sqrt(fan-in), norms and statistics one or zero, so that activations keep their size.
     """
-    graphdef, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
+    graphdef, shapes = abstract(config.build)
     rng = np.random.default_rng(seed)
 
     def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -51,8 +51,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> tuple[nnx.GraphDef, Par
 def twin_of(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Any:
     """The PyTorch twin (`TwinCodec` or `TwinGenerator`, adapters included) with the same weights, on the same kind of
     device as JAX. Raises UserError where torch is missing and where the model has no twin."""
-    if config.logmel is not None:
-        raise UserError("--against torch needs a model with wav2vec2 or without audio: the twin has no log-mel encoder")
+    check_twin(config)
     try:
         import torch
     except ImportError:
@@ -81,6 +80,15 @@ def twin_of(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Any:
     state = {key: torch.tensor(np.ascontiguousarray(view), device=device) for key, view in views}
     twin.load_state_dict(state, strict=True, assign=True)
     return twin.to(device)
+
+
+def check_twin(config: ModelConfig) -> None:
+    """Raises UserError where the model has no PyTorch twin."""
+    if config.codec is None:
+        name = "DualTalk" if config.unitalker is None else "UniTalker"
+        raise UserError(f"--against torch: the PyTorch twin is of UniLS, {name} has none; leave it away")
+    if config.logmel is not None:
+        raise UserError("--against torch needs a model with wav2vec2 or without audio: the twin has no log-mel encoder")
 
 
 def transformers_fields(config: Wav2Vec2Config) -> dict[str, Any]:

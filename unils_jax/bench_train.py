@@ -16,8 +16,16 @@ from jax.sharding import Mesh
 from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
 from unils_jax.bench_trace import TRAIN_PARTS, scope_seconds, shares, shares_line
 from unils_jax.flops import Work, count
-from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.motion import (
+    DUALTALK_DIM,
+    KIND_MARK,
+    MOTION_DIM,
+    MOTION_KIND,
+    PARTNER_FRAMES,
+    SAMPLES_PER_FRAME,
+    WINDOW_FRAMES,
+    WINDOW_SAMPLES,
+)
 from unils_jax.nn.params import abstract
 from unils_jax.stages import STAGES, Objective
 from unils_jax.train.config import RunConfig
@@ -26,7 +34,7 @@ from unils_jax.train.step import hold_frozen, init_state, make_train_step
 
 log = logging.getLogger(__name__)
 
-ENCODER = "wav2vec2"
+ENCODERS = ("wav2vec2", "wavlm")
 
 
 @dataclass(frozen=True)
@@ -41,24 +49,39 @@ class Compiled:
 
 
 def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of smooth random motion and, for pairs, noise as audio: what a step is handed."""
+    """A batch of smooth random motion and, where the stage hears it, noise as audio: what a step is handed."""
     rng = np.random.default_rng(seed)
     batch = {}
     for name, shape in batch_shapes(config).items():
+        if len(shape.shape) < 2 or name == "template":
+            batch[name] = np.zeros(shape.shape, shape.dtype)
+            continue
         draws = rng.standard_normal(shape.shape, np.float32)
-        batch[name] = draws if name == "audio" else 0.3 * draws.cumsum(-2, dtype=np.float32)
+        batch[name] = draws if name.endswith("audio") else 0.3 * draws.cumsum(-2, dtype=np.float32)
     return batch
 
 
 def batch_shapes(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of the config's stage and size."""
-    pairs = STAGES[config.stage].windows == "pair"
-    lead = (config.data.batch_size, 2) if pairs else (config.data.batch_size,)
-    clip = jax.ShapeDtypeStruct((*lead, WINDOW_FRAMES, MOTION_DIM), jnp.float32)
-    shapes = {name: clip for name in ("motion", "prev", "style")}
-    if pairs:
-        shapes["audio"] = jax.ShapeDtypeStruct((*lead, WINDOW_SAMPLES), jnp.float32)
-    return shapes
+    """The shapes of a batch of the config's stage and size; UniTalker's are pieces of our motion."""
+    windows, size = STAGES[config.stage].windows, config.data.batch_size
+
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    if windows == "partners":
+        clip, audio = floats(size, PARTNER_FRAMES, DUALTALK_DIM), floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME)
+        return {"motion": clip, "partner_motion": clip, "audio": audio, "partner_audio": audio}
+    if windows == "speech":
+        return {
+            "motion": floats(size, PARTNER_FRAMES, MOTION_DIM),
+            "audio": floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME),
+            "template": floats(size, MOTION_DIM),
+            "identity": jax.ShapeDtypeStruct((size,), jnp.int32),
+            f"{KIND_MARK}{MOTION_KIND}": floats(size, 0),
+        }
+    lead = (size, 2) if windows == "pair" else (size,)
+    shapes = {name: floats(*lead, WINDOW_FRAMES, MOTION_DIM) for name in ("motion", "prev", "style")}
+    return shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {})
 
 
 def compile_step(config: RunConfig, objective: Objective) -> Compiled:
@@ -66,7 +89,7 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     several devices."""
     stage, train = STAGES[config.stage], config.train
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
-    graphdef, shapes = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
+    graphdef, shapes = abstract(config.model.build)
     trainable, frozen = stage.split(shapes)
     frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
@@ -136,12 +159,17 @@ def described(config: RunConfig, objective: Objective, compiled: Compiled) -> di
         "head": "none" if objective.head is None else objective.head.name,
         "compile_s": compiled.seconds,
         "step_flops": compiled.work.model,
-        "encoder_flops": compiled.work.within(ENCODER),
+        "encoder_flops": encoder_work(compiled.work),
         "backward_flops": compiled.work.backward,
         "recomputed_flops": compiled.work.recomputed,
         "memory_bytes": memory,
         "program_bytes": sum(memory.values()),
     }
+
+
+def encoder_work(work: Work) -> int:
+    """The products inside the audio encoders, those of their gradients included where they train."""
+    return sum(work.within(name) for name in ENCODERS)
 
 
 def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], peak: float) -> dict[str, Any]:
@@ -151,13 +179,13 @@ def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], pe
     everything, the frozen audio encoder once a track, backward of what leads to a trained parameter), by the measured
     peak; `without_encoder` leaves the encoder's products out and its time in.
     """
-    people = config.data.batch_size * (2 if STAGES[config.stage].windows == "pair" else 1)
+    frames = config.data.batch_size * (STAGES[config.stage].item_frames or PARTNER_FRAMES)
     step_s = statistics.median(seconds["ours"])
     figures = {
         "steps_per_s": 1 / step_s,
-        "frames_per_s": people * WINDOW_FRAMES / step_s,
+        "frames_per_s": frames / step_s,
         "utilisation": work.model / step_s / peak,
-        "utilisation_without_encoder": (work.model - work.within(ENCODER)) / step_s / peak,
+        "utilisation_without_encoder": (work.model - encoder_work(work)) / step_s / peak,
         "seconds": {name: list(values) for name, values in seconds.items()},
     }
     if "torch" in seconds:

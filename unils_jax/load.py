@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.models.unitalker import UniTalker
-from unils_jax.models.wav2vec2 import Wav2Vec2Config
+from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2, Wav2Vec2Config
+from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.motion import BASES
 from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params, abstract, merge
@@ -34,6 +35,7 @@ from unils_jax.unitalker_files import is_unitalker, unitalker_config
 log = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
+ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our checkpoints
 PCA = "pca/"  # where the PCA of UniTalker's annotations lies
 PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
 
@@ -80,6 +82,24 @@ class Checkpoint:
             params |= {f"{PCA}{kind}/components": rows, f"{PCA}{kind}/mean": mean}
         talker = replace(talker, dims=tuple(dims), components=tuple(components))
         return replace(self, config=replace(self.config, unitalker=talker), params=params)
+
+    def with_kinds(self, kinds: tuple[str, ...]) -> "Checkpoint":
+        """UniTalker with the heads of these annotations alone, so that no other needs its PCA. Raises UserError where
+        it has no head for one."""
+        talker = self.config.unitalker
+        unknown = [kind for kind in kinds if kind not in talker.kinds]
+        if unknown:
+            raise UserError(
+                f"{self.source['checkpoint']} has no head for {', '.join(unknown)}; it knows {', '.join(talker.kinds)}"
+            )
+        indices = [talker.kinds.index(kind) for kind in kinds]
+        rows = {name: tuple(getattr(talker, name)[i] for i in indices) for name in ("dims", "components")}
+        return replace(self, config=replace(self.config, unitalker=replace(talker, kinds=tuple(kinds), **rows)))
+
+    def without_pca(self) -> tuple[str, ...]:
+        """UniTalker's annotations whose PCA the checkpoint lacks."""
+        rows = zip(self.config.unitalker.kinds, self.config.unitalker.components, strict=True)
+        return tuple(kind for kind, count in rows if count and f"{PCA}{kind}/components" not in self.params)
 
     def merged(self) -> "Checkpoint":
         """The same with LoRA merged into the kernels."""
@@ -161,30 +181,36 @@ def pretrained() -> Path:
     return PRETRAINED
 
 
-def load_audio_encoder(name_or_folder: str) -> tuple[Wav2Vec2Config, Params]:
-    """Sizes and parameters (paths under `audio_encoder/`) of a wav2vec2 of the stable-layer-norm family."""
+def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[Wav2Vec2Config | WavLMConfig, Params]:
+    """Sizes and parameters (paths under `audio_encoder/`) of a wav2vec2 of the stable-layer-norm family, or with family
+    `wavlm` of a WavLM of the base family."""
     folder = Path(name_or_folder)
     if not folder.exists():
         folder = _fetch(name_or_folder)
-    fields, state = read_transformers_folder(folder)
-    config = Wav2Vec2Config(
-        width=fields["hidden_size"],
-        depth=fields["num_hidden_layers"],
-        num_heads=fields["num_attention_heads"],
-        hidden_dim=fields["intermediate_size"],
-        conv_dims=tuple(fields["conv_dim"]),
-        conv_kernels=tuple(fields["conv_kernel"]),
-        conv_strides=tuple(fields["conv_stride"]),
-        pos_conv_kernel=fields["num_conv_pos_embeddings"],
-        pos_conv_groups=fields["num_conv_pos_embedding_groups"],
-        norm_eps=float(fields["layer_norm_eps"]),
-    )
-    model = ModelConfig(prior=PriorConfig(32, 1, 1, config.width), wav2vec2=config)
-    expected = {p: s for p, s in _shapes(model).items() if p.startswith("audio_encoder/")}
+    fields, state = read_transformers_folder(folder, family)
+    sizes = {
+        "width": fields["hidden_size"],
+        "depth": fields["num_hidden_layers"],
+        "num_heads": fields["num_attention_heads"],
+        "hidden_dim": fields["intermediate_size"],
+        "conv_dims": tuple(fields["conv_dim"]),
+        "conv_kernels": tuple(fields["conv_kernel"]),
+        "conv_strides": tuple(fields["conv_stride"]),
+        "pos_conv_kernel": fields["num_conv_pos_embeddings"],
+        "pos_conv_groups": fields["num_conv_pos_embedding_groups"],
+        "norm_eps": float(fields["layer_norm_eps"]),
+    }
+    if family == "wavlm":
+        buckets, distance = fields["num_buckets"], fields["max_bucket_distance"]
+        config = WavLMConfig(**sizes, num_buckets=buckets, max_distance=distance)
+    else:
+        config = Wav2Vec2Config(**sizes)
+    build = WavLM if family == "wavlm" else Wav2Vec2
+    _, shapes = abstract(lambda rngs: build(config, EncoderRates(), rngs=rngs))
     params = to_paths(state, "audio_encoder")
-    # Used in wav2vec2's pre-training only; files saved for inference may lack it.
+    # Used in pre-training only; files saved for inference may lack it.
     params.setdefault("audio_encoder/masked_spec_embed", np.zeros(config.width, np.float32))
-    check_params(expected, params, str(folder))
+    check_params({f"audio_encoder/{path}": tuple(s.shape) for path, s in shapes.items()}, params, str(folder))
     return config, _float32(params)
 
 
@@ -210,7 +236,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     config = from_dict(ModelConfig, meta["config"]["model"], "model")
     expected = {p: s for p, s in _shapes(config).items() if not p.startswith("audio_encoder/")}
     restored: Params = {}
-    for item in (weights, "frozen"):
+    for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
             restored |= read_item(step_folder.absolute() / item)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -218,6 +244,11 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     check_params(expected, restored, str(step_folder))
     source = {"checkpoint": str(path), "step": meta["step"], "stage": config.stage}
     return Checkpoint(config, restored, meta["config"]["expression_basis"], source, run=meta["config"])
+
+
+def array_items(meta: Mapping[str, Any]) -> Sequence[str]:
+    """The items of arrays that a checkpoint holds, by its `meta`; older ones do not say and have all."""
+    return meta.get("arrays", ARRAYS)
 
 
 def read_item(folder: Path) -> Params:

@@ -83,10 +83,10 @@ def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
         )
     if dualtalk is not None:
         encoder = dualtalk.wav2vec2
-        lines.append(
-            f"- width {dualtalk.width}, {dualtalk.depth} layers of interaction; two wav2vec2 of width {encoder.width} "
-            f"and depth {encoder.depth}, trained along and in this file"
-        )
+        ears = f"two wav2vec2 of width {encoder.width} and depth {encoder.depth}, trained along and in this file"
+        if dualtalk.logmel is not None:
+            ears = "log-mel features instead of two wav2vec2; **the authors' code cannot load it**"
+        lines.append(f"- width {dualtalk.width}, {dualtalk.depth} layers of interaction; {ears}")
     if config.unitalker is not None:
         talker = config.unitalker
         lines.append(

@@ -17,8 +17,10 @@ from unils_jax.dualtalk_decode import respond
 from unils_jax.errors import UserError
 from unils_jax.models.dualtalk import DualTalk
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import FPS, HEAD, WINDOW_FRAMES, center_head
+from unils_jax.models.unitalker import UniTalker
+from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, center_head
 from unils_jax.scoring import Person
+from unils_jax.talk import STRIDE_S, WINDOW_S, speak
 
 MAX_LENGTH_DIFFERENCE_FRAMES = 25
 
@@ -49,9 +51,10 @@ class Protocol:
         """The first frame that is scored."""
         return WINDOW_FRAMES if self.held_out_style else 0
 
-    def settings(self, *, decodes: bool = True, partner: bool = False) -> dict[str, object]:
+    def settings(self, *, decodes: bool = True, partner: bool = False, alone: bool = False) -> dict[str, object]:
         """Everything the protocol fixes, for the report; motion that is not decoded here has conditions of its own. A
-        model that sees its `partner` has no style, no previous motion and draws nothing."""
+        model that sees its `partner`, or hears its own audio `alone`, has no style, no previous motion and draws
+        nothing."""
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
         scored = {
             "name": self.name,
@@ -62,6 +65,9 @@ class Protocol:
         }
         if partner:
             return scored | {"partner": "audio and true motion of the whole sequence, head rotation as tracked"}
+        if alone:
+            windows = f"windows of {WINDOW_S} s every {STRIDE_S} s, cross-faded"
+            return scored | {"heard": f"own audio alone, in {windows}", "identity": "nobody in particular"}
         if not decodes:
             return scored
         return scored | {
@@ -153,6 +159,17 @@ def respond_with(model: DualTalk, protocol: Protocol, dtype: str = "float32") ->
         audio, seen = conversation.audio, conversation.tracked
         people = [respond(model, audio[p], audio[1 - p], seen[1 - p], dtype=dtype) for p in range(protocol.num_people)]
         return np.stack(people)
+
+    return predict
+
+
+def talk_with(model: UniTalker, protocol: Protocol, dtype: str = "float32") -> Predict:
+    """UniTalker's motion of the people that the protocol scores, each from the own audio alone; no seed matters."""
+    neutral = np.zeros(MOTION_DIM, np.float32)
+
+    def predict(conversation: Conversation, seed: int) -> np.ndarray:
+        tracks = conversation.audio[: protocol.num_people]
+        return np.stack([speak(model, track, MOTION_KIND, int(FPS), neutral, dtype=dtype) for track in tracks])
 
     return predict
 

@@ -4,12 +4,21 @@ Source: the release's demo. Shorter audio is one window.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import Array
 from jaxtyping import Float
 
-from unils_jax.models.unitalker import frames_of, prepare_audio
+from unils_jax.errors import UserError
+from unils_jax.models.unitalker import UniTalker, frames_of, prepare_audio
+from unils_jax.models.wavlm import WavLM
 from unils_jax.motion import SAMPLE_RATE
+from unils_jax.nn.params import Params, merge, split
+from unils_jax.nn.stack import Compute
 
 WINDOW_S, STRIDE_S = 25, 20
 # (audio [1, N], number of frames) -> motion [1, T, D].
@@ -44,3 +53,53 @@ def talk(predict: Predict, audio: Float[np.ndarray, " N"], fps: int, *, normaliz
         window = prepare_audio(whole[first:last], normalize=normalize)
         pieces.append(np.asarray(predict(window[None], frames_of(len(window), float(fps))))[0])
     return cross_fade(pieces, fps)
+
+
+def normalizes(model: UniTalker) -> bool:
+    """Whether the model's encoder wants normalised audio, see `prepare_audio`."""
+    return not isinstance(model.speech_encoder, WavLM)
+
+
+def predict(
+    model: UniTalker,
+    audio: Float[np.ndarray, " N"],
+    kind: str,
+    num_frames: int,
+    template: Float[np.ndarray, " D"],
+    identity: int | None = None,
+    *,
+    dtype: str = "float32",
+) -> Float[np.ndarray, "T D"]:
+    """The numbers of an annotation over all of the prepared audio at once, in the template's units; who is nobody in
+    particular is the pivot. Compiles once a length. Raises UserError for audio too short for a frame."""
+    if num_frames < 1 or model.speech_encoder.num_frames(len(audio)) < 1:
+        raise UserError(f"audio of {len(audio) / SAMPLE_RATE:.3f} s is too short for a frame; give at least 0.1 s")
+    graphdef, params = split(model)
+    who = np.array([-1 if identity is None else identity], np.int32)  # the pivot is the last row
+    arrays = (np.asarray(audio, np.float32)[None], np.asarray(template, np.float32)[None], who)
+    return np.asarray(_predict(graphdef, kind, num_frames, Compute(jnp.dtype(dtype)), params, *arrays)[0])
+
+
+def speak(
+    model: UniTalker,
+    audio: Float[np.ndarray, " N"],
+    kind: str,
+    fps: int,
+    template: Float[np.ndarray, " D"],
+    identity: int | None = None,
+    *,
+    dtype: str = "float32",
+) -> Float[np.ndarray, "T D"]:
+    """`predict` of 16 kHz audio of any length as it was recorded, at 25 or 30 fps. Compiles once a window's length."""
+
+    def of_window(window: np.ndarray, num_frames: int) -> np.ndarray:
+        return predict(model, window[0], kind, num_frames, template, identity, dtype=dtype)[None]
+
+    return talk(of_window, np.asarray(audio, np.float32), fps, normalize=normalizes(model))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _predict(
+    graphdef: nnx.GraphDef, kind: str, num_frames: int, compute: Compute, params: Params, *arrays: Array
+) -> Array:
+    return merge(graphdef, params)(*arrays, kind, num_frames, None, compute).motion

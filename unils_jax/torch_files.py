@@ -1,7 +1,7 @@
 """The three sources of weights that PyTorch programs wrote; neither torch nor transformers is needed.
 
-A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder of wav2vec2. No
-pickled code is run (see `torch_zip`), and what is returned is plain: arrays, and config trees of dict, list, text,
+A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder of wav2vec2 or WavLM.
+No pickled code is run (see `torch_zip`), and what is returned is plain: arrays, and config trees of dict, list, text,
 numbers and None.
 """
 
@@ -142,49 +142,61 @@ WAV2VEC2_DEFAULTS: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 16,
     "layer_norm_eps": 1e-5,
 }
-# The stable-layer-norm family, the one that is built here.
-_WAV2VEC2_FAMILY = {
-    "model_type": "wav2vec2",
-    "do_stable_layer_norm": True,
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
+WAVLM_DEFAULTS: dict[str, Any] = {**WAV2VEC2_DEFAULTS, "num_buckets": 320, "max_bucket_distance": 800}
+_COMMON = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
     "add_adapter": False,
     "adapter_attn_dim": None,
 }
+# What is built here of each model type: wav2vec2 with stable layer norm, WavLM's base family; and one to use.
+_FAMILIES = {
+    "wav2vec2": (
+        WAV2VEC2_DEFAULTS,
+        {"model_type": "wav2vec2", "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
+        | _COMMON,
+        "wav2vec2 of the stable-layer-norm family, for example facebook/wav2vec2-xls-r-300m",
+    ),
+    "wavlm": (
+        WAVLM_DEFAULTS,
+        {"model_type": "wavlm", "do_stable_layer_norm": False, "feat_extract_norm": "group", "conv_bias": False}
+        | _COMMON,
+        "WavLM of the base family, for example microsoft/wavlm-base-plus",
+    ),
+}
 
 
-def read_transformers_folder(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(config, state dict) of a wav2vec2 folder as transformers' `save_pretrained` writes it.
+def read_transformers_folder(
+    path: str | os.PathLike, family: str = "wav2vec2"
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(config, state dict) of a wav2vec2 or WavLM folder as transformers' `save_pretrained` writes it.
 
-    The config holds every field of `WAV2VEC2_DEFAULTS`, checked. The weights come from `model.safetensors`, from the
-    files that `model.safetensors.index.json` lists, or from a `pytorch_model.bin` (read like a `.pt`). Keys are as in
-    the file; see `torch_keys.to_paths`. Raises UserError naming a missing file, or every field that is not of the
-    stable-layer-norm family.
+    The config holds every field of `WAV2VEC2_DEFAULTS`, or `WAVLM_DEFAULTS`, checked. The weights come from
+    `model.safetensors`, from the files that `model.safetensors.index.json` lists, or from a `pytorch_model.bin` (read
+    like a `.pt`). Keys are as in the file; see `torch_keys.to_paths`. Raises UserError naming a missing file, or every
+    field that is not of the family that is built here.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(
             f"{path} is not a folder; name one with config.json and model.safetensors as transformers saves"
         )
-    config = {**WAV2VEC2_DEFAULTS, **_read_json(path / "config.json", "the config of a wav2vec2 model")}
+    defaults, required, remedy = _FAMILIES[family]
+    config = {**defaults, **_read_json(path / "config.json", f"the config of a {family} model")}
     problems = [
         f"{name} must be {json.dumps(value)}, got {shown(json.dumps(config[name]))}"
-        for name, value in _WAV2VEC2_FAMILY.items()
+        for name, value in required.items()
         if json.dumps(config[name]) != json.dumps(value)
-    ] + _wav2vec2_size_problems(config)
+    ] + _size_problems(config)
     if problems:
-        raise UserError(
-            f"{path / 'config.json'}: {'; '.join(problems)}. Use a wav2vec2 of the stable-layer-norm family, for "
-            "example facebook/wav2vec2-xls-r-300m"
-        )
+        raise UserError(f"{path / 'config.json'}: {'; '.join(problems)}. Use a {remedy}")
     return config, _folder_weights(path)
 
 
-def _wav2vec2_size_problems(config: Mapping[str, Any]) -> list[str]:
+def _size_problems(config: Mapping[str, Any]) -> list[str]:
     counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     counts += ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
+    counts += tuple(name for name in ("num_buckets", "max_bucket_distance") if name in config)
     problems = [
         f"{name} must be a positive whole number, got {shown(config[name])}"
         for name in counts

@@ -100,7 +100,7 @@ def is_ignored(key: str, stage: str) -> bool:
     files hold twice or use for nothing."""
     if stage == "unitalker":
         return key.endswith(DERIVED)
-    return stage == "audio_encoder" and key.removeprefix("wav2vec2.").startswith(IGNORED_HEADS)
+    return stage == "audio_encoder" and key.removeprefix("wav2vec2.").removeprefix("wavlm.").startswith(IGNORED_HEADS)
 
 
 def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:

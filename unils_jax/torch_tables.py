@@ -1,7 +1,7 @@
 """The table of torch keys and parameter paths, per kind of checkpoint; `torch_keys` reads it in both directions.
 
 A row is (torch's prefix, our prefix, kind of module); `{i}` counts, `{name}` is any name. Source: the state
-dicts of the releases, transformers' names of wav2vec2, peft's names of adapters, `torch.nn`'s names of its own modules.
+dicts of the releases, transformers' names of wav2vec2 and WavLM, peft's of adapters, `torch.nn`'s of its own modules.
 """
 
 # Per kind of module: (torch's name, our name, axes reversed).
@@ -101,13 +101,19 @@ _AUDIO_ENCODER = (
     ("encoder.layers.{i}.feed_forward.output_dense", "audio_encoder/blocks/{i}/down", _LINEAR),
     ("encoder.layer_norm", "audio_encoder/final_norm", _NORM),
 )
+# Of WavLM alone; one table serves all of its layers.
+_WAVLM = (
+    ("encoder.layers.0.attention.rel_attn_embed", "audio_encoder/position_table", _WEIGHT),
+    ("encoder.layers.{i}.attention.gru_rel_pos_linear", "audio_encoder/blocks/{i}/attn/gate", _LINEAR),
+    ("encoder.layers.{i}.attention.gru_rel_pos_const", "audio_encoder/blocks/{i}/attn/gate_scale", _LEAF),
+)
 
 
-def _wav2vec2(key: str, path: str, weight_norm: tuple) -> tuple:
+def _encoder(key: str, path: str, weight_norm: tuple, rows: tuple = _AUDIO_ENCODER) -> tuple:
     """An encoder inside another model; `weight_norm` is the kind of its positional convolution."""
     return tuple(
         (f"{key}.{k}", path + p.removeprefix("audio_encoder"), weight_norm if kind == _WEIGHT_NORM else kind)
-        for k, p, kind in _AUDIO_ENCODER
+        for k, p, kind in rows
     )
 
 
@@ -143,8 +149,8 @@ def _lstm(key: str, path: str) -> tuple:
 
 
 _DUALTALK = (
-    *_wav2vec2("joint_encoder.audio_encoder1", "own_encoder", _OLD_WEIGHT_NORM),
-    *_wav2vec2("joint_encoder.audio_encoder2", "partner_encoder", _OLD_WEIGHT_NORM),
+    *_encoder("joint_encoder.audio_encoder1", "own_encoder", _OLD_WEIGHT_NORM),
+    *_encoder("joint_encoder.audio_encoder2", "partner_encoder", _OLD_WEIGHT_NORM),
     ("joint_encoder.audio_projection", "audio_proj", _LINEAR),
     ("joint_encoder.blendshape_encoder.0", "motion_encoder/up", _LINEAR),
     ("joint_encoder.blendshape_encoder.2", "motion_encoder/out", _LINEAR),
@@ -157,13 +163,8 @@ _DUALTALK = (
     ("synthesis_module.blendshape_predictor", "head", _LINEAR),
 )
 
-_WAVLM_ATTENTION = "audio_encoder.encoder.layers.{i}.attention"
 _UNITALKER = (
-    *_wav2vec2("audio_encoder", "speech_encoder", _WEIGHT_NORM),
-    # Of WavLM alone; one table serves all of its layers.
-    ("audio_encoder.encoder.layers.0.attention.rel_attn_embed", "speech_encoder/position_table", _WEIGHT),
-    (f"{_WAVLM_ATTENTION}.gru_rel_pos_linear", "speech_encoder/blocks/{i}/attn/gate", _LINEAR),
-    (f"{_WAVLM_ATTENTION}.gru_rel_pos_const", "speech_encoder/blocks/{i}/attn/gate_scale", _LEAF),
+    *_encoder("audio_encoder", "speech_encoder", _WEIGHT_NORM, _AUDIO_ENCODER + _WAVLM),
     ("decoder.learnable_style_emb", "decoder/identity_embed", _WEIGHT),
     ("decoder.audio_feature_map", "decoder/audio_proj", _LINEAR),
     ("decoder.tcn.first_net.conv_layers.{i}.conv", "decoder/blocks/{i}/conv", _CONV),
@@ -180,7 +181,7 @@ TABLES = {
     "codec": _CODEC,
     "prior": _BASE_CODEC + _PRIOR,
     "dialogue": _BASE_CODEC + _PRIOR + _PRIOR_LORA + _AUDIO_ATTENTION,
-    "audio_encoder": _AUDIO_ENCODER,
+    "audio_encoder": _AUDIO_ENCODER + _WAVLM,
     "dualtalk": _DUALTALK,
     "unitalker": _UNITALKER,
 }
@@ -188,7 +189,7 @@ TABLES = {
 ALIASES = {
     "dialogue": ((r"\.modules_to_save\.default\.", "."),),
     "audio_encoder": (
-        (r"^wav2vec2\.", ""),
+        (r"^(wav2vec2|wavlm)\.", ""),
         (r"^(encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
         (r"^(encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
     ),

@@ -61,7 +61,7 @@ def add_decode_arguments(parser: argparse.ArgumentParser) -> None:
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `unils bench train`."""
     parser.description = f"{parser.description} Settings are --config.a.b=value, as for `unils train`."
-    parser.add_argument("--config", nargs="+", required=True, metavar="NAME", help="codec, prior, dialogue, ... or .py")
+    parser.add_argument("--config", nargs="+", required=True, metavar="NAME", help="codec, prior, dualtalk, ... or .py")
     parser.add_argument("--batch_size", nargs="+", type=int, metavar="B", help="one a config (default: the config's)")
     parser.add_argument("--aot", action="store_true", help="compile only: memory and work of the step, nothing runs")
     add_common_arguments(parser)
@@ -155,6 +155,7 @@ def run_decode(args: argparse.Namespace) -> Measured:
 
 def run_train(args: argparse.Namespace) -> Measured:
     """`unils bench train`."""
+    from unils_jax.bench import check_twin
     from unils_jax.bench_train import bench_aot, bench_train, table
     from unils_jax.commands.train import load_head
     from unils_jax.errors import UserError
@@ -166,6 +167,8 @@ def run_train(args: argparse.Namespace) -> Measured:
         raise UserError(f"--batch_size must name one size a config: {len(args.config)}, got {len(args.batch_size)}")
     sizes = args.batch_size or [None] * len(args.config)
     configs = [train_config(*pair, args.overrides) for pair in zip(args.config, sizes, strict=True)]
+    for config in configs if args.against else ():
+        check_twin(config.model)
     described = start(args, peaks=not args.aot)
     rows = []
     for config in configs:
@@ -181,8 +184,9 @@ def run_train(args: argparse.Namespace) -> Measured:
 
 
 def train_config(name: str, batch_size: int | None, overrides: list[str]) -> Any:
-    """The RunConfig of a name or file; its data are random, so it needs no store."""
+    """The RunConfig of a name or file; its data are random, so it needs no store. UniTalker's annotation is ours."""
     from unils_jax.config import load_config, override
+    from unils_jax.motion import MOTION_DIM, MOTION_KIND
     from unils_jax.train.config import run_config
 
     config = load_config(name)
@@ -190,7 +194,12 @@ def train_config(name: str, batch_size: int | None, overrides: list[str]) -> Any
     override(config, overrides)
     if batch_size is not None:
         config.data.batch_size = batch_size
-    return run_config(config.to_dict())
+    run = run_config(config.to_dict())
+    talker = run.model.unitalker
+    if talker is None or talker.kinds:
+        return run
+    ours = replace(talker, kinds=(MOTION_KIND,), dims=(MOTION_DIM,), components=(0,))
+    return replace(run, model=replace(run.model, unitalker=replace(ours, num_identities=ours.num_identities or 1)))
 
 
 def run_data(args: argparse.Namespace) -> Measured:

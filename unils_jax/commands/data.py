@@ -16,6 +16,7 @@ EXAMPLES = {
     "  unils data convert --from files --source recordings --out data/own\n"
     "  srun unils data convert ... --shard $((SLURM_PROCID + 1))/$SLURM_NTASKS",
     "verify": "unils data verify data/seamless",
+    "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",
     "stats": "unils data stats data/seamless data/talk --out stats.json",
 }
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Make training data, convert it, check it. See `unils data convert --help` and so on."
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    kinds = parser.add_subparsers(dest="data_command", metavar="{synth,convert,verify,stats}", required=True)
+    kinds = parser.add_subparsers(dest="data_command", metavar="{synth,convert,verify,stats,pca}", required=True)
 
     def kind(name: str, summary: str, description: str) -> argparse.ArgumentParser:
         epilog = f"example:\n  {EXAMPLES[name]}"
@@ -74,6 +75,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     stats.add_argument("stores", nargs="+", metavar="DIR", help="the stores")
     stats.add_argument("--out", metavar="FILE.json", help="all 108 channels as JSON")
+    _pca_arguments(
+        kind(
+            "pca",
+            "the PCA of a large annotation, for UniTalker",
+            "Fits scikit-learn's incremental PCA (extra `pca`) to the training frames of a set in UniTalker's layout,\n"
+            "less their subjects' templates, and writes it into the set, where training and evaluation find it.",
+        )
+    )
+
+
+def _pca_arguments(pca: argparse.ArgumentParser) -> None:
+    pca.add_argument("set", metavar="DIR=SCALE", help="the set, scaled as in training")
+    pca.add_argument("--out", metavar="FILE.npz", help="where to write (default: DIR/pca.npz)")
+    pca.add_argument("--components", type=int, default=512, metavar="N", help="to keep (default: %(default)s)")
+    pca.add_argument(
+        "--batch_size", type=int, default=1024, metavar="B", help="frames, at least N; full ones only (default: 1024)"
+    )
+    pca.add_argument("--seed", type=int, default=0, metavar="S", help="of the frames' order (default: %(default)s)")
 
 
 def _convert_arguments(convert: argparse.ArgumentParser) -> None:
@@ -109,7 +128,8 @@ def _synth_arguments(synth: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Does what the sub-command says. Raises UserError for mistakes and for stores that are not sound."""
-    {"synth": _synth, "convert": _convert, "verify": _verify, "stats": _stats}[args.data_command](args)
+    commands = {"synth": _synth, "convert": _convert, "verify": _verify, "stats": _stats, "pca": _pca}
+    commands[args.data_command](args)
 
 
 def _synth(args: argparse.Namespace) -> None:
@@ -267,6 +287,24 @@ def _stats(args: argparse.Namespace) -> None:
     groups = ", ".join(f"{name} {value:.4g}" for name, value in rms.items())
     hours = int(merged.count.max()) / FPS / 3600
     print(f"{len(stores)} stores, {hours:.2f} person-hours of train; deviations (root mean square): {groups}")
+
+
+def _pca(args: argparse.Namespace) -> None:
+    """Fits and writes the PCA of one set."""
+    from data_pipelines.pca import write_pca
+    from data_pipelines.speech import parse_sets
+    from data_pipelines.unitalker import PCA_FILE
+    from unils_jax.errors import UserError
+    from unils_jax.files import check_output
+
+    if args.seed < 0:
+        raise UserError(f"--seed must not be negative, got {args.seed}")
+    (one,) = parse_sets([args.set])
+    if not one.folder.is_dir():
+        raise UserError(f"{one.folder} is no folder; give that of one of UniTalker's sets")
+    out, started = check_output(args.out or one.folder / PCA_FILE, ".npz"), time.monotonic()
+    frames = write_pca(out, one, args.components, args.batch_size, args.seed)
+    print(f"{out}: {args.components} components of {frames} training frames, in {time.monotonic() - started:.1f} s")
 
 
 class _Progress:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unils_jax.commands import decode_dualtalk
+from unils_jax.commands import decode_dualtalk, decode_unitalker
 
 DEMO_MODEL = (
     "demo model trained on synthetic conversations; stand-in basis: it knows no real voice or face, give --checkpoint "
@@ -43,11 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   unils decode --audio a.wav --audio2 b.wav --video video.mp4
   unils decode --checkpoint runs/demo/dialogue --audio a.wav --audio2 b.wav --out motion.npz --video video.mp4
   unils decode --checkpoint runs/demo/dialogue --audio recordings/ --out motions/ --batch 8
-  unils decode --checkpoint runs/dualtalk --audio a.wav --audio2 b.wav --motion2 b.npz --out motion.npz"""
+  unils decode --checkpoint runs/dualtalk --audio a.wav --audio2 b.wav --motion2 b.npz --out motion.npz
+  unils decode --checkpoint runs/unitalker --audio a.wav --annotation motion_108 --out motion.npz"""
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
-        help="dialogue (with --adapter a prior) or DualTalk: workdir, .pt, .safetensors (default: our demo model)",
+        help="dialogue (with --adapter a prior), DualTalk or UniTalker: workdir or file (default: our demo model)",
     )
     parser.add_argument(
         "--audio", required=True, metavar="A", help="the first person's track, any rate and format; or a folder or list"
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of encoder and prior (default: %(default)s)",
     )
     decode_dualtalk.add_arguments(parser)
+    decode_unitalker.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -134,6 +136,10 @@ def run_one(args: argparse.Namespace) -> None:
     if people > len(audio):
         raise UserError("--people 2 needs both tracks; give the second one with --audio2")
     checkpoint = load_checkpoint(args)
+    if checkpoint.config.stage == "unitalker":
+        decode_unitalker.run(args, checkpoint, audio)
+        return
+    decode_unitalker.refuse_elsewhere(args)
     if checkpoint.config.stage == "dualtalk":
         decode_dualtalk.run(args, checkpoint, audio)
         return
@@ -167,8 +173,9 @@ def run_many(args: argparse.Namespace, recordings: list[Recording]) -> None:
     check_output(Path(args.out) / f"{recordings[0].name}.npz", ".npz")
     sampling = Sampling(args.tau, args.cfg, args.top_p)
     checkpoint = load_checkpoint(args)
-    if checkpoint.config.stage == "dualtalk":
-        raise UserError("DualTalk decodes one conversation at a time, with its partner's motion; give two files")
+    if checkpoint.config.stage != "dialogue":
+        raise UserError("DualTalk and UniTalker decode one conversation at a time; give one file, or two")
+    decode_unitalker.refuse_elsewhere(args)
     groups = {people: [r for r in recordings if (args.people or len(r.tracks)) == people] for people in (1, 2)}
     if args.people == 2 and any(len(recording.tracks) == 1 for recording in recordings):
         raise UserError("--people 2 needs both tracks of every conversation; leave it away, or pair the files")
@@ -257,13 +264,13 @@ def readable(recordings: list[Recording], settings: dict[str, Any], failures: li
 
 
 def load_checkpoint(args: argparse.Namespace) -> Any:
-    """The dialogue or DualTalk that the flags name; where they name none the demo model of the package, and says so."""
+    """The model that the flags name; where they name none the demo model of the package, and says so."""
     from dataclasses import replace
 
     from unils_jax.load import load, pretrained
 
     path = args.checkpoint or pretrained()
-    stages = ("dialogue", "dualtalk")
+    stages = ("dialogue", "dualtalk", "unitalker")
     checkpoint = load(path, audio_encoder=args.audio_encoder, stage=stages, adapter=args.adapter)
     if args.checkpoint:
         return checkpoint

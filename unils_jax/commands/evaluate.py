@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from unils_jax.commands import evaluate_sets
+
 log = logging.getLogger(__name__)
 
 NOTES = (
@@ -24,16 +26,18 @@ NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sets the description, a working example and the flags."""
     parser.description = (
-        "Scores motion against the truth of a store, per role, under a named protocol: the motion that a dialogue or a "
-        "DualTalk checkpoint gives, or with --motion a folder of motion files by any system, one NAME.npz a record. "
-        "Writes JSON, and beside it a Markdown table with the published rows and an HTML page with plots."
+        "Scores motion against the truth of a store, per role, under a named protocol: the motion that a dialogue, a "
+        "DualTalk or a UniTalker checkpoint gives, or with --motion a folder of motion files by any system, one "
+        "NAME.npz a record. Writes JSON, and beside it a Markdown table with the published rows and an HTML page with "
+        "plots. Without --data a UniTalker is scored on sets in its own layout: lip errors per annotation, as JSON."
     )
     parser.epilog = """example:
-  unils evaluate --checkpoint runs/demo/dialogue --data runs/demo/data --out runs/demo/report.json"""
+  unils evaluate --checkpoint runs/demo/dialogue --data runs/demo/data --out runs/demo/report.json
+  unils evaluate --checkpoint runs/unitalker --resources resources/binary_resources --out lips.json"""
     system = parser.add_mutually_exclusive_group(required=True)
-    system.add_argument("--checkpoint", metavar="PATH", help="dialogue or DualTalk: workdir, .pt or .safetensors")
+    system.add_argument("--checkpoint", metavar="PATH", help="dialogue, DualTalk or UniTalker: workdir or file")
     system.add_argument("--motion", metavar="DIR", help="motion files named as the store's records")
-    parser.add_argument("--data", required=True, metavar="DIR", help="store with the truth")
+    parser.add_argument("--data", metavar="DIR", help="store with the truth")
     parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
     parser.add_argument(
         "--protocol", default="unils-release", help="unils-release, unils-clean or dualtalk (default: %(default)s)"
@@ -48,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the vertex metrics")
     parser.add_argument("--out", default="report.json", metavar="R.json", help="report to write (default: %(default)s)")
+    evaluate_sets.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,13 +66,16 @@ def run(args: argparse.Namespace) -> None:
     started = time.time()
     protocol = check_flags(args)
     check_output(args.out, ".json")
+    if not args.data:
+        evaluate_sets.run(args)
+        return
     for path in report_paths(args.out).values():
         check_output(path)
     store = Store(args.data)
     checkpoint = load_checkpoint(args, store) if args.checkpoint else None
-    partner = checkpoint is not None and checkpoint.config.stage == "dualtalk"
+    stage = None if checkpoint is None else checkpoint.config.stage
+    partner, decodes = stage == "dualtalk", stage == "dialogue"
     chosen, skipped = choose_records(store, args, protocol, partner)
-    decodes = args.checkpoint is not None and not partner
     seeds = [protocol.seed + i for i in range(args.seeds)]
     mesh, notes = find_mesh(args.flame, store.expression_basis)
     predict, source = make_predict(args, checkpoint, store, protocol, [name for _, name in chosen])
@@ -77,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         "metrics": tally.metrics(),
         "clips": {"ranked_by": tally.ranking, **tally.extremes()},
         "settings": {
-            "protocol": protocol.settings(decodes=decodes, partner=partner),
+            "protocol": protocol.settings(decodes=decodes, partner=partner, alone=stage == "unitalker"),
             "seeds": seeds if decodes else [],
             "limit": args.limit,
             "motion_from": args.checkpoint or args.motion,
@@ -129,6 +137,12 @@ def check_flags(args: argparse.Namespace) -> Any:
         problems.append("--audio_encoder belongs to --checkpoint; leave it away with --motion")
     if args.motion and not Path(args.motion).is_dir():
         problems.append(f"--motion {args.motion} is no folder; give the one with the motion files")
+    if args.seeds > 1 and not args.data:
+        problems.append(f"--seeds {args.seeds} goes with --data DIR; on its own sets UniTalker draws nothing")
+    if args.motion and not args.data:
+        problems.append("--motion is scored on a store; name it with --data DIR")
+    if args.data and (args.sets or args.resources):
+        problems.append("--data names a store, --sets and --resources are of UniTalker's own sets; give one of both")
     if problems:
         raise UserError("; ".join(problems))
     return PROTOCOLS[args.protocol]
@@ -177,15 +191,19 @@ def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]
 
 
 def load_checkpoint(args: argparse.Namespace, store: Any) -> Any:
-    """The dialogue or DualTalk that the flags name. Raises UserError where it is none, or does not fit the store."""
+    """The dialogue, DualTalk or UniTalker (its head of our motion) that the flags name. Raises UserError where it is
+    none, or does not fit the store."""
     from unils_jax.errors import UserError
     from unils_jax.load import load
+    from unils_jax.motion import MOTION_KIND
 
-    checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage=("dialogue", "dualtalk"))
+    names = {"dialogue": "UniLS", "dualtalk": "DualTalk", "unitalker": "UniTalker"}
+    checkpoint = load(args.checkpoint, audio_encoder=args.audio_encoder, stage=tuple(names))
     check_basis(args.checkpoint, checkpoint.expression_basis, store)
-    if checkpoint.config.stage == "dualtalk" and args.seeds > 1:
-        raise UserError(f"DualTalk draws nothing: it gives one motion a conversation, got --seeds {args.seeds}")
-    return checkpoint
+    stage = checkpoint.config.stage
+    if stage != "dialogue" and args.seeds > 1:
+        raise UserError(f"{names[stage]} draws nothing: it gives one motion a conversation, got --seeds {args.seeds}")
+    return checkpoint.with_kinds((MOTION_KIND,)) if stage == "unitalker" else checkpoint
 
 
 def make_predict(
@@ -194,10 +212,10 @@ def make_predict(
     """What gives the motion of a conversation, and where it comes from."""
     from unils_jax.errors import UserError
     from unils_jax.motion import load_motion
-    from unils_jax.protocol import decode_with, respond_with
+    from unils_jax.protocol import decode_with, respond_with, talk_with
 
     if checkpoint is not None:
-        make = respond_with if checkpoint.config.stage == "dualtalk" else decode_with
+        make = {"dialogue": decode_with, "dualtalk": respond_with, "unitalker": talk_with}[checkpoint.config.stage]
         return make(checkpoint.model, protocol, args.dtype), checkpoint.source
     files = {name: Path(args.motion) / f"{name}.npz" for name in names}
     missing = [path.name for path in files.values() if not path.is_file()]

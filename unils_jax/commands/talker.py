@@ -153,7 +153,8 @@ def _bases(model: UniTalkerConfig, data: SpeechLoader, parent: Checkpoint | None
 
 
 def _published(config: RunConfig) -> Params:
-    encoder, params = load_audio_encoder(config.audio_encoder)
+    family = "wav2vec2" if config.model.unitalker.wavlm is None else "wavlm"
+    encoder, params = load_audio_encoder(config.audio_encoder, family)
     if encoder != config.model.unitalker.audio_encoder:
         raise UserError(f"{config.audio_encoder} has other sizes than the config's audio encoder: {encoder}")
     return {path.replace("audio_encoder/", "speech_encoder/", 1): value for path, value in params.items()}
@@ -164,10 +165,16 @@ def spaces_of(config: RunConfig, head: FlameAsset | None) -> dict[str, Space]:
     `head` for our motion and for FLAME parameters."""
     kinds = config.model.unitalker.kinds
     spaces = {MOTION_KIND: motion_space(head)} if head is not None and MOTION_KIND in kinds else {}
-    if config.talker.resources:
-        known = tuple(kind for kind in kinds if kind in {*VERTEX_LISTS, *BLENDSHAPES})
-        flame = Path(config.head) if config.head not in ("", "standin") else None
-        if FLAME_PARAMETERS in kinds and flame is not None:
-            known += (FLAME_PARAMETERS,)
-        spaces |= load_spaces(Path(config.talker.resources), known, flame)
-    return spaces
+    flame = config.head if config.head != "standin" else ""
+    return spaces | released_spaces(kinds, config.talker.resources, flame)
+
+
+def released_spaces(kinds: tuple[str, ...], resources: str, flame: str) -> dict[str, Space]:
+    """The spaces of those kinds that the release has assets for, in the folder `resources`; of FLAME parameters with
+    the model file `flame`. None where the folder's name is empty."""
+    if not resources:
+        return {}
+    known = tuple(kind for kind in kinds if kind in {*VERTEX_LISTS, *BLENDSHAPES})
+    if FLAME_PARAMETERS in kinds and flame:
+        known += (FLAME_PARAMETERS,)
+    return load_spaces(Path(resources), known, Path(flame) if flame else None)

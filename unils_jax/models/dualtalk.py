@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
+from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.wav2vec2 import EncoderNoise, EncoderRates, Wav2Vec2, Wav2Vec2Config, draw_encoder_noise
 from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, FPS, SAMPLE_RATE
 from unils_jax.nn.layers import Linear, RandomKey, SampleKeys, dropout, split_key
@@ -25,8 +27,11 @@ from unils_jax.nn.stack import FLOAT32, Compute
 @dataclass(frozen=True)
 class DualTalkConfig:
     """Sizes; the defaults are the paper's. `width` is a feature's, audio and motion together are twice as wide.
+    `logmel` stands in for both audio encoders at sizes where a published one is too large: features without weights.
 
     `sigmoid` is the paper's form of the modulation, `strength * sigmoid(W x)`; the published code has no sigmoid.
+    `alignment`, after the paper's text too, has the attention between interaction and synthesis look at its own frame
+    alone; in the published code it starts as the mean of all frames, without a way around it.
     `dropout_rate` acts in encoder and decoder layers, `fusion_rate` before the decoder.
     """
 
@@ -38,9 +43,11 @@ class DualTalkConfig:
     decoder_depth: int = 1
     strength: float = 0.1
     sigmoid: bool = False
+    alignment: bool = False
     dropout_rate: float = 0.1
     fusion_rate: float = 0.5
     rates: EncoderRates = field(default_factory=EncoderRates)
+    logmel: LogMelConfig | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError where sizes do not fit together."""
@@ -59,10 +66,11 @@ class DualTalkConfig:
 
 @dataclass(frozen=True)
 class DualTalkNoise:
-    """One draw for a batch: what acts in either audio encoder, and `keys [B]` for the dropout of the rest."""
+    """One draw for a batch: what acts in either audio encoder (None: log-mel features), and `keys [B]` for the dropout of
+    the rest."""
 
-    own: EncoderNoise
-    partner: EncoderNoise
+    own: EncoderNoise | None
+    partner: EncoderNoise | None
     keys: Array
 
 
@@ -81,15 +89,18 @@ class MotionEncoder(nnx.Module):
 
 
 class DualTalk(nnx.Module):
-    """`fusion_bias` of the call is added to the scores of the attention between interaction and synthesis: none in the
-    published code; the paper's text hints at one."""
+    """`fusion_bias` of the call is added to the scores of the attention between interaction and synthesis; without it
+    there is none, or with `alignment` that of the own frame."""
 
     def __init__(self, config: DualTalkConfig, *, rngs: nnx.Rngs):
         width, heads = config.width, config.num_heads
         sizes = {"dropout_rate": config.dropout_rate, "rngs": rngs}
-        self.own_encoder = Wav2Vec2(config.wav2vec2, config.rates, rngs=rngs)
-        self.partner_encoder = Wav2Vec2(config.wav2vec2, config.rates, rngs=rngs)
-        self.audio_proj = Linear(config.wav2vec2.width, width, rngs=rngs)
+        if config.logmel is None:
+            self.own_encoder = Wav2Vec2(config.wav2vec2, config.rates, rngs=rngs)
+            self.partner_encoder = Wav2Vec2(config.wav2vec2, config.rates, rngs=rngs)
+        else:
+            self.own_encoder, self.partner_encoder = LogMel(config.logmel), LogMel(config.logmel)
+        self.audio_proj = Linear((config.logmel or config.wav2vec2).feature_dim, width, rngs=rngs)
         self.motion_encoder = MotionEncoder(DUALTALK_DIM, width, rngs=rngs)
         self.partner_attn = MultiHeadAttention(width, heads, rngs=rngs)
         self.partner_lstm = BidirectionalLSTM(width, width // 2, 2, rngs=rngs)
@@ -102,6 +113,7 @@ class DualTalk(nnx.Module):
         self.modulation = Linear(2 * width, 2 * width, rngs=rngs)
         self.head = Linear(2 * width, DUALTALK_DIM, rngs=rngs)
         self.strength, self.sigmoid, self.fusion_rate = config.strength, config.sigmoid, config.fusion_rate
+        self.alignment = config.alignment
         self.rates = config.rates
 
     def __call__(
@@ -135,6 +147,8 @@ class DualTalk(nnx.Module):
             *layer_keys, drop_key = split_key(key, len(self.interaction) + 1)
             for layer, layer_key in zip(self.interaction, layer_keys, strict=True):
                 x = layer(x, None, layer_key)
+            if bias is None and self.alignment:
+                bias = np.where(np.eye(x.shape[1], dtype=bool), 0, -np.inf).astype(np.float32)[None, None]
             return dropout(self.fusion_attn(x, None, bias), self.fusion_rate, drop_key)
 
     def synthesise(self, x: Float[Array, "B T D"], key: SampleKeys | None = None) -> Float[Array, "B T M"]:
@@ -154,9 +168,12 @@ class DualTalk(nnx.Module):
         """A batch's noise, for so much audio."""
         frames = num_frames(num_samples)
         own, partner, rest = jax.random.split(key, 3)
+        keys = jax.random.split(rest, batch_size)
+        if isinstance(self.own_encoder, LogMel):
+            return DualTalkNoise(None, None, keys)
         depth = len(self.own_encoder.blocks)
         encoders = [draw_encoder_noise(k, batch_size, frames, depth, self.rates) for k in (own, partner)]
-        return DualTalkNoise(*encoders, jax.random.split(rest, batch_size))
+        return DualTalkNoise(*encoders, keys)
 
 
 def num_frames(num_samples: int) -> int:

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.motion import SAMPLE_RATE
+from unils_jax.nn.layers import resample
 from unils_jax.nn.stack import FLOAT32, Compute
 
 WINDOW_SAMPLES, HOP_SAMPLES = 400, 320  # wav2vec2's receptive field and stride: 4 s give 199 frames there and here
@@ -63,3 +64,9 @@ class LogMel(nnx.Module):
             padded = jnp.pad(log_mel, ((0, 0), (reach, reach), (0, 0)), mode="edge")
             features = jnp.concatenate([padded[:, i : i + num_frames] for i in range(2 * reach + 1)], axis=-1)
             return features.astype(compute.dtype)
+
+    def at_frames(
+        self, audio: Float[Array, "B N"], num_frames: int, compute: Compute = FLOAT32, noise: None = None
+    ) -> Float[Array, "B T E"]:
+        """The features at `num_frames` frames, as `Wav2Vec2.at_frames` has them; there is nothing to disturb."""
+        return resample(self(audio, compute), num_frames)

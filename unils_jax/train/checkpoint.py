@@ -2,8 +2,9 @@
 
 `checkpoints/<step>/` holds the items `params`, `ema`, `optimizer`, `frozen` (what the model needs beside the trained
 parameters, but for a published audio encoder; float32, as the parent gave it), `data` (JSON: the loader's position)
-and `meta` (JSON: the step, the resolved config, and whether the evaluation that was due at the step is done). Every
-step's folder is complete in itself. One that cannot be read is skipped, never deleted.
+and `meta` (JSON: the step, the resolved config, whether the evaluation that was due at the step is done, and which items of
+arrays there are: a model all of which trains has none `frozen`). Every step's folder is complete in itself. One that
+cannot be read is skipped, never deleted.
 """
 
 import json
@@ -18,14 +19,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from unils_jax.errors import UserError
-from unils_jax.load import read_item
+from unils_jax.load import ARRAYS, array_items, read_item
 from unils_jax.nn.params import Params
 from unils_jax.train.config import RunConfig
 from unils_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
 
-ARRAYS = ("params", "ema", "optimizer", "frozen")
 # What Orbax, TensorStore and JSON raise on files that are missing, cut short or of another shape.
 DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError)
 
@@ -72,16 +72,13 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        meta = {"step": step, "config": self.config.to_dict(), "evaluated": evaluated}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            ema=ocp.args.StandardSave(state.ema),
-            optimizer=ocp.args.StandardSave(state.opt_state),
-            frozen=ocp.args.StandardSave(published_left_out(frozen)),
-            data=ocp.args.JsonSave(data),
-            meta=ocp.args.JsonSave(meta),
-        )
-        self._manager.save(step, args=items)
+        trees = (state.params, state.ema, state.opt_state, published_left_out(frozen))
+        # Orbax refuses to write nothing.
+        arrays = {name: tree for name, tree in zip(ARRAYS, trees, strict=True) if name != "frozen" or tree}
+        meta = {"step": step, "config": self.config.to_dict(), "evaluated": evaluated, "arrays": list(arrays)}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest checkpoint that is whole, None where the workdir has none yet.
@@ -123,7 +120,8 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(step, args=items)
-            frozen = read_item(self.folder / str(step) / "frozen")
+            has_frozen = "frozen" in array_items(restored["meta"])
+            frozen = read_item(self.folder / str(step) / "frozen") if has_frozen else {}
         except DAMAGE as error:
             return _one_line(error)
         where = like.step.sharding
@@ -147,9 +145,8 @@ class Checkpoints:
 def problem_of(step_folder: Path) -> str:
     """What keeps a step's folder from being resumed; empty where every file of it can be read in full."""
     try:
-        for item in ("meta", "data"):
-            json.loads((step_folder / item / "metadata").read_text())
-        for item in ARRAYS:
+        meta, _ = (json.loads((step_folder / item / "metadata").read_text()) for item in ("meta", "data"))
+        for item in array_items(meta):
             read_item(step_folder / item)
     except DAMAGE as error:
         return _one_line(error)
