@@ -66,8 +66,8 @@ class DualTalkConfig:
 
 @dataclass(frozen=True)
 class DualTalkNoise:
-    """One draw for a batch: what acts in either audio encoder (None: log-mel features), and `keys [B]` for the dropout of
-    the rest."""
+    """One draw for a batch: what acts in either audio encoder (None: log-mel features), and `keys [B]` for the dropout
+    of the rest."""
 
     own: EncoderNoise | None
     partner: EncoderNoise | None

@@ -2,9 +2,9 @@
 
 `checkpoints/<step>/` holds the items `params`, `ema`, `optimizer`, `frozen` (what the model needs beside the trained
 parameters, but for a published audio encoder; float32, as the parent gave it), `data` (JSON: the loader's position)
-and `meta` (JSON: the step, the resolved config, whether the evaluation that was due at the step is done, and which items of
-arrays there are: a model all of which trains has none `frozen`). Every step's folder is complete in itself. One that
-cannot be read is skipped, never deleted.
+and `meta` (JSON: the step, the resolved config, whether the evaluation due at the step is done, and which items of
+arrays there are: a model all of which trains has none `frozen`). Every step's folder is complete in itself. One
+that cannot be read is skipped, never deleted.
 """
 
 import json
