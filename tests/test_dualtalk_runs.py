@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from flax import nnx
 from run_files import assert_same, assert_same_run, item, metrics
 from tiny_models import tiny_model
 from tiny_runs import made_once, quick_compiles, run_unils
@@ -20,6 +22,9 @@ from data_pipelines.store import Store
 from data_pipelines.windows import RecordSource
 from unils_jax.dualtalk_decode import respond
 from unils_jax.load import load
+from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
+from unils_jax.models.logmel import LogMelConfig
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, save_motion
 from unils_jax.nn.params import split
 from unils_jax.stages import DUALTALK, Objective
@@ -33,7 +38,7 @@ CONFIG = """
         config.num_steps = 4
         config.data.update({{"store": {store!r}, "batch_size": 2}})
         config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1}})
-        config.model.dualtalk.update({{"logmel": None, "alignment": False}})
+        config.model.dualtalk.logmel, config.model.dualtalk.alignment = None, False
         config.model.dualtalk.wav2vec2.update({{
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,
@@ -59,6 +64,38 @@ def run(tmp_path_factory, tiny_store, compile_cache) -> Path:
         assert train(folder / "run", folder / "run") == 0
 
     return made_once(tmp_path_factory, "dualtalk", make) / "run"
+
+
+def test_the_small_form_on_log_mel_features_trains_whole_and_travels(run, tmp_path):
+    text = (run.parent / "dualtalk.py").read_text()
+    text = text.replace("= None, False", '= {"num_mels": 4, "context_frames": 0}, True')
+    (tmp_path / "dualtalk.py").write_text(text.replace("num_steps = 4", "num_steps = 2"))
+    assert train(tmp_path / "run", tmp_path / "run") == 0
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint.config.dualtalk.alignment and not [path for path in checkpoint.params if "encoder/convs" in path]
+    assert checkpoint.params.keys() == item(tmp_path / "run", 2, "params").keys()
+    assert run_unils("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "model.safetensors") == 0
+    back = load(tmp_path / "model.safetensors")
+    assert back.config == checkpoint.config
+    assert_same(back.params, checkpoint.params)
+    # Nothing is left to do, and what was saved is whole.
+    assert train(tmp_path / "run", tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("alignment", [False, True])
+def test_with_alignment_a_frame_of_the_fusion_is_its_own_and_without_it_the_mean_of_all(alignment):
+    config = DualTalkConfig(
+        Wav2Vec2Config(width=8, depth=1, num_heads=2, hidden_dim=8), 8, 2, 16, 1, alignment=alignment
+    )
+    model = DualTalk(replace(config, logmel=LogMelConfig(4, 0)), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (1, 20, 16))
+    moved = x.at[:, 7].add(1.0)
+    changed = jnp.abs(model.interact(moved) - model.interact(x)).max((0, 2)) > 0
+    # The layers before it look at all frames; so only those without them can tell.
+    model.interaction = nnx.List([])
+    alone = jnp.abs(model.interact(moved) - model.interact(x)).max((0, 2)) > 1e-7
+    assert changed.all()
+    assert alone.tolist() == [not alignment or frame == 7 for frame in range(20)]
 
 
 @pytest.mark.slow
