@@ -7,7 +7,7 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke_dualtalk")
-    config.num_steps = config.optimizer.decay_steps = 512
+    config.num_steps = 512
     config.eval_every = 512
     config.checkpoint_every = 256
     return config

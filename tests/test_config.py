@@ -16,6 +16,9 @@ STAGE_OF = {name: name.removeprefix("smoke_").removesuffix("_s") for name in SHI
 for size in ("", "smoke_"):
     STAGE_OF |= {f"{size}dualtalk": "dualtalk", f"{size}artalk_codec": "codec", f"{size}artalk_prior": "artalk"}
     STAGE_OF |= {f"{size}unitalker": "unitalker", f"{size}artalk_partner": "artalk"}
+for name, stage in (("scratch", "artalk"), ("mixed", "dialogue"), ("artalk_codec", "codec"), ("artalk", "artalk")):
+    STAGE_OF[f"miniature_{name}"] = stage
+STAGE_OF |= {f"miniature_{stage}": stage for stage in ("codec", "prior", "dialogue", "dualtalk")}
 SHIPPED = list(STAGE_OF)
 
 

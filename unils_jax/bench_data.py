@@ -265,12 +265,15 @@ class ViewSource:
         self.num_frames = len(self._arrays[0]["motioncode"])
         self.has_audio = "audio" in self._arrays[0]
 
-    def frames(self, spans: Sequence[tuple[int, int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each `(person, first, last)` motion, head rotation centred, and speech mask."""
+    def frames(
+        self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each `(person, first, last)` motion, head rotation centred or as it was, and speech mask."""
         out = []
         for person, first, last in spans:
             motion = from_motioncode(self._arrays[person]["motioncode"][first:last])
-            motion[:, HEAD] -= self._means[person]
+            if centred:
+                motion[:, HEAD] -= self._means[person]
             mask = self._arrays[person].get("speech_mask")
             out.append((motion, None if mask is None else mask[first:last]))
         return out
