@@ -37,7 +37,7 @@ CONFIG = """
         config = load_config("smoke_dualtalk")
         config.num_steps = 4
         config.data.update({{"store": {store!r}, "batch_size": 2}})
-        config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1}})
+        config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1, "dropout_rate": 0.1}})
         config.model.dualtalk.logmel, config.model.dualtalk.alignment = None, False
         config.model.dualtalk.wav2vec2.update({{
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
@@ -45,7 +45,7 @@ CONFIG = """
         }})
         config.optimizer.update({{"rate": 1e-3, "warmup_steps": 0, "final_factor": 1.0, "max_grad_norm": 0.0}})
         # Draws take long to compile: some of each kind are enough.
-        config.model.dualtalk.rates.update({{"attention": 0.0, "activation": 0.0, "projection": 0.0}})
+        config.model.dualtalk.rates.update({{"layer_drop": 0.0, "attention": 0.0, "activation": 0.0, "projection": 0.0}})
         config.update({{"log_every": 1, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2}})
         return config
 """
