@@ -45,7 +45,8 @@ CONFIG = """
         }})
         config.optimizer.update({{"rate": 1e-3, "warmup_steps": 0, "final_factor": 1.0, "max_grad_norm": 0.0}})
         # Draws take long to compile: some of each kind are enough.
-        config.model.dualtalk.rates.update({{"layer_drop": 0.0, "attention": 0.0, "activation": 0.0, "projection": 0.0}})
+        rates = {{"layer_drop": 0.0, "attention": 0.0, "activation": 0.0, "projection": 0.0}}
+        config.model.dualtalk.rates.update(rates)
         config.update({{"log_every": 1, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2}})
         return config
 """
