@@ -28,11 +28,13 @@ class Run(NamedTuple):
 
 
 class System(NamedTuple):
-    """A row of the table: what it is called, the run it decodes with (None: no model), and how its motion comes."""
+    """A row of the table: what it is called, the run it decodes with (None: no model), how its motion comes, and
+    whether the picture has it."""
 
     title: str
     run: str | None
     motion: str = "decode"
+    pictured: bool = True
 
 
 RUNS = {
@@ -55,10 +57,12 @@ SYSTEMS = {
     "no_unpaired": System("UniLS without the unpaired set", "no_unpaired"),
     "artalk": System("ARTalk", "artalk"),
     "dualtalk": System("DualTalk, partner's true motion", "dualtalk", "respond"),
-    "dualtalk_chain": System("DualTalk, partner's motion by UniLS", "dualtalk", "respond_to_unils"),
-    "dualtalk_alone": System("DualTalk, partner who does not move", "dualtalk", "respond_to_nobody"),
+    "dualtalk_chain": System("DualTalk, partner's motion by UniLS", "dualtalk", "respond_to_unils", False),
+    "dualtalk_alone": System("DualTalk, partner who does not move", "dualtalk", "respond_to_nobody", False),
     "mean": System("frozen mean face", None, "mean"),
     "retake": System("truth, another take", None, "retake"),
+    "recoded": System("truth through UniLS' codec", "codec", "recode", False),
+    "recoded_artalk": System("truth through ARTalk's codec", "codec_artalk", "recode", False),
 }
 
 
@@ -182,20 +186,24 @@ def phases(out: Path, plan: Plan, jobs: int) -> list[list[Job]]:
     make = partial(Job, out=str(out), plan=plan, jobs=jobs)
 
     def trainings(*names: str) -> list[Job]:
-        return [
-            make("train", name, seed) for name in names for seed in (range(plan.seeds) if RUNS[name].seeded else (-1,))
-        ]
+        return [make("train", name, seed) for name in names for seed in seeds_of(name, plan)]
 
-    modelled = [name for name, system in SYSTEMS.items() if system.run]
+    def motions(*names: str) -> list[Job]:
+        return [make("move", name, seed) for name in names for seed in seeds_of(SYSTEMS[name].run, plan)]
+
     return [
         trainings("codec", "codec_paired", "codec_artalk", "dualtalk"),
         trainings("no_prior", "artalk", "prior", "prior_paired"),
         trainings("unils", "mixed", "no_unpaired"),
-        [make("move", name, seed) for name in modelled if name != "dualtalk_chain" for seed in range(plan.seeds)]
-        + [make("move", name, -1) for name in SYSTEMS if name not in modelled],
-        [make("move", "dualtalk_chain", seed) for seed in range(plan.seeds)],
+        motions(*(name for name in SYSTEMS if name != "dualtalk_chain")),
+        motions("dualtalk_chain"),
         [make("score", name, -1) for name in SYSTEMS],
     ]
+
+
+def seeds_of(run: str | None, plan: Plan) -> Sequence[int]:
+    """The seeds of a run, -1 for one that serves all."""
+    return range(plan.seeds) if run and RUNS[run].seeded else (-1,)
 
 
 def work(out: Path, plan: Plan, jobs: int) -> None:
@@ -289,6 +297,7 @@ def move(job: Job) -> None:
         "respond_to_nobody": responses,
         "mean": mean_faces,
         "retake": retakes,
+        "recode": recoded,
     }[SYSTEMS[job.name].motion]
     motion = np.stack(make(job, test_records(job))).astype(np.float16)
     with atomic_output(job.done) as partial_file, partial_file.open("wb") as file:
@@ -360,6 +369,18 @@ def retakes(job: Job, records: Sequence[Any]) -> list[Any]:
     return [by_name[record.name] for record in records]
 
 
+def recoded(job: Job, records: Sequence[Any]) -> list[Any]:
+    """The truth through a codec: what no generator on it can surpass."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from unils_jax.load import load
+    from unils_jax.motion import center_head
+
+    codec = load(workdir(job, SYSTEMS[job.name].run)).model.codec
+    return [np.asarray(codec.reconstruct(jnp.asarray(center_head(r.motion), jnp.float32))) for r in records]
+
+
 def score(job: Job) -> None:
     """The figures of a system over all its seeds."""
     import numpy as np
@@ -370,7 +391,7 @@ def score(job: Job) -> None:
     from unils_jax.models.standin import standin_asset
     from unils_jax.scoring import mesh_of
 
-    seeds = range(job.plan.seeds) if SYSTEMS[job.name].run else (-1,)
+    seeds = seeds_of(SYSTEMS[job.name].run, job.plan)
     files = [Job("move", job.name, seed, job.out, job.plan, job.jobs).done for seed in seeds]
     by_seed = [np.load(path)["motion"].astype(np.float32) for path in files]
     store = Store(Path(job.out) / "paired")
@@ -403,5 +424,6 @@ def report(out: Path, plan: Plan, seconds: float) -> str:
         with atomic_output(out / name) as partial_file:
             partial_file.write_text(content, encoding="utf-8")
     with atomic_output(out / "listening.png") as partial_file:
-        miniature_report.picture(scores, titles).savefig(partial_file, format="png", dpi=120)
+        pictured = {name: titles[name] for name, system in SYSTEMS.items() if system.pictured}
+        miniature_report.picture(scores, pictured).savefig(partial_file, format="png", dpi=120)
     return f"{text}\n{out}: MINIATURE.md, miniature.json, listening.png; this time {seconds:.0f} s"
