@@ -149,7 +149,7 @@ def checkpoint_of(name: str) -> Checkpoint:
     return Checkpoint(CONFIGS[name], params, "flame", {"checkpoint": "tiny"})
 
 
-@pytest.mark.parametrize("listens", ONE_AUDIO)
+@pytest.mark.parametrize("listens", ["own", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(listens, tmp_path):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
     from unils_jax import torch_runs
