@@ -1,6 +1,6 @@
 """The three stages trained in float32 and in bfloat16 from the same seeds: the same batches, the same noise.
 
-At the size of the smoke configs, three seeds, on a store of `unils data synth` (an hour on two cores):
+At the size of the smoke configs, three seeds, on a store of `unils data synth` (an hour and a half on two cores):
 
     python tests/precision_runs.py data/synthetic report.json
 """
