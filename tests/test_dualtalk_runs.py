@@ -68,6 +68,7 @@ def run(tmp_path_factory, tiny_store, compile_cache) -> Path:
     return made_once(tmp_path_factory, "dualtalk", make) / "run"
 
 
+@pytest.mark.slow
 def test_the_small_form_on_log_mel_features_trains_whole_and_travels(run, tmp_path):
     text = (run.parent / "dualtalk.py").read_text()
     text = text.replace("= None, False", '= {"num_mels": 4, "context_frames": 0}, True')

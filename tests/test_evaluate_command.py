@@ -87,6 +87,7 @@ def test_bfloat16_says_what_share_of_the_bits_it_changes(tmp_path, stores, tiny_
     assert 0 < changed < 0.05 and f"{changed:.2%} of the bits changed by the dtype" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_decodes_scores_alike_as_motion_files(tmp_path, stores, tiny_runs):
     protocol = PROTOCOLS["unils-clean"]
     store, model = Store(stores / "standin"), load(tiny_runs.workdirs["dialogue"]).model

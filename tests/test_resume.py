@@ -82,6 +82,7 @@ def test_a_run_killed_at_ten_random_steps_ends_bit_identical(tiny_runs, tmp_path
     run_killed_at(tiny_runs, stage, random_steps(stage, 10), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_killed_once_ends_bit_identical(tiny_runs, tmp_path):
     workdir = tmp_path / "dialogue"
     longer = [*command(tiny_runs, "dialogue", workdir), f"--config.optimizer.decay_steps={NUM_STEPS}"]

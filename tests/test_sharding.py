@@ -87,7 +87,14 @@ def full_size_mesh(data: int, fsdp: int) -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp"), axis_types=types)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# Describing a model at full size takes seconds; the family is like the dialogue.
+FAMILY = ("artalk", "dualtalk", "unitalker")
+EACH_STAGE = pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=pytest.mark.slow) if stage in FAMILY else stage for stage in STAGES]
+)
+
+
+@EACH_STAGE
 def test_rules_cover_every_parameter_of_the_full_models(stage):
     _, shapes = abstract(FULL[stage].build)
     laid = param_shardings(full_size_mesh(2, 4), shapes)
@@ -98,7 +105,7 @@ def test_rules_cover_every_parameter_of_the_full_models(stage):
     assert small and all(laid[path].is_fully_replicated for path in small)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@EACH_STAGE
 def test_bytes_on_a_device_fall_with_fsdp(stage):
     """What is cut is at least 98 % of a train state: n devices hold little more than an n-th each."""
     _, shapes = abstract(FULL[stage].build)

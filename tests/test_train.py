@@ -82,6 +82,7 @@ def test_a_stage_freezes_its_parents_averaged_weights(tiny_runs, stage, parent):
     assert_same({path: frozen[path] for path in inherited}, inherited)
 
 
+@pytest.mark.slow
 def test_a_dialogue_on_mixed_audio_moves_adapters_and_its_one_attention_alone_and_resumes(tiny_runs, tmp_path):
     whole, mixed = tmp_path / "whole", "--config.model.prior.listens=mixed"
     assert tiny_runs.train("dialogue", whole, mixed) == 0
