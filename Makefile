@@ -42,8 +42,9 @@ $(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/*) $(addprefix $(VIEWER)/,pac
 viewer-if-node:
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer || echo "no script, so no pages" >&2; fi
 
+# A file's tests share programs: in one process each is compiled once.
 test: $(STAMP)  ## the fast tests: under 8 minutes on two cores
-	$(PYTEST)
+	$(PYTEST) --dist loadfile
 
 slow: $(STAMP)  ## the tests that take minutes: under 25 minutes
 	$(PYTEST) -m slow
