@@ -53,16 +53,39 @@ def test_only_phrases_that_meet_a_silent_listener_invite_a_nod():
     assert nod_causes(said, own_phrases=[[1.5, 2.5, False, False]]).tolist() == [5.0]
 
 
-def test_listeners_of_synthetic_records_nod_and_smile_more_often_after_causes_than_by_chance():
-    nods, smiles = np.zeros(4), np.zeros(4)
-    for index in range(8):
-        record = make_conversation(SynthConfig(minutes=1.0), 5, index)
+@pytest.fixture(scope="module")
+def records() -> list:
+    return [make_conversation(SynthConfig(minutes=1.0), 5, index) for index in range(8)]
+
+
+def people(records: list):
+    """Everybody's motion, silence, own events and the partner's."""
+    for record in records:
         for person in range(2):
-            own, other = record.events["people"][person], record.events["people"][1 - person]
-            motion = record.motion[person].astype(np.float32)
-            listening = ~record.speech_mask[person]
-            nods += count_reactions(nod_onsets(motion), nod_causes(other["phrases"], own["phrases"]), listening)
-            starts = np.array([smile[0] for smile in other["smiles"]])
-            smiles += count_reactions(smile_onsets(motion), starts, np.ones(len(motion), bool))
+            events = record.events["people"]
+            yield (
+                record.motion[person].astype(np.float32),
+                ~record.speech_mask[person],
+                events[person],
+                events[1 - person],
+            )
+
+
+def test_listeners_of_synthetic_records_nod_and_smile_more_often_after_causes_than_by_chance(records):
+    nods, smiles = np.zeros(4), np.zeros(4)
+    for motion, listening, own, other in people(records):
+        nods += count_reactions(nod_onsets(motion), nod_causes(other["phrases"], own["phrases"]), listening)
+        starts = np.array([smile[0] for smile in other["smiles"]])
+        smiles += count_reactions(smile_onsets(motion), starts, np.ones(len(motion), bool))
     for answered, causes, chance, moments in (nods, smiles):
         assert answered / causes > 2 * chance / moments
+
+
+def test_more_than_three_of_four_true_nods_and_smiles_are_found(records):
+    found: dict[str, list[bool]] = {"nods": [], "smiles": []}
+    for motion, _, own, _ in people(records):
+        onsets = {"nods": nod_onsets(motion), "smiles": smile_onsets(motion)}
+        true = {"nods": own["answer_nods"], "smiles": own["smiles"] + own["answer_smiles"]}
+        for what, starts in onsets.items():
+            found[what] += [bool((abs(starts - 25 * event[0]) < 20).any()) for event in true[what]]
+    assert np.mean(found["nods"]) > 0.75 and np.mean(found["smiles"]) > 0.75

@@ -7,8 +7,9 @@ from textwrap import dedent
 import pytest
 from tiny_runs import run_unils
 
-from unils_jax.commands.miniature import RUNS, SYSTEMS, Plan, phases
+from unils_jax.commands.miniature_plan import RUNS, SYSTEMS, Plan, phases
 from unils_jax.config import load_config
+from unils_jax.stages import STAGES
 
 PLAN = Plan(conversations=20, people_alone=40, seeds=2, times=1.0)
 
@@ -35,8 +36,7 @@ def test_no_two_jobs_write_one_file(tmp_path):
 def test_all_generators_see_as_many_frames_and_all_codecs_too():
     def frames(name: str) -> int:
         config = load_config(RUNS[name].config)
-        people = {"codec": 1, "prior": 1, "dualtalk": 2}.get(config.stage, 2)  # DualTalk's windows are twice as long
-        return config.num_steps * config.data.batch_size * people * 100
+        return config.num_steps * config.data.batch_size * STAGES[config.stage].item_frames
 
     budget = frames("prior") + frames("unils")
     assert {frames("prior_paired") + frames("no_unpaired"), frames("prior") + frames("mixed")} == {budget}

@@ -6,7 +6,7 @@ import pytest
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax import miniature_report
-from unils_jax.commands.miniature import SYSTEMS
+from unils_jax.commands.miniature_plan import SYSTEMS
 from unils_jax.miniature_report import LISTENING_FDD, LVE, ORDER
 from unils_jax.miniature_scores import BLINKS, score
 from unils_jax.models.standin import standin_asset

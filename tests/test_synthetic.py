@@ -59,6 +59,21 @@ def test_other_seeds_and_other_indices_differ(conversations):
         assert (record.motion != conversations[3].motion).any() and (record.audio != conversations[3].audio).any()
 
 
+def test_another_take_is_the_same_words_and_voices_by_faces_that_move_anew():
+    config = SynthConfig(minutes=0.5)
+    first, again, other = (make_conversation(config, 3, 1, take=take) for take in (0, 1, 1))
+    np.testing.assert_array_equal(first.audio, again.audio)
+    np.testing.assert_array_equal(first.speech_mask, again.speech_mask)
+    np.testing.assert_array_equal(again.motion, other.motion)
+    for person in range(2):
+        jaws = [record.motion[person, :, JAW][:, 0].astype(float) for record in (first, again)]
+        pitches = [record.motion[person, :, HEAD][:, 0].astype(float) for record in (first, again)]
+        assert np.corrcoef(*jaws)[0, 1] > 0.95 and abs(np.corrcoef(*pitches)[0, 1]) < 0.7
+        assert first.events["people"][person]["blinks"] != again.events["people"][person]["blinks"]
+    with pytest.raises(UserError, match="take must not be negative, got -1"):
+        make_conversation(config, 3, 1, take=-1)
+
+
 def test_records_are_valid_and_events_survive_json(conversations):
     for record in conversations:
         validate(record)

@@ -26,11 +26,15 @@ def keep_freed_memory() -> None:
     A step on CPU allocates and frees hundreds of megabytes; fetched anew from the kernel each time, page faults took
     a third of the CPU time of the smoke configs' training.
     """
-    accelerator = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0"))
-    if accelerator or not sys.platform.startswith("linux"):
+    if has_accelerator() or not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
         for option, value in ((m_trim_threshold, 2**31 - 1), (m_mmap_max, 0), (m_arena_max, 1)):
             libc.mallopt(option, value)
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has one, told by its device files: asking JAX would take its memory."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0"))

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     protocol = check_flags(args)
     check_output(args.out, ".json")
     if not args.data:
-        evaluate_sets.run(args)
+        evaluate_sets.run(args, {"versions": versions(), "host": host()})
         return
     for path in report_paths(args.out).values():
         check_output(path)

@@ -25,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Scores the split and writes the JSON. Raises UserError for every mistake of the user before that."""
+def run(args: argparse.Namespace, where: dict[str, Any]) -> None:
+    """Scores the split and writes the JSON, with `where` it was made.
+
+    Raises UserError for every mistake of the user before that.
+    """
     from data_pipelines.speech import SetSpeech, parse_sets
-    from unils_jax.commands.evaluate import host, versions
     from unils_jax.errors import UserError
     from unils_jax.files import atomic_output
     from unils_jax.load import load
@@ -65,8 +67,7 @@ def run(args: argparse.Namespace) -> None:
         "data": {"records": len(chosen), "left_out_as_short": len(source.split.entries) - len(items)},
         "per_record": scores,
         "notes": [NOTE],
-        "versions": versions(),
-        "host": host(),
+        **where,
     }
     with atomic_output(args.out) as partial:
         partial.write_text(json.dumps(jsonable(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -7,95 +7,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from unils_jax.commands.miniature_plan import MINUTES, RUNS, SEED, SYSTEMS, Job, Plan, phases, seeds_of
 
 log = logging.getLogger(__name__)
-
-MINUTES, SEED = 0.6, 0
-
-
-class Run(NamedTuple):
-    """A training: its config, its store, and the run it starts from. A run that is not `seeded` serves all seeds."""
-
-    config: str
-    store: str
-    parent: str | None = None
-    seeded: bool = True
-
-
-class System(NamedTuple):
-    """A row of the table: what it is called, the run it decodes with (None: no model), how its motion comes, and
-    whether the picture has it."""
-
-    title: str
-    run: str | None
-    motion: str = "decode"
-    pictured: bool = True
-
-
-RUNS = {
-    "codec": Run("miniature_codec", "unpaired", seeded=False),
-    "codec_paired": Run("miniature_codec", "paired", seeded=False),
-    "codec_artalk": Run("miniature_artalk_codec", "paired", seeded=False),
-    "dualtalk": Run("miniature_dualtalk", "paired"),
-    "prior": Run("miniature_prior", "unpaired", "codec"),
-    "prior_paired": Run("miniature_prior", "paired", "codec_paired"),
-    "no_prior": Run("miniature_scratch", "paired", "codec"),
-    "artalk": Run("miniature_artalk", "paired", "codec_artalk"),
-    "unils": Run("miniature_dialogue", "paired", "prior"),
-    "mixed": Run("miniature_mixed", "paired", "prior"),
-    "no_unpaired": Run("miniature_dialogue", "paired", "prior_paired"),
-}
-SYSTEMS = {
-    "unils": System("UniLS", "unils"),
-    "no_prior": System("UniLS without the audio-free stage", "no_prior"),
-    "mixed": System("UniLS, one cross-attention, mixed audio", "mixed"),
-    "no_unpaired": System("UniLS without the unpaired set", "no_unpaired"),
-    "artalk": System("ARTalk", "artalk"),
-    "dualtalk": System("DualTalk, partner's true motion", "dualtalk", "respond"),
-    "dualtalk_chain": System("DualTalk, partner's motion by UniLS", "dualtalk", "respond_to_unils", False),
-    "dualtalk_alone": System("DualTalk, partner who does not move", "dualtalk", "respond_to_nobody", False),
-    "mean": System("frozen mean face", None, "mean"),
-    "retake": System("truth, another take", None, "retake"),
-    "recoded": System("truth through UniLS' codec", "codec", "recode", False),
-    "recoded_artalk": System("truth through ARTalk's codec", "codec_artalk", "recode", False),
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a folder of results was made with; `configs` is the folder of the trainings' configs (empty: ours)."""
-
-    conversations: int
-    people_alone: int
-    seeds: int
-    times: float
-    configs: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One piece of work of a phase: a training, or the motion or the scores of a system."""
-
-    kind: str
-    name: str
-    seed: int
-    out: str
-    plan: Plan
-    jobs: int
-
-    @property
-    def done(self) -> Path:
-        """What is there once the job is done."""
-        out = Path(self.out)
-        if self.kind == "score":
-            return out / "scores" / f"{self.name}.json"
-        label = self.name if self.seed < 0 else f"{self.name}-{self.seed}"
-        return out / "motion" / f"{label}.npz" if self.kind == "move" else out / "runs" / label / "done.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,11 +62,11 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     configs = "" if args.configs is None else str(Path(args.configs).absolute())
     plan = Plan(args.conversations, 2 * args.conversations, args.seeds, args.times, configs)
-    saved = check_output(out / "plan.json")
+    saved, told = check_output(out / "plan.json"), json.dumps(asdict(plan))
     if not saved.exists():
         with atomic_output(saved) as partial_file:
-            partial_file.write_text(json.dumps(asdict(plan)))
-    elif json.loads(saved.read_text()) != asdict(plan):
+            partial_file.write_text(told)
+    elif saved.read_text() != told:
         raise UserError(f"{out} was begun with {saved.read_text()}; use the same flags or another --out")
     started = time.perf_counter()
     make_data(out, plan)
@@ -162,9 +81,9 @@ def config_file(folder: str, name: str) -> Path:
 
 def default_jobs() -> int:
     """One where there is an accelerator, which trainings cannot share."""
-    import jax
+    from unils_jax.runtime import has_accelerator
 
-    return 1 if jax.default_backend() != "cpu" else min(os.cpu_count() or 1, 6)
+    return 1 if has_accelerator() else min(os.cpu_count() or 1, 6)
 
 
 def make_data(out: Path, plan: Plan) -> None:
@@ -181,31 +100,6 @@ def make_data(out: Path, plan: Plan) -> None:
         data.run(parser.parse_args([str(word) for word in words]))
 
 
-def phases(out: Path, plan: Plan, jobs: int) -> list[list[Job]]:
-    """Jobs that may run side by side, phase after phase, the long ones of each first."""
-    make = partial(Job, out=str(out), plan=plan, jobs=jobs)
-
-    def trainings(*names: str) -> list[Job]:
-        return [make("train", name, seed) for name in names for seed in seeds_of(name, plan)]
-
-    def motions(*names: str) -> list[Job]:
-        return [make("move", name, seed) for name in names for seed in seeds_of(SYSTEMS[name].run, plan)]
-
-    return [
-        trainings("codec", "codec_paired", "codec_artalk", "dualtalk"),
-        trainings("no_prior", "artalk", "prior", "prior_paired"),
-        trainings("unils", "mixed", "no_unpaired"),
-        motions(*(name for name in SYSTEMS if name != "dualtalk_chain")),
-        motions("dualtalk_chain"),
-        [make("score", name, -1) for name in SYSTEMS],
-    ]
-
-
-def seeds_of(run: str | None, plan: Plan) -> Sequence[int]:
-    """The seeds of a run, -1 for one that serves all."""
-    return range(plan.seeds) if run and RUNS[run].seeded else (-1,)
-
-
 def work(out: Path, plan: Plan, jobs: int) -> None:
     """Does what is not done yet, `jobs` at a time."""
     from data_pipelines.workers import run_in_processes
@@ -213,14 +107,14 @@ def work(out: Path, plan: Plan, jobs: int) -> None:
     planned = phases(out, plan, jobs)
     total = sum(map(len, planned))
     for phase in planned:
-        left = [job for job in phase if not job.done.exists()]
-        run_in_processes(perform, left, jobs, log.info) if left else None
+        run_in_processes(perform, [job for job in phase if not job.done.exists()], jobs, log.info)
         finished = sum(job.done.exists() for jobs_of in planned for job in jobs_of)
         log.info("--- %d of %d jobs are done", finished, total)
 
 
 def perform(job: Job, at: Callable[[str], None], done: Callable[[Any], None]) -> None:
     """One job, in a process of its own cores."""
+    from unils_jax.commands import miniature_motion
     from unils_jax.runtime import prepare
 
     label = " ".join((job.kind, job.name, *([f"seed {job.seed}"] if job.seed >= 0 else [])))
@@ -230,7 +124,7 @@ def perform(job: Job, at: Callable[[str], None], done: Callable[[Any], None]) ->
     logging.getLogger("unils_jax").setLevel(logging.WARNING)
     started = time.perf_counter()
     job.done.parent.mkdir(parents=True, exist_ok=True)
-    {"train": train, "move": move, "score": score}[job.kind](job)
+    {"train": train, "move": miniature_motion.move, "score": score}[job.kind](job)
     done(f"{label}: {time.perf_counter() - started:.0f} s")
 
 
@@ -238,8 +132,7 @@ _held: list[Any] = []  # the locked file that stands for this process's cores, o
 
 
 def take_cores(out: Path, jobs: int) -> None:
-    """Binds this process to its share of the cores: two trainings on a core each are faster than one after the other on
-    both."""
+    """Binds this process to its share of the cores, so that those side by side do not wait for each other's threads."""
     if _held or jobs == 1 or not hasattr(os, "sched_setaffinity"):
         return
     cores = sorted(os.sched_getaffinity(0))
@@ -251,11 +144,6 @@ def take_cores(out: Path, jobs: int) -> None:
             os.sched_setaffinity(0, cores[share % len(cores) :: jobs])
             return
         file.close()
-
-
-def workdir(job: Job, run: str) -> Path:
-    """Where a run of this job's seed is."""
-    return Path(job.out) / "runs" / (f"{run}-{job.seed}" if RUNS[run].seeded else run)
 
 
 def train(job: Job) -> None:
@@ -270,115 +158,10 @@ def train(job: Job) -> None:
     config.data.store = str(Path(job.out) / spec.store)
     config.seed = max(job.seed, 0)
     config.num_steps = max(1, round(job.plan.times * config.num_steps))
-    parent = None if spec.parent is None else str(workdir(job, spec.parent))
-    metrics = train_stage(config.to_dict(), workdir(job, job.name), parent)
+    parent = None if spec.parent is None else str(job.workdir(spec.parent))
+    metrics = train_stage(config.to_dict(), job.workdir(job.name), parent)
     with atomic_output(job.done) as partial_file:
         partial_file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}))
-
-
-def test_records(job: Job) -> list[Any]:
-    """The conversations to score."""
-    from data_pipelines.store import Store
-
-    store = Store(Path(job.out) / "paired")
-    return [store.read("test", i) for i in range(len(store.lengths("test")))]
-
-
-def move(job: Job) -> None:
-    """The motion of both people in every conversation to score, float16 [records, 2, T, 108]."""
-    import numpy as np
-
-    from unils_jax.files import atomic_output
-
-    make = {
-        "decode": decoded,
-        "respond": responses,
-        "respond_to_unils": responses,
-        "respond_to_nobody": responses,
-        "mean": mean_faces,
-        "retake": retakes,
-        "recode": recoded,
-    }[SYSTEMS[job.name].motion]
-    motion = np.stack(make(job, test_records(job))).astype(np.float16)
-    with atomic_output(job.done) as partial_file, partial_file.open("wb") as file:
-        np.savez(file, motion=motion)
-
-
-def decoded(job: Job, records: Sequence[Any]) -> list[Any]:
-    """A dialogue's."""
-    from unils_jax.decode import Request, Sampling, decode_many, make_program
-    from unils_jax.load import load
-    from unils_jax.miniature_scores import PROTOCOL
-    from unils_jax.protocol import conversation_of
-
-    model = load(workdir(job, SYSTEMS[job.name].run)).model
-    sampling, seed = Sampling(PROTOCOL.tau, PROTOCOL.cfg, PROTOCOL.top_p), PROTOCOL.seed + job.seed
-    requests = []
-    for i, record in enumerate(records):
-        conversation = conversation_of(record, PROTOCOL)
-        requests.append(Request(*conversation.audio, conversation.style, sampling=sampling, seed=seed, name=str(i)))
-    motions = {int(request.name): motion for request, motion in decode_many(make_program(model, people=2), requests)}
-    return [motions[i] for i in range(len(records))]
-
-
-def responses(job: Job, records: Sequence[Any]) -> list[Any]:
-    """DualTalk's, to the partner's true motion, to UniLS', or to none. What it lacks stands at the training mean."""
-    import numpy as np
-
-    from data_pipelines.store import Store
-    from data_pipelines.windows import whole_sequence
-    from unils_jax.dualtalk_decode import respond
-    from unils_jax.load import load
-    from unils_jax.motion import dualtalk_channels, from_dualtalk
-
-    kind, model = SYSTEMS[job.name].motion, load(workdir(job, "dualtalk")).model
-    mean, _ = Store(Path(job.out) / "paired").statistics()
-    lacking = mean - from_dualtalk(dualtalk_channels(mean[None]))[0]
-    seen = None
-    if kind == "respond_to_unils":
-        seen = np.load(Path(job.out) / "motion" / f"unils-{job.seed}.npz")["motion"].astype(np.float32)
-    motions = []
-    for i, record in enumerate(records):
-        audio, partner = whole_sequence(record)["audio"], record.motion if seen is None else seen[i]
-        partner = np.zeros_like(partner) if kind == "respond_to_nobody" else partner
-        both = [respond(model, audio[p], audio[1 - p], partner[1 - p]) for p in range(2)]
-        motions.append(np.stack(both) + lacking)
-    return motions
-
-
-def mean_faces(job: Job, records: Sequence[Any]) -> list[Any]:
-    """Nobody ever moves."""
-    import numpy as np
-
-    from data_pipelines.store import Store
-
-    mean, _ = Store(Path(job.out) / "paired").statistics()
-    return [np.broadcast_to(mean, record.motion.shape) for record in records]
-
-
-def retakes(job: Job, records: Sequence[Any]) -> list[Any]:
-    """The same words by the same people, their faces moved anew."""
-    from data_pipelines.conversation import SynthConfig
-    from data_pipelines.synthetic import make_conversation, splits, who_meets
-
-    config = SynthConfig(minutes=MINUTES)
-    numbers = splits(job.plan.conversations)["test"]
-    meetings = zip(numbers, who_meets(numbers, config.meetings_per_person), strict=True)
-    takes = [make_conversation(config, SEED, number, people, take=1) for number, people in meetings]
-    by_name = {take.name: take.motion for take in takes}
-    return [by_name[record.name] for record in records]
-
-
-def recoded(job: Job, records: Sequence[Any]) -> list[Any]:
-    """The truth through a codec: what no generator on it can surpass."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from unils_jax.load import load
-    from unils_jax.motion import center_head
-
-    codec = load(workdir(job, SYSTEMS[job.name].run)).model.codec
-    return [np.asarray(codec.reconstruct(jnp.asarray(center_head(r.motion), jnp.float32))) for r in records]
 
 
 def score(job: Job) -> None:
@@ -387,16 +170,17 @@ def score(job: Job) -> None:
 
     from data_pipelines.store import Store
     from unils_jax import miniature_scores
+    from unils_jax.commands.miniature_motion import held_out
     from unils_jax.files import atomic_output
     from unils_jax.models.standin import standin_asset
     from unils_jax.scoring import mesh_of
 
     seeds = seeds_of(SYSTEMS[job.name].run, job.plan)
-    files = [Job("move", job.name, seed, job.out, job.plan, job.jobs).done for seed in seeds]
+    files = [replace(job, seed=seed).motion(job.name) for seed in seeds]
     by_seed = [np.load(path)["motion"].astype(np.float32) for path in files]
     store = Store(Path(job.out) / "paired")
     scores = miniature_scores.score(
-        test_records(job), list(zip(*by_seed, strict=True)), mesh_of(standin_asset()), *store.statistics()
+        held_out(job), list(zip(*by_seed, strict=True)), mesh_of(standin_asset()), *store.statistics()
     )
     with atomic_output(job.done) as partial_file:
         partial_file.write_text(json.dumps(scores))

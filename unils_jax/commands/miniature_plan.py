@@ -1,0 +1,128 @@
+"""What `unils miniature` compares: trainings, systems, and in which order all of it can be done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+MINUTES, SEED = 0.6, 0
+
+
+class Run(NamedTuple):
+    """A training: its config, its store, and the run it starts from. A run that is not `seeded` serves all seeds."""
+
+    config: str
+    store: str
+    parent: str | None = None
+    seeded: bool = True
+
+
+class System(NamedTuple):
+    """A row of the table: what it is called, the run it decodes with (None: no model), how its motion comes, and
+    whether the picture has it."""
+
+    title: str
+    run: str | None
+    motion: str = "decode"
+    pictured: bool = True
+
+
+RUNS = {
+    "codec": Run("miniature_codec", "unpaired", seeded=False),
+    "codec_paired": Run("miniature_codec", "paired", seeded=False),
+    "codec_artalk": Run("miniature_artalk_codec", "paired", seeded=False),
+    "dualtalk": Run("miniature_dualtalk", "paired"),
+    "prior": Run("miniature_prior", "unpaired", "codec"),
+    "prior_paired": Run("miniature_prior", "paired", "codec_paired"),
+    "no_prior": Run("miniature_scratch", "paired", "codec"),
+    "artalk": Run("miniature_artalk", "paired", "codec_artalk"),
+    "unils": Run("miniature_dialogue", "paired", "prior"),
+    "mixed": Run("miniature_mixed", "paired", "prior"),
+    "no_unpaired": Run("miniature_dialogue", "paired", "prior_paired"),
+}
+SYSTEMS = {
+    "unils": System("UniLS", "unils"),
+    "no_prior": System("UniLS without the audio-free stage", "no_prior"),
+    "mixed": System("UniLS, one cross-attention, mixed audio", "mixed"),
+    "no_unpaired": System("UniLS without the unpaired set", "no_unpaired"),
+    "artalk": System("ARTalk", "artalk"),
+    "dualtalk": System("DualTalk, partner's true motion", "dualtalk", "respond"),
+    "dualtalk_chain": System("DualTalk, partner's motion by UniLS", "dualtalk", "respond_to_unils", False),
+    "dualtalk_alone": System("DualTalk, partner who does not move", "dualtalk", "respond_to_nobody", False),
+    "mean": System("frozen mean face", None, "mean"),
+    "retake": System("truth, another take", None, "retake"),
+    "recoded": System("truth through UniLS' codec", "codec", "recode", False),
+    "recoded_artalk": System("truth through ARTalk's codec", "codec_artalk", "recode", False),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder of results was made with; `configs` is the folder of the trainings' configs (empty: ours)."""
+
+    conversations: int
+    people_alone: int
+    seeds: int
+    times: float
+    configs: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work of a phase: a training, or the motion or the scores of a system."""
+
+    kind: str
+    name: str
+    seed: int
+    out: str
+    plan: Plan
+    jobs: int
+
+    @property
+    def done(self) -> Path:
+        """What is there once the job is done."""
+        if self.kind == "train":
+            return self.workdir(self.name) / "done.json"
+        return self.motion(self.name) if self.kind == "move" else Path(self.out) / "scores" / f"{self.name}.json"
+
+    def workdir(self, run: str) -> Path:
+        """Where a run of this job's seed is."""
+        return Path(self.out) / "runs" / self._label(run, run)
+
+    def motion(self, system: str) -> Path:
+        """Where the motion of a system, of this job's seed, is."""
+        return Path(self.out) / "motion" / f"{self._label(system, SYSTEMS[system].run)}.npz"
+
+    def _label(self, name: str, run: str | None) -> str:
+        return f"{name}-{self.seed}" if is_seeded(run) else name
+
+
+def phases(out: Path, plan: Plan, jobs: int) -> list[list[Job]]:
+    """Jobs that may run side by side, phase after phase, the long ones of each first."""
+    make = partial(Job, out=str(out), plan=plan, jobs=jobs)
+
+    def trainings(*names: str) -> list[Job]:
+        return [make("train", name, seed) for name in names for seed in seeds_of(name, plan)]
+
+    def motions(*names: str) -> list[Job]:
+        return [make("move", name, seed) for name in names for seed in seeds_of(SYSTEMS[name].run, plan)]
+
+    return [
+        trainings("codec", "codec_paired", "codec_artalk", "dualtalk"),
+        trainings("no_prior", "artalk", "prior", "prior_paired"),
+        trainings("unils", "mixed", "no_unpaired"),
+        motions(*(name for name in SYSTEMS if name != "dualtalk_chain")),
+        motions("dualtalk_chain"),
+        [make("score", name, -1) for name in SYSTEMS],
+    ]
+
+
+def seeds_of(run: str | None, plan: Plan) -> Sequence[int]:
+    """The seeds of a run, -1 for one that serves all."""
+    return range(plan.seeds) if is_seeded(run) else (-1,)
+
+
+def is_seeded(run: str | None) -> bool:
+    """Whether there is a run for every seed."""
+    return run is not None and RUNS[run].seeded
