@@ -42,9 +42,9 @@ $(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/*) $(addprefix $(VIEWER)/,pac
 viewer-if-node:
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory viewer || echo "no script, so no pages" >&2; fi
 
-# A file's tests share programs: in one process each is compiled once.
+# Most of the fast tests' time is compiling: slower programs do, and a file's tests share theirs in one process.
 test: $(STAMP)  ## the fast tests: under 8 minutes on two cores
-	$(PYTEST) --dist loadfile
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) --dist loadfile
 
 slow: $(STAMP)  ## the tests that take minutes: under 25 minutes
 	$(PYTEST) -m slow

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 NUM_DEVICES, NUM_UPDATES, RATE = 8, 5, 1e-3
 # Of gradients, relative to the tensor's largest entry; of weights after the last update; and how far each must get.
 GRADIENTS, WEIGHTS, MOVED = 1e-5, 1e-4, 1e-3
-FLAGS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}"}
+FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={NUM_DEVICES}"
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
         save_file({path: np.ascontiguousarray(value) for path, value in arrays.items()}, folder / f"{name}.safetensors")
     case = {"config": asdict(config), "meshes": meshes, **options}
     (folder / "case.json").write_text(json.dumps(case))
-    environment = {**os.environ, **FLAGS}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     done = subprocess.run(
         [sys.executable, __file__, folder], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
@@ -61,7 +61,8 @@ def main(folder: Path) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     case = json.loads((folder / "case.json").read_text())
-    jax.config.update("jax_disable_most_optimizations", case.get("quick", False))
+    if case.get("quick"):
+        jax.config.update("jax_disable_most_optimizations", True)
     sharding.MIN_CUT_SIZE = case.get("min_cut_size", sharding.MIN_CUT_SIZE)
     config = from_dict(ModelConfig, case["config"])
     params, batch = (load_file(folder / f"{name}.safetensors") for name in ("params", "batch"))

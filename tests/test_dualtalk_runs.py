@@ -113,7 +113,9 @@ def test_all_but_the_convolutions_train_and_the_average_is_the_weights(run):
     early, late, average, frozen = (
         item(run, step, name) for step, name in ((2, "params"), (4, "params"), (4, "ema"), (4, "frozen"))
     )
-    assert not [path for path in early if np.array_equal(early[path], late[path])]
+    # A key's bias moves all of a query's scores alike, which softmax takes out: its gradient is rounding, or nothing.
+    still = [path for path in early if np.array_equal(early[path], late[path])]
+    assert all(path.endswith("attn/k/bias") for path in still)
     assert_same(late, average)
     assert frozen and all(re.fullmatch(r"(own|partner)_encoder/convs/.*", path) for path in frozen)
     assert {"loss", "expression", "jaw", "head", "velocity", "position"} <= metrics(run)[-1].keys()

@@ -66,11 +66,12 @@ def write_tiny_config(path: Path, stage: str, store: Path) -> Path:
 @contextmanager
 def quick_compiles() -> Iterator[None]:
     """Half the compile time for slower programs, which six steps do not feel."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
