@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -64,19 +64,14 @@ def write_tiny_config(path: Path, stage: str, store: Path) -> Path:
 
 
 @contextmanager
-def compiles(quickly: bool) -> Iterator[None]:
-    """Quickly: half the compile time for slower programs, which six steps do not feel."""
+def quick_compiles() -> Iterator[None]:
+    """Half the compile time for slower programs, which six steps do not feel."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-
-
-def quick_compiles() -> AbstractContextManager[None]:
-    """As `make test` compiles, where slow tests want it too."""
-    return compiles(quickly=True)
 
 
 @pytest.fixture(scope="module")

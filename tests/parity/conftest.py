@@ -1,13 +1,10 @@
 """Tiny models of the goldens, built and loaded through the package's own code."""
 
-from collections.abc import Iterator
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flame_golden import golden_flame_asset
 from safetensors.numpy import load_file
-from tiny_runs import compiles
 
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.flame import FlameAsset
@@ -16,13 +13,6 @@ from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract, merge
 from unils_jax.torch_keys import check_params, to_paths
-
-
-@pytest.fixture(scope="module", autouse=True)
-def optimised() -> Iterator[None]:
-    """Numbers are compared as they come to users, although the fast tests compile quickly."""
-    with compiles(quickly=False):
-        yield
 
 
 def codec_config(vae: dict) -> CodecConfig:
