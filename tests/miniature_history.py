@@ -1,0 +1,69 @@
+"""What a system of a finished miniature decodes after its own motion, and after the true motion before every chunk.
+
+A minute a system on a core, seed 0:
+
+    python tests/miniature_history.py runs/miniature unils no_prior
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.store import Store
+from unils_jax.commands.miniature_motion import held_out
+from unils_jax.commands.miniature_plan import Job, Plan
+from unils_jax.decode import Request, Sampling, decode_many, make_program
+from unils_jax.load import load
+from unils_jax.miniature_scores import PROTOCOL, score
+from unils_jax.models.standin import standin_asset
+from unils_jax.motion import WINDOW_FRAMES
+from unils_jax.protocol import Conversation, conversation_of
+from unils_jax.scoring import mesh_of
+
+FIGURES = ("unils/speaking/LVE", "unils/listening/FDD", "fid/both/expression_fid")
+CHUNK_SAMPLES = WINDOW_FRAMES * 640
+SAMPLING = Sampling(PROTOCOL.tau, PROTOCOL.cfg, PROTOCOL.top_p)
+
+
+def on_their_own(conversations: Sequence[Conversation]) -> list[list[Request]]:
+    """One request a conversation, as it is scored everywhere."""
+    return [
+        [Request(*c.audio, c.style, sampling=SAMPLING, seed=PROTOCOL.seed, name=f"{i} 0")]
+        for i, c in enumerate(conversations)
+    ]
+
+
+def after_the_truth(conversations: Sequence[Conversation]) -> list[list[Request]]:
+    """One request a chunk; the first has none before it."""
+
+    def chunk(i: int, c: Conversation, k: int) -> Request:
+        audio = c.audio[:, k * CHUNK_SAMPLES : (k + 1) * CHUNK_SAMPLES]
+        before = c.motion[:, (k - 1) * WINDOW_FRAMES : k * WINDOW_FRAMES] if k else None
+        return Request(*audio, c.style, before, SAMPLING, PROTOCOL.seed + k, name=f"{i} {k}")
+
+    return [[chunk(i, c, k) for k in range(c.motion.shape[1] // WINDOW_FRAMES)] for i, c in enumerate(conversations)]
+
+
+def main(folder: Path, *systems: str) -> None:
+    """Prints the mean figures of every system, both ways."""
+    plan = Plan(**json.loads((folder / "plan.json").read_text()))
+    mean, std = Store(folder / "paired").statistics()
+    for system in systems:
+        job = Job("move", system, 0, str(folder), plan, 1)
+        records = held_out(job)
+        conversations = [conversation_of(record, PROTOCOL) for record in records]
+        program = make_program(load(job.workdir(system)).model, people=2)
+        for requests_of in (on_their_own, after_the_truth):
+            chunks = requests_of(conversations)
+            decoded = {request.name: motion for request, motion in decode_many(program, sum(chunks, []))}
+            motions = [[np.concatenate([decoded[request.name] for request in of], axis=1)] for of in chunks]
+            metrics = score(records, motions, mesh_of(standin_asset()), mean, std)["metrics"]
+            figures = ", ".join(f"{name} {metrics[name]['mean']:.2f}" for name in FIGURES)
+            print(f"{system} {requests_of.__name__}: {figures}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
