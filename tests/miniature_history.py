@@ -1,4 +1,5 @@
-"""What a system of a finished miniature decodes after its own motion, and after the true motion before every chunk.
+"""What a system of a finished miniature decodes after its own motion, also without guidance and top-p, and after the
+true motion before every chunk.
 
 A minute a system on a core, seed 0:
 
@@ -8,6 +9,7 @@ A minute a system on a core, seed 0:
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,12 @@ from unils_jax.decode import Request, Sampling, decode_many, make_program
 from unils_jax.load import load
 from unils_jax.miniature_scores import PROTOCOL, score
 from unils_jax.models.standin import standin_asset
-from unils_jax.motion import WINDOW_FRAMES
+from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_FRAMES
 from unils_jax.protocol import Conversation, conversation_of
 from unils_jax.scoring import mesh_of
 
 FIGURES = ("unils/speaking/LVE", "unils/listening/FDD", "fid/both/expression_fid")
-CHUNK_SAMPLES = WINDOW_FRAMES * 640
+CHUNK_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
 SAMPLING = Sampling(PROTOCOL.tau, PROTOCOL.cfg, PROTOCOL.top_p)
 
 
@@ -34,6 +36,12 @@ def on_their_own(conversations: Sequence[Conversation]) -> list[list[Request]]:
         [Request(*c.audio, c.style, sampling=SAMPLING, seed=PROTOCOL.seed, name=f"{i} 0")]
         for i, c in enumerate(conversations)
     ]
+
+
+def as_they_are(conversations: Sequence[Conversation]) -> list[list[Request]]:
+    """On their own, without guidance and top-p."""
+    plain = Sampling(PROTOCOL.tau, cfg=1.0, top_p=1.0)
+    return [[replace(request, sampling=plain) for request in of] for of in on_their_own(conversations)]
 
 
 def after_the_truth(conversations: Sequence[Conversation]) -> list[list[Request]]:
@@ -48,7 +56,7 @@ def after_the_truth(conversations: Sequence[Conversation]) -> list[list[Request]
 
 
 def main(folder: Path, *systems: str) -> None:
-    """Prints the mean figures of every system, both ways."""
+    """Prints the mean figures of every system, all three ways."""
     plan = Plan(**json.loads((folder / "plan.json").read_text()))
     mean, std = Store(folder / "paired").statistics()
     for system in systems:
@@ -56,7 +64,7 @@ def main(folder: Path, *systems: str) -> None:
         records = held_out(job)
         conversations = [conversation_of(record, PROTOCOL) for record in records]
         program = make_program(load(job.workdir(system)).model, people=2)
-        for requests_of in (on_their_own, after_the_truth):
+        for requests_of in (on_their_own, as_they_are, after_the_truth):
             chunks = requests_of(conversations)
             decoded = {request.name: motion for request, motion in decode_many(program, sum(chunks, []))}
             motions = [[np.concatenate([decoded[request.name] for request in of], axis=1)] for of in chunks]
