@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
-from unils_jax.models.standin import standin_asset
+from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EYES, HEAD, JAW, STANDIN_SHAPES, center_head, smooth
 from unils_jax.render import render_frame
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from unils_jax.models.flame import NUM_IDENTITY, FlameAsset
+from unils_jax.face.flame import NUM_IDENTITY, FlameAsset
 
 
 def golden_arrays(golden) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
     import jax
 
     from unils_jax.config import from_dict
-    from unils_jax.models.standin import standin_asset
+    from unils_jax.face.standin import standin_asset
     from unils_jax.models.unils import ModelConfig, UniLS
     from unils_jax.nn.params import abstract
     from unils_jax.stages import STAGES, Objective

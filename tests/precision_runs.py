@@ -19,7 +19,7 @@ from flax import nnx
 from data_pipelines.loader import make_loader
 from data_pipelines.store import Store
 from unils_jax.config import load_config
-from unils_jax.models.standin import standin_asset
+from unils_jax.face.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, abstract, split
 from unils_jax.stages import CODEC, DIALOGUE, PRIOR

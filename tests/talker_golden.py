@@ -9,7 +9,7 @@ import numpy as np
 from conftest import read_golden
 
 from unils_jax.annotations import Space, load_spaces, parameter_space
-from unils_jax.models.flame import fold
+from unils_jax.face.flame import fold
 from unils_jax.models.unitalker import UniTalker, UniTalkerConfig, prepare_audio
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig

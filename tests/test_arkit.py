@@ -3,7 +3,7 @@ import pytest
 
 from unils_jax import arkit
 from unils_jax.errors import UserError
-from unils_jax.models.standin import standin_asset
+from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EYES, JAW, STANDIN_SHAPES
 
 NAMES = list(STANDIN_SHAPES)

@@ -15,8 +15,8 @@ from unils_jax.bench import random_params, twin_of
 from unils_jax.bench_trace import TRAIN_PARTS, Operation, operations, summarise
 from unils_jax.bench_train import batch_shapes, bench_train, random_batch, table, twin_loss
 from unils_jax.commands.bench import train_config
+from unils_jax.face.standin import standin_asset
 from unils_jax.flops import count
-from unils_jax.models.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge
 from unils_jax.stages import STAGES, Objective

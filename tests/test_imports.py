@@ -24,8 +24,8 @@ OPTIONAL = (
 )
 CORE = (
     "unils_jax.models.unils",
-    "unils_jax.models.flame",
-    "unils_jax.models.standin",
+    "unils_jax.face.flame",
+    "unils_jax.face.standin",
     "unils_jax.train.step",
     "unils_jax.train.config",
     "unils_jax.decode",

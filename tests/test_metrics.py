@@ -7,6 +7,7 @@ import scipy.linalg
 
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
+from unils_jax.face.standin import standin_asset
 from unils_jax.metrics import (
     CHUNK_FRAMES,
     ROLES,
@@ -20,7 +21,6 @@ from unils_jax.metrics import (
     role_masks,
     unils_metrics,
 )
-from unils_jax.models.standin import standin_asset
 from unils_jax.motion import HEAD, center_head
 from unils_jax.scoring import mesh_of
 

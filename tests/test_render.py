@@ -16,9 +16,9 @@ from data_pipelines.synthetic import make_conversation
 from unils_jax import canvas, render
 from unils_jax.audio import frame_loudness, write_wav
 from unils_jax.errors import UserError
+from unils_jax.face.flame import vertices
+from unils_jax.face.standin import standin_asset
 from unils_jax.main import main
-from unils_jax.models.flame import vertices
-from unils_jax.models.standin import standin_asset
 from unils_jax.models.standin_head import standin_head
 from unils_jax.motion import HEAD, JAW, SAMPLE_RATE, STANDIN_SHAPES, center_head, save_motion
 from unils_jax.render import render_frame, render_video

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unils_jax.errors import UserError
-from unils_jax.safe_pickle import NUMPY_GLOBALS, Inert, PickledArray, restricted_load, unwrap
+from unils_jax.face.restricted_pickle import NUMPY_GLOBALS, Inert, PickledArray, restricted_load, unwrap
 
 ARRAYS = {
     "float64": np.arange(12.0).reshape(3, 4),

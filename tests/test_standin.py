@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unils_jax.models.flame import FlameAsset, vertices
-from unils_jax.models.standin import standin_asset
-from unils_jax.models.standin_mesh import build_mesh
+from unils_jax.face.flame import FlameAsset, vertices
+from unils_jax.face.standin import standin_asset
+from unils_jax.face.standin_mesh import build_mesh
 from unils_jax.motion import EYES, JAW, STANDIN_SHAPES
 
 NAMES = list(STANDIN_SHAPES)

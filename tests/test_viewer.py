@@ -11,8 +11,8 @@ from flame_golden import golden_flame_asset
 
 from unils_jax.audio import write_wav
 from unils_jax.errors import UserError
+from unils_jax.face.standin import standin_asset
 from unils_jax.main import main
-from unils_jax.models.standin import standin_asset
 from unils_jax.motion import JAW, SAMPLE_RATE, save_motion
 from unils_jax.viewer import page
 from unils_jax.viewer.page import make_page
@@ -155,7 +155,7 @@ def test_the_command_says_what_it_wrote_in_one_line(tmp_path, capsys):
 
 
 def test_the_command_embeds_flame_with_a_warning_or_not_at_all(tmp_path, capsys, caplog, golden, monkeypatch):
-    monkeypatch.setattr("unils_jax.models.flame.load_flame", lambda path: golden_flame_asset(golden))
+    monkeypatch.setattr("unils_jax.face.flame.load_flame", lambda path: golden_flame_asset(golden))
     monkeypatch.chdir(tmp_path)
     save_motion("m.npz", wandering(1, 3), expression_basis="flame", source={})
     for flags in (["--flame", "generic_model.pkl"], ["--embed_flame"]):

@@ -11,8 +11,8 @@ from flame_golden import golden_flame_asset
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax.errors import UserError
-from unils_jax.models.flame import vertices
-from unils_jax.models.standin import standin_asset
+from unils_jax.face.flame import vertices
+from unils_jax.face.standin import standin_asset
 from unils_jax.models.standin_head import standin_head
 from unils_jax.motion import FPS, HEAD, JAW, center_head, load_motion, save_motion, smooth
 from unils_jax.render import _frames_of_vertices

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from unils_jax.errors import UserError
-from unils_jax.models.flame import FlameAsset, vertices
+from unils_jax.face.flame import FlameAsset, vertices
 from unils_jax.motion import EYES, JAW, MOTION_DIM, STANDIN_SHAPES
 from unils_jax.npz import read_npz_file
 

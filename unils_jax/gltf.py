@@ -17,8 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from unils_jax import __version__
 from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.flame import FlameAsset
 from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, STANDIN_SHAPES
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from unils_jax.canvas import Tiles, graphics, make_canvas, pick_backend
 from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset, vertices
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.flame import FlameAsset, vertices
 from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
 from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float
 
 from unils_jax import metrics_behaviour as behaviour
 from unils_jax.evaluate import bootstrap_interval
+from unils_jax.face.flame import FlameAsset, vertices
 from unils_jax.metrics import ROLES, Mesh, Moments, frechet_distance, merge, moments, role_masks, unils_metrics
 from unils_jax.metrics_dualtalk import dualtalk_metrics
-from unils_jax.models.flame import FlameAsset, vertices
 from unils_jax.motion import EXPRESSION, HEAD, JAW, dualtalk_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from unils_jax.annotations import NUMBERS, Space, lip_errors, talker_losses
+from unils_jax.face import flame
 from unils_jax.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
-from unils_jax.models import flame
 from unils_jax.models.dualtalk import DualTalk, DualTalkNoise, dualtalk_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs

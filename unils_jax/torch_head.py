@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unils_jax.models.flame import FlameAsset
+from unils_jax.face.flame import FlameAsset
 from unils_jax.motion import EXPRESSION, EYES, JAW
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.safe_pickle import Inert, restricted_load
+from unils_jax.face.restricted_pickle import Inert, restricted_load
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 RESAVE = "save it again with torch.save of PyTorch 1.6 or newer"

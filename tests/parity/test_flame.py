@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flame_golden import golden_flame_asset
 
-from unils_jax.models.flame import vertices
+from unils_jax.face.flame import vertices
 
 
 @pytest.fixture(scope="module")

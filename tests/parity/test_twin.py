@@ -18,7 +18,7 @@ from parity.compare import (
 )
 from parity.test_codec import TERMS, WEIGHTS
 from parity.updates import schedule
-from unils_jax.models.flame import vertices
+from unils_jax.face.flame import vertices
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests

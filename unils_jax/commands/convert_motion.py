@@ -124,9 +124,9 @@ def write_channels(out: Path, motion: Any, basis: str, layout: str, origin: dict
 def write_glb(out: Path, motion: Any, basis: str, flame: str | None, embed_flame: bool) -> str:
     """glTF; returns what was written."""
     from unils_jax.errors import UserError
+    from unils_jax.face.flame import load_flame
+    from unils_jax.face.standin import standin_asset
     from unils_jax.gltf import write_glb
-    from unils_jax.models.flame import load_flame
-    from unils_jax.models.standin import standin_asset
 
     if embed_flame and not flame:
         raise UserError("--embed_flame puts the geometry of --flame into the file; name the model with --flame")
@@ -143,9 +143,9 @@ def write_arkit(out: Path, motion: Any, basis: str, arkit_basis: str | None, fla
     """A table of the 52 coefficients; returns what was written and, for a fit, what remains."""
     from unils_jax import arkit
     from unils_jax.errors import UserError
+    from unils_jax.face.flame import load_flame
+    from unils_jax.face.standin import standin_asset
     from unils_jax.layouts import write_table
-    from unils_jax.models.flame import load_flame
-    from unils_jax.models.standin import standin_asset
 
     if arkit_basis is None:
         if basis != "standin":

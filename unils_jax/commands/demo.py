@@ -308,8 +308,8 @@ def draw_stills(out: Path) -> None:
     import matplotlib.image
     import numpy as np
 
+    from unils_jax.face.standin import standin_asset
     from unils_jax.files import atomic_output
-    from unils_jax.models.standin import standin_asset
     from unils_jax.motion import load_motion, smooth
     from unils_jax.render import render_frame
 

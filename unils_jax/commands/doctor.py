@@ -181,7 +181,7 @@ def _encoder(folder: str | None) -> Finding:
 def _flame(file: str | None) -> Finding:
     path = file or next((str(p) for p in (Path(FLAME_FILE), Path("flame") / FLAME_FILE) if p.is_file()), None)
     if path is not None:
-        from unils_jax.models.flame import load_flame
+        from unils_jax.face.flame import load_flame
 
         asset = load_flame(path)
         return Finding(

@@ -173,9 +173,9 @@ def choose_records(
 def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]:
     """The mesh that fits the basis, or None, and notes on what that leaves out."""
     from unils_jax.errors import UserError
+    from unils_jax.face.flame import load_flame
+    from unils_jax.face.standin import standin_asset
     from unils_jax.metrics_behaviour import NO_LIDS
-    from unils_jax.models.flame import load_flame
-    from unils_jax.models.standin import standin_asset
     from unils_jax.scoring import mesh_of
 
     if expression_basis == "standin":

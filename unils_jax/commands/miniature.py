@@ -171,8 +171,8 @@ def score(job: Job) -> None:
     from data_pipelines.store import Store
     from unils_jax import miniature_scores
     from unils_jax.commands.miniature_motion import held_out
+    from unils_jax.face.standin import standin_asset
     from unils_jax.files import atomic_output
-    from unils_jax.models.standin import standin_asset
     from unils_jax.scoring import mesh_of
 
     seeds = seeds_of(SYSTEMS[job.name].run, job.plan)

@@ -16,8 +16,8 @@ from data_pipelines.store import Store
 from unils_jax.annotations import BLENDSHAPES, FLAME_PARAMETERS, VERTEX_LISTS, Space, load_spaces, motion_space
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset
 from unils_jax.load import Checkpoint, load, load_audio_encoder
-from unils_jax.models.flame import FlameAsset
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.unitalker import UniTalkerConfig
 from unils_jax.motion import MOTION_KIND

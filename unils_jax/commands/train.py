@@ -289,8 +289,8 @@ def parent_params(config: Any, stage_parent: str, parent: str) -> dict:
 def load_head(config: Any) -> Any:
     """The head whose vertices the mesh losses see, or None. Raises UserError where it does not fit the basis."""
     from unils_jax.errors import UserError
-    from unils_jax.models.flame import load_flame
-    from unils_jax.models.standin import standin_asset
+    from unils_jax.face.flame import load_flame
+    from unils_jax.face.standin import standin_asset
 
     if not config.head:
         return None
@@ -310,7 +310,7 @@ def make_probe(config: Any, workdir: Path, graphdef: Any) -> Any:
     from data_pipelines.store import Store
     from unils_jax import probe
     from unils_jax.errors import UserError
-    from unils_jax.models.standin import standin_asset
+    from unils_jax.face.standin import standin_asset
     from unils_jax.protocol import conversation_of, unfit
     from unils_jax.scoring import mesh_of
 

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 from scipy.sparse import csr_array
 
-from unils_jax.models import standin_mesh as sm
-from unils_jax.models.flame import NUM_EXPRESSION, NUM_POSE, FlameAsset
-from unils_jax.models.standin import joint_regressor, standin_asset
+from unils_jax.face import standin_mesh as sm
+from unils_jax.face.flame import NUM_EXPRESSION, NUM_POSE, FlameAsset
+from unils_jax.face.standin import joint_regressor, standin_asset
 from unils_jax.motion import EXPRESSION, STANDIN_SHAPES
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from scipy.signal import savgol_filter
 
 from unils_jax.audio import speaking_frames
 from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.flame import FlameAsset
 from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
 from unils_jax.motion import EXPRESSION, FPS, HEAD, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME, STANDIN_SHAPES
 

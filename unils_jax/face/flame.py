@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from unils_jax.errors import UserError
+from unils_jax.face.restricted_pickle import NUMPY_GLOBALS, Inert, restricted_load, unwrap
 from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW
-from unils_jax.safe_pickle import NUMPY_GLOBALS, Inert, restricted_load, unwrap
 
 NUM_VERTICES, NUM_FACES, NUM_EXPRESSION, NUM_IDENTITY, NUM_POSE = 5023, 9976, 100, 300, 36
 PARENTS = (-1, 0, 1, 1, 1)  # root, neck, jaw, left eye, right eye
@@ -253,7 +253,7 @@ def flame_regions() -> dict[str, Int[np.ndarray, " n"]]:
 
     Source: ARTalk (MIT; see THIRD_PARTY.md).
     """
-    text = resources.files("unils_jax.models").joinpath("flame_regions.json").read_text()
+    text = resources.files("unils_jax.face").joinpath("flame_regions.json").read_text()
     return {name: np.asarray(indices, np.int32) for name, indices in json.loads(text).items()}
 
 

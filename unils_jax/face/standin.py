@@ -10,8 +10,8 @@ import functools
 import numpy as np
 from jaxtyping import Float
 
-from unils_jax.models import standin_mesh as sm
-from unils_jax.models.flame import NUM_EXPRESSION, NUM_POSE, FlameAsset
+from unils_jax.face import standin_mesh as sm
+from unils_jax.face.flame import NUM_EXPRESSION, NUM_POSE, FlameAsset
 from unils_jax.motion import STANDIN_SHAPES
 
 JAW_HINGE = (0.0, -0.025, 0.0)
