@@ -4,9 +4,9 @@ from tiny_models import CODEC, CONFIGS
 
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig
-from unils_jax.models.unitalker import UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import MOTION_KIND
+from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.train.config import DataConfig, RunConfig
 
 ENCODER = Wav2Vec2Config(

@@ -19,7 +19,7 @@ from unils_jax.face.standin import standin_asset
 from unils_jax.flops import count
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge
-from unils_jax.stages import STAGES, Objective
+from unils_jax.systems.base import STAGES, Objective
 from unils_jax.torch_keys import torch_views
 from unils_jax.train.config import make_objective
 from unils_jax.train.step import init_state, make_train_step

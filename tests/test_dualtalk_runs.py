@@ -20,14 +20,14 @@ from tiny_runs import made_once, quick_compiles, run_unils
 
 from data_pipelines.store import Store
 from data_pipelines.windows import RecordSource
-from unils_jax.dualtalk_decode import respond
 from unils_jax.load import load
-from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, save_motion
 from unils_jax.nn.params import split
-from unils_jax.stages import DUALTALK, Objective
+from unils_jax.systems.base import DUALTALK, Objective
+from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
+from unils_jax.systems.dualtalk.system import respond
 from unils_jax.train.step import gradients
 
 CONFIG = """

@@ -16,7 +16,7 @@ from unils_jax.evaluate import (
     with_other_audio,
 )
 from unils_jax.models.prior import bit_cross_entropy
-from unils_jax.stages import generator_logits
+from unils_jax.systems.base import generator_logits
 
 JAW = 103
 

@@ -66,7 +66,7 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.nn.params import split
-from unils_jax.stages import CODEC, Objective
+from unils_jax.systems.base import CODEC, Objective
 from unils_jax.train.optimizer import OptimizerConfig
 from unils_jax.train.step import init_state, make_train_step
 jax.config.update("jax_disable_most_optimizations", True)

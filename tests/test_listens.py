@@ -19,7 +19,7 @@ from unils_jax.errors import UserError
 from unils_jax.export import export, make_meta_cfg
 from unils_jax.load import Checkpoint, load
 from unils_jax.nn.params import merge, split
-from unils_jax.stages import DIALOGUE, STAGES, Noise, generator_logits
+from unils_jax.systems.base import DIALOGUE, STAGES, Noise, generator_logits
 from unils_jax.torch_keys import model_sizes
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

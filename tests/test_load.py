@@ -19,7 +19,7 @@ from unils_jax.errors import UserError
 from unils_jax.load import load, load_audio_encoder
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge, split
-from unils_jax.stages import generator_logits
+from unils_jax.systems.base import generator_logits
 from unils_jax.torch_keys import to_paths
 from unils_jax.train.config import run_config
 

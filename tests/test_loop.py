@@ -16,7 +16,7 @@ from unils_jax import flops
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
-from unils_jax.stages import CODEC
+from unils_jax.systems.base import CODEC
 from unils_jax.train.config import DataConfig, RunConfig, make_objective
 from unils_jax.train.loop import Extras, Start, train
 from unils_jax.train.metrics_log import MetricsLog

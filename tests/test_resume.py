@@ -29,7 +29,7 @@ from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
-from unils_jax.stages import STAGES as STAGE_DATA
+from unils_jax.systems.base import STAGES as STAGE_DATA
 from unils_jax.train.checkpoint import Checkpoints
 from unils_jax.train.config import run_config
 from unils_jax.train.loop import state_shapes

@@ -12,15 +12,15 @@ from tiny_models import CONFIGS, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
-from unils_jax.models.dualtalk import DualTalkConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
-from unils_jax.models.unitalker import UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, split
-from unils_jax.stages import STAGES
+from unils_jax.systems.base import STAGES
+from unils_jax.systems.dualtalk.model import DualTalkConfig
+from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.train.optimizer import OptimizerConfig
 from unils_jax.train.sharding import (
     MIN_CUT_SIZE,

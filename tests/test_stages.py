@@ -12,7 +12,7 @@ from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_motion, tiny_m
 from unils_jax.losses import CodecLossWeights, motion_losses, observed_shares, vertex_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.nn.params import merge, split
-from unils_jax.stages import (
+from unils_jax.systems.base import (
     CODEC,
     DIALOGUE,
     PRIOR,

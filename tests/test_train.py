@@ -13,7 +13,7 @@ from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES, run_unils
 from data_pipelines.store import Store
 from unils_jax.load import load
 from unils_jax.motion import load_motion
-from unils_jax.stages import STAGES as STAGE_DATA
+from unils_jax.systems.base import STAGES as STAGE_DATA
 from unils_jax.train.evaluation import mean_metrics
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)

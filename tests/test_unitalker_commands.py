@@ -14,16 +14,16 @@ from tiny_runs import run_unils
 
 from data_pipelines.store import Store
 from data_pipelines.windows import whole_sequence
-from unils_jax.annotations import lip_errors, vertex_space
 from unils_jax.export import export
 from unils_jax.load import Checkpoint, load, pretrained
 from unils_jax.model_card import model_card
 from unils_jax.models.unils import ModelConfig
-from unils_jax.models.unitalker import UniTalkerConfig, frames_of, prepare_audio
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import JAW, MOTION_KIND, load_motion
 from unils_jax.nn.params import abstract
-from unils_jax.talk import cross_fade, predict, speak, window_bounds
+from unils_jax.systems.unitalker.annotations import lip_errors, vertex_space
+from unils_jax.systems.unitalker.inference import cross_fade, predict, speak, window_bounds
+from unils_jax.systems.unitalker.model import UniTalkerConfig, frames_of, prepare_audio
 
 VERTICES, WEIGHTS = "BIWI_23370_vertices", "3DETF_blendshape_weight"
 KINDS, DIMS = (MOTION_KIND, VERTICES, WEIGHTS), {MOTION_KIND: 108, VERTICES: 12, WEIGHTS: 5}

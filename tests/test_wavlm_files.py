@@ -8,11 +8,11 @@ import pytest
 from pt_writer import write_pt
 from safetensors.numpy import save_file
 
-from unils_jax.commands.talker import _published
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.load import load_audio_encoder
 from unils_jax.models.wavlm import WavLMConfig
+from unils_jax.systems.unitalker.training import _published
 from unils_jax.torch_keys import to_paths, to_torch
 from unils_jax.train.config import run_config
 

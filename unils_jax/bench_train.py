@@ -27,7 +27,7 @@ from unils_jax.motion import (
     WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.stages import STAGES, Objective
+from unils_jax.systems.base import STAGES, Objective
 from unils_jax.train.config import RunConfig
 from unils_jax.train.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
 from unils_jax.train.step import hold_frozen, init_state, make_train_step

@@ -21,7 +21,7 @@ from unils_jax.models.quantizer import scale_slices
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import JAW
 from unils_jax.nn.params import Params, merge, split
-from unils_jax.stages import generator_logits
+from unils_jax.systems.base import generator_logits
 
 Batch = dict[str, np.ndarray]
 

@@ -15,22 +15,22 @@ import tensorstore as ts
 
 from unils_jax.adapters import apply_adapter, find_adapter, read_adapter
 from unils_jax.config import from_dict
-from unils_jax.dualtalk_files import dualtalk_config, is_dualtalk
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
-from unils_jax.models.dualtalk import DualTalk
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
-from unils_jax.models.unitalker import UniTalker
 from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2, Wav2Vec2Config
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.motion import BASES
 from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params, abstract, merge
+from unils_jax.systems.dualtalk.layout import dualtalk_config, is_dualtalk
+from unils_jax.systems.dualtalk.model import DualTalk
+from unils_jax.systems.unitalker.layout import is_unitalker, unitalker_config
+from unils_jax.systems.unitalker.model import UniTalker
 from unils_jax.torch_files import read_pt, read_safetensors, read_transformers_folder
 from unils_jax.torch_keys import check_params, model_sizes, to_paths
-from unils_jax.unitalker_files import is_unitalker, unitalker_config
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from unils_jax import __version__
 from unils_jax.load import Checkpoint
-from unils_jax.models.unitalker import UniTalkerConfig
+from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.train.config import RunConfig, run_config
 
 TITLES = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS, LISTENS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
-from unils_jax.torch_tables import ALIASES, TABLES
+from unils_jax.systems.torch_layout import ALIASES, TABLES
 
 STAGES = tuple(TABLES)
 UNKNOWN = "unknown/"  # the paths of keys that are not in the table

@@ -15,7 +15,7 @@ from unils_jax.models.codec import Codec
 from unils_jax.models.quantizer import full_features, next_scale_inputs, scale_slices
 from unils_jax.nn.attention import rotary_table
 from unils_jax.nn.params import merge, split
-from unils_jax.stages import CODEC, Objective
+from unils_jax.systems.base import CODEC, Objective
 
 # The release's name of every loss term and ours.
 TERMS = {

@@ -6,7 +6,7 @@ import pytest
 from parity.compare import LAYER, MODEL, assert_close, assert_gradients_match, assert_relative, run_pass
 from unils_jax.nn.lora import LoRALinear, merge_lora
 from unils_jax.nn.params import split
-from unils_jax.stages import DIALOGUE
+from unils_jax.systems.base import DIALOGUE
 from unils_jax.torch_keys import key_of, to_paths
 
 

@@ -9,9 +9,9 @@ from data_pipelines.pca import fit_pca
 from data_pipelines.sources import Dropped
 from data_pipelines.unitalker import TalkerSplit
 from parity.compare import LAYER, TABLE, assert_close, assert_relative
-from unils_jax.models.unitalker import PCA, prepare_audio
 from unils_jax.nn.params import merge, split
-from unils_jax.talk import cross_fade, window_bounds
+from unils_jax.systems.unitalker.inference import cross_fade, window_bounds
+from unils_jax.systems.unitalker.model import PCA, prepare_audio
 
 PROJECTOR = 1e-5  # relative; the goldens' own second program came to 6.6e-6
 

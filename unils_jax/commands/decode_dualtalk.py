@@ -22,9 +22,9 @@ def run(args: argparse.Namespace, checkpoint: Any, audio: list) -> None:
 
     from unils_jax import __version__
     from unils_jax.commands.decode import load_head, write_video
-    from unils_jax.dualtalk_decode import respond
     from unils_jax.errors import UserError
     from unils_jax.motion import save_motion
+    from unils_jax.systems.dualtalk.system import respond
 
     useless = [f"--{name}" for name in ("style", "prev", "adapter", "batch") if getattr(args, name) is not None]
     if useless:

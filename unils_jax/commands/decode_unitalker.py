@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, checkpoint: Any, audio: list) -> None:
     from unils_jax import __version__
     from unils_jax.commands.decode import load_head, write_video
     from unils_jax.motion import MOTION_KIND, save_motion
-    from unils_jax.talk import speak
+    from unils_jax.systems.unitalker.inference import speak
 
     kind = check(args, checkpoint)
     checkpoint = complete(args, checkpoint, kind)
@@ -124,9 +124,9 @@ def read_template(args: argparse.Namespace, kind: str, dim: int) -> Any:
     """The neutral face [D]; without one zero, and of vertices that is said."""
     import numpy as np
 
-    from unils_jax.annotations import VERTEX_LISTS
     from unils_jax.errors import UserError
     from unils_jax.npz import read_npy_file
+    from unils_jax.systems.unitalker.annotations import VERTEX_LISTS
 
     if args.template is None:
         if kind in VERTEX_LISTS:
@@ -143,8 +143,8 @@ def save_numbers(path: str, numbers: Any, kind: str, fps: int, source: dict[str,
     """Writes an annotation [P, T, D] that is no motion of ours; see the module. Atomic."""
     import numpy as np
 
-    from unils_jax.annotations import BLENDSHAPES, FLAME_PARAMETERS, VERTEX_LISTS
     from unils_jax.files import atomic_output
+    from unils_jax.systems.unitalker.annotations import BLENDSHAPES, FLAME_PARAMETERS, VERTEX_LISTS
 
     name, units = "numbers", "as trained"
     if kind in VERTEX_LISTS:

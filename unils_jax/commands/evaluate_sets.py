@@ -105,7 +105,7 @@ def _folder(text: str) -> str:
 
 def find_spaces(args: argparse.Namespace, trained: Any, kinds: tuple[str, ...]) -> dict[str, Any]:
     """The spaces in which lips are measured. Kinds without one are said: their numbers alone are compared."""
-    from unils_jax.commands.talker import released_spaces
+    from unils_jax.systems.unitalker.training import released_spaces
 
     resources = args.resources or (trained["talker"]["resources"] if trained else "")
     head = trained["head"] if trained and trained["head"] != "standin" else ""
@@ -124,8 +124,8 @@ def score(
     import numpy as np
     from tqdm import tqdm
 
-    from unils_jax.models.unitalker import prepare_audio
-    from unils_jax.talk import normalizes, predict
+    from unils_jax.systems.unitalker.inference import normalizes, predict
+    from unils_jax.systems.unitalker.model import prepare_audio
 
     scores = []
     for item in tqdm(items, "evaluate", disable=None, unit="record"):
@@ -146,7 +146,7 @@ def measure_in(space: Any) -> Callable[[Any, Any], dict[str, float]]:
     import jax.numpy as jnp
     import numpy as np
 
-    from unils_jax.annotations import lip_errors
+    from unils_jax.systems.unitalker.annotations import lip_errors
 
     def measure(found: Any, truth: Any) -> dict[str, float]:
         figures = {"MSE": float(np.square(found - truth).mean())}

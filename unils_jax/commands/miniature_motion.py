@@ -58,9 +58,9 @@ def responses(job: Job, records: Sequence[Any]) -> list[Any]:
 
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
-    from unils_jax.dualtalk_decode import respond
     from unils_jax.load import load
     from unils_jax.motion import dualtalk_channels, from_dualtalk
+    from unils_jax.systems.dualtalk.system import respond
 
     kind, model = SYSTEMS[job.name].motion, load(job.workdir("dualtalk")).model
     mean, _ = Store(Path(job.out) / "paired").statistics()

@@ -128,7 +128,7 @@ def train_stage(
     mesh = make_mesh(config.mesh)
     speech = stage.windows == "speech"
     if speech:
-        from unils_jax.commands import talker
+        from unils_jax.systems.unitalker import training as talker
 
         config, inherited = talker.inherit(config, workdir, parent)
         data, held_out = talker.make_speech_data(config, mesh)

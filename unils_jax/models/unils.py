@@ -9,14 +9,14 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import Codec, CodecConfig
-from unils_jax.models.dualtalk import DualTalk, DualTalkConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
-from unils_jax.models.unitalker import UniTalker, UniTalkerConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.motion import LISTENS, MOTION_DIM
 from unils_jax.nn.lora import add_lora
 from unils_jax.nn.stack import FLOAT32, Compute
+from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
+from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig
 
 EncoderConfig = Wav2Vec2Config | LogMelConfig
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from unils_jax.annotations import Space
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
@@ -14,7 +13,8 @@ from unils_jax.losses import CodecLossWeights
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.stack import Compute
-from unils_jax.stages import STAGES, NoiseRates, Objective, Stage, TalkerObjective
+from unils_jax.systems.base import STAGES, NoiseRates, Objective, Stage, TalkerObjective
+from unils_jax.systems.unitalker.annotations import Space
 from unils_jax.train.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.train.sharding import MeshConfig
 

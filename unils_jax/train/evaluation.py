@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unils_jax.nn.params import Params
-from unils_jax.stages import Metrics, Objective
+from unils_jax.systems.base import Metrics, Objective
 from unils_jax.train.config import RunConfig, stage_of
 from unils_jax.train.metrics_log import MetricsLog
 from unils_jax.train.sharding import global_batch, replicated

@@ -20,7 +20,7 @@ from unils_jax import flops
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
-from unils_jax.stages import Objective, Stage
+from unils_jax.systems.base import Objective, Stage
 from unils_jax.train.checkpoint import Checkpoints, Restored
 from unils_jax.train.config import RunConfig, stage_of
 from unils_jax.train.evaluation import Evaluation, HostBatch, Probe, device_batch

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
-from unils_jax.stages import Metrics
+from unils_jax.systems.base import Metrics
 from unils_jax.train.config import RunConfig
 from unils_jax.train.metrics_log import MetricsLog
 from unils_jax.train.speed import Speed

@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params, split
-from unils_jax.stages import Batch
+from unils_jax.systems.base import Batch
 
 DATA, FSDP = "data", "fsdp"
 MIN_CUT_SIZE = 1 << 14  # smaller tensors cost more to gather than to keep

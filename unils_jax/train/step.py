@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge
-from unils_jax.stages import Batch, Metrics, Objective, Stage, Whole, batch_shares
+from unils_jax.systems.base import Batch, Metrics, Objective, Stage, Whole, batch_shares
 from unils_jax.train.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
 from unils_jax.train.sharding import batch_sharding, replicated, shardings
 

@@ -14,11 +14,11 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.models.unitalker import UniTalker, frames_of, prepare_audio
 from unils_jax.models.wavlm import WavLM
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
+from unils_jax.systems.unitalker.model import UniTalker, frames_of, prepare_audio
 
 WINDOW_S, STRIDE_S = 25, 20
 # (audio [1, N], number of frames) -> motion [1, T, D].

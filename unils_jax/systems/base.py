@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unils_jax.annotations import NUMBERS, Space, lip_errors, talker_losses
 from unils_jax.face import flame
 from unils_jax.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
-from unils_jax.models.dualtalk import DualTalk, DualTalkNoise, dualtalk_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS
-from unils_jax.models.unitalker import TalkerNoise, UniTalker
 from unils_jax.motion import KIND_MARK, PARTNER_FRAMES, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
+from unils_jax.systems.dualtalk.model import DualTalk, DualTalkNoise, dualtalk_losses
+from unils_jax.systems.unitalker.annotations import NUMBERS, Space, lip_errors, talker_losses
+from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker
 
 Batch = dict[str, Array]
 Present = dict[str, bool | Array]

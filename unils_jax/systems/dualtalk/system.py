@@ -10,10 +10,10 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.audio import normalize_record
-from unils_jax.models.dualtalk import DualTalk
 from unils_jax.motion import dualtalk_channels, from_dualtalk
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
+from unils_jax.systems.dualtalk.model import DualTalk
 
 
 def respond(

@@ -1,0 +1,1 @@
+"""DualTalk: model, training stage, decode and file layout."""

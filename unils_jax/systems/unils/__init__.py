@@ -1,0 +1,1 @@
+"""UniLS: its training stages and the layout of its release files."""

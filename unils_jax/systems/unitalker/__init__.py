@@ -1,0 +1,1 @@
+"""UniTalker: model, annotations, training stage, decode and file layout."""
