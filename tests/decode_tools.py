@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from unils_jax.decode_program import Chunk, Program
+from unils_jax.inference.program import Chunk, Program
 from unils_jax.models.quantizer import full_features, next_scale_inputs
 from unils_jax.models.unils import UniLS
 

@@ -6,9 +6,9 @@ import pytest
 from decode_tools import recorded_chunks
 from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
 
-from unils_jax.decode import Sampling, decode, decode_prior
-from unils_jax.decode_program import nucleus_probability, sample_scales
 from unils_jax.errors import UserError
+from unils_jax.inference.conversations import Sampling, decode, decode_prior
+from unils_jax.inference.program import nucleus_probability, sample_scales
 from unils_jax.models.unils import UniLS
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_models import random_motion, tiny_model
 
-from unils_jax.decode import Request, Sampling, decode, decode_many, make_program
 from unils_jax.errors import UserError
-from unils_jax.slots import Slots, Turn
+from unils_jax.inference.conversations import Request, Sampling, decode, decode_many, make_program
+from unils_jax.inference.slots import Slots, Turn
 
 SETTINGS = (Sampling(), Sampling(tau=0.0), Sampling(cfg=0.5), Sampling(tau=0.7, cfg=3.0, top_p=1.0))
 
@@ -132,7 +132,7 @@ import sys
 import jax
 import numpy as np
 from tiny_models import tiny_model
-from unils_jax.decode import Request, decode_many, make_program
+from unils_jax.inference.conversations import Request, decode_many, make_program
 assert len(jax.devices()) == 8
 rng = np.random.default_rng(0)
 requests = [Request(rng.normal(0, 0.1, 9000 * i + 1).astype(np.float32), seed=i, name=str(i)) for i in range(11)]

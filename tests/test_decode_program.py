@@ -11,7 +11,10 @@ from decode_tools import uncached
 from scipy.stats import chi2
 from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random_model, random_motion, tiny_model
 
-from unils_jax.decode_program import (
+from unils_jax.errors import UserError
+from unils_jax.evaluate import bits_changed
+from unils_jax.flops import Work, count
+from unils_jax.inference.program import (
     Chunk,
     Constants,
     Program,
@@ -22,9 +25,6 @@ from unils_jax.decode_program import (
     make_program,
     uniforms,
 )
-from unils_jax.errors import UserError
-from unils_jax.evaluate import bits_changed
-from unils_jax.flops import Work, count
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig

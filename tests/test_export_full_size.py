@@ -14,8 +14,8 @@ from flax import nnx
 from tiny_models import jitted, random_motion
 
 from unils_jax.config import load_config
-from unils_jax.decode import Sampling, decode, decode_prior
 from unils_jax.export import export
+from unils_jax.inference.conversations import Sampling, decode, decode_prior
 from unils_jax.load import Checkpoint
 from unils_jax.models.codec import Codec
 from unils_jax.models.quantizer import full_features, next_scale_inputs, quantize, scale_slices

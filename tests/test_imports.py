@@ -28,7 +28,7 @@ CORE = (
     "unils_jax.face.standin",
     "unils_jax.train.step",
     "unils_jax.train.config",
-    "unils_jax.decode",
+    "unils_jax.inference.conversations",
     "unils_jax.evaluate",
     "unils_jax.load",
     "unils_jax.render",
@@ -60,7 +60,7 @@ TRAIN_AND_DECODE = """
 import jax
 import numpy as np
 from flax import nnx
-from unils_jax.decode import Sampling, decode
+from unils_jax.inference.conversations import Sampling, decode
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_model, random_motion, tiny_model
 
 from unils_jax.adapters import save_adapter, split_adapter
-from unils_jax.decode import Request, decode_many
-from unils_jax.decode_program import Program, Sampling, make_controls, make_program
 from unils_jax.errors import UserError
 from unils_jax.export import export, make_meta_cfg
+from unils_jax.inference.conversations import Request, decode_many
+from unils_jax.inference.program import Program, Sampling, make_controls, make_program
 from unils_jax.load import Checkpoint, load
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.base import DIALOGUE, STAGES, Noise, generator_logits

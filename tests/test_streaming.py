@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny_models import random_motion, tiny_model
 
-from unils_jax.decode import Request, Sampling, decode_many, make_program
 from unils_jax.errors import UserError
+from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
+from unils_jax.inference.streaming import Smoother, Stream, Streams
 from unils_jax.motion import smooth
-from unils_jax.streaming import Smoother, Stream, Streams
 
 CHUNK = 64_000
 

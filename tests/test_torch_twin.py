@@ -13,9 +13,9 @@ from pt_writer import call, write_pt
 from safetensors.numpy import save_file
 from tiny_runs import meta_cfg
 
-import unils_jax.decode
-from unils_jax.decode_program import Sampling, nucleus_probability
+import unils_jax.inference.conversations
 from unils_jax.errors import UserError
+from unils_jax.inference.program import Sampling, nucleus_probability
 from unils_jax.load import load
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
@@ -209,7 +209,7 @@ def test_a_training_step_lowers_the_loss_and_leaves_the_codec(fresh):
 def test_the_second_person_is_a_decode_with_the_tracks_swapped(dialogue, release, audio):
     own, other = audio[:, :70_000]
     model = load(release.dialogue, audio_encoder=str(release.encoder)).model
-    ours = unils_jax.decode.decode(model, own, other, sampling=Sampling(tau=0.0))
+    ours = unils_jax.inference.conversations.decode(model, own, other, sampling=Sampling(tau=0.0))
     for person, tracks in enumerate((audio, audio[::-1])):
         decoded = decode(dialogue, torch.tensor(tracks[:, :70_000].copy()), tau=0.0)
         assert decoded.motion.shape == (1, 110, 108)

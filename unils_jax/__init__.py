@@ -2,7 +2,7 @@
 
 Nothing is imported here, so `import unils_jax` costs nothing and initialises no JAX backend:
 
-    from unils_jax.decode import decode
+    from unils_jax.inference.conversations import decode
     from unils_jax.load import load
 """
 

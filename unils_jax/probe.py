@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from unils_jax.decode import Sampling, decode_prior
 from unils_jax.face.flame import FlameAsset
+from unils_jax.inference.conversations import Sampling, decode_prior
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.params import Params, merge

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from data_pipelines.schema import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
-from unils_jax.decode import Request, Sampling, decode_many, make_program
 from unils_jax.errors import UserError
+from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, center_head
 from unils_jax.scoring import Person

@@ -8,7 +8,7 @@ import pytest
 from decode_tools import recorded_chunks
 
 from parity.compare import MODEL, assert_bits_equal, assert_close
-from unils_jax.decode import Sampling, decode, decode_prior
+from unils_jax.inference.conversations import Sampling, decode, decode_prior
 
 
 @dataclass(frozen=True)

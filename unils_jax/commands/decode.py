@@ -121,9 +121,9 @@ def check_flags(args: argparse.Namespace) -> None:
 def run_one(args: argparse.Namespace) -> None:
     """One conversation: a motion file, a video, or both."""
     from unils_jax.audio import read_audio
-    from unils_jax.decode import Request, Sampling, decode_many
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
+    from unils_jax.inference.conversations import Request, Sampling, decode_many
     from unils_jax.motion import save_motion
 
     for path, suffix in ((args.out, ".npz"), (args.video, ".mp4")):
@@ -165,9 +165,9 @@ def run_many(args: argparse.Namespace, recordings: list[Recording]) -> None:
     """Several conversations: a motion file each. Those whose files cannot be read are named at the end."""
     from tqdm import tqdm
 
-    from unils_jax.decode import Sampling, decode_many
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
+    from unils_jax.inference.conversations import Sampling, decode_many
     from unils_jax.motion import save_motion
 
     check_output(Path(args.out) / f"{recordings[0].name}.npz", ".npz")
@@ -250,8 +250,8 @@ def _in_list(path: Path) -> list[Recording]:
 def readable(recordings: list[Recording], settings: dict[str, Any], failures: list[str]) -> Iterator[Any]:
     """The conversations whose files can be read; what is wrong with the others is added to `failures`."""
     from unils_jax.audio import read_audio
-    from unils_jax.decode import Request
     from unils_jax.errors import UserError
+    from unils_jax.inference.conversations import Request
 
     for recording in recordings:
         try:
@@ -280,7 +280,7 @@ def load_checkpoint(args: argparse.Namespace) -> Any:
 
 def make_program(args: argparse.Namespace, checkpoint: Any, people: int, slots: int) -> Any:
     """The decode program of the flags, for conversations of so many people."""
-    from unils_jax import decode_program
+    from unils_jax.inference import program as decode_program
 
     return decode_program.make_program(
         checkpoint.model, slots=slots, people=people, guided=args.cfg > 1, dtype=args.dtype

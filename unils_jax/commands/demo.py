@@ -208,8 +208,8 @@ def jaw_correlations(model: Any, out: Path) -> tuple[float, float]:
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.audio import frame_loudness
-    from unils_jax.decode import decode
     from unils_jax.evaluate import jaw_loudness_correlation
+    from unils_jax.inference.conversations import decode
 
     store = Store(str(out / "data"))
     chosen = range(min(EVAL_CONVERSATIONS, len(store.lengths("test"))))

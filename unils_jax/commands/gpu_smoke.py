@@ -21,8 +21,8 @@ def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu:
 
     from unils_jax.commands.train import train_stage
     from unils_jax.config import load_config
-    from unils_jax.decode import decode
     from unils_jax.errors import UserError
+    from unils_jax.inference.conversations import decode
     from unils_jax.load import load
 
     started = time.perf_counter()

@@ -37,7 +37,7 @@ def move(job: Job) -> None:
 
 def decoded(job: Job, records: Sequence[Any]) -> list[Any]:
     """A dialogue's."""
-    from unils_jax.decode import Request, Sampling, decode_many, make_program
+    from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
     from unils_jax.load import load
     from unils_jax.miniature_scores import PROTOCOL
     from unils_jax.protocol import conversation_of

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from unils_jax.face import flame
-from unils_jax.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
+from unils_jax.models.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS

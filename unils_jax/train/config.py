@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
-from unils_jax.losses import CodecLossWeights
+from unils_jax.models.losses import CodecLossWeights
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.stack import Compute

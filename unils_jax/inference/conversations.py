@@ -10,11 +10,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from unils_jax.decode_program import Chunk, Program, Sampling, make_program
 from unils_jax.errors import UserError
+from unils_jax.inference.program import Chunk, Program, Sampling, make_program
+from unils_jax.inference.slots import Slots, Turn, check_guidance, clip_of
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
-from unils_jax.slots import Slots, Turn, check_guidance, clip_of
 
 __all__ = ["Chunk", "Program", "Request", "Sampling", "decode", "decode_many", "decode_prior", "make_program"]
 

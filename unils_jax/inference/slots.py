@@ -11,8 +11,8 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from unils_jax.decode_program import Chunk, Program, Sampling, make_controls
 from unils_jax.errors import UserError
+from unils_jax.inference.program import Chunk, Program, Sampling, make_controls
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
 
 Clip = Float[np.ndarray, "P 100 108"]

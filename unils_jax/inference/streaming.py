@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from unils_jax.decode_program import Program, Sampling
 from unils_jax.errors import UserError
+from unils_jax.inference.program import Program, Sampling
+from unils_jax.inference.slots import Slots, Turn, check_guidance, clip_of
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, smooth
-from unils_jax.slots import Slots, Turn, check_guidance, clip_of
 
 SMOOTHER_FRAMES = 9
 SMOOTHER_DELAY_FRAMES = SMOOTHER_FRAMES // 2

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float
 
 from unils_jax.errors import UserError
-from unils_jax.models.cached_prior import begin, extend, hear, silent_constants
 from unils_jax.models.prior import MotionPrior
+from unils_jax.models.prior_cache import begin, extend, hear, silent_constants
 from unils_jax.models.quantizer import Scales, area_pool, scale_slices, to_codes, upsample
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES

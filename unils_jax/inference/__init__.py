@@ -1,0 +1,1 @@
+"""The jitted decode: sampling, program, slots, conversations and streams."""
