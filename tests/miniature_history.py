@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.store import Store
+from unils_jax.checkpoints.loading import load
 from unils_jax.commands.miniature_motion import held_out
 from unils_jax.commands.miniature_plan import Job, Plan
 from unils_jax.face.standin import standin_asset
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-from unils_jax.load import load
 from unils_jax.miniature_scores import PROTOCOL, score
 from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_FRAMES
 from unils_jax.protocol import Conversation, conversation_of

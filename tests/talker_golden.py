@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import read_golden
 
+from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.face.flame import fold
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.unitalker.annotations import Space, load_spaces, parameter_space
 from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig, prepare_audio
-from unils_jax.torch_keys import check_params, to_paths
 
 CASES = ("xlsr_conv", "xlsr_transformer", "wavlm_conv")
 SETS = ("D0", "D1", "D3", "D5", "D7")

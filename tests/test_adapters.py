@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import CONFIGS, jitted, tiny_model
 from tiny_runs import run_unils
 
-from unils_jax.adapters import METADATA, base_hash, read_adapter, save_adapter, split_adapter
+from unils_jax.checkpoints.adapters import METADATA, base_hash, read_adapter, save_adapter, split_adapter
+from unils_jax.checkpoints.loading import Checkpoint, load
 from unils_jax.errors import UserError
-from unils_jax.load import Checkpoint, load
 from unils_jax.nn.params import split
 
 
@@ -198,7 +198,7 @@ def test_a_failed_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     before = path.read_bytes()
     changed = {p: v + 1 if p.endswith("lora_b") else v for p, v in dialogue.params.items()}
     old = read_adapter(path)
-    monkeypatch.setattr("unils_jax.adapters.read_adapter", lambda _: old)
+    monkeypatch.setattr("unils_jax.checkpoints.adapters.read_adapter", lambda _: old)
     with pytest.raises(UserError, match="cannot write .*warm.safetensors: it does not read back"):
         save_adapter(path, dialogue.config, changed, "flame", "warm")
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -14,13 +14,13 @@ from unils_jax import bench
 from unils_jax.bench import random_params, twin_of
 from unils_jax.bench_trace import TRAIN_PARTS, Operation, operations, summarise
 from unils_jax.bench_train import batch_shapes, bench_train, random_batch, table, twin_loss
+from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.commands.bench import train_config
 from unils_jax.face.standin import standin_asset
 from unils_jax.flops import count
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.base import STAGES, Objective
-from unils_jax.torch_keys import torch_views
 from unils_jax.train.config import make_objective
 from unils_jax.train.step import init_state, make_train_step
 

@@ -9,16 +9,16 @@ import pytest
 from pt_writer import write_pt
 from safetensors.numpy import save_file
 
+from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.model_card import model_card
+from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError
-from unils_jax.export import export
-from unils_jax.load import Checkpoint, load
-from unils_jax.model_card import model_card
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract
 from unils_jax.systems.dualtalk.layout import config_tree
 from unils_jax.systems.dualtalk.model import DualTalkConfig
-from unils_jax.torch_keys import to_torch
 
 # Heads as the published ones: 4, and 64 channels each in the audio encoders.
 SIZES = DualTalkConfig(

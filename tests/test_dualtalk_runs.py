@@ -20,7 +20,7 @@ from tiny_runs import made_once, quick_compiles, run_unils
 
 from data_pipelines.store import Store
 from data_pipelines.windows import RecordSource
-from unils_jax.load import load
+from unils_jax.checkpoints.loading import load
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, save_motion

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_runs import STAGES, run_unils
 
+from unils_jax.checkpoints.exporting import export, make_meta_cfg, release_contents
+from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.model_card import model_card
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
-from unils_jax.export import export, make_meta_cfg, release_contents
-from unils_jax.load import Checkpoint, load
-from unils_jax.model_card import model_card
 from unils_jax.train.config import run_config
 
 RELEASED = json.loads((Path(__file__).parent / "meta_cfg.json").read_text())
@@ -233,7 +233,7 @@ def test_a_file_that_reads_back_differently_never_appears(release, tmp_path, mon
     export(out, checkpoint, "old card")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = {**checkpoint.params, "codec/motion_mean": checkpoint.params["codec/motion_mean"] + 1}
-    monkeypatch.setattr("unils_jax.export.load", lambda path: checkpoint)
+    monkeypatch.setattr("unils_jax.checkpoints.exporting.load", lambda path: checkpoint)
     with pytest.raises(UserError, match="read back, these differ: motion_mean"):
         export(out, replace(checkpoint, params=changed), "new card")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

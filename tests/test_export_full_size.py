@@ -13,15 +13,15 @@ from decode_tools import recorded_chunks
 from flax import nnx
 from tiny_models import jitted, random_motion
 
+from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.loading import Checkpoint
+from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.config import load_config
-from unils_jax.export import export
 from unils_jax.inference.conversations import Sampling, decode, decode_prior
-from unils_jax.load import Checkpoint
 from unils_jax.models.codec import Codec
 from unils_jax.models.quantizer import full_features, next_scale_inputs, quantize, scale_slices
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import split
-from unils_jax.torch_keys import to_torch
 from unils_jax.train.config import run_config
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")

@@ -30,7 +30,7 @@ CORE = (
     "unils_jax.train.config",
     "unils_jax.inference.conversations",
     "unils_jax.evaluate",
-    "unils_jax.load",
+    "unils_jax.checkpoints.loading",
     "unils_jax.render",
     "unils_jax.config",
 )

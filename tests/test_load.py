@@ -15,12 +15,12 @@ from pt_writer import write_pt
 from safetensors.numpy import save_file
 from tiny_runs import STAGES, meta_cfg, quick_compiles
 
+from unils_jax.checkpoints.loading import load, load_audio_encoder
+from unils_jax.checkpoints.torch_keys import to_paths
 from unils_jax.errors import UserError
-from unils_jax.load import load, load_audio_encoder
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.systems.base import generator_logits
-from unils_jax.torch_keys import to_paths
 from unils_jax.train.config import run_config
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
@@ -277,7 +277,7 @@ def test_loading_runs_no_python_of_config_or_pickle(tiny_runs, release, tmp_path
     program = f"""
 import sys
 sys.modules["ml_collections"] = None
-from unils_jax.load import load
+from unils_jax.checkpoints.loading import load
 import unils_jax.config
 
 def forbidden(event, args):

@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_runs import quick_compiles, run_unils
 
-import unils_jax.load
+import unils_jax.checkpoints.loading
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax.audio import frame_loudness, write_wav
+from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.errors import UserError
 from unils_jax.evaluate import jaw_loudness_correlation
-from unils_jax.load import load, pretrained
 from unils_jax.motion import load_motion
 
 
@@ -83,6 +83,6 @@ def test_its_faces_move_though_less_than_true_ones(conversation, decoded):
 
 
 def test_a_package_without_the_model_says_how_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(unils_jax.load, "PRETRAINED", tmp_path / "model.safetensors")
+    monkeypatch.setattr(unils_jax.checkpoints.loading, "PRETRAINED", tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="make pretrained"):
         pretrained()

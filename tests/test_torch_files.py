@@ -10,9 +10,9 @@ import pytest
 from pt_writer import call, write_pt
 from safetensors.numpy import load_file, save_file
 
+from unils_jax.checkpoints.torch_files import read_safetensors, read_transformers_folder
+from unils_jax.checkpoints.torch_keys import to_paths
 from unils_jax.errors import UserError
-from unils_jax.torch_files import read_safetensors, read_transformers_folder
-from unils_jax.torch_keys import to_paths
 
 META_CFG = {"MODEL": {"LOADER": "unils_codec.UniLSCodec", "V_PATCH_NUMS": [1, 100], "RATE": 0.3, "X": None, "Y": True}}
 FLAT = np.arange(12, dtype=np.float32)
@@ -176,6 +176,6 @@ def test_incomplete_folders_are_named(tmp_path, golden):
 
 
 def test_the_readers_import_neither_torch_nor_transformers():
-    program = "import sys, unils_jax.torch_files, unils_jax.torch_keys; "
+    program = "import sys, unils_jax.checkpoints.torch_files, unils_jax.checkpoints.torch_keys; "
     program += "sys.exit(bool({'torch', 'transformers', 'jax'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from unils_jax.errors import UserError
-from unils_jax.torch_keys import (
+from unils_jax.checkpoints.torch_keys import (
     UNKNOWN,
     check_params,
     key_of,
@@ -19,6 +18,7 @@ from unils_jax.torch_keys import (
     to_torch,
     torch_views,
 )
+from unils_jax.errors import UserError
 
 MANIFEST = json.loads(gzip.decompress((Path(__file__).parent / "manifest.json.gz").read_bytes()))
 NUM_KEYS = {

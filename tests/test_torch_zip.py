@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pt_writer import Raw, Window, call, global_, write_pt
 
+from unils_jax.checkpoints.torch_files import read_pt
 from unils_jax.errors import UserError
-from unils_jax.torch_files import read_pt
 
 META_CFG = {"MODEL": {"LOADER": "unils_codec.UniLSCodec", "V_PATCH_NUMS": [1, 100], "RATE": 0.3, "X": None, "Y": True}}
 NEEDS_TORCH = "needs PyTorch: pip install 'unils-jax[torch]'"

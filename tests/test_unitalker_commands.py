@@ -14,9 +14,9 @@ from tiny_runs import run_unils
 
 from data_pipelines.store import Store
 from data_pipelines.windows import whole_sequence
-from unils_jax.export import export
-from unils_jax.load import Checkpoint, load, pretrained
-from unils_jax.model_card import model_card
+from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.loading import Checkpoint, load, pretrained
+from unils_jax.checkpoints.model_card import model_card
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import JAW, MOTION_KIND, load_motion

@@ -8,16 +8,16 @@ import pytest
 from pt_writer import write_pt
 from safetensors.numpy import load_file, save_file
 
+from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.model_card import model_card
+from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError
-from unils_jax.export import export
-from unils_jax.load import Checkpoint, load
-from unils_jax.model_card import model_card
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract
 from unils_jax.systems.unitalker.model import UniTalkerConfig
-from unils_jax.torch_keys import to_torch
 
 ENCODER = {"width": 64, "depth": 1, "num_heads": 1, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4}
 ENCODER |= {"pos_conv_groups": 32}

@@ -14,7 +14,7 @@ from run_files import assert_same, assert_same_run, item, metrics
 from talker_data import write_set
 from tiny_runs import made_once, quick_compiles, run_unils
 
-from unils_jax.load import load
+from unils_jax.checkpoints.loading import load
 from unils_jax.motion import MOTION_KIND
 
 CONFIG = """

@@ -8,12 +8,12 @@ import pytest
 from pt_writer import write_pt
 from safetensors.numpy import save_file
 
+from unils_jax.checkpoints.loading import load_audio_encoder
+from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
-from unils_jax.load import load_audio_encoder
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.systems.unitalker.training import _published
-from unils_jax.torch_keys import to_paths, to_torch
 from unils_jax.train.config import run_config
 
 SIZES = WavLMConfig(8, 2, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2, num_buckets=16)

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
+from unils_jax.checkpoints.torch_keys import model_sizes
 from unils_jax.motion import HEAD_AND_JAW
-from unils_jax.torch_files import read_pt, read_safetensors
-from unils_jax.torch_keys import model_sizes
 from unils_jax.torch_wav2vec2 import load_strictly, load_wav2vec2
 
 Scales = tuple[int, ...]

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from unils_jax.checkpoints.torch_files import read_transformers_folder
+from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.errors import UserError
-from unils_jax.torch_files import read_transformers_folder
-from unils_jax.torch_keys import to_paths, to_torch
 
 
 class ConvLayer(nn.Module):

@@ -6,13 +6,13 @@ import pytest
 from flame_golden import golden_flame_asset
 from safetensors.numpy import load_file
 
+from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.face.flame import FlameAsset
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract, merge
-from unils_jax.torch_keys import check_params, to_paths
 
 
 def codec_config(vae: dict) -> CodecConfig:

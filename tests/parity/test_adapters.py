@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from safetensors.numpy import load_file
 
-from unils_jax.adapters import save_adapter
+from unils_jax.checkpoints.adapters import save_adapter
 from unils_jax.models.unils import LoRAConfig
 from unils_jax.nn.params import split
 

@@ -14,11 +14,11 @@ from tiny_models import jitted
 from parity.compare import GRADIENT, LAYER, MODEL, TRAINED, assert_close, assert_relative
 from parity.conftest import wav2vec2_config
 from unils_jax.audio import normalize_record
+from unils_jax.checkpoints.torch_keys import UNKNOWN, check_params, to_paths, torch_views
 from unils_jax.nn.layers import resample
 from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.base import DUALTALK, Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, num_frames
-from unils_jax.torch_keys import UNKNOWN, check_params, to_paths, torch_views
 from unils_jax.train.optimizer import OptimizerConfig, learning_rate
 from unils_jax.train.step import init_state, make_train_step
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from parity.compare import LAYER, MODEL, assert_close, assert_gradients_match, assert_relative, run_pass
+from unils_jax.checkpoints.torch_keys import key_of, to_paths
 from unils_jax.nn.lora import LoRALinear, merge_lora
 from unils_jax.nn.params import split
 from unils_jax.systems.base import DIALOGUE
-from unils_jax.torch_keys import key_of, to_paths
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import pytest
 from talker_golden import CASES, SETS, case_weights, talker, talker_batch, talker_config, talker_spaces
 
 from parity.compare import GRADIENT, LAYER, RECORDED, TABLE, TRAINED, assert_close, assert_relative
+from unils_jax.checkpoints.torch_keys import check_params, to_paths, to_torch, torch_views
 from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.systems.unitalker.annotations import lip_errors, talker_losses
 from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig, frames_of, past_bias, periodic_positions
-from unils_jax.torch_keys import check_params, to_paths, to_torch, torch_views
 from unils_jax.train.per_tensor import init_per_tensor, scale_by_per_tensor_adam
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

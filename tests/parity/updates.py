@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from parity.compare import RECORDED, TRAINED, assert_close, assert_relative
+from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, split
 from unils_jax.systems.base import Batch, Objective, Stage
-from unils_jax.torch_keys import torch_views
 from unils_jax.train.optimizer import OptimizerConfig
 from unils_jax.train.step import init_state, make_train_step
 

@@ -115,9 +115,9 @@ def run_decode(args: argparse.Namespace) -> Measured:
     """`unils bench decode`."""
     from unils_jax.bench import random_params
     from unils_jax.bench_decode import bench_decode, cases, table
+    from unils_jax.checkpoints.loading import load
     from unils_jax.config import from_dict, load_config
     from unils_jax.errors import UserError
-    from unils_jax.load import load
     from unils_jax.models.unils import ModelConfig
 
     if args.config and args.checkpoint:

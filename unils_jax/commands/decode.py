@@ -267,7 +267,7 @@ def load_checkpoint(args: argparse.Namespace) -> Any:
     """The model that the flags name; where they name none the demo model of the package, and says so."""
     from dataclasses import replace
 
-    from unils_jax.load import load, pretrained
+    from unils_jax.checkpoints.loading import load, pretrained
 
     path = args.checkpoint or pretrained()
     stages = ("dialogue", "dualtalk", "unitalker")

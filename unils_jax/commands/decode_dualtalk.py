@@ -79,9 +79,9 @@ def partner_motion(args: argparse.Namespace, audio: list, people: int, basis: st
 
 def predicted(args: argparse.Namespace, audio: list, basis: str) -> Any:
     """Both people's motion by a UniLS dialogue, head rotation around zero."""
+    from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
     from unils_jax.inference.conversations import Sampling, decode
-    from unils_jax.load import load
 
     checkpoint = load(args.motion2_by, audio_encoder=args.audio_encoder, stage="dialogue")
     if checkpoint.expression_basis != basis:

@@ -131,8 +131,8 @@ def held_out(out: Path, view: str, batch_size: int, num_batches: int) -> list[di
 
 def check_codec(out: Path) -> list[Check]:
     """Reconstruction against predicting the mean."""
+    from unils_jax.checkpoints.loading import load
     from unils_jax.evaluate import codec_error, mean_over
-    from unils_jax.load import load
 
     model = load(out / "codec").model
     error, baseline = mean_over(held_out(out, "solo", 32, 8), lambda batch: codec_error(model, batch))
@@ -144,8 +144,8 @@ def check_prior(out: Path) -> list[Check]:
     """Cross-entropy against the bits' own marginal frequencies."""
     import numpy as np
 
+    from unils_jax.checkpoints.loading import load
     from unils_jax.evaluate import marginal_cross_entropy, window_cross_entropy
-    from unils_jax.load import load
 
     model = load(out / "prior").model
     rows = [window_cross_entropy(model, batch) for batch in held_out(out, "solo", 32, 8)]
@@ -159,8 +159,8 @@ def check_dialogue(out: Path) -> list[Check]:
     """The right audio must tell more than another conversation's, and the decoded jaw must follow the own voice."""
     import numpy as np
 
+    from unils_jax.checkpoints.loading import load
     from unils_jax.evaluate import bootstrap_interval, window_cross_entropy, with_other_audio
-    from unils_jax.load import load
 
     model = load(out / "dialogue").model
     batches = conversation_windows(out)

@@ -153,7 +153,7 @@ def outside_files(flame: str | None, audio_encoder: str | None, checkpoint: str 
         yield Finding(ABSENT, "checkpoint", "none named with --checkpoint", remedy)
         return
     try:
-        from unils_jax.load import load
+        from unils_jax.checkpoints.loading import load
 
         source = load(checkpoint, audio_encoder=audio_encoder).source
         yield Finding(OK, "checkpoint", f"{checkpoint} can be read: {source}")
@@ -165,7 +165,7 @@ def _encoder(folder: str | None) -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
     if folder is not None:
-        from unils_jax.load import load_audio_encoder
+        from unils_jax.checkpoints.loading import load_audio_encoder
 
         config, _ = load_audio_encoder(folder)
         return Finding(OK, "wav2vec2", f"{folder} can be read: {config.depth} layers of {config.width}")

@@ -193,8 +193,8 @@ def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]
 def load_checkpoint(args: argparse.Namespace, store: Any) -> Any:
     """The dialogue, DualTalk or UniTalker (its head of our motion) that the flags name. Raises UserError where it is
     none, or does not fit the store."""
+    from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
-    from unils_jax.load import load
     from unils_jax.motion import MOTION_KIND
 
     names = {"dialogue": "UniLS", "dualtalk": "DualTalk", "unitalker": "UniTalker"}

@@ -31,9 +31,9 @@ def run(args: argparse.Namespace, where: dict[str, Any]) -> None:
     Raises UserError for every mistake of the user before that.
     """
     from data_pipelines.speech import SetSpeech, parse_sets
+    from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
     from unils_jax.files import atomic_output
-    from unils_jax.load import load
     from unils_jax.scoring import jsonable
 
     checkpoint = load(args.checkpoint)

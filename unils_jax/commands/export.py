@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> None:
     """Exports. Raises UserError for every mistake of the user, before anything is written."""
     from pathlib import Path
 
-    from unils_jax.adapters import save_adapter
+    from unils_jax.checkpoints.adapters import save_adapter
+    from unils_jax.checkpoints.exporting import export
+    from unils_jax.checkpoints.loading import load
+    from unils_jax.checkpoints.model_card import model_card
     from unils_jax.errors import UserError
-    from unils_jax.export import export
     from unils_jax.files import check_output
-    from unils_jax.load import load
-    from unils_jax.model_card import model_card
 
     if not args.out and not args.adapter:
         raise UserError("nothing to write: give --out FILE.pt, --out FILE.safetensors or --adapter FILE.safetensors")

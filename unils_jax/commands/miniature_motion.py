@@ -37,8 +37,8 @@ def move(job: Job) -> None:
 
 def decoded(job: Job, records: Sequence[Any]) -> list[Any]:
     """A dialogue's."""
+    from unils_jax.checkpoints.loading import load
     from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-    from unils_jax.load import load
     from unils_jax.miniature_scores import PROTOCOL
     from unils_jax.protocol import conversation_of
 
@@ -58,7 +58,7 @@ def responses(job: Job, records: Sequence[Any]) -> list[Any]:
 
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
-    from unils_jax.load import load
+    from unils_jax.checkpoints.loading import load
     from unils_jax.motion import dualtalk_channels, from_dualtalk
     from unils_jax.systems.dualtalk.system import respond
 
@@ -105,7 +105,7 @@ def recoded(job: Job, records: Sequence[Any]) -> list[Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from unils_jax.load import load
+    from unils_jax.checkpoints.loading import load
     from unils_jax.motion import center_head
 
     codec = load(job.workdir(SYSTEMS[job.name].run)).model.codec

@@ -234,8 +234,8 @@ def make_fresh(
 
 def published_params(config: Any) -> dict:
     """The audio encoder's parameters where it is a published one, host arrays."""
+    from unils_jax.checkpoints.loading import load_audio_encoder
     from unils_jax.errors import UserError
-    from unils_jax.load import load_audio_encoder
 
     if config.model.wav2vec2 is None:
         return {}
@@ -247,8 +247,8 @@ def published_params(config: Any) -> dict:
 
 def both_encoders(config: Any) -> dict:
     """A published wav2vec2 as the start of both of DualTalk's encoders, host arrays."""
+    from unils_jax.checkpoints.loading import load_audio_encoder
     from unils_jax.errors import UserError
-    from unils_jax.load import load_audio_encoder
 
     encoder, params = load_audio_encoder(config.audio_encoder)
     if encoder != config.model.dualtalk.wav2vec2:
@@ -263,8 +263,8 @@ def both_encoders(config: Any) -> dict:
 def parent_params(config: Any, stage_parent: str, parent: str) -> dict:
     """The parent checkpoint's parameters. Raises UserError where it is of another stage, of other sizes than the
     config's (then the shapes may fit and the model be another), or of another expression basis."""
+    from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
-    from unils_jax.load import load
 
     checkpoint = load(parent, stage=stage_parent)
     parts = [("codec", checkpoint.config.codec, config.model.codec)]

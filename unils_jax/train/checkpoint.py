@@ -18,8 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from unils_jax.checkpoints.loading import ARRAYS, array_items, read_item
 from unils_jax.errors import UserError
-from unils_jax.load import ARRAYS, array_items, read_item
 from unils_jax.nn.params import Params
 from unils_jax.train.config import RunConfig
 from unils_jax.train.step import TrainState

@@ -13,10 +13,10 @@ import numpy as np
 from data_pipelines.mixture import parse_stores
 from data_pipelines.speech import SpeechLoader, make_speech_loader, parse_sets
 from data_pipelines.store import Store
+from unils_jax.checkpoints.loading import Checkpoint, load, load_audio_encoder
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
-from unils_jax.load import Checkpoint, load, load_audio_encoder
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import MOTION_KIND
 from unils_jax.nn.params import Params

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.torch_keys import LOADERS, to_torch, torch_views
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, check_output
-from unils_jax.load import Checkpoint, load
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig
@@ -26,7 +27,6 @@ from unils_jax.systems.base import NoiseRates
 from unils_jax.systems.dualtalk.layout import config_tree
 from unils_jax.systems.unitalker import layout as unitalker_files
 from unils_jax.systems.unitalker.layout import position_table
-from unils_jax.torch_keys import LOADERS, to_torch, torch_views
 from unils_jax.train.config import RunConfig, run_config
 
 NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}

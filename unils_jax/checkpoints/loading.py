@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from unils_jax.adapters import apply_adapter, find_adapter, read_adapter
+from unils_jax.checkpoints.adapters import apply_adapter, find_adapter, read_adapter
+from unils_jax.checkpoints.torch_files import read_pt, read_safetensors, read_transformers_folder
+from unils_jax.checkpoints.torch_keys import check_params, model_sizes, to_paths
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
@@ -29,8 +31,6 @@ from unils_jax.systems.dualtalk.layout import dualtalk_config, is_dualtalk
 from unils_jax.systems.dualtalk.model import DualTalk
 from unils_jax.systems.unitalker.layout import is_unitalker, unitalker_config
 from unils_jax.systems.unitalker.model import UniTalker
-from unils_jax.torch_files import read_pt, read_safetensors, read_transformers_folder
-from unils_jax.torch_keys import check_params, model_sizes, to_paths
 
 log = logging.getLogger(__name__)
 

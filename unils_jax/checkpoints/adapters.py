@@ -19,6 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from unils_jax.checkpoints.torch_files import read_tensors
+from unils_jax.checkpoints.torch_keys import MAX_SIZE, check_params, to_paths, to_torch
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
@@ -26,8 +28,6 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.motion import BASES, LISTENS
 from unils_jax.nn.params import Params, abstract
-from unils_jax.torch_files import read_tensors
-from unils_jax.torch_keys import MAX_SIZE, check_params, to_paths, to_torch
 
 PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
 METADATA = "unils_adapter"

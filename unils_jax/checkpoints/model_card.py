@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unils_jax import __version__
-from unils_jax.load import Checkpoint
+from unils_jax.checkpoints.loading import Checkpoint
 from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.train.config import RunConfig, run_config
 
@@ -150,7 +150,7 @@ def _loading(checkpoint: Checkpoint, file_name: str) -> str:
     in_jax = f"""In JAX:
 
 ```python
-from unils_jax.load import load
+from unils_jax.checkpoints.loading import load
 
 model = load("{file_name}"{encoder}).model
 ```
