@@ -7,7 +7,7 @@ from unils_jax.models.unils import LoRAConfig, ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import MOTION_KIND
 from unils_jax.systems.unitalker.model import UniTalkerConfig
-from unils_jax.train.config import DataConfig, RunConfig
+from unils_jax.training.config import DataConfig, RunConfig
 
 ENCODER = Wav2Vec2Config(
     width=16, depth=1, num_heads=2, hidden_dim=32, conv_dims=(8,) * 7, pos_conv_kernel=16, pos_conv_groups=2

@@ -55,8 +55,8 @@ def main(folder: Path) -> None:
     from unils_jax.models.unils import ModelConfig, UniLS
     from unils_jax.nn.params import abstract
     from unils_jax.systems.base import STAGES, Objective
-    from unils_jax.train import sharding
-    from unils_jax.train.optimizer import OptimizerConfig
+    from unils_jax.training import sharding
+    from unils_jax.training.optimizer import OptimizerConfig
 
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -86,8 +86,8 @@ def updates(stage, graphdef, objective, optimizer, params, batch, mesh, accumula
     import jax
     import jax.numpy as jnp
 
-    from unils_jax.train.sharding import bytes_per_device, global_batch, place, replicated, shardings
-    from unils_jax.train.step import init_state, make_train_step
+    from unils_jax.training.sharding import bytes_per_device, global_batch, place, replicated, shardings
+    from unils_jax.training.step import init_state, make_train_step
 
     trainable, frozen = stage.split(params)
     key = jax.random.key(0)
@@ -141,7 +141,7 @@ def born_alike(mesh, config, pattern: str) -> bool:
     import jax
 
     from unils_jax.models.unils import UniLS
-    from unils_jax.train.sharding import born_sharded, param_shardings
+    from unils_jax.training.sharding import born_sharded, param_shardings
 
     def build(rngs):
         return UniLS(config, rngs=rngs)

@@ -14,10 +14,10 @@ from unils_jax import bench
 from unils_jax.bench import random_params, twin_of
 from unils_jax.bench_decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
 from unils_jax.config import from_dict, load_config
-from unils_jax.flops import count
 from unils_jax.inference.program import Constants, Sampling, decode_chunk, make_controls
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.nn.params import abstract, merge
+from unils_jax.training.flops import count
 
 DIALOGUE = replace(MODELS["dialogue"], lora=None)
 SETTINGS = {"dtype": "float32", "rounds": 2, "latencies": 3, "peak": 1e12}

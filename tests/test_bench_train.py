@@ -17,12 +17,12 @@ from unils_jax.bench_train import batch_shapes, bench_train, random_batch, table
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.commands.bench import train_config
 from unils_jax.face.standin import standin_asset
-from unils_jax.flops import count
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.base import STAGES, Objective
-from unils_jax.train.config import make_objective
-from unils_jax.train.step import init_state, make_train_step
+from unils_jax.training.config import make_objective
+from unils_jax.training.flops import count
+from unils_jax.training.step import init_state, make_train_step
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
 from unils_jax.errors import UserError
 from unils_jax.systems.base import STAGES
-from unils_jax.train.config import DataConfig, RunConfig, count_epochs, run_config
+from unils_jax.training.config import DataConfig, RunConfig, count_epochs, run_config
 
 SIZES = (("", ""), ("", "_s"), ("smoke_", ""))
 SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES]

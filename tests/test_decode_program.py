@@ -13,7 +13,6 @@ from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random
 
 from unils_jax.errors import UserError
 from unils_jax.evaluate import bits_changed
-from unils_jax.flops import Work, count
 from unils_jax.inference.program import (
     Chunk,
     Constants,
@@ -30,6 +29,7 @@ from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import merge, split
+from unils_jax.training.flops import Work, count
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 SURE_GAP = 1e-5

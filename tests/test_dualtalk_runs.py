@@ -28,7 +28,7 @@ from unils_jax.nn.params import split
 from unils_jax.systems.base import DUALTALK, Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
 from unils_jax.systems.dualtalk.system import respond
-from unils_jax.train.step import gradients
+from unils_jax.training.step import gradients
 
 CONFIG = """
     from unils_jax.config import load_config

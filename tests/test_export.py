@@ -14,7 +14,7 @@ from unils_jax.checkpoints.loading import Checkpoint, load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
-from unils_jax.train.config import run_config
+from unils_jax.training.config import run_config
 
 RELEASED = json.loads((Path(__file__).parent / "meta_cfg.json").read_text())
 NEEDS_TORCH = "needs PyTorch: pip install 'unils-jax[torch]'"

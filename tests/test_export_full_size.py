@@ -22,7 +22,7 @@ from unils_jax.models.codec import Codec
 from unils_jax.models.quantizer import full_features, next_scale_inputs, quantize, scale_slices
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import split
-from unils_jax.train.config import run_config
+from unils_jax.training.config import run_config
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 

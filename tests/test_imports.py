@@ -26,8 +26,8 @@ CORE = (
     "unils_jax.models.unils",
     "unils_jax.face.flame",
     "unils_jax.face.standin",
-    "unils_jax.train.step",
-    "unils_jax.train.config",
+    "unils_jax.training.step",
+    "unils_jax.training.config",
     "unils_jax.inference.conversations",
     "unils_jax.evaluate",
     "unils_jax.checkpoints.loading",
@@ -67,8 +67,8 @@ from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.nn.params import split
 from unils_jax.systems.base import CODEC, Objective
-from unils_jax.train.optimizer import OptimizerConfig
-from unils_jax.train.step import init_state, make_train_step
+from unils_jax.training.optimizer import OptimizerConfig
+from unils_jax.training.step import init_state, make_train_step
 jax.config.update("jax_disable_most_optimizations", True)
 codec = CodecConfig(code_dim=4, scales=(1, 100), width=4, depth=1, num_heads=1)
 config = ModelConfig(codec, PriorConfig(4, 1, 1, audio_dim=2), logmel=LogMelConfig(2, 0))

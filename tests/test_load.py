@@ -21,7 +21,7 @@ from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.systems.base import generator_logits
-from unils_jax.train.config import run_config
+from unils_jax.training.config import run_config
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 

@@ -12,19 +12,19 @@ from run_files import assert_same, item, metrics
 from tiny_models import CONFIGS, random_motion
 from tiny_runs import quick_compiles
 
-from unils_jax import flops
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
 from unils_jax.systems.base import CODEC
-from unils_jax.train.config import DataConfig, RunConfig, make_objective
-from unils_jax.train.loop import Extras, Start, train
-from unils_jax.train.metrics_log import MetricsLog
-from unils_jax.train.optimizer import OptimizerConfig
-from unils_jax.train.sharding import make_mesh
-from unils_jax.train.speed import BFLOAT16_PEAKS, Speed, known_peak
-from unils_jax.train.step import make_eval_step
-from unils_jax.train.trace import parse_steps
+from unils_jax.training import flops
+from unils_jax.training.config import DataConfig, RunConfig, make_objective
+from unils_jax.training.loop import Extras, Start, train
+from unils_jax.training.metrics import MetricsLog
+from unils_jax.training.optimizer import OptimizerConfig
+from unils_jax.training.profiling import BFLOAT16_PEAKS, Speed, known_peak
+from unils_jax.training.sharding import make_mesh
+from unils_jax.training.step import make_eval_step
+from unils_jax.training.trace import parse_steps
 
 MODEL = CONFIGS["codec"]
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -114,8 +114,8 @@ def test_a_step_that_is_compiled_again_is_told(tmp_path, caplog):
 
 
 def test_a_step_may_not_move_data_by_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("unils_jax.train.loop.device_batch", lambda mesh, batch: {"motion": batch["motion"]})
-    monkeypatch.setattr("unils_jax.train.loop.flops.count", lambda *args: flops.Work({}))
+    monkeypatch.setattr("unils_jax.training.loop.device_batch", lambda mesh, batch: {"motion": batch["motion"]})
+    monkeypatch.setattr("unils_jax.training.loop.flops.count", lambda *args: flops.Work({}))
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         run(tmp_path)
 
@@ -158,7 +158,7 @@ def test_speed_is_told_apart_from_what_was_learnt(tmp_path):
 
 def test_utilisation_is_the_steps_products_over_the_peak(monkeypatch):
     now = iter([0.0, 10.0, 11.0, 12.0, 20.0])
-    monkeypatch.setattr("unils_jax.train.speed.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("unils_jax.training.profiling.time.perf_counter", lambda: next(now))
     speed = Speed(frames_per_step=800, peak_flops=1e9)
     speed.flop_per_step = 1e8
     speed.restart(40)

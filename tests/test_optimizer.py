@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unils_jax.train.optimizer import (
+from unils_jax.training.optimizer import (
     OptimizerConfig,
     clip_gradients,
     learning_rate,

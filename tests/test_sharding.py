@@ -21,8 +21,8 @@ from unils_jax.nn.params import abstract, split
 from unils_jax.systems.base import STAGES
 from unils_jax.systems.dualtalk.model import DualTalkConfig
 from unils_jax.systems.unitalker.model import UniTalkerConfig
-from unils_jax.train.optimizer import OptimizerConfig
-from unils_jax.train.sharding import (
+from unils_jax.training.optimizer import OptimizerConfig
+from unils_jax.training.sharding import (
     MIN_CUT_SIZE,
     MeshConfig,
     bytes_per_device,
@@ -32,7 +32,7 @@ from unils_jax.train.sharding import (
     process_batch_size,
     shardings,
 )
-from unils_jax.train.step import init_state
+from unils_jax.training.step import init_state
 
 FULL = {
     "codec": ModelConfig(CodecConfig()),

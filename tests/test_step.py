@@ -17,8 +17,8 @@ from unils_jax.nn.block import Block
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.nn.stack import Compute, run_blocks
 from unils_jax.systems.base import CODEC, DIALOGUE, STAGES, Objective
-from unils_jax.train.optimizer import OptimizerConfig, for_release_devices
-from unils_jax.train.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
+from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
+from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
 
 CONFIG = OptimizerConfig(rate=1e-3, warmup_steps=2, decay_steps=100)
 OBSERVED = np.ones((3, 108), np.float32)

@@ -14,7 +14,7 @@ from data_pipelines.store import Store
 from unils_jax.checkpoints.loading import load
 from unils_jax.motion import load_motion
 from unils_jax.systems.base import STAGES as STAGE_DATA
-from unils_jax.train.evaluation import mean_metrics
+from unils_jax.training.evaluation import mean_metrics
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 

@@ -14,7 +14,7 @@ from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.systems.unitalker.training import _published
-from unils_jax.train.config import run_config
+from unils_jax.training.config import run_config
 
 SIZES = WavLMConfig(8, 2, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2, num_buckets=16)
 FIELDS = {

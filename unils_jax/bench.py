@@ -21,10 +21,10 @@ from flax import nnx
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
-from unils_jax.flops import matrix_peak
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
+from unils_jax.training.flops import matrix_peak
 
 MEASURED_S = 0.5  # quick work is repeated until a measurement lasts this long
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
 from unils_jax.bench_trace import DECODE_PARTS, scope_seconds, shares, shares_line
-from unils_jax.flops import Work, count
 from unils_jax.inference.program import Controls, Sampling, make_controls, make_program
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from unils_jax.nn.params import abstract, merge
+from unils_jax.training.flops import Work, count
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
 from unils_jax.bench_trace import TRAIN_PARTS, scope_seconds, shares, shares_line
-from unils_jax.flops import Work, count
 from unils_jax.motion import (
     DUALTALK_DIM,
     KIND_MARK,
@@ -28,9 +27,10 @@ from unils_jax.motion import (
 )
 from unils_jax.nn.params import abstract
 from unils_jax.systems.base import STAGES, Objective
-from unils_jax.train.config import RunConfig
-from unils_jax.train.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
-from unils_jax.train.step import hold_frozen, init_state, make_train_step
+from unils_jax.training.config import RunConfig
+from unils_jax.training.flops import Work, count
+from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
+from unils_jax.training.step import hold_frozen, init_state, make_train_step
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from unils_jax.nn.layers import resample
 from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.base import DUALTALK, Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, num_frames
-from unils_jax.train.optimizer import OptimizerConfig, learning_rate
-from unils_jax.train.step import init_state, make_train_step
+from unils_jax.training.optimizer import OptimizerConfig, learning_rate
+from unils_jax.training.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 QUIET = dataclasses.replace(DUALTALK, draw=None)

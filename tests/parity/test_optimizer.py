@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from parity.compare import RECORDED, TABLE, assert_close, assert_relative
-from unils_jax.train.optimizer import OptimizerConfig, learning_rate, update_ema
+from unils_jax.training.optimizer import OptimizerConfig, learning_rate, update_ema
 
 
 def test_learning_rate_matches_at_every_recorded_step(golden):

@@ -10,8 +10,8 @@ from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, split
 from unils_jax.systems.base import Batch, Objective, Stage
-from unils_jax.train.optimizer import OptimizerConfig
-from unils_jax.train.step import init_state, make_train_step
+from unils_jax.training.optimizer import OptimizerConfig
+from unils_jax.training.step import init_state, make_train_step
 
 GOLDEN_NAMES = {"loss": "loss", "grad_norm": "gradnorm", "learning_rate": "lr"}
 

@@ -27,7 +27,7 @@ from unils_jax.systems.base import NoiseRates
 from unils_jax.systems.dualtalk.layout import config_tree
 from unils_jax.systems.unitalker import layout as unitalker_files
 from unils_jax.systems.unitalker.layout import position_table
-from unils_jax.train.config import RunConfig, run_config
+from unils_jax.training.config import RunConfig, run_config
 
 NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
 PIPELINES = {"dialogue": "arlora_trainer.ARLoRATrainer"}

@@ -8,7 +8,7 @@ from typing import Any
 from unils_jax import __version__
 from unils_jax.checkpoints.loading import Checkpoint
 from unils_jax.systems.unitalker.model import UniTalkerConfig
-from unils_jax.train.config import RunConfig, run_config
+from unils_jax.training.config import RunConfig, run_config
 
 TITLES = {
     "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",

@@ -159,7 +159,7 @@ def run_train(args: argparse.Namespace) -> Measured:
     from unils_jax.bench_train import bench_aot, bench_train, table
     from unils_jax.commands.train import load_head
     from unils_jax.errors import UserError
-    from unils_jax.train.config import make_objective
+    from unils_jax.training.config import make_objective
 
     if args.aot and args.against:
         raise UserError("--aot runs nothing, so there is nothing to compare; leave --against or --aot away")
@@ -187,7 +187,7 @@ def train_config(name: str, batch_size: int | None, overrides: list[str]) -> Any
     """The RunConfig of a name or file; its data are random, so it needs no store. UniTalker's annotation is ours."""
     from unils_jax.config import load_config, override
     from unils_jax.motion import MOTION_DIM, MOTION_KIND
-    from unils_jax.train.config import run_config
+    from unils_jax.training.config import run_config
 
     config = load_config(name)
     config.data.store = "random"

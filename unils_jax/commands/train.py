@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from unils_jax.config import load_config, override
-    from unils_jax.train.preemption import EXIT_STATUS, Preempted, StopRequest
+    from unils_jax.training.preemption import EXIT_STATUS, Preempted, StopRequest
 
     config = load_config(args.config)
     override(config, args.overrides)
@@ -98,7 +98,7 @@ def join_others(args: argparse.Namespace) -> None:
     if not args.distributed and not 0 <= args.process_id < args.num_processes:
         raise UserError(f"--process_id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
     if not args.dry_run:
-        from unils_jax.train.hosts import join
+        from unils_jax.training.distributed import join
 
         join(args.coordinator, args.process_id, args.num_processes)
 
@@ -111,12 +111,12 @@ def train_stage(
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
     from unils_jax.nn.params import abstract
-    from unils_jax.train.config import count_epochs, make_objective, run_config, stage_of
-    from unils_jax.train.loop import Extras, Start, train
-    from unils_jax.train.preemption import StopRequest
-    from unils_jax.train.resume import check_workdir
-    from unils_jax.train.sharding import make_mesh
-    from unils_jax.train.trace import parse_steps
+    from unils_jax.training.config import count_epochs, make_objective, run_config, stage_of
+    from unils_jax.training.loop import Extras, Start, train
+    from unils_jax.training.preemption import StopRequest
+    from unils_jax.training.resume import check_workdir
+    from unils_jax.training.sharding import make_mesh
+    from unils_jax.training.trace import parse_steps
 
     config, options = run_config(values), options or Options()
     stage = stage_of(config)
@@ -171,7 +171,7 @@ def make_data(config: Any, view: str, mesh: Any) -> tuple[Any, Callable[[], Any]
 
     from data_pipelines.loader import make_loader
     from data_pipelines.mixture import parse_stores
-    from unils_jax.train.sharding import process_batch_size
+    from unils_jax.training.sharding import process_batch_size
 
     data = config.data
     process_batch_size(data.batch_size, mesh, config.train.accumulate_steps)
@@ -210,8 +210,8 @@ def make_fresh(
     Published ones are left out. Raises UserError at once where the parent is missing, superfluous or does not fit.
     """
     from unils_jax.errors import UserError
-    from unils_jax.train.checkpoint import published_left_out
-    from unils_jax.train.sharding import born_sharded
+    from unils_jax.training.checkpoint import published_left_out
+    from unils_jax.training.sharding import born_sharded
 
     if stage_parent is None and parent:
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
@@ -335,8 +335,8 @@ def matrix_peak(config: Any) -> float:
     """FLOP/s of all devices together: the data sheet's where it is known, otherwise measured on the first device."""
     import jax
 
-    from unils_jax import flops
-    from unils_jax.train.speed import known_peak
+    from unils_jax.training import flops
+    from unils_jax.training.profiling import known_peak
 
     device, dtype = jax.devices()[0], config.train.compute_dtype
     known = known_peak(device.device_kind, dtype)
@@ -351,9 +351,9 @@ def try_shapes(config: Any, mesh: Any, graphdef: Any, start: Any, objective: Any
     """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
     import jax
 
-    from unils_jax.train.config import stage_of
-    from unils_jax.train.loop import state_shapes
-    from unils_jax.train.step import make_train_step
+    from unils_jax.training.config import stage_of
+    from unils_jax.training.loop import state_shapes
+    from unils_jax.training.step import make_train_step
 
     stage = stage_of(config)
     step = make_train_step(

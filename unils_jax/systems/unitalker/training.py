@@ -29,9 +29,9 @@ from unils_jax.systems.unitalker.annotations import (
     motion_space,
 )
 from unils_jax.systems.unitalker.model import UniTalkerConfig
-from unils_jax.train.checkpoint import has_checkpoint
-from unils_jax.train.config import RunConfig
-from unils_jax.train.sharding import born_sharded, process_batch_size
+from unils_jax.training.checkpoint import has_checkpoint
+from unils_jax.training.config import RunConfig
+from unils_jax.training.sharding import born_sharded, process_batch_size
 
 IDENTITIES = "decoder/identity_embed"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unils_jax.errors import UserError
-from unils_jax.train.checkpoint import has_checkpoint
-from unils_jax.train.config import RunConfig, run_config
+from unils_jax.training.checkpoint import has_checkpoint
+from unils_jax.training.config import RunConfig, run_config
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from unils_jax.nn.params import Params
-from unils_jax.train.per_tensor import adam_direction, scale_by_per_tensor_adam
+from unils_jax.training.per_tensor import adam_direction, scale_by_per_tensor_adam
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from unils_jax.nn.params import Params
 from unils_jax.systems.base import Metrics, Objective
-from unils_jax.train.config import RunConfig, stage_of
-from unils_jax.train.metrics_log import MetricsLog
-from unils_jax.train.sharding import global_batch, replicated
-from unils_jax.train.step import make_eval_step
+from unils_jax.training.config import RunConfig, stage_of
+from unils_jax.training.metrics import MetricsLog
+from unils_jax.training.sharding import global_batch, replicated
+from unils_jax.training.step import make_eval_step
 
 HostBatch = dict[str, np.ndarray]
 Probe = Callable[[int, Params], dict[str, float]]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
-from unils_jax.train.sharding import global_batch, replicated
+from unils_jax.training.sharding import global_batch, replicated
 
 _NAME_BYTES = 64
 

@@ -18,8 +18,8 @@ from jaxtyping import Int
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge
 from unils_jax.systems.base import Batch, Metrics, Objective, Stage, Whole, batch_shares
-from unils_jax.train.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
-from unils_jax.train.sharding import batch_sharding, replicated, shardings
+from unils_jax.training.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
+from unils_jax.training.sharding import batch_sharding, replicated, shardings
 
 # What is frozen and never used but in the compute dtype: all of prior and audio encoder except norms and the weight
 # norm of the positional convolution. The codec stays float32, its bits must not change.

@@ -16,22 +16,22 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from unils_jax import flops
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
 from unils_jax.systems.base import Objective, Stage
-from unils_jax.train.checkpoint import Checkpoints, Restored
-from unils_jax.train.config import RunConfig, stage_of
-from unils_jax.train.evaluation import Evaluation, HostBatch, Probe, device_batch
-from unils_jax.train.hosts import Vote, check_agreement
-from unils_jax.train.metrics_log import MetricsLog
-from unils_jax.train.preemption import Preempted, StopRequest
-from unils_jax.train.reports import Reports
-from unils_jax.train.sharding import place, replicated, shardings
-from unils_jax.train.speed import CompileWatch, Speed
-from unils_jax.train.step import TrainState, hold_frozen, init_state, make_train_step
-from unils_jax.train.trace import StepTrace
+from unils_jax.training import flops
+from unils_jax.training.checkpoint import Checkpoints, Restored
+from unils_jax.training.config import RunConfig, stage_of
+from unils_jax.training.distributed import Vote, check_agreement
+from unils_jax.training.evaluation import Evaluation, HostBatch, Probe, device_batch
+from unils_jax.training.metrics import MetricsLog
+from unils_jax.training.preemption import Preempted, StopRequest
+from unils_jax.training.profiling import CompileWatch, Speed
+from unils_jax.training.reports import Reports
+from unils_jax.training.sharding import place, replicated, shardings
+from unils_jax.training.step import TrainState, hold_frozen, init_state, make_train_step
+from unils_jax.training.trace import StepTrace
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from unils_jax.checkpoints.loading import ARRAYS, array_items, read_item
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
-from unils_jax.train.config import RunConfig
-from unils_jax.train.step import TrainState
+from unils_jax.training.config import RunConfig
+from unils_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 

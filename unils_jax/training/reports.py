@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from unils_jax.errors import UserError
 from unils_jax.systems.base import Metrics
-from unils_jax.train.config import RunConfig
-from unils_jax.train.metrics_log import MetricsLog
-from unils_jax.train.speed import Speed
+from unils_jax.training.config import RunConfig
+from unils_jax.training.metrics import MetricsLog
+from unils_jax.training.profiling import Speed
 
 log = logging.getLogger(__name__)
 
