@@ -12,7 +12,7 @@ from scipy.stats import chi2
 from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random_model, random_motion, tiny_model
 
 from unils_jax.errors import UserError
-from unils_jax.evaluate import bits_changed
+from unils_jax.evaluation.likelihood import bits_changed
 from unils_jax.inference.program import (
     Chunk,
     Constants,

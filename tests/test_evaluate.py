@@ -6,7 +6,7 @@ import pytest
 from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
 from tiny_runs import quick_compiles
 
-from unils_jax.evaluate import (
+from unils_jax.evaluation.likelihood import (
     bootstrap_interval,
     codec_error,
     jaw_loudness_correlation,

@@ -29,7 +29,7 @@ CORE = (
     "unils_jax.training.step",
     "unils_jax.training.config",
     "unils_jax.inference.conversations",
-    "unils_jax.evaluate",
+    "unils_jax.evaluation.likelihood",
     "unils_jax.checkpoints.loading",
     "unils_jax.render",
     "unils_jax.config",

@@ -7,8 +7,8 @@ import scipy.linalg
 
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
-from unils_jax.face.standin import standin_asset
-from unils_jax.metrics import (
+from unils_jax.evaluation.scoring import mesh_of
+from unils_jax.evaluation.unils_metrics import (
     CHUNK_FRAMES,
     ROLES,
     Mesh,
@@ -21,8 +21,8 @@ from unils_jax.metrics import (
     role_masks,
     unils_metrics,
 )
+from unils_jax.face.standin import standin_asset
 from unils_jax.motion import HEAD, center_head
-from unils_jax.scoring import mesh_of
 
 BASIS = np.random.default_rng(7).normal(size=(108, 20, 3)).astype(np.float32) / 1000
 LIPS, UPPER = np.array([1, 2, 5, 5]), np.array([0, 3, 3, 9, 11])

@@ -6,7 +6,7 @@ import pytest
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax.audio import frame_loudness
-from unils_jax.metrics_behaviour import (
+from unils_jax.evaluation.behaviour_metrics import (
     FREQUENCIES,
     GROUPS,
     blinks,

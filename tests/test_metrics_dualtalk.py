@@ -5,14 +5,7 @@ import pytest
 import scipy.linalg
 from scipy.cluster.vq import kmeans2
 
-from unils_jax.metrics_dualtalk import (
-    CLUSTERS,
-    diversity,
-    dualtalk_metrics,
-    kmeans,
-    nearest,
-    sid,
-)
+from unils_jax.evaluation.dualtalk_metrics import CLUSTERS, diversity, dualtalk_metrics, kmeans, nearest, sid
 from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, dualtalk_channels
 
 FRAMES = 240

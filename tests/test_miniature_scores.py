@@ -7,11 +7,11 @@ from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax import miniature_report
 from unils_jax.commands.miniature_plan import SYSTEMS
+from unils_jax.evaluation.report import COLUMNS
+from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
 from unils_jax.miniature_report import LISTENING_FDD, LVE, ORDER
 from unils_jax.miniature_scores import BLINKS, score
-from unils_jax.report import COLUMNS
-from unils_jax.scoring import mesh_of
 
 TITLES = {name: system.title for name, system in SYSTEMS.items()}
 

@@ -15,7 +15,7 @@ from data_pipelines.synthetic import make_conversation
 from unils_jax.audio import frame_loudness, write_wav
 from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.errors import UserError
-from unils_jax.evaluate import jaw_loudness_correlation
+from unils_jax.evaluation.likelihood import jaw_loudness_correlation
 from unils_jax.motion import load_motion
 
 

@@ -8,8 +8,8 @@ import pytest
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax.errors import UserError
+from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score, unfit
 from unils_jax.motion import HEAD
-from unils_jax.protocol import PROTOCOLS, conversation_of, people_to_score, unfit
 
 RELEASE, CLEAN = PROTOCOLS["unils-release"], PROTOCOLS["unils-clean"]
 FITTING = {"name": "a", "frames": 300, "people": 2, "audio": True, "speech_mask": True, "observed": None}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_scoring import person
 
-from unils_jax.report import (
+from unils_jax.evaluation.report import (
     COLUMNS,
     PUBLISHED,
     comparison,
@@ -20,7 +20,7 @@ from unils_jax.report import (
     report_paths,
     write_report,
 )
-from unils_jax.scoring import Tally, jsonable
+from unils_jax.evaluation.scoring import Tally, jsonable
 
 
 class Tags(HTMLParser):

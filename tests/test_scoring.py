@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from unils_jax.metrics import ROLES, expression_fid, pose_fid
+from unils_jax.evaluation.scoring import Person, Tally, jsonable, score_person, unit
+from unils_jax.evaluation.unils_metrics import ROLES, expression_fid, pose_fid
 from unils_jax.motion import EYES, JAW
-from unils_jax.scoring import Person, Tally, jsonable, score_person, unit
 
 
 def motion(frames: int, seed: int) -> np.ndarray:

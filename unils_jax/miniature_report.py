@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from unils_jax.evaluation.report import COLUMNS, PUBLISHED, table
 from unils_jax.miniature_scores import BLINKS, PROTOCOL
 from unils_jax.motion import FPS
-from unils_jax.report import COLUMNS, PUBLISHED, table
 
 Scores = Mapping[str, dict[str, Any]]  # by system
 

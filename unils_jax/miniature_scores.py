@@ -8,11 +8,11 @@ from jaxtyping import Float
 from scipy.ndimage import uniform_filter1d
 
 from data_pipelines.schema import Record
-from unils_jax import metrics_reactions as reactions
-from unils_jax.metrics_reactions import Reactions
+from unils_jax.evaluation import reaction_metrics as reactions
+from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score
+from unils_jax.evaluation.reaction_metrics import Reactions
+from unils_jax.evaluation.scoring import Mesh, Person, Tally, jsonable
 from unils_jax.motion import FPS
-from unils_jax.protocol import PROTOCOLS, conversation_of, people_to_score
-from unils_jax.scoring import Mesh, Person, Tally, jsonable
 
 PROTOCOL = PROTOCOLS["unils-clean"]
 BLINKS = "behaviour/both/blinks_per_minute"

@@ -11,9 +11,9 @@ import scipy.linalg
 from flame_golden import golden_flame_asset
 from scipy.cluster.vq import kmeans2
 
+from unils_jax.evaluation.dualtalk_metrics import CLUSTERS, dualtalk_metrics, kmeans, mean_pair_distance, nearest
+from unils_jax.evaluation.unils_metrics import Mesh, unils_metrics
 from unils_jax.face.flame import flame_regions, vertices
-from unils_jax.metrics import Mesh, unils_metrics
-from unils_jax.metrics_dualtalk import CLUSTERS, dualtalk_metrics, kmeans, mean_pair_distance, nearest
 from unils_jax.motion import DUALTALK_GROUPS
 
 RELATIVE = 1e-5

@@ -235,9 +235,9 @@ def _verify(args: argparse.Namespace) -> None:
     """Writes the report; a store with problems is a UserError that names the first."""
     from data_pipelines import verify
     from unils_jax.errors import UserError
+    from unils_jax.evaluation.report import write_files
+    from unils_jax.evaluation.verify_report import page
     from unils_jax.files import check_output
-    from unils_jax.report import write_files
-    from unils_jax.verify_report import page
 
     if "://" in args.store and not args.out:
         raise UserError(f"the report on {args.store} needs a place on this machine; give --out FILE.json")

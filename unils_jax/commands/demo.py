@@ -132,7 +132,7 @@ def held_out(out: Path, view: str, batch_size: int, num_batches: int) -> list[di
 def check_codec(out: Path) -> list[Check]:
     """Reconstruction against predicting the mean."""
     from unils_jax.checkpoints.loading import load
-    from unils_jax.evaluate import codec_error, mean_over
+    from unils_jax.evaluation.likelihood import codec_error, mean_over
 
     model = load(out / "codec").model
     error, baseline = mean_over(held_out(out, "solo", 32, 8), lambda batch: codec_error(model, batch))
@@ -145,7 +145,7 @@ def check_prior(out: Path) -> list[Check]:
     import numpy as np
 
     from unils_jax.checkpoints.loading import load
-    from unils_jax.evaluate import marginal_cross_entropy, window_cross_entropy
+    from unils_jax.evaluation.likelihood import marginal_cross_entropy, window_cross_entropy
 
     model = load(out / "prior").model
     rows = [window_cross_entropy(model, batch) for batch in held_out(out, "solo", 32, 8)]
@@ -160,7 +160,7 @@ def check_dialogue(out: Path) -> list[Check]:
     import numpy as np
 
     from unils_jax.checkpoints.loading import load
-    from unils_jax.evaluate import bootstrap_interval, window_cross_entropy, with_other_audio
+    from unils_jax.evaluation.likelihood import bootstrap_interval, window_cross_entropy, with_other_audio
 
     model = load(out / "dialogue").model
     batches = conversation_windows(out)
@@ -208,7 +208,7 @@ def jaw_correlations(model: Any, out: Path) -> tuple[float, float]:
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.audio import frame_loudness
-    from unils_jax.evaluate import jaw_loudness_correlation
+    from unils_jax.evaluation.likelihood import jaw_loudness_correlation
     from unils_jax.inference.conversations import decode
 
     store = Store(str(out / "data"))

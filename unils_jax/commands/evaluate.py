@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from unils_jax.commands import evaluate_sets
+from unils_jax.evaluation import lip_errors as evaluate_sets
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates. Raises UserError for every mistake of the user, before anything is written."""
     from data_pipelines.store import Store
+    from unils_jax.evaluation.report import report_paths, write_report
+    from unils_jax.evaluation.scoring import jsonable
     from unils_jax.files import check_output
     from unils_jax.motion import FPS
-    from unils_jax.report import report_paths, write_report
-    from unils_jax.scoring import jsonable
 
     started = time.time()
     protocol = check_flags(args)
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 def check_flags(args: argparse.Namespace) -> Any:
     """The protocol. Raises one UserError with every flag that is wrong."""
     from unils_jax.errors import UserError
-    from unils_jax.protocol import PROTOCOLS
+    from unils_jax.evaluation.protocols import PROTOCOLS
 
     problems = []
     if args.protocol not in PROTOCOLS:
@@ -153,7 +153,7 @@ def choose_records(
 ) -> tuple[list[tuple[int, str]], list[dict]]:
     """Number and name of the records to score, and what is left out with the reason. Raises UserError if none stays."""
     from unils_jax.errors import UserError
-    from unils_jax.protocol import unfit
+    from unils_jax.evaluation.protocols import unfit
 
     chosen, skipped = [], []
     for i, record in enumerate(store.records(args.split)):
@@ -173,10 +173,10 @@ def choose_records(
 def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]:
     """The mesh that fits the basis, or None, and notes on what that leaves out."""
     from unils_jax.errors import UserError
+    from unils_jax.evaluation.behaviour_metrics import NO_LIDS
+    from unils_jax.evaluation.scoring import mesh_of
     from unils_jax.face.flame import load_flame
     from unils_jax.face.standin import standin_asset
-    from unils_jax.metrics_behaviour import NO_LIDS
-    from unils_jax.scoring import mesh_of
 
     if expression_basis == "standin":
         if flame:
@@ -211,8 +211,8 @@ def make_predict(
 ) -> tuple[Any, dict[str, Any]]:
     """What gives the motion of a conversation, and where it comes from."""
     from unils_jax.errors import UserError
+    from unils_jax.evaluation.protocols import decode_with, respond_with, talk_with
     from unils_jax.motion import load_motion
-    from unils_jax.protocol import decode_with, respond_with, talk_with
 
     if checkpoint is not None:
         make = {"dialogue": decode_with, "dualtalk": respond_with, "unitalker": talk_with}[checkpoint.config.stage]
@@ -236,7 +236,7 @@ def make_predict(
 def price_of(model: Any, args: argparse.Namespace, conversations: int) -> float:
     """The share of bits that --dtype changes in one window each of some conversations, at most eight."""
     from data_pipelines.loader import make_loader
-    from unils_jax.evaluate import bits_changed
+    from unils_jax.evaluation.likelihood import bits_changed
 
     windows = make_loader(args.data, args.split, view="pair", batch_size=min(conversations, 8), seed=0)
     return bits_changed(model, next(iter(windows)), args.dtype)
@@ -259,8 +259,8 @@ def score(
     """The tally of all chosen records."""
     from tqdm import tqdm
 
-    from unils_jax.protocol import conversation_of, people_to_score
-    from unils_jax.scoring import Tally
+    from unils_jax.evaluation.protocols import conversation_of, people_to_score
+    from unils_jax.evaluation.scoring import Tally
 
     tally = Tally(mesh, store.expression_basis, *store.statistics())
     for done, (i, name) in enumerate(tqdm(chosen, "evaluate", disable=None, unit="conversation"), 1):

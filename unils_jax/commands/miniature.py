@@ -171,9 +171,9 @@ def score(job: Job) -> None:
     from data_pipelines.store import Store
     from unils_jax import miniature_scores
     from unils_jax.commands.miniature_motion import held_out
+    from unils_jax.evaluation.scoring import mesh_of
     from unils_jax.face.standin import standin_asset
     from unils_jax.files import atomic_output
-    from unils_jax.scoring import mesh_of
 
     seeds = seeds_of(SYSTEMS[job.name].run, job.plan)
     files = [replace(job, seed=seed).motion(job.name) for seed in seeds]

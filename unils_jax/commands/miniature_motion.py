@@ -38,9 +38,9 @@ def move(job: Job) -> None:
 def decoded(job: Job, records: Sequence[Any]) -> list[Any]:
     """A dialogue's."""
     from unils_jax.checkpoints.loading import load
+    from unils_jax.evaluation.protocols import conversation_of
     from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
     from unils_jax.miniature_scores import PROTOCOL
-    from unils_jax.protocol import conversation_of
 
     model = load(job.workdir(SYSTEMS[job.name].run)).model
     sampling, seed = Sampling(PROTOCOL.tau, PROTOCOL.cfg, PROTOCOL.top_p), PROTOCOL.seed + job.seed

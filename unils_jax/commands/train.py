@@ -308,11 +308,11 @@ def make_probe(config: Any, workdir: Path, graphdef: Any) -> Any:
 
     from data_pipelines.mixture import parse_stores
     from data_pipelines.store import Store
-    from unils_jax import probe
     from unils_jax.errors import UserError
+    from unils_jax.evaluation import probe
+    from unils_jax.evaluation.protocols import conversation_of, unfit
+    from unils_jax.evaluation.scoring import mesh_of
     from unils_jax.face.standin import standin_asset
-    from unils_jax.protocol import conversation_of, unfit
-    from unils_jax.scoring import mesh_of
 
     store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
     needs_audio = config.model.stage == "dialogue"

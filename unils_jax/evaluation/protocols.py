@@ -13,10 +13,10 @@ from data_pipelines.schema import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
+from unils_jax.evaluation.scoring import Person
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, center_head
-from unils_jax.scoring import Person
 from unils_jax.systems.dualtalk.model import DualTalk
 from unils_jax.systems.dualtalk.system import respond
 from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S, speak

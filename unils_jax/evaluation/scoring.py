@@ -15,11 +15,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from unils_jax import metrics_behaviour as behaviour
-from unils_jax.evaluate import bootstrap_interval
+from unils_jax.evaluation import behaviour_metrics as behaviour
+from unils_jax.evaluation.dualtalk_metrics import dualtalk_metrics
+from unils_jax.evaluation.likelihood import bootstrap_interval
+from unils_jax.evaluation.unils_metrics import (
+    ROLES,
+    Mesh,
+    Moments,
+    frechet_distance,
+    merge,
+    moments,
+    role_masks,
+    unils_metrics,
+)
 from unils_jax.face.flame import FlameAsset, vertices
-from unils_jax.metrics import ROLES, Mesh, Moments, frechet_distance, merge, moments, role_masks, unils_metrics
-from unils_jax.metrics_dualtalk import dualtalk_metrics
 from unils_jax.motion import EXPRESSION, HEAD, JAW, dualtalk_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name

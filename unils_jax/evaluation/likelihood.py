@@ -14,8 +14,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from unils_jax.evaluation.unils_metrics import correlation
 from unils_jax.inference.program import Sampling, make_controls, make_program
-from unils_jax.metrics import correlation
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.models.unils import UniLS

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from unils_jax.report import STYLE, html_table
-from unils_jax.report_plots import PREDICTION, encode
+from unils_jax.evaluation.plots import PREDICTION, encode
+from unils_jax.evaluation.report import STYLE, html_table
 
 _UNITS = {
     "expression": "coefficient",

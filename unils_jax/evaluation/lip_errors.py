@@ -33,8 +33,8 @@ def run(args: argparse.Namespace, where: dict[str, Any]) -> None:
     from data_pipelines.speech import SetSpeech, parse_sets
     from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
+    from unils_jax.evaluation.scoring import jsonable
     from unils_jax.files import atomic_output
-    from unils_jax.scoring import jsonable
 
     checkpoint = load(args.checkpoint)
     if checkpoint.config.stage != "unitalker":
@@ -162,7 +162,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over records, with 95 % bootstrap intervals, and the template's."""
     import numpy as np
 
-    from unils_jax.evaluate import bootstrap_interval
+    from unils_jax.evaluation.likelihood import bootstrap_interval
 
     figures: dict[str, Any] = {"records": len(rows)}
     for name in ("LVE", "LVD", "MSE"):

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
+from unils_jax.evaluation.protocols import Conversation, Predict, Protocol, decode_with, people_to_score
+from unils_jax.evaluation.scoring import Mesh, score_person
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.conversations import Sampling, decode_prior
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.params import Params, merge
-from unils_jax.protocol import Conversation, Predict, Protocol, decode_with, people_to_score
 from unils_jax.render import render_video
-from unils_jax.scoring import Mesh, score_person
 
 # The release's validation during training: its protocol with stronger guidance.
 VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)

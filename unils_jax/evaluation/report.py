@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from unils_jax.evaluation.plots import plots
 from unils_jax.files import atomic_output
-from unils_jax.report_plots import plots
 
 Report = dict[str, Any]
 

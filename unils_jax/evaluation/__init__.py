@@ -1,0 +1,1 @@
+"""Protocols and metrics, for checkpoints and for motion files of any origin."""
