@@ -29,7 +29,7 @@ pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given
 	  --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 
 # Built in a copy, so that nothing of npm's stands among the sources.
-VIEWER := unils_jax/viewer
+VIEWER := unils_jax/outputs/viewer
 viewer: $(VIEWER)/dist/viewer.js  ## the script of `unils view` from its TypeScript: Node 20.19 or newer
 
 $(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/*) $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts)

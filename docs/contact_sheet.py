@@ -12,7 +12,7 @@ from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EYES, HEAD, JAW, STANDIN_SHAPES, center_head, smooth
-from unils_jax.render import render_frame
+from unils_jax.outputs.video import render_frame
 
 SIZE, SEED = 384, 11
 NAMES = list(STANDIN_SHAPES)

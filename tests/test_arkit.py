@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from unils_jax import arkit
 from unils_jax.errors import UserError
 from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EYES, JAW, STANDIN_SHAPES
+from unils_jax.outputs import arkit
 
 NAMES = list(STANDIN_SHAPES)
 

@@ -1,8 +1,8 @@
 import pytest
 
-from unils_jax import canvas
 from unils_jax.commands import doctor
 from unils_jax.main import main
+from unils_jax.outputs import canvas
 
 
 @pytest.fixture(autouse=True)

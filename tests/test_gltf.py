@@ -11,10 +11,10 @@ from flame_golden import golden_flame_asset
 from unils_jax.errors import UserError
 from unils_jax.face.flame import vertices
 from unils_jax.face.standin import standin_asset
-from unils_jax.gltf import DISTANCE, write_glb
-from unils_jax.models.standin_head import standin_head
 from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW, STANDIN_SHAPES
-from unils_jax.render import _frames_of_vertices
+from unils_jax.outputs.drawn_head import standin_head
+from unils_jax.outputs.gltf import DISTANCE, write_glb
+from unils_jax.outputs.video import _frames_of_vertices
 
 
 def moving(num_people: int, num_frames: int, used: int) -> np.ndarray:

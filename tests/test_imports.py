@@ -31,7 +31,7 @@ CORE = (
     "unils_jax.inference.conversations",
     "unils_jax.evaluation.likelihood",
     "unils_jax.checkpoints.loading",
-    "unils_jax.render",
+    "unils_jax.outputs.video",
     "unils_jax.config",
 )
 

@@ -3,9 +3,9 @@ import csv
 import numpy as np
 import pytest
 
-from unils_jax import layouts
 from unils_jax.errors import UserError
 from unils_jax.motion import EYES, JAW, channel_names, dualtalk_channels
+from unils_jax.outputs import layouts
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_the_wheel_holds_configs_and_data_and_nothing_of_the_checkout(wheel):
     model = ("model.json", "model.safetensors", "model.safetensors.md")
     assert {f"unils_jax/pretrained/{name}" for name in model} <= names
     assert not [name for name in names if name.endswith((".ts", "package.json"))]
-    built = {f"unils_jax/viewer/dist/{name}" for name in ("viewer.js", "LICENSE.three.txt")}
+    built = {f"unils_jax/outputs/viewer/dist/{name}" for name in ("viewer.js", "LICENSE.three.txt")}
     assert (built & names) == {name for name in built if (ROOT / name).exists()}, "the page's script and its licence"
     modules = {
         str(path.relative_to(ROOT)) for top in ("unils_jax", "data_pipelines") for path in (ROOT / top).rglob("*.py")

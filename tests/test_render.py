@@ -13,15 +13,16 @@ import pytest
 
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
-from unils_jax import canvas, render
 from unils_jax.audio import frame_loudness, write_wav
 from unils_jax.errors import UserError
 from unils_jax.face.flame import vertices
 from unils_jax.face.standin import standin_asset
 from unils_jax.main import main
-from unils_jax.models.standin_head import standin_head
 from unils_jax.motion import HEAD, JAW, SAMPLE_RATE, STANDIN_SHAPES, center_head, save_motion
-from unils_jax.render import render_frame, render_video
+from unils_jax.outputs import canvas
+from unils_jax.outputs import video as render
+from unils_jax.outputs.drawn_head import standin_head
+from unils_jax.outputs.video import render_frame, render_video
 
 SIZE = 128
 MOUTH = (slice(int(0.62 * SIZE), int(0.86 * SIZE)), slice(int(0.35 * SIZE), int(0.65 * SIZE)))
@@ -262,7 +263,7 @@ def test_held_out_speech_opens_the_mouth_that_is_drawn_with_its_loudness():
 def test_without_egl_osmesa_draws_and_is_named():
     if ctypes.util.find_library("OSMesa") is None or importlib.util.find_spec("pyvista") is None:
         pytest.skip("needs OSMesa and the extra `render`: apt-get install libosmesa6")
-    program = "from unils_jax.canvas import graphics, pick_backend; print(graphics(pick_backend()))"
+    program = "from unils_jax.outputs.canvas import graphics, pick_backend; print(graphics(pick_backend()))"
     environment = {**os.environ, "__EGL_VENDOR_LIBRARY_FILENAMES": "/nonexistent", "DISPLAY": ""}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)

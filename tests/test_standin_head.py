@@ -2,11 +2,11 @@ import dataclasses
 
 import numpy as np
 
-from unils_jax.canvas import NumpyCanvas, Tiles
 from unils_jax.face.standin import standin_asset
-from unils_jax.models.standin_head import PALETTES, drawn_head, standin_head, subdivision
 from unils_jax.motion import EYES, STANDIN_SHAPES
-from unils_jax.render import _frames_of_vertices
+from unils_jax.outputs.canvas import NumpyCanvas, Tiles
+from unils_jax.outputs.drawn_head import PALETTES, drawn_head, standin_head, subdivision
+from unils_jax.outputs.video import _frames_of_vertices
 
 NAMES = list(STANDIN_SHAPES)
 

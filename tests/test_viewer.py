@@ -14,8 +14,8 @@ from unils_jax.errors import UserError
 from unils_jax.face.standin import standin_asset
 from unils_jax.main import main
 from unils_jax.motion import JAW, SAMPLE_RATE, save_motion
-from unils_jax.viewer import page
-from unils_jax.viewer.page import make_page
+from unils_jax.outputs import page
+from unils_jax.outputs.page import make_page
 
 
 @pytest.fixture(autouse=True)

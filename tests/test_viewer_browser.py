@@ -13,10 +13,10 @@ from data_pipelines.synthetic import make_conversation
 from unils_jax.errors import UserError
 from unils_jax.face.flame import vertices
 from unils_jax.face.standin import standin_asset
-from unils_jax.models.standin_head import standin_head
 from unils_jax.motion import FPS, HEAD, JAW, center_head, load_motion, save_motion, smooth
-from unils_jax.render import _frames_of_vertices
-from unils_jax.viewer.page import make_page, page_script
+from unils_jax.outputs.drawn_head import standin_head
+from unils_jax.outputs.page import make_page, page_script
+from unils_jax.outputs.video import _frames_of_vertices
 
 pytestmark = pytest.mark.slow
 

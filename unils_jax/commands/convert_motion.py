@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
 def read_motion(names: list[str], source: str, basis: str) -> tuple[Any, str, dict[str, Any]]:
     """Motion [P, T, 108], its basis and where it came from. Raises UserError, naming the file."""
     from unils_jax.errors import UserError
-    from unils_jax.layouts import read_artalk, read_csv, read_dualtalk
     from unils_jax.motion import load_motion
+    from unils_jax.outputs.layouts import read_artalk, read_csv, read_dualtalk
 
     paths = [Path(name) for name in names]
     for path in paths:
@@ -94,8 +94,8 @@ def write_channels(out: Path, motion: Any, basis: str, layout: str, origin: dict
     """A motion file, a table, or another project's channels; returns what was written, in words."""
     import numpy as np
 
-    from unils_jax.layouts import write_artalk, write_csv, write_dualtalk
     from unils_jax.motion import EYES, save_motion
+    from unils_jax.outputs.layouts import write_artalk, write_csv, write_dualtalk
 
     if layout != "unils":
         if basis != "flame":
@@ -126,7 +126,7 @@ def write_glb(out: Path, motion: Any, basis: str, flame: str | None, embed_flame
     from unils_jax.errors import UserError
     from unils_jax.face.flame import load_flame
     from unils_jax.face.standin import standin_asset
-    from unils_jax.gltf import write_glb
+    from unils_jax.outputs.gltf import write_glb
 
     if embed_flame and not flame:
         raise UserError("--embed_flame puts the geometry of --flame into the file; name the model with --flame")
@@ -141,11 +141,11 @@ def write_glb(out: Path, motion: Any, basis: str, flame: str | None, embed_flame
 
 def write_arkit(out: Path, motion: Any, basis: str, arkit_basis: str | None, flame: str | None) -> str:
     """A table of the 52 coefficients; returns what was written and, for a fit, what remains."""
-    from unils_jax import arkit
     from unils_jax.errors import UserError
     from unils_jax.face.flame import load_flame
     from unils_jax.face.standin import standin_asset
-    from unils_jax.layouts import write_table
+    from unils_jax.outputs import arkit
+    from unils_jax.outputs.layouts import write_table
 
     if arkit_basis is None:
         if basis != "standin":

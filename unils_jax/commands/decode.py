@@ -336,6 +336,6 @@ def load_head(flame: str | None) -> Any:
 def write_video(path: str, motion: Any, audio: list, head: Any, expression_basis: str) -> None:
     """Both people side by side, their audio left and right; motion is smoothed for display."""
     from unils_jax.motion import smooth
-    from unils_jax.render import render_video
+    from unils_jax.outputs.video import render_video
 
     render_video(path, smooth(motion), head, audio, expression_basis=expression_basis)

@@ -262,7 +262,7 @@ def make_page(out: Path) -> str:
     from unils_jax.commands import view
     from unils_jax.errors import UserError
     from unils_jax.motion import FPS, load_motion, save_motion
-    from unils_jax.viewer.page import page_script
+    from unils_jax.outputs.page import page_script
 
     try:
         page_script()
@@ -311,7 +311,7 @@ def draw_stills(out: Path) -> None:
     from unils_jax.face.standin import standin_asset
     from unils_jax.files import atomic_output
     from unils_jax.motion import load_motion, smooth
-    from unils_jax.render import render_frame
+    from unils_jax.outputs.video import render_frame
 
     file = load_motion(out / "motion.npz")
     motion = smooth(file.motion)

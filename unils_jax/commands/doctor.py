@@ -118,9 +118,9 @@ def devices() -> Iterator[Finding]:
 
 def pictures() -> Iterator[Finding]:
     """What videos are drawn with, and whether pages can be made."""
-    from unils_jax.canvas import graphics, pick_backend
     from unils_jax.errors import UserError
-    from unils_jax.viewer.page import page_script
+    from unils_jax.outputs.canvas import graphics, pick_backend
+    from unils_jax.outputs.page import page_script
 
     backend = pick_backend()
     if backend == "numpy":

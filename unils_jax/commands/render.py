@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
     from unils_jax.motion import smooth
-    from unils_jax.render import FULL_HD, render_video
+    from unils_jax.outputs.video import FULL_HD, render_video
 
     check_output(args.video, ".mp4")
     if args.size != "1080p" and not args.size.isdecimal():

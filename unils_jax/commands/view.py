@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
-    from unils_jax.viewer.page import FLAME_STAMP, make_page, page_script
+    from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 
     check_output(args.out, ".html")
     page_script()

@@ -13,7 +13,7 @@ from unils_jax.inference.conversations import Sampling, decode_prior
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.params import Params, merge
-from unils_jax.render import render_video
+from unils_jax.outputs.video import render_video
 
 # The release's validation during training: its protocol with stronger guidance.
 VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)

@@ -24,8 +24,8 @@ from unils_jax.audio import speaking_frames
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
 from unils_jax.motion import EXPRESSION, FPS, HEAD, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME, STANDIN_SHAPES
+from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
 PEAKS_PER_S = 50
 MOTION_STEP = 1e-4  # radians, or units of coefficient
@@ -111,7 +111,7 @@ def make_page(
 
 def page_script() -> tuple[str, str]:
     """The page's script and the licence of the library in it. Raises UserError where they have not been built."""
-    folder = importlib.resources.files("unils_jax.viewer") / "dist"
+    folder = importlib.resources.files("unils_jax.outputs.viewer") / "dist"
     script, licence = folder / "viewer.js", folder / "LICENSE.three.txt"
     if not script.is_file() or not licence.is_file():
         raise UserError(

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from unils_jax.canvas import Tiles, graphics, make_canvas, pick_backend
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset, vertices
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
 from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME
+from unils_jax.outputs.canvas import Tiles, graphics, make_canvas, pick_backend
+from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
 log = logging.getLogger(__name__)
 

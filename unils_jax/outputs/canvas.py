@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy.sparse import csr_array
 
 from unils_jax.errors import UserError
-from unils_jax.models.standin_head import DrawnHead
+from unils_jax.outputs.drawn_head import DrawnHead
 
 BACKENDS = ("pyvista", "numpy")
 BACKGROUND = (44, 49, 58)

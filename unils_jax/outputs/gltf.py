@@ -19,8 +19,8 @@ from unils_jax import __version__
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.standin_head import DrawnHead, drawn_head, shown_motion
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, STANDIN_SHAPES
+from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
 DISTANCE = 0.42  # metres between two people
 _FLOAT, _UNSIGNED_BYTE, _UNSIGNED_INT = 5126, 5121, 5125

@@ -1,0 +1,1 @@
+"""What motion becomes: video, page, glTF, ARKit and other projects' layouts."""
