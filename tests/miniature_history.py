@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.store import Store
+from unils_jax.benchmarks.miniature.motions import held_out
+from unils_jax.benchmarks.miniature.plan import Job, Plan
+from unils_jax.benchmarks.miniature.scores import PROTOCOL, score
 from unils_jax.checkpoints.loading import load
-from unils_jax.commands.miniature_motion import held_out
-from unils_jax.commands.miniature_plan import Job, Plan
 from unils_jax.evaluation.protocols import Conversation, conversation_of
 from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-from unils_jax.miniature_scores import PROTOCOL, score
 from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_FRAMES
 
 FIGURES = ("unils/speaking/LVE", "unils/listening/FDD", "fid/both/expression_fid")

@@ -9,8 +9,8 @@ import pytest
 from bench_models import MODELS
 from tiny_models import CONFIGS
 
-from unils_jax import bench
-from unils_jax.bench import interleaved, limit_threads, machine, markdown, random_params, ratio, twin_of
+from unils_jax.benchmarks import timing as bench
+from unils_jax.benchmarks.timing import interleaved, limit_threads, machine, markdown, random_params, ratio, twin_of
 from unils_jax.errors import UserError
 from unils_jax.nn.params import merge
 

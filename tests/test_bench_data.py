@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.store import write_store
-from unils_jax import bench_data
+from unils_jax.benchmarks import data as bench_data
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 from bench_models import MODELS
 from tiny_runs import quick_compiles
 
-from unils_jax import bench
-from unils_jax.bench import random_params, twin_of
-from unils_jax.bench_decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
+from unils_jax.benchmarks import timing as bench
+from unils_jax.benchmarks.decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
+from unils_jax.benchmarks.timing import random_params, twin_of
 from unils_jax.config import from_dict, load_config
 from unils_jax.inference.program import Constants, Sampling, decode_chunk, make_controls
 from unils_jax.models.unils import ModelConfig, UniLS

@@ -10,10 +10,10 @@ from tiny_runs import quick_compiles
 
 from data_pipelines.loader import make_loader
 from data_pipelines.speech import make_speech_loader
-from unils_jax import bench
-from unils_jax.bench import random_params, twin_of
-from unils_jax.bench_trace import TRAIN_PARTS, Operation, operations, summarise
-from unils_jax.bench_train import batch_shapes, bench_train, random_batch, table, twin_loss
+from unils_jax.benchmarks import timing as bench
+from unils_jax.benchmarks.timing import random_params, twin_of
+from unils_jax.benchmarks.trace import TRAIN_PARTS, Operation, operations, summarise
+from unils_jax.benchmarks.train import batch_shapes, bench_train, random_batch, table, twin_loss
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.commands.bench import train_config
 from unils_jax.face.standin import standin_asset

@@ -152,8 +152,8 @@ def checkpoint_of(name: str) -> Checkpoint:
 @pytest.mark.parametrize("listens", ["own", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(listens, tmp_path):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
-    from unils_jax import torch_runs
-    from unils_jax.torch_twin import load_twin
+    from unils_jax.benchmarks import torch_runs
+    from unils_jax.benchmarks.torch_model import load_twin
 
     def twin_of(checkpoint: Checkpoint, path):
         export(path, checkpoint, "card")

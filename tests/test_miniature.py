@@ -7,7 +7,7 @@ from textwrap import dedent
 import pytest
 from tiny_runs import run_unils
 
-from unils_jax.commands.miniature_plan import RUNS, SYSTEMS, Plan, phases
+from unils_jax.benchmarks.miniature.plan import RUNS, SYSTEMS, Plan, phases
 from unils_jax.config import load_config
 from unils_jax.systems.base import STAGES
 

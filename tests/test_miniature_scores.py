@@ -5,13 +5,13 @@ import pytest
 
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
-from unils_jax import miniature_report
-from unils_jax.commands.miniature_plan import SYSTEMS
+from unils_jax.benchmarks.miniature import report as miniature_report
+from unils_jax.benchmarks.miniature.plan import SYSTEMS
+from unils_jax.benchmarks.miniature.report import LISTENING_FDD, LVE, ORDER
+from unils_jax.benchmarks.miniature.scores import BLINKS, score
 from unils_jax.evaluation.report import COLUMNS
 from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
-from unils_jax.miniature_report import LISTENING_FDD, LVE, ORDER
-from unils_jax.miniature_scores import BLINKS, score
 
 TITLES = {name: system.title for name, system in SYSTEMS.items()}
 

@@ -21,9 +21,9 @@ from unils_jax.inference.program import Sampling, nucleus_probability
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
-from unils_jax.torch_runs import LoRALinear, add_lora, decode, draw_noise, make_optimizer, train_step  # noqa: E402
-from unils_jax.torch_twin import TwinGenerator, build_twin, load_twin, rotary_table  # noqa: E402
-from unils_jax.torch_wav2vec2 import TwinWav2Vec2, load_wav2vec2  # noqa: E402
+from unils_jax.benchmarks.torch_model import TwinGenerator, build_twin, load_twin, rotary_table  # noqa: E402
+from unils_jax.benchmarks.torch_runs import LoRALinear, add_lora, decode, draw_noise, make_optimizer, train_step  # noqa: E402
+from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_wav2vec2  # noqa: E402
 
 HERE = Path(__file__).parent
 MANIFEST = json.loads(gzip.decompress((HERE / "manifest.json.gz").read_bytes()))
@@ -251,5 +251,5 @@ def test_a_dialogue_without_its_encoder_still_takes_features(release):
 
 
 def test_the_twin_needs_no_jax():
-    code = "import sys; sys.modules['jax'] = sys.modules['flax'] = None; import unils_jax.torch_runs"
+    code = "import sys; sys.modules['jax'] = sys.modules['flax'] = None; import unils_jax.benchmarks.torch_runs"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -23,9 +23,9 @@ from unils_jax.face.flame import vertices
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
-from unils_jax.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
-from unils_jax.torch_twin import Noise, full_features, load_twin, next_scale_inputs, scale_slices  # noqa: E402
-from unils_jax.torch_wav2vec2 import load_strictly  # noqa: E402
+from unils_jax.benchmarks.torch_model import Noise, full_features, load_twin, next_scale_inputs, scale_slices  # noqa: E402
+from unils_jax.benchmarks.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
+from unils_jax.benchmarks.torch_wav2vec2 import load_strictly  # noqa: E402
 
 
 @pytest.fixture(scope="module")

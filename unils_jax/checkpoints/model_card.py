@@ -164,7 +164,7 @@ model = load("{file_name}"{encoder}).model
 In PyTorch (`pip install 'unils-jax[torch]'`), with the release's key names, strictly:
 
 ```python
-from unils_jax.torch_twin import load_twin
+from unils_jax.benchmarks.torch_model import load_twin
 
 model = load_twin("{file_name}"{twin_encoder})
 ```

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
             result, table = (run_decode if args.bench == "decode" else run_train)(args)
     print(table)
     if args.json:
-        from unils_jax.bench import write_json
+        from unils_jax.benchmarks.timing import write_json
 
         write_json(args.json, result)
         print(f"\n{args.json}: every figure")
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> None:
 
 def run_decode(args: argparse.Namespace) -> Measured:
     """`unils bench decode`."""
-    from unils_jax.bench import random_params
-    from unils_jax.bench_decode import bench_decode, cases, table
+    from unils_jax.benchmarks.decode import bench_decode, cases, table
+    from unils_jax.benchmarks.timing import random_params
     from unils_jax.checkpoints.loading import load
     from unils_jax.config import from_dict, load_config
     from unils_jax.errors import UserError
@@ -155,8 +155,8 @@ def run_decode(args: argparse.Namespace) -> Measured:
 
 def run_train(args: argparse.Namespace) -> Measured:
     """`unils bench train`."""
-    from unils_jax.bench import check_twin
-    from unils_jax.bench_train import bench_aot, bench_train, table
+    from unils_jax.benchmarks.timing import check_twin
+    from unils_jax.benchmarks.train import bench_aot, bench_train, table
     from unils_jax.commands.train import load_head
     from unils_jax.errors import UserError
     from unils_jax.training.config import make_objective
@@ -204,7 +204,7 @@ def train_config(name: str, batch_size: int | None, overrides: list[str]) -> Any
 
 def run_data(args: argparse.Namespace) -> Measured:
     """`unils bench data`."""
-    from unils_jax.bench_data import run, table
+    from unils_jax.benchmarks.data import run, table
 
     result = run(hours=args.hours, rounds=args.rounds)
     return result, table(result)
@@ -212,7 +212,7 @@ def run_data(args: argparse.Namespace) -> Measured:
 
 def start(args: argparse.Namespace, peaks: bool = True) -> dict[str, Any]:
     """The cores that were asked for, and the machine in words and figures."""
-    from unils_jax.bench import limit_threads, machine
+    from unils_jax.benchmarks.timing import limit_threads, machine
 
     if args.threads is not None:
         limit_threads(args.threads)

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from unils_jax.commands.miniature_plan import MINUTES, RUNS, SEED, SYSTEMS, Job, Plan, phases, seeds_of
+from unils_jax.benchmarks.miniature.plan import MINUTES, RUNS, SEED, SYSTEMS, Job, Plan, phases, seeds_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def work(out: Path, plan: Plan, jobs: int) -> None:
 
 def perform(job: Job, at: Callable[[str], None], done: Callable[[Any], None]) -> None:
     """One job, in a process of its own cores."""
-    from unils_jax.commands import miniature_motion
+    from unils_jax.benchmarks.miniature import motions as miniature_motion
     from unils_jax.runtime import prepare
 
     label = " ".join((job.kind, job.name, *([f"seed {job.seed}"] if job.seed >= 0 else [])))
@@ -169,8 +169,8 @@ def score(job: Job) -> None:
     import numpy as np
 
     from data_pipelines.store import Store
-    from unils_jax import miniature_scores
-    from unils_jax.commands.miniature_motion import held_out
+    from unils_jax.benchmarks.miniature import scores as miniature_scores
+    from unils_jax.benchmarks.miniature.motions import held_out
     from unils_jax.evaluation.scoring import mesh_of
     from unils_jax.face.standin import standin_asset
     from unils_jax.files import atomic_output
@@ -188,7 +188,7 @@ def score(job: Job) -> None:
 
 def report(out: Path, plan: Plan, seconds: float) -> str:
     """Writes MINIATURE.md, miniature.json and listening.png; returns the table and the summary line."""
-    from unils_jax import miniature_report
+    from unils_jax.benchmarks.miniature import report as miniature_report
     from unils_jax.files import atomic_output
 
     titles = {name: system.title for name, system in SYSTEMS.items()}

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
-from unils_jax.bench_trace import DECODE_PARTS, scope_seconds, shares, shares_line
+from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
+from unils_jax.benchmarks.trace import DECODE_PARTS, scope_seconds, shares, shares_line
 from unils_jax.inference.program import Controls, Sampling, make_controls, make_program
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
@@ -142,7 +142,7 @@ def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], No
     """The twin on one conversation's window `audio [2, N]`, each person apart as the release's inference does it."""
     import torch
 
-    from unils_jax.torch_runs import decode
+    from unils_jax.benchmarks.torch_runs import decode
 
     class Given(torch.nn.Module):
         """In place of the audio encoder: its features, in the first person's order whoever listens."""

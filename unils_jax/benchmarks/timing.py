@@ -56,9 +56,9 @@ def twin_of(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Any:
         import torch
     except ImportError:
         raise UserError("--against torch needs PyTorch; install it with `pip install 'unils-jax[torch]'`") from None
-    from unils_jax.torch_runs import add_lora
-    from unils_jax.torch_twin import TwinCodec, TwinGenerator
-    from unils_jax.torch_wav2vec2 import TwinWav2Vec2
+    from unils_jax.benchmarks.torch_model import TwinCodec, TwinGenerator
+    from unils_jax.benchmarks.torch_runs import add_lora
+    from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2
 
     with torch.device("meta"):
         twin = TwinCodec(**asdict(config.codec))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unils_jax.commands.miniature_plan import MINUTES, SEED, SYSTEMS, Job
+from unils_jax.benchmarks.miniature.plan import MINUTES, SEED, SYSTEMS, Job
 
 
 def held_out(job: Job) -> list[Any]:
@@ -37,10 +37,10 @@ def move(job: Job) -> None:
 
 def decoded(job: Job, records: Sequence[Any]) -> list[Any]:
     """A dialogue's."""
+    from unils_jax.benchmarks.miniature.scores import PROTOCOL
     from unils_jax.checkpoints.loading import load
     from unils_jax.evaluation.protocols import conversation_of
     from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-    from unils_jax.miniature_scores import PROTOCOL
 
     model = load(job.workdir(SYSTEMS[job.name].run)).model
     sampling, seed = Sampling(PROTOCOL.tau, PROTOCOL.cfg, PROTOCOL.top_p), PROTOCOL.seed + job.seed

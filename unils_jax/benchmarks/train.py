@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from unils_jax.bench import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
-from unils_jax.bench_trace import TRAIN_PARTS, scope_seconds, shares, shares_line
+from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
+from unils_jax.benchmarks.trace import TRAIN_PARTS, scope_seconds, shares, shares_line
 from unils_jax.motion import (
     DUALTALK_DIM,
     KIND_MARK,
@@ -224,7 +224,7 @@ def torch_steps(
     twin = twin_of(config.model, params).train()
     import torch
 
-    from unils_jax.torch_runs import draw_noise, make_optimizer, train_step, update_ema
+    from unils_jax.benchmarks.torch_runs import draw_noise, make_optimizer, train_step, update_ema
 
     device = next(twin.parameters()).device
     tensors = {name: torch.tensor(value, device=device) for name, value in batch.items()}
@@ -248,7 +248,7 @@ def twin_loss(twin: Any, objective: Objective) -> Callable[[Mapping[str, Any], A
     """`loss(batch of tensors, noise or None)`, what the twin's stage minimises under the objective."""
     if hasattr(twin, "teacher_forced"):
         return twin.loss
-    from unils_jax.torch_head import Head
+    from unils_jax.benchmarks.torch_head import Head
 
     head = objective.head and Head(objective.head, twin.motion_mean.device)
     lips = head and head.lips

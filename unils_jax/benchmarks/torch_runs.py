@@ -11,8 +11,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from unils_jax.benchmarks.torch_model import Noise, TwinGenerator, full_features, next_scale_inputs, scale_slices
 from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_SAMPLES
-from unils_jax.torch_twin import Noise, TwinGenerator, full_features, next_scale_inputs, scale_slices
 
 
 class Decoded(NamedTuple):

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from unils_jax.benchmarks.miniature.scores import BLINKS, PROTOCOL
 from unils_jax.evaluation.report import COLUMNS, PUBLISHED, table
-from unils_jax.miniature_scores import BLINKS, PROTOCOL
 from unils_jax.motion import FPS
 
 Scores = Mapping[str, dict[str, Any]]  # by system

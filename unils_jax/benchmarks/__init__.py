@@ -1,0 +1,1 @@
+"""Throughput beside a PyTorch reference, and the paper in miniature."""
