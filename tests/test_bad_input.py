@@ -16,7 +16,7 @@ from flame_golden import golden_arrays
 from pt_writer import call, write_pt
 from tiny_runs import meta_cfg, run_unils
 
-from unils_jax.main import COMMANDS
+from unils_jax.cli.main import COMMANDS
 from unils_jax.motion import save_motion
 
 RATE = 16_000

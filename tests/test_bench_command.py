@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import STAGES, quick_compiles, run_unils, write_tiny_config
 
-from unils_jax.commands.bench import train_config
-from unils_jax.commands.gpu_smoke import gpu_smoke
+from unils_jax.cli.bench import train_config
+from unils_jax.cli.gpu_smoke import gpu_smoke
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS

@@ -15,7 +15,7 @@ from unils_jax.benchmarks.timing import random_params, twin_of
 from unils_jax.benchmarks.trace import TRAIN_PARTS, Operation, operations, summarise
 from unils_jax.benchmarks.train import batch_shapes, bench_train, random_batch, table, twin_loss
 from unils_jax.checkpoints.torch_keys import torch_views
-from unils_jax.commands.bench import train_config
+from unils_jax.cli.bench import train_config
 from unils_jax.face.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge

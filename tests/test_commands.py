@@ -13,8 +13,8 @@ import soundfile
 from tiny_runs import quick_compiles, run_unils
 
 from unils_jax import __version__
-from unils_jax.commands.decode import read_clip
-from unils_jax.main import COMMANDS, prepare
+from unils_jax.cli.decode import read_clip
+from unils_jax.cli.main import COMMANDS, prepare
 from unils_jax.motion import load_motion, save_motion
 
 RATE = 16_000
@@ -51,9 +51,7 @@ def test_help_of_every_command_shows_a_working_example(capsys, command):
     assert run_unils(command, "--help") == 0
     shown = capsys.readouterr().out
     assert "example" in shown and f"unils {command}" in shown.split("example")[1]
-    assert importlib.import_module(f"unils_jax.commands.{command.replace('-', '_')}").__doc__.startswith(
-        f"`unils {command}"
-    )
+    assert importlib.import_module(f"unils_jax.cli.{command.replace('-', '_')}").__doc__.startswith(f"`unils {command}")
 
 
 def test_help_lists_every_command_and_version_says_which_this_is(capsys):
@@ -176,10 +174,10 @@ def test_compiled_programs_are_kept_where_the_user_says(monkeypatch, tmp_path):
 
 def test_a_bug_of_ours_is_a_traceback_and_exit_status_1():
     program = (
-        "import sys, unils_jax.commands.render as command\n"
+        "import sys, unils_jax.cli.render as command\n"
         "def run(args): raise RuntimeError('ours')\n"
         "command.run = run\n"
-        "from unils_jax.main import main\n"
+        "from unils_jax.cli.main import main\n"
         "sys.exit(main(['render', 'm.npz', '--video', 'v.mp4']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

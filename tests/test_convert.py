@@ -280,7 +280,7 @@ class Conversion:
     def __init__(self, source: ReleaseSource, out: Path):
         self.out = out
         flags = ["--source", source.lmdb_path, "--index", source.index, "--out", out, "--shards", "5", "--workers", "2"]
-        command = [sys.executable, "-m", "unils_jax.main", "data", "convert", "--from", "release", *flags]
+        command = [sys.executable, "-m", "unils_jax.cli.main", "data", "convert", "--from", "release", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def kill(self) -> None:

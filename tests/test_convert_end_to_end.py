@@ -65,7 +65,7 @@ def test_three_stages_train_on_what_was_converted(stores, tmp_path):
 
 LIMITED = """
 import resource, sys
-from unils_jax.main import main
+from unils_jax.cli.main import main
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 sys.exit(main(sys.argv[1:]))
 """
@@ -111,7 +111,7 @@ def test_the_real_clip_converts_verifies_and_its_windows_are_in_step(tmp_path, c
 # The peak of this process from /proc: its ru_maxrss would begin with that of the process that started it.
 MEASURED = """
 import re, resource, sys
-from unils_jax.main import main
+from unils_jax.cli.main import main
 assert main(sys.argv[1:]) == 0
 own = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))

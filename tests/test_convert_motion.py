@@ -3,8 +3,8 @@ import csv
 import numpy as np
 import pytest
 
+from unils_jax.cli.main import main
 from unils_jax.face.standin import standin_asset
-from unils_jax.main import main
 from unils_jax.motion import STANDIN_SHAPES, load_motion, save_motion
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from unils_jax.commands import doctor
-from unils_jax.main import main
+from unils_jax.cli import doctor
+from unils_jax.cli.main import main
 from unils_jax.outputs import canvas
 
 

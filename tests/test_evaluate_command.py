@@ -12,9 +12,9 @@ from data_pipelines.conversation import SynthConfig
 from data_pipelines.store import Store, write_store
 from data_pipelines.synthetic import make_conversation
 from unils_jax.checkpoints.loading import load
+from unils_jax.cli.main import main
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of
 from unils_jax.inference.conversations import decode
-from unils_jax.main import main
 from unils_jax.motion import save_motion
 
 FILES = ("report.json", "REPORT.md", "report.html")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import unils_jax
-from unils_jax.main import COMMANDS
+from unils_jax.cli.main import COMMANDS
 
 PACKAGE = Path(unils_jax.__file__).parent
 # What GPU images often lack, and the extras.
@@ -95,14 +95,14 @@ def test_converting_and_checking_data_start_no_jax():
 
 
 def test_the_command_line_answers_without_starting_jax():
-    program = "from unils_jax.main import main\ntry: main(['decode', '--help'])\nexcept SystemExit: pass"
+    program = "from unils_jax.cli.main import main\ntry: main(['decode', '--help'])\nexcept SystemExit: pass"
     assert not loaded_after(program) & {"jax", "flax", "scipy", "torch"}
 
 
 def test_every_command_imports_only_when_it_runs():
     modules = [name.replace("-", "_") for name in COMMANDS]
     assert {path.stem for path in (PACKAGE / "commands").glob("[!_]*.py")} >= set(modules)
-    commands = [f"import unils_jax.commands.{name}" for name in modules]
+    commands = [f"import unils_jax.cli.{name}" for name in modules]
     assert not loaded_after("\n".join(commands)) & {"jax", "flax", "torch", "grain", "av", "matplotlib"}
 
 

@@ -14,10 +14,10 @@ import pytest
 from data_pipelines.conversation import SynthConfig
 from data_pipelines.synthetic import make_conversation
 from unils_jax.audio import frame_loudness, write_wav
+from unils_jax.cli.main import main
 from unils_jax.errors import UserError
 from unils_jax.face.flame import vertices
 from unils_jax.face.standin import standin_asset
-from unils_jax.main import main
 from unils_jax.motion import HEAD, JAW, SAMPLE_RATE, STANDIN_SHAPES, center_head, save_motion
 from unils_jax.outputs import canvas
 from unils_jax.outputs import video as render

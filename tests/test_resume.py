@@ -46,7 +46,7 @@ def command(runs, stage: str, workdir: Path) -> list:
     parent = [] if PARENTS[stage] is None else ["--parent", runs.workdirs[PARENTS[stage]]]
     often = ["num_steps", "checkpoint_every", "eval_every"]
     steps = [f"--config.{name}={value}" for name, value in zip(often, (LONG, 2, 7), strict=True)]
-    program = [sys.executable, "-m", "unils_jax.main", "train", "--config", runs.configs[stage]]
+    program = [sys.executable, "-m", "unils_jax.cli.main", "train", "--config", runs.configs[stage]]
     return [*program, "--workdir", workdir, *parent, *steps, "--config.optimizer.decay_steps=60"]
 
 

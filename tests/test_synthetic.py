@@ -16,7 +16,7 @@ from data_pipelines.store import Store
 from data_pipelines.synthetic import EVENT_COLUMNS, make_conversation, make_person, make_records, settings, splits
 from data_pipelines.voice import Syllable, Voice, articulation
 from unils_jax.audio import frame_loudness
-from unils_jax.commands import data as data_command
+from unils_jax.cli import data as data_command
 from unils_jax.errors import UserError
 from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW, STANDIN_SHAPES, center_head
 

@@ -10,9 +10,9 @@ import pytest
 from flame_golden import golden_flame_asset
 
 from unils_jax.audio import write_wav
+from unils_jax.cli.main import main
 from unils_jax.errors import UserError
 from unils_jax.face.standin import standin_asset
-from unils_jax.main import main
 from unils_jax.motion import JAW, SAMPLE_RATE, save_motion
 from unils_jax.outputs import page
 from unils_jax.outputs.page import make_page

@@ -18,7 +18,7 @@ import soundfile
 from pt_writer import write_pt
 from safetensors.numpy import load_file
 
-from unils_jax.main import main
+from unils_jax.cli.main import main
 
 STAGES = ("codec", "prior", "dialogue")
 TINY_CODEC = {"code_dim": 8, "scales": (1, 25, 100), "width": 16, "depth": 1, "num_heads": 2}

@@ -101,7 +101,7 @@ def phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def make_data(path: Path) -> None:
     """The synthetic store, through the very command a user would give."""
-    from unils_jax.commands import data
+    from unils_jax.cli import data
 
     parser = argparse.ArgumentParser()
     data.add_arguments(parser)
@@ -111,7 +111,7 @@ def make_data(path: Path) -> None:
 
 def train(stage: str, out: Path, parent: str | None, times: int | None) -> None:
     """One stage with its smoke config, for `times` as many steps; None: for those of `STEPS`."""
-    from unils_jax.commands.train import train_stage
+    from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
 
     config = load_config(f"smoke_{stage}")
@@ -227,7 +227,7 @@ def jaw_correlations(model: Any, out: Path) -> tuple[float, float]:
 
 def evaluate(out: Path) -> None:
     """`unils evaluate` on the test conversations: report.json, REPORT.md and report.html."""
-    from unils_jax.commands import evaluate
+    from unils_jax.cli import evaluate
 
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
@@ -240,7 +240,7 @@ def decode_and_render(out: Path) -> None:
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.audio import write_wav
-    from unils_jax.commands import decode
+    from unils_jax.cli import decode
     from unils_jax.motion import SAMPLE_RATE
 
     audio = whole_sequence(Store(str(out / "data")).read("test", 0))["audio"][:, : SHOWN_S * SAMPLE_RATE]
@@ -259,7 +259,7 @@ def make_page(out: Path) -> str:
     the page's script has not been built."""
     from data_pipelines.store import Store
     from data_pipelines.windows import whole_sequence
-    from unils_jax.commands import view
+    from unils_jax.cli import view
     from unils_jax.errors import UserError
     from unils_jax.motion import FPS, load_motion, save_motion
     from unils_jax.outputs.page import page_script

@@ -88,7 +88,7 @@ def default_jobs() -> int:
 
 def make_data(out: Path, plan: Plan) -> None:
     """Both stores, through the very command a user would give."""
-    from unils_jax.commands import data
+    from unils_jax.cli import data
 
     for name, flags in (
         ("paired", ("--conversations", plan.conversations)),
@@ -148,7 +148,7 @@ def take_cores(out: Path, jobs: int) -> None:
 
 def train(job: Job) -> None:
     """A run with its config, `times` as long; it resumes where it stands."""
-    from unils_jax.commands.train import train_stage
+    from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
     from unils_jax.files import atomic_output
 

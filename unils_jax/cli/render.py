@@ -2,7 +2,7 @@
 
 import argparse
 
-from unils_jax.commands.people import add_people_arguments, load_people
+from unils_jax.cli.people import add_people_arguments, load_people
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     from unils_jax.files import check_output
 
     if args.bench == "gpu-smoke":
-        from unils_jax.commands.gpu_smoke import gpu_smoke
+        from unils_jax.cli.gpu_smoke import gpu_smoke
 
         with tempfile.TemporaryDirectory() as folder:
             print(gpu_smoke(Path(args.out or folder), allow_cpu=args.allow_cpu))
@@ -157,7 +157,7 @@ def run_train(args: argparse.Namespace) -> Measured:
     """`unils bench train`."""
     from unils_jax.benchmarks.timing import check_twin
     from unils_jax.benchmarks.train import bench_aot, bench_train, table
-    from unils_jax.commands.train import load_head
+    from unils_jax.cli.train import load_head
     from unils_jax.errors import UserError
     from unils_jax.training.config import make_objective
 

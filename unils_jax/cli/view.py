@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from unils_jax.commands.people import add_people_arguments, load_people
+from unils_jax.cli.people import add_people_arguments, load_people
 
 log = logging.getLogger(__name__)
 

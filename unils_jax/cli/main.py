@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary)
         if name == chosen:
-            command = importlib.import_module(f"unils_jax.commands.{name.replace('-', '_')}")
+            command = importlib.import_module(f"unils_jax.cli.{name.replace('-', '_')}")
             command.add_arguments(sub)
     args, unknown = parser.parse_known_args(argv)
     if args.command == "train" or getattr(args, "bench", None) == "train":

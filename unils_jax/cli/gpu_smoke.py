@@ -20,7 +20,7 @@ def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu:
     import numpy as np
 
     from unils_jax.checkpoints.loading import load
-    from unils_jax.commands.train import train_stage
+    from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
     from unils_jax.errors import UserError
     from unils_jax.inference.conversations import decode
@@ -69,7 +69,7 @@ def find_device(allow_cpu: bool) -> Any:
 
 def make_data(path: Path) -> None:
     """A store of a few seconds of conversation, through the very command a user would give."""
-    from unils_jax.commands import data
+    from unils_jax.cli import data
 
     parser = argparse.ArgumentParser()
     data.add_arguments(parser)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from unils_jax.commands.people import add_head_arguments
+from unils_jax.cli.people import add_head_arguments
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unils_jax.commands import decode_dualtalk, decode_unitalker
+from unils_jax.cli import decode_dualtalk, decode_unitalker
 
 DEMO_MODEL = (
     "demo model trained on synthetic conversations; stand-in basis: it knows no real voice or face, give --checkpoint "

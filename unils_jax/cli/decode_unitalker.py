@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, checkpoint: Any, audio: list) -> None:
     import numpy as np
 
     from unils_jax import __version__
-    from unils_jax.commands.decode import load_head, write_video
+    from unils_jax.cli.decode import load_head, write_video
     from unils_jax.motion import MOTION_KIND, save_motion
     from unils_jax.systems.unitalker.inference import speak
 
