@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from data_pipelines.schema import Record
+from data_pipelines.record import Record
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, SAMPLES_PER_FRAME, WINDOW_FRAMES, center_head, head_mean
 

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-
-from data_pipelines.unitalker import TalkerSet
+from data_pipelines.sources.base.unitalker import TalkerSet
 
 
 def write_set(

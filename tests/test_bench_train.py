@@ -9,7 +9,7 @@ from bench_models import tiny_run
 from tiny_runs import quick_compiles
 
 from data_pipelines.loader import make_loader
-from data_pipelines.speech import make_speech_loader
+from data_pipelines.speech_loader import make_speech_loader
 from unils_jax.benchmarks import timing as bench
 from unils_jax.benchmarks.timing import random_params, twin_of
 from unils_jax.benchmarks.trace import TRAIN_PARTS, Operation, operations, summarise

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.schema import Record, validate
+from data_pipelines.record import Record, validate
 from unils_jax.errors import UserError
 
 

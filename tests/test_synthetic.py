@@ -6,15 +6,22 @@ import time
 
 import numpy as np
 import pytest
+from data_pipelines.store.reader.reader import Store
+from data_pipelines.synthetic.dataset.conversation import SynthConfig, plan_conversation
+from data_pipelines.synthetic.dataset.dataset import (
+    EVENT_COLUMNS,
+    make_conversation,
+    make_person,
+    make_records,
+    settings,
+    splits,
+)
+from data_pipelines.synthetic.dataset.faces import NEUTRAL, tracked
+from data_pipelines.synthetic.dataset.voice import Syllable, Voice, articulation
 from scipy.signal import welch
 
-from data_pipelines import behaviour
-from data_pipelines.conversation import SynthConfig, plan_conversation
-from data_pipelines.faces import NEUTRAL, tracked
-from data_pipelines.schema import Record, validate
-from data_pipelines.store import Store
-from data_pipelines.synthetic import EVENT_COLUMNS, make_conversation, make_person, make_records, settings, splits
-from data_pipelines.voice import Syllable, Voice, articulation
+from data_pipelines.record import Record, validate
+from data_pipelines.synthetic.dataset import behaviour
 from unils_jax.audio import frame_loudness
 from unils_jax.cli import data as data_command
 from unils_jax.errors import UserError

@@ -137,7 +137,8 @@ def _synth(args: argparse.Namespace) -> None:
 
     Raises UserError for bad settings and for a folder that holds anything else.
     """
-    from data_pipelines import store, synthetic
+    from data_pipelines.store.reader import reader as store
+    from data_pipelines.synthetic.dataset import dataset as synthetic
     from unils_jax.errors import UserError
 
     config = synthetic.SynthConfig(minutes=args.minutes)
@@ -172,8 +173,9 @@ def _counted(records, total: int, what: str):
 
 def _convert(args: argparse.Namespace) -> None:
     """Writes this part's shards; the part that completes the last one finishes the store."""
-    from data_pipelines import convert
-    from data_pipelines.store_writer import Dtypes
+    from data_pipelines.store.reader.writer import Dtypes
+
+    from data_pipelines.conversion import convert
 
     source, out = _source(args), Path(args.out)
     dtypes = Dtypes("float32", "float32") if args.dtype == "float32" else Dtypes()
@@ -199,10 +201,11 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _source(args: argparse.Namespace) -> Any:
     """The reader of the layout. Raises UserError for flags that another layout takes."""
-    from data_pipelines.dualtalk import DualTalkSource
-    from data_pipelines.files import FilesSource
-    from data_pipelines.release import ReleaseSource, find_index
-    from data_pipelines.sources import folders_left_out
+    from data_pipelines.sources.base.base import folders_left_out
+    from data_pipelines.sources.base.dualtalk import DualTalkSource
+    from data_pipelines.sources.base.folder import FilesSource
+    from data_pipelines.sources.base.unils_lmdb import ReleaseSource, find_index
+
     from unils_jax.errors import UserError
 
     source = Path(args.source)
@@ -233,7 +236,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _verify(args: argparse.Namespace) -> None:
     """Writes the report; a store with problems is a UserError that names the first."""
-    from data_pipelines import verify
+    from data_pipelines.conversion import verify
     from unils_jax.errors import UserError
     from unils_jax.evaluation.report import write_files
     from unils_jax.evaluation.verify_report import page
@@ -261,9 +264,9 @@ def _stats(args: argparse.Namespace) -> None:
     import json
 
     import numpy as np
+    from data_pipelines.store.reader.reader import Store
 
     from data_pipelines.statistics import ChannelStatistics
-    from data_pipelines.store import Store
     from unils_jax.errors import UserError
     from unils_jax.files import atomic_output, check_output
     from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
@@ -291,9 +294,10 @@ def _stats(args: argparse.Namespace) -> None:
 
 def _pca(args: argparse.Namespace) -> None:
     """Fits and writes the PCA of one set."""
-    from data_pipelines.pca import write_pca
-    from data_pipelines.speech import parse_sets
-    from data_pipelines.unitalker import PCA_FILE
+    from data_pipelines.sources.base.unitalker import PCA_FILE
+
+    from data_pipelines.conversion.unitalker_pca import write_pca
+    from data_pipelines.speech_loader import parse_sets
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
 

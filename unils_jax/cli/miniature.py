@@ -102,7 +102,7 @@ def make_data(out: Path, plan: Plan) -> None:
 
 def work(out: Path, plan: Plan, jobs: int) -> None:
     """Does what is not done yet, `jobs` at a time."""
-    from data_pipelines.workers import run_in_processes
+    from data_pipelines.conversion.workers import run_in_processes
 
     planned = phases(out, plan, jobs)
     total = sum(map(len, planned))
@@ -167,8 +167,8 @@ def train(job: Job) -> None:
 def score(job: Job) -> None:
     """The figures of a system over all its seeds."""
     import numpy as np
+    from data_pipelines.store.reader.reader import Store
 
-    from data_pipelines.store import Store
     from unils_jax.benchmarks.miniature import scores as miniature_scores
     from unils_jax.benchmarks.miniature.motions import held_out
     from unils_jax.evaluation.scoring import mesh_of

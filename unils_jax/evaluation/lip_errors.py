@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, where: dict[str, Any]) -> None:
 
     Raises UserError for every mistake of the user before that.
     """
-    from data_pipelines.speech import SetSpeech, parse_sets
+    from data_pipelines.speech_loader import SetSpeech, parse_sets
     from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
     from unils_jax.evaluation.scoring import jsonable

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import uniform_filter1d
 
-from data_pipelines.schema import Record
+from data_pipelines.record import Record
 from unils_jax.evaluation import reaction_metrics as reactions
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score
 from unils_jax.evaluation.reaction_metrics import Reactions

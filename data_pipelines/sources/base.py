@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import soundfile
 
-from data_pipelines.schema import Record
+from data_pipelines.record import Record
 from data_pipelines.windows import is_long_enough
 from unils_jax.audio import read_audio, resample
 from unils_jax.errors import UserError

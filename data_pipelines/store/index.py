@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.schema import Record
+from data_pipelines.record import Record
 from unils_jax.files import durable_output
 from unils_jax.motion import MOTION_DIM, head_mean
 

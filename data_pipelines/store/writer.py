@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines import pieces, tfds_layout
-from data_pipelines.index import Index, IndexRows, concatenate, load_index, save_index
-from data_pipelines.schema import Record, validate
+from data_pipelines.record import Record, validate
 from data_pipelines.statistics import ChannelStatistics
+from data_pipelines.store.reader import pieces
+from data_pipelines.store.reader import tfds as tfds_layout
+from data_pipelines.store.reader.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
 from unils_jax.files import durable_output
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head

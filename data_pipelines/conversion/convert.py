@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines import account
-from data_pipelines.schema import Record, validate
-from data_pipelines.sources import DAMAGED, SPLITS, Dropped, Entry, Reading, Source
-from data_pipelines.store import MANIFEST, read_manifest
-from data_pipelines.store_writer import (
+from data_pipelines.conversion import account
+from data_pipelines.conversion.workers import run_in_processes
+from data_pipelines.record import Record, validate
+from data_pipelines.sources.base.base import DAMAGED, SPLITS, Dropped, Entry, Reading, Source
+from data_pipelines.store.reader.reader import MANIFEST, read_manifest
+from data_pipelines.store.reader.writer import (
     DEFAULT_DTYPES,
     Dtypes,
     finish_store,
@@ -32,7 +33,6 @@ from data_pipelines.store_writer import (
     shard_summary,
     write_shard,
 )
-from data_pipelines.workers import run_in_processes
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipelines import pieces, remote, tfds_layout
-from data_pipelines.index import NO_AUDIO, Index, load_index
-from data_pipelines.schema import Record
-from data_pipelines.shards import BROKEN, ShardFiles
+from data_pipelines.record import Record
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store_writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
+from data_pipelines.store.reader import pieces, remote
+from data_pipelines.store.reader import tfds as tfds_layout
+from data_pipelines.store.reader.index import NO_AUDIO, Index, load_index
+from data_pipelines.store.reader.shards import BROKEN, ShardFiles
+from data_pipelines.store.reader.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME

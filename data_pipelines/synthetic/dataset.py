@@ -13,12 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import behaviour, scenes
-from data_pipelines.behaviour import Habits
-from data_pipelines.conversation import Phrase, SynthConfig, Turn, plan_conversation, speech_mask
-from data_pipelines.faces import GRID_HZ, compose, tracked
-from data_pipelines.schema import Record
-from data_pipelines.voice import Syllable, Voice, articulation, draw_syllables, draw_voice, mix, synthesize
+from data_pipelines.record import Record
+from data_pipelines.synthetic.dataset import behaviour, scenes
+from data_pipelines.synthetic.dataset.behaviour import Habits
+from data_pipelines.synthetic.dataset.conversation import Phrase, SynthConfig, Turn, plan_conversation, speech_mask
+from data_pipelines.synthetic.dataset.faces import GRID_HZ, compose, tracked
+from data_pipelines.synthetic.dataset.voice import (
+    Syllable,
+    Voice,
+    articulation,
+    draw_syllables,
+    draw_voice,
+    mix,
+    synthesize,
+)
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS
 

@@ -1,0 +1,1 @@
+"""Published layouts in: entries, then one record at a time."""

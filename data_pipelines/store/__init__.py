@@ -1,0 +1,1 @@
+"""The format on disk: pieces, shards, index; writing, reading, fetching."""

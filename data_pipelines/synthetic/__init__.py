@@ -1,0 +1,1 @@
+"""Synthetic conversations of known truth."""
