@@ -20,8 +20,8 @@ from jaxtyping import Int32
 
 from data_pipelines.mixture import CACHE_BYTES, Mixture
 from data_pipelines.partner_windows import Scale, audio_scale, cut_partners, partner_index
-from data_pipelines.store.reader.index import NO_AUDIO
-from data_pipelines.store.reader.reader import Store
+from data_pipelines.store.index import NO_AUDIO
+from data_pipelines.store.reader import Store
 from data_pipelines.windows import cut_window, training_index
 from unils_jax.errors import UserError
 from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, dualtalk_channels

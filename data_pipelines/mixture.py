@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store.reader.reader import Store
+from data_pipelines.store.reader import Store
 from unils_jax.errors import UserError
 
 # Motion kept in memory by each process, 1.7 hours of one person in float16; the page cache holds the rest.

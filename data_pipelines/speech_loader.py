@@ -17,10 +17,10 @@ import numpy as np
 
 from data_pipelines.loader import Batch, LoaderIterator, as_float32
 from data_pipelines.partner_windows import partner_index
-from data_pipelines.sources.base.base import SHORT, Dropped
-from data_pipelines.sources.base.unitalker import PCA_FILE, TalkerClip, TalkerSet, TalkerSplit, read_pca
-from data_pipelines.store.reader.index import NO_AUDIO
-from data_pipelines.store.reader.reader import Store
+from data_pipelines.sources.base import SHORT, Dropped
+from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerSet, TalkerSplit, read_pca
+from data_pipelines.store.index import NO_AUDIO
+from data_pipelines.store.reader import Store
 from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS, KIND_MARK, MOTION_DIM, MOTION_KIND, PARTNER_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME

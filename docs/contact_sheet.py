@@ -6,10 +6,10 @@ python docs/contact_sheet.py
 from pathlib import Path
 
 import numpy as np
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 from PIL import Image, ImageDraw, ImageFont
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EYES, HEAD, JAW, STANDIN_SHAPES, center_head, smooth
 from unils_jax.outputs.video import render_frame

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from data_pipelines.store.reader.reader import Store
 
+from data_pipelines.store.reader import Store
 from unils_jax.benchmarks.miniature.motions import held_out
 from unils_jax.benchmarks.miniature.plan import Job, Plan
 from unils_jax.benchmarks.miniature.scores import PROTOCOL, score

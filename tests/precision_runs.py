@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from data_pipelines.store.reader.reader import Store
 from flax import nnx
 
 from data_pipelines.loader import make_loader
+from data_pipelines.store.reader import Store
 from unils_jax.config import load_config
 from unils_jax.face.standin import standin_asset
 from unils_jax.models.unils import UniLS

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from data_pipelines.sources.base.unitalker import TalkerSet
+
+from data_pipelines.sources.unitalker import TalkerSet
 
 
 def write_set(

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.audio import frame_loudness, read_audio, resample, speaking_frames, write_wav
 from unils_jax.errors import UserError
 from unils_jax.motion import SAMPLE_RATE

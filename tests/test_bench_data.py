@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import write_store
 
+from data_pipelines.store.reader import write_store
 from unils_jax.benchmarks import data as bench_data
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.base import Dropped, Entry
-from data_pipelines.sources.base.unils_lmdb import ReleaseSource
-from data_pipelines.store.reader.reader import Store
 from ending_task import Ends
 from foreign_data import motioncode, npz, release_value, write_dualtalk, write_lmdb, write_motion
 from tiny_runs import run_unils
 
 from data_pipelines.conversion.convert import make_plan
 from data_pipelines.conversion.workers import run_in_processes
+from data_pipelines.sources.base import Dropped, Entry
+from data_pipelines.sources.unils_lmdb import ReleaseSource
+from data_pipelines.store.reader import Store
 from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
 

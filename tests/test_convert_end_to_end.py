@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.dualtalk import read_motion
-from data_pipelines.store.reader.reader import Store
 from foreign_data import motioncode, npz, release_value, write_lmdb
 from hostile_npz import HOSTILE, Runs, bomb
 from tiny_runs import STAGES, quick_compiles, run_unils, write_tiny_config
 
+from data_pipelines.sources.dualtalk import read_motion
+from data_pipelines.store.reader import Store
 from data_pipelines.windows import cut_window
 from unils_jax.audio import read_audio
 from unils_jax.motion import JAW

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from data_pipelines.sources.base.base import Dropped
-from data_pipelines.sources.base.dualtalk import DualTalkSource
 from foreign_data import dualtalk_arrays, talking, write_dualtalk, write_wav
 
+from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.dualtalk import DualTalkSource
 from unils_jax.errors import UserError
 from unils_jax.motion import EYES, HEAD, JAW
 

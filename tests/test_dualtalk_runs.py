@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from data_pipelines.store.reader.reader import Store
 from flax import nnx
 from run_files import assert_same, assert_same_run, item, metrics
 from tiny_models import tiny_model
 from tiny_runs import made_once, quick_compiles, run_unils
 
+from data_pipelines.store.reader import Store
 from data_pipelines.windows import RecordSource
 from unils_jax.checkpoints.loading import load
 from unils_jax.models.logmel import LogMelConfig

@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 from flame_golden import golden_arrays
 from tiny_runs import quick_compiles
 
+from data_pipelines.store.reader import Store, write_store
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.main import main
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of

@@ -26,7 +26,7 @@ from unils_jax.training.config import run_config
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 
-from unils_jax.benchmarks import torch_model as torch_twin
+from unils_jax.benchmarks import torch_model as torch_twin  # noqa: E402
 from unils_jax.benchmarks import torch_runs  # noqa: E402
 from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_strictly  # noqa: E402
 

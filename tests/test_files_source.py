@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.base import Dropped
-from data_pipelines.sources.base.folder import FilesSource
 from foreign_data import talking, write_motion, write_wav
 
+from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.folder import FilesSource
 from unils_jax.errors import UserError
 
 

@@ -12,10 +12,10 @@ import grain.checkpoint
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
 
 from data_pipelines.loader import WindowOf, make_loader, window_items
 from data_pipelines.record import Record
+from data_pipelines.store.reader import Store, write_store
 from unils_jax.errors import UserError
 
 ROOT = str(Path(__file__).parent.parent)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.index import concatenate, load_index, save_index
-from data_pipelines.store.reader.reader import Store, write_store
 from test_loader import dialogue, take
 
 from data_pipelines.loader import make_loader
+from data_pipelines.store.index import concatenate, load_index, save_index
+from data_pipelines.store.reader import Store, write_store
 
 ROOT = str(Path(__file__).parent.parent)
 

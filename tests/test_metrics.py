@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import scipy.linalg
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.evaluation.unils_metrics import (
     CHUNK_FRAMES,

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.evaluation.reaction_metrics import Reactions, count_reactions, nod_causes, nod_onsets, smile_onsets
 from unils_jax.motion import HEAD, STANDIN_SHAPES
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.benchmarks.miniature import report as miniature_report
 from unils_jax.benchmarks.miniature.plan import SYSTEMS
 from unils_jax.benchmarks.miniature.report import LISTENING_FDD, LVE, ORDER

@@ -5,11 +5,11 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import write_store
 from test_loader import dialogue
 
 from data_pipelines.loader import make_loader
 from data_pipelines.mixture import Mixture, parse_stores
+from data_pipelines.store.reader import write_store
 from unils_jax.errors import UserError
 from unils_jax.motion import center_head
 

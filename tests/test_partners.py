@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
 
 from data_pipelines.loader import make_loader, window_items
 from data_pipelines.partner_windows import audio_scale, cut_partners, partner_index
 from data_pipelines.record import Record
+from data_pipelines.store.reader import Store, write_store
 from data_pipelines.windows import RecordSource
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, JAW, dualtalk_channels, from_dualtalk

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 from safetensors.numpy import load_file
 from tiny_runs import quick_compiles, run_unils
 
 import unils_jax.checkpoints.loading
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.audio import frame_loudness, write_wav
 from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.errors import UserError

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.errors import UserError
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score, unfit
 from unils_jax.motion import HEAD

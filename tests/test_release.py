@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.base import Dropped, Entry
-from data_pipelines.sources.base.unils_lmdb import ReleaseSource, find_index, identity
 from foreign_data import motioncode, npz, release_value, talking, write_lmdb
 
+from data_pipelines.sources.base import Dropped, Entry
+from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index, identity
 from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
 

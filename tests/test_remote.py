@@ -5,11 +5,11 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
 from test_loader import assert_same, dialogue, take
 
 from data_pipelines.loader import make_loader
-from data_pipelines.store.reader import remote
+from data_pipelines.store import remote
+from data_pipelines.store.reader import Store, write_store
 from unils_jax.errors import UserError
 
 

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_scene, make_scenes
-from data_pipelines.synthetic.dataset.scenes import SCENES
 from scipy.signal import welch
 
 from data_pipelines.record import Record, validate
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_scene, make_scenes
+from data_pipelines.synthetic.scenes import SCENES
 from unils_jax.motion import EYES, STANDIN_SHAPES
 
 CONFIG = SynthConfig(minutes=1.5)

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.unitalker import TalkerSet
 from talker_data import write_set
 
+from data_pipelines.sources.unitalker import TalkerSet
 from data_pipelines.speech_loader import make_speech_loader, parse_sets
 from unils_jax.errors import UserError
 from unils_jax.motion import KIND_MARK, MOTION_KIND

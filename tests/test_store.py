@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.index import Index, concatenate, load_index, save_index
-from data_pipelines.store.reader.reader import Store, write_store
-from data_pipelines.store.reader.writer import Dtypes
 
 from data_pipelines.record import Record
+from data_pipelines.store.index import Index, concatenate, load_index, save_index
+from data_pipelines.store.reader import Store, write_store
+from data_pipelines.store.writer import Dtypes
 from data_pipelines.windows import RecordSource, cut_window
 from unils_jax.errors import UserError
 from unils_jax.motion import center_head

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
-from data_pipelines.store.reader.writer import Dtypes, finish_store, shard_is_complete, shard_summary, write_shard
 from test_store import record
 
 from data_pipelines.record import Record
+from data_pipelines.store.reader import Store, write_store
+from data_pipelines.store.writer import Dtypes, finish_store, shard_is_complete, shard_summary, write_shard
 from unils_jax.errors import UserError
 
 

@@ -6,9 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store
-from data_pipelines.synthetic.dataset.conversation import SynthConfig, plan_conversation
-from data_pipelines.synthetic.dataset.dataset import (
+from scipy.signal import welch
+
+from data_pipelines.record import Record, validate
+from data_pipelines.store.reader import Store
+from data_pipelines.synthetic import behaviour
+from data_pipelines.synthetic.conversation import SynthConfig, plan_conversation
+from data_pipelines.synthetic.dataset import (
     EVENT_COLUMNS,
     make_conversation,
     make_person,
@@ -16,12 +20,8 @@ from data_pipelines.synthetic.dataset.dataset import (
     settings,
     splits,
 )
-from data_pipelines.synthetic.dataset.faces import NEUTRAL, tracked
-from data_pipelines.synthetic.dataset.voice import Syllable, Voice, articulation
-from scipy.signal import welch
-
-from data_pipelines.record import Record, validate
-from data_pipelines.synthetic.dataset import behaviour
+from data_pipelines.synthetic.faces import NEUTRAL, tracked
+from data_pipelines.synthetic.voice import Syllable, Voice, articulation
 from unils_jax.audio import frame_loudness
 from unils_jax.cli import data as data_command
 from unils_jax.errors import UserError

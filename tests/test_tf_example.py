@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.tf_example import decode, encode, find_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.store.tf_example import decode, encode, find_bytes
 from unils_jax.errors import UserError
 
 values = st.binary(max_size=400) | st.integers(-(1 << 63), (1 << 63) - 1)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store
 from run_files import assert_same, assert_same_run, item, metrics, without_speed
 from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES, run_unils
 
+from data_pipelines.store.reader import Store
 from unils_jax.checkpoints.loading import load
 from unils_jax.motion import load_motion
 from unils_jax.systems.base import STAGES as STAGE_DATA

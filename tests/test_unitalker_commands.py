@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from data_pipelines.store.reader.reader import Store
 from safetensors.numpy import load_file, save_file
 from talker_data import write_set
 from tiny_runs import run_unils
 
+from data_pipelines.store.reader import Store
 from data_pipelines.windows import whole_sequence
 from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import Checkpoint, load, pretrained

@@ -5,12 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.base import Dropped
-from data_pipelines.sources.base.unitalker import TalkerSplit, clip_length, read_pca
 from talker_data import write_set
 from tiny_runs import run_unils
 
 from data_pipelines.conversion.unitalker_pca import fit_pca, write_pca
+from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.unitalker import TalkerSplit, clip_length, read_pca
 from unils_jax.audio import write_wav
 from unils_jax.errors import UserError
 from unils_jax.npz import npy_shape, read_npy_file

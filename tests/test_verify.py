@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
 from foreign_data import motioncode, talking
 from tiny_runs import run_unils
 
 from data_pipelines.conversion.alignment import align, peak
 from data_pipelines.conversion.verify import verify
 from data_pipelines.record import Record
+from data_pipelines.store.reader import Store, write_store
 from unils_jax.motion import HEAD, JAW, center_head, from_motioncode
 
 

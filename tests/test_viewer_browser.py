@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import Page, chromium, until
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 from flame_golden import golden_flame_asset
 
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.errors import UserError
 from unils_jax.face.flame import vertices
 from unils_jax.face.standin import standin_asset

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_pipelines.sources.base.base import Dropped, Entry, Reading
+from data_pipelines.sources.base import Dropped, Entry, Reading
 from unils_jax.motion import FPS
 
 

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 from data_pipelines.conversion import account
 from data_pipelines.conversion.workers import run_in_processes
 from data_pipelines.record import Record, validate
-from data_pipelines.sources.base.base import DAMAGED, SPLITS, Dropped, Entry, Reading, Source
-from data_pipelines.store.reader.reader import MANIFEST, read_manifest
-from data_pipelines.store.reader.writer import (
+from data_pipelines.sources.base import DAMAGED, SPLITS, Dropped, Entry, Reading, Source
+from data_pipelines.store.reader import MANIFEST, read_manifest
+from data_pipelines.store.writer import (
     DEFAULT_DTYPES,
     Dtypes,
     finish_store,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from data_pipelines.sources.base.unitalker import TalkerSet
+from data_pipelines.sources.unitalker import TalkerSet
 from data_pipelines.speech_loader import SetSpeech
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output

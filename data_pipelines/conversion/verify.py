@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.conversion.alignment import LAGS, align, peak
 from data_pipelines.record import Record, validate
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store.reader.reader import SPLITS, Store
+from data_pipelines.store.reader import SPLITS, Store
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.sources.base.base import (
+from data_pipelines.sources.base import (
     DAMAGED,
     MISSING,
     PARTNER,

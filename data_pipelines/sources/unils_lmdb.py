@@ -15,7 +15,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from data_pipelines.sources.base.base import DAMAGED, MISSING, PARTNER, SPLITS, Dropped, Entry, Reading, Track, assemble
+from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, SPLITS, Dropped, Entry, Reading, Track, assemble
 from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
 from unils_jax.npz import read_npz

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from data_pipelines.sources.base.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, Dropped, read_wav
+from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, Dropped, read_wav
 from unils_jax.errors import UserError
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.npz import npy_shape, read_npy_file, read_npz_file

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.record import Record
-from data_pipelines.store.reader import tf_example
+from data_pipelines.store import tf_example
 from unils_jax.errors import UserError
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME
 

@@ -16,11 +16,11 @@ from jaxtyping import Float32
 
 from data_pipelines.record import Record
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store.reader import pieces, remote
-from data_pipelines.store.reader import tfds as tfds_layout
-from data_pipelines.store.reader.index import NO_AUDIO, Index, load_index
-from data_pipelines.store.reader.shards import BROKEN, ShardFiles
-from data_pipelines.store.reader.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
+from data_pipelines.store import pieces, remote
+from data_pipelines.store import tfds as tfds_layout
+from data_pipelines.store.index import NO_AUDIO, Index, load_index
+from data_pipelines.store.shards import BROKEN, ShardFiles
+from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME

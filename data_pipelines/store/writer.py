@@ -21,9 +21,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines.record import Record, validate
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store.reader import pieces
-from data_pipelines.store.reader import tfds as tfds_layout
-from data_pipelines.store.reader.index import Index, IndexRows, concatenate, load_index, save_index
+from data_pipelines.store import pieces
+from data_pipelines.store import tfds as tfds_layout
+from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
 from unils_jax.files import durable_output
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.synthetic.dataset.conversation import Phrase, Plan, SynthConfig
-from data_pipelines.synthetic.dataset.voice import Syllable
+from data_pipelines.synthetic.conversation import Phrase, Plan, SynthConfig
+from data_pipelines.synthetic.voice import Syllable
 from unils_jax.motion import EYES, HEAD, JAW, MOTION_DIM, STANDIN_SHAPES
 
 # Expression deviations as in tracked data: about 1 for the first ten channels, then 0.5, 0.3 and 0.15.

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines.record import Record
-from data_pipelines.synthetic.dataset import behaviour, scenes
-from data_pipelines.synthetic.dataset.behaviour import Habits
-from data_pipelines.synthetic.dataset.conversation import Phrase, SynthConfig, Turn, plan_conversation, speech_mask
-from data_pipelines.synthetic.dataset.faces import GRID_HZ, compose, tracked
-from data_pipelines.synthetic.dataset.voice import (
+from data_pipelines.synthetic import behaviour, scenes
+from data_pipelines.synthetic.behaviour import Habits
+from data_pipelines.synthetic.conversation import Phrase, SynthConfig, Turn, plan_conversation, speech_mask
+from data_pipelines.synthetic.faces import GRID_HZ, compose, tracked
+from data_pipelines.synthetic.voice import (
     Syllable,
     Voice,
     articulation,

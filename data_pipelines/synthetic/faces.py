@@ -5,8 +5,8 @@ from jaxtyping import Float16, Float64
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import lfilter
 
-from data_pipelines.synthetic.dataset.behaviour import EXPRESSION_STD, Dropout, Habits, Laugh, Movements, Nod, Pulse
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
+from data_pipelines.synthetic.behaviour import EXPRESSION_STD, Dropout, Habits, Laugh, Movements, Nod, Pulse
+from data_pipelines.synthetic.conversation import SynthConfig
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, STANDIN_SHAPES
 
 # Time grid on which movements are drawn: four points a frame.

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.synthetic.dataset.behaviour import Gaze, Laugh
-from data_pipelines.synthetic.dataset.conversation import Phrase, SynthConfig
+from data_pipelines.synthetic.behaviour import Gaze, Laugh
+from data_pipelines.synthetic.conversation import Phrase, SynthConfig
 
 Range = tuple[float, float]
 

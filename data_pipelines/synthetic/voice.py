@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, lfilter, sosfilt
 
-from data_pipelines.synthetic.dataset.conversation import Phrase, SynthConfig
+from data_pipelines.synthetic.conversation import Phrase, SynthConfig
 from unils_jax.motion import SAMPLE_RATE
 
 

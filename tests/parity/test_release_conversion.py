@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from data_pipelines.sources.base.unils_lmdb import ReleaseSource
-from data_pipelines.store.reader.reader import Store
 from foreign_data import npz, write_lmdb
 
 from data_pipelines.conversion.convert import convert, make_plan
+from data_pipelines.sources.unils_lmdb import ReleaseSource
+from data_pipelines.store.reader import Store
 from data_pipelines.windows import cut_window, whole_sequence
 from parity.test_release_windows import Replay, checksum
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data_pipelines.store.reader.reader import Store, write_store
 
 from data_pipelines.record import Record
+from data_pipelines.store.reader import Store, write_store
 from data_pipelines.windows import RecordSource, cut_window, one_person, training_index, whole_sequence
 from unils_jax.motion import from_motioncode
 

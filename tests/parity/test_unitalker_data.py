@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_pipelines.sources.base.base import Dropped
-from data_pipelines.sources.base.unitalker import TalkerSplit
 from talker_data import write_set
 
 from data_pipelines.conversion.unitalker_pca import fit_pca
+from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.unitalker import TalkerSplit
 from parity.compare import LAYER, TABLE, assert_close, assert_relative
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.unitalker.inference import cross_fade, window_bounds

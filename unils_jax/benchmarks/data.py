@@ -27,12 +27,12 @@ from typing import Any
 
 import lmdb
 import numpy as np
-from data_pipelines.store.reader.reader import Store, write_store
-from data_pipelines.synthetic.dataset.conversation import SynthConfig
-from data_pipelines.synthetic.dataset.dataset import make_conversation
 
 from data_pipelines.loader import as_float32, inclusive
 from data_pipelines.record import Record
+from data_pipelines.store.reader import Store, write_store
+from data_pipelines.synthetic.conversation import SynthConfig
+from data_pipelines.synthetic.dataset import make_conversation
 from data_pipelines.windows import RecordSource, cut_window, training_index
 from unils_jax.motion import HEAD, from_motioncode, head_mean
 

@@ -173,9 +173,8 @@ def _counted(records, total: int, what: str):
 
 def _convert(args: argparse.Namespace) -> None:
     """Writes this part's shards; the part that completes the last one finishes the store."""
-    from data_pipelines.store.reader.writer import Dtypes
-
     from data_pipelines.conversion import convert
+    from data_pipelines.store.writer import Dtypes
 
     source, out = _source(args), Path(args.out)
     dtypes = Dtypes("float32", "float32") if args.dtype == "float32" else Dtypes()
@@ -201,11 +200,10 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _source(args: argparse.Namespace) -> Any:
     """The reader of the layout. Raises UserError for flags that another layout takes."""
-    from data_pipelines.sources.base.base import folders_left_out
-    from data_pipelines.sources.base.dualtalk import DualTalkSource
-    from data_pipelines.sources.base.folder import FilesSource
-    from data_pipelines.sources.base.unils_lmdb import ReleaseSource, find_index
-
+    from data_pipelines.sources.base import folders_left_out
+    from data_pipelines.sources.dualtalk import DualTalkSource
+    from data_pipelines.sources.folder import FilesSource
+    from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
     from unils_jax.errors import UserError
 
     source = Path(args.source)
@@ -264,9 +262,9 @@ def _stats(args: argparse.Namespace) -> None:
     import json
 
     import numpy as np
-    from data_pipelines.store.reader.reader import Store
 
     from data_pipelines.statistics import ChannelStatistics
+    from data_pipelines.store.reader import Store
     from unils_jax.errors import UserError
     from unils_jax.files import atomic_output, check_output
     from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
@@ -294,9 +292,8 @@ def _stats(args: argparse.Namespace) -> None:
 
 def _pca(args: argparse.Namespace) -> None:
     """Fits and writes the PCA of one set."""
-    from data_pipelines.sources.base.unitalker import PCA_FILE
-
     from data_pipelines.conversion.unitalker_pca import write_pca
+    from data_pipelines.sources.unitalker import PCA_FILE
     from data_pipelines.speech_loader import parse_sets
     from unils_jax.errors import UserError
     from unils_jax.files import check_output

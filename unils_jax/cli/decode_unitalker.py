@@ -106,8 +106,7 @@ def check(args: argparse.Namespace, checkpoint: Any) -> str:
 
 def complete(args: argparse.Namespace, checkpoint: Any, kind: str) -> Any:
     """The checkpoint with the head of this kind alone, and the set's PCA where it lacks that."""
-    from data_pipelines.sources.base.unitalker import read_pca
-
+    from data_pipelines.sources.unitalker import read_pca
     from unils_jax.errors import UserError
 
     checkpoint = checkpoint.with_kinds((kind,))

@@ -185,9 +185,9 @@ def check_dialogue(out: Path) -> list[Check]:
 def conversation_windows(out: Path) -> list[dict[str, Any]]:
     """Batches that hold one window of every test conversation each."""
     import numpy as np
-    from data_pipelines.store.reader.reader import Store
 
     from data_pipelines.loader import inclusive
+    from data_pipelines.store.reader import Store
     from data_pipelines.windows import cut_window
 
     store, rng = Store(str(out / "data")), np.random.default_rng(SEED)
@@ -204,8 +204,8 @@ def conversation_windows(out: Path) -> list[dict[str, Any]]:
 def jaw_correlations(model: Any, out: Path) -> tuple[float, float]:
     """Mean correlation of the decoded jaw with the own loudness while speaking, and with another conversation's."""
     import numpy as np
-    from data_pipelines.store.reader.reader import Store
 
+    from data_pipelines.store.reader import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.audio import frame_loudness
     from unils_jax.evaluation.likelihood import jaw_loudness_correlation
@@ -237,8 +237,7 @@ def evaluate(out: Path) -> None:
 
 def decode_and_render(out: Path) -> None:
     """The first seconds of a held-out conversation's two tracks as files, then `unils decode` on them."""
-    from data_pipelines.store.reader.reader import Store
-
+    from data_pipelines.store.reader import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.audio import write_wav
     from unils_jax.cli import decode
@@ -258,8 +257,7 @@ def decode_and_render(out: Path) -> None:
 def make_page(out: Path) -> str:
     """conversation.html with the held-out truth beside the decode; its name for the list of files, or nothing where
     the page's script has not been built."""
-    from data_pipelines.store.reader.reader import Store
-
+    from data_pipelines.store.reader import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.cli import view
     from unils_jax.errors import UserError

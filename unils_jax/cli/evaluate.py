@@ -57,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates. Raises UserError for every mistake of the user, before anything is written."""
-    from data_pipelines.store.reader.reader import Store
-
+    from data_pipelines.store.reader import Store
     from unils_jax.evaluation.report import report_paths, write_report
     from unils_jax.evaluation.scoring import jsonable
     from unils_jax.files import check_output

@@ -167,8 +167,8 @@ def train(job: Job) -> None:
 def score(job: Job) -> None:
     """The figures of a system over all its seeds."""
     import numpy as np
-    from data_pipelines.store.reader.reader import Store
 
+    from data_pipelines.store.reader import Store
     from unils_jax.benchmarks.miniature import scores as miniature_scores
     from unils_jax.benchmarks.miniature.motions import held_out
     from unils_jax.evaluation.scoring import mesh_of

@@ -305,9 +305,9 @@ def make_probe(config: Any, workdir: Path, graphdef: Any) -> Any:
     from itertools import islice
 
     import jax
-    from data_pipelines.store.reader.reader import Store
 
     from data_pipelines.mixture import parse_stores
+    from data_pipelines.store.reader import Store
     from unils_jax.errors import UserError
     from unils_jax.evaluation import probe
     from unils_jax.evaluation.protocols import conversation_of, unfit

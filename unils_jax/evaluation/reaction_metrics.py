@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from data_pipelines.synthetic.dataset.behaviour import Phrase, invites_nod
-from data_pipelines.synthetic.dataset.faces import NAMED_MIX
 from jaxtyping import Bool, Float, Int
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, hilbert, sosfiltfilt
 
+from data_pipelines.synthetic.behaviour import Phrase, invites_nod
+from data_pipelines.synthetic.faces import NAMED_MIX
 from unils_jax.motion import FPS, HEAD, STANDIN_SHAPES
 
 WITHIN_FRAMES = 25

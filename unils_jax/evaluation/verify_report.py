@@ -24,7 +24,7 @@ _UNITS = {
 
 
 def page(report: dict[str, Any], summary: str) -> str:
-    """The report of `data_pipelines.conversion.verify` as a page that needs no other file; `summary` is it in Markdown."""
+    """The report of a verified store as a page that needs no other file; `summary` is it in Markdown."""
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Store</title>',
         f"<style>{STYLE}</style></head><body><h1>Store</h1><pre>{html.escape(summary)}</pre>",

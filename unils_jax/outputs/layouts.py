@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from data_pipelines.sources.base.dualtalk import read_motion
 from jaxtyping import Float, Float32
 
+from data_pipelines.sources.dualtalk import read_motion
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names, dualtalk_channels

@@ -9,7 +9,7 @@ from unils_jax.benchmarks.miniature.plan import MINUTES, SEED, SYSTEMS, Job
 
 def held_out(job: Job) -> list[Any]:
     """The conversations to score."""
-    from data_pipelines.store.reader.reader import Store
+    from data_pipelines.store.reader import Store
 
     store = Store(Path(job.out) / "paired")
     return [store.read("test", i) for i in range(len(store.lengths("test")))]
@@ -55,8 +55,8 @@ def decoded(job: Job, records: Sequence[Any]) -> list[Any]:
 def responses(job: Job, records: Sequence[Any]) -> list[Any]:
     """DualTalk's, to the partner's true motion, to UniLS', or to none. What it lacks stands at the training mean."""
     import numpy as np
-    from data_pipelines.store.reader.reader import Store
 
+    from data_pipelines.store.reader import Store
     from data_pipelines.windows import whole_sequence
     from unils_jax.checkpoints.loading import load
     from unils_jax.motion import dualtalk_channels, from_dualtalk
@@ -80,7 +80,8 @@ def responses(job: Job, records: Sequence[Any]) -> list[Any]:
 def mean_faces(job: Job, records: Sequence[Any]) -> list[Any]:
     """Nobody ever moves."""
     import numpy as np
-    from data_pipelines.store.reader.reader import Store
+
+    from data_pipelines.store.reader import Store
 
     mean, _ = Store(Path(job.out) / "paired").statistics()
     return [np.broadcast_to(mean, record.motion.shape) for record in records]
@@ -88,8 +89,8 @@ def mean_faces(job: Job, records: Sequence[Any]) -> list[Any]:
 
 def retakes(job: Job, records: Sequence[Any]) -> list[Any]:
     """The same words by the same people, their faces moved anew."""
-    from data_pipelines.synthetic.dataset.conversation import SynthConfig
-    from data_pipelines.synthetic.dataset.dataset import make_conversation, splits, who_meets
+    from data_pipelines.synthetic.conversation import SynthConfig
+    from data_pipelines.synthetic.dataset import make_conversation, splits, who_meets
 
     config = SynthConfig(minutes=MINUTES)
     numbers = splits(job.plan.conversations)["test"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from data_pipelines.store.reader.reader import Store
 
 from data_pipelines.mixture import parse_stores
 from data_pipelines.speech_loader import SpeechLoader, make_speech_loader, parse_sets
+from data_pipelines.store.reader import Store
 from unils_jax.checkpoints.loading import Checkpoint, load, load_audio_encoder
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
