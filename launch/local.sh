@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # N processes of `unils train` on this machine, a device each:
 #
-#   launch/local.sh 2 --config smoke_codec --workdir runs/codec --config.data.store=data/synthetic
+#   launch/local.sh 2 --config smoke/codec --workdir runs/codec --config.data.store=data/synthetic
 #
 # TERM, USR1 and INT are handed on to all of them. The exit status is 0 or the last one that is not; 75 means that
 # the run has saved and wants to be started again.

@@ -89,7 +89,7 @@ def smoke_configs(store: Path | str, **changes: int) -> dict[str, dict[str, Any]
     """The values of the three smoke configs on this store, `changes` made in each."""
     configs = {}
     for stage in (CODEC.name, PRIOR.name, DIALOGUE.name):
-        config = load_config(f"smoke_{stage}")
+        config = load_config(f"smoke/{stage}")
         config.data.store = str(store)
         config.update(changes)
         configs[stage] = config.to_dict()

@@ -379,7 +379,7 @@ def test_an_unknown_setting_in_a_config_file_has_its_nearest_named(refused, bad,
         (["decode", "--checkpoint", "x", "--audio"], "argument --audio: expected one argument"),
         (
             ["train", "--config", "codek", "--workdir", "w"],
-            "no config named 'codek'; known are artalk_codec, artalk_partner, artalk_prior, codec",
+            "no config named 'codek'; known are baselines/artalk_codec, baselines/artalk_partner",
         ),
         (["train", "--config", "no.py", "--workdir", "w"], "config file no.py does not exist"),
         (["render"], "the following arguments are required"),

@@ -10,15 +10,15 @@ from unils_jax.errors import UserError
 from unils_jax.systems.base import STAGES
 from unils_jax.training.config import DataConfig, RunConfig, count_epochs, run_config
 
-SIZES = (("", ""), ("", "_s"), ("smoke_", ""))
+SIZES = (("", ""), ("", "_s"), ("smoke/", ""))
 SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES]
-STAGE_OF = {name: name.removeprefix("smoke_").removesuffix("_s") for name in SHIPPED}
-for size in ("", "smoke_"):
+STAGE_OF = {name: name.removeprefix("smoke/").removesuffix("_s") for name in SHIPPED}
+for size in ("baselines/", "smoke/"):
     STAGE_OF |= {f"{size}dualtalk": "dualtalk", f"{size}artalk_codec": "codec", f"{size}artalk_prior": "artalk"}
     STAGE_OF |= {f"{size}unitalker": "unitalker", f"{size}artalk_partner": "artalk"}
 for name, stage in (("scratch", "artalk"), ("mixed", "dialogue"), ("artalk_codec", "codec"), ("artalk", "artalk")):
-    STAGE_OF[f"miniature_{name}"] = stage
-STAGE_OF |= {f"miniature_{stage}": stage for stage in ("codec", "prior", "dialogue", "dualtalk")}
+    STAGE_OF[f"miniature/{name}"] = stage
+STAGE_OF |= {f"miniature/{stage}": stage for stage in ("codec", "prior", "dialogue", "dualtalk")}
 SHIPPED = list(STAGE_OF)
 
 
@@ -36,7 +36,11 @@ def error_of(function, *args) -> str:
 
 
 def test_every_config_file_is_a_known_stage_and_size():
-    assert {path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!_]*.py")} == set(SHIPPED)
+    assert {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in CONFIG_FOLDERS
+        for path in folder.rglob("[!_]*.py")
+    } == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -58,7 +62,20 @@ def test_a_config_is_a_bare_name_or_a_file(tmp_path):
     assert load_config("codec").to_dict() == load_config(str(config_path("codec"))).to_dict()
     assert error_of(config_path, str(tmp_path / "x.py")).endswith("x.py does not exist")
     message = error_of(config_path, "codek")
-    assert "no config named 'codek'" in message and "smoke_prior" in message
+    assert "no config named 'codek'" in message and "smoke/prior" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("smoke_codec", "smoke/codec"),
+        ("smoke_artalk_codec", "smoke/artalk_codec"),
+        ("miniature_mixed", "miniature/mixed"),
+        ("dualtalk", "baselines/dualtalk"),
+    ],
+)
+def test_a_name_of_before_is_refused_with_the_new_one(old, new):
+    assert error_of(config_path, old) == f"no config named {old!r}; it is {new!r} now, or give a path to a .py file"
 
 
 @pytest.mark.parametrize(
@@ -200,9 +217,9 @@ def test_plain_values_become_frozen_dataclasses():
 
 
 def test_epochs_become_steps_of_the_data():
-    config = run_config(values("dualtalk"))
+    config = run_config(values("baselines/dualtalk"))
     counted = count_epochs(config, 7)
     assert (counted.num_steps, counted.optimizer.stair_steps) == (7000, 350)
     assert count_epochs(counted, 7) == counted
-    steps = run_config(values("smoke_dualtalk"))
+    steps = run_config(values("smoke/dualtalk"))
     assert count_epochs(steps, 7) == steps

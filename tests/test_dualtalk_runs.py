@@ -34,7 +34,7 @@ CONFIG = """
     from unils_jax.config import load_config
 
     def get_config():
-        config = load_config("smoke_dualtalk")
+        config = load_config("smoke/dualtalk")
         config.num_steps = 4
         config.data.update({{"store": {store!r}, "batch_size": 2}})
         config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1, "dropout_rate": 0.1}})

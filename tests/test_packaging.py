@@ -74,10 +74,10 @@ def test_the_wheel_holds_configs_and_data_and_nothing_of_the_checkout(wheel):
 def test_the_installed_command_works_in_another_folder(environment, tmp_path):
     unils, python = environment / "bin" / "unils", environment / "bin" / "python"
     assert run(unils, "--version", cwd=tmp_path) == f"unils {unils_jax.__version__}\n"
-    program = "import unils_jax.config as c, data_pipelines as d; print(c.config_path('smoke_codec'), d.__file__)"
+    program = "import unils_jax.config as c, data_pipelines as d; print(c.config_path('smoke/codec'), d.__file__)"
     assert all(Path(path).is_relative_to(environment) for path in run(python, "-c", program, cwd=tmp_path).split())
     run(unils, "data", "synth", "--out", "store", "--conversations", "3", "--minutes", "0.1", cwd=tmp_path)
-    flags = ["--config", "smoke_codec", "--workdir", "codec", "--config.data.store=store", "--dry_run"]
+    flags = ["--config", "smoke/codec", "--workdir", "codec", "--config.data.store=store", "--dry_run"]
     assert "nothing was trained" in run(unils, "train", *flags, cwd=tmp_path)
 
 

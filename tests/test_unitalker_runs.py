@@ -21,7 +21,7 @@ CONFIG = """
     from unils_jax.config import load_config
 
     def get_config():
-        config = load_config("smoke_unitalker")
+        config = load_config("smoke/unitalker")
         config.num_epochs = 2
         config.data.update({{"store": {store!r}, "sets": {sets!r}, "batch_size": 2, "clip_step_s": 1.0}})
         config.model.unitalker.width = 8

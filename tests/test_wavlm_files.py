@@ -134,7 +134,7 @@ def test_a_wavlm_is_no_wav2vec2(tmp_path):
 
 
 def test_unitalker_starts_from_a_wavlm(tmp_path):
-    values = load_config("smoke_unitalker").to_dict()
+    values = load_config("smoke/unitalker").to_dict()
     values["data"]["store"] = "any"
     encoder = {"width": 8, "depth": 2, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "num_buckets": 16}
     values["model"]["unitalker"] |= {"wav2vec2": None, "wavlm": encoder | {"pos_conv_kernel": 4, "pos_conv_groups": 2}}

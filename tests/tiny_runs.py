@@ -29,7 +29,7 @@ import ml_collections
 from unils_jax.config import load_config
 
 def get_config():
-    config = load_config("smoke_{stage}")
+    config = load_config("smoke/{stage}")
     config.head = ""
     config.num_steps = {num_steps}
     config.data.update({{"store": {store!r}, "batch_size": 2}})

@@ -22,12 +22,17 @@ def config_path(name_or_file: str) -> Path:
         if not path.is_file():
             raise UserError(f"config file {path} does not exist")
         return path
-    for folder in CONFIG_FOLDERS:
-        path = folder / f"{name_or_file}.py"
-        if path.is_file():
-            return path
-    known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.py")})
-    raise UserError(f"no config named {name_or_file!r}; known are {', '.join(known)}, or give a path to a .py file")
+    files = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in CONFIG_FOLDERS
+        for path in folder.rglob("*.py")
+    }
+    if name_or_file in files:
+        return files[name_or_file]
+    # Names that were flat once: smoke_codec is smoke/codec, dualtalk is baselines/dualtalk.
+    renamed = [name for name in files if name_or_file in (name.replace("/", "_", 1), name.removeprefix("baselines/"))]
+    hint = f"; it is {renamed[0]!r} now" if renamed else f"; known are {', '.join(sorted(files))}"
+    raise UserError(f"no config named {name_or_file!r}{hint}, or give a path to a .py file")
 
 
 def load_config(name_or_file: str) -> Any:

@@ -114,7 +114,7 @@ def train(stage: str, out: Path, parent: str | None, times: int | None) -> None:
     from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
 
-    config = load_config(f"smoke_{stage}")
+    config = load_config(f"smoke/{stage}")
     config.data.store = str(out / "data")
     config.num_steps = STEPS[stage] if times is None else times * config.num_steps
     train_stage(config.to_dict(), out / stage, parent)

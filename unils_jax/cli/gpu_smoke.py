@@ -32,7 +32,7 @@ def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu:
     make_data(out / "data")
     losses, parent = {}, None
     for stage in STAGES:
-        config = configs[stage] if configs else load_config(f"smoke_{stage}")
+        config = configs[stage] if configs else load_config(f"smoke/{stage}")
         config.update({"num_steps": NUM_STEPS, "log_every": 1, "eval_batches": 1, "checkpoint_every": NUM_STEPS})
         config.data.update({"store": str(out / "data"), "num_workers": 0})
         metrics = train_stage(config.to_dict(), out / stage, parent)

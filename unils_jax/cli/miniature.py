@@ -56,7 +56,11 @@ def run(args: argparse.Namespace) -> None:
         lacking = [
             name for name in sorted({r.config for r in RUNS.values()}) if not config_file(args.configs, name).exists()
         ]
-        problems += [f"--configs {args.configs} lacks {', '.join(lacking)}"] if lacking else []
+        problems += (
+            [f"--configs {args.configs} lacks {', '.join(name.removeprefix('miniature/') for name in lacking)}"]
+            if lacking
+            else []
+        )
     if problems:
         raise UserError("; ".join(problems))
     out = Path(args.out)
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def config_file(folder: str, name: str) -> Path:
     """Where a config of `--configs` is."""
-    return Path(folder) / f"{name}.py"
+    return Path(folder) / f"{name.removeprefix('miniature/')}.py"
 
 
 def default_jobs() -> int:

@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """examples:
   unils data synth --out data/synthetic
-  unils train --config smoke_codec --workdir runs/codec --config.data.store=data/synthetic
-  unils train --config smoke_prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic"""
+  unils train --config smoke/codec --workdir runs/codec --config.data.store=data/synthetic
+  unils train --config smoke/prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic"""
     parser.add_argument(
-        "--config", required=True, metavar="NAME-OR-FILE", help="codec, smoke_prior, ..., or a .py file"
+        "--config", required=True, metavar="NAME-OR-FILE", help="codec, smoke/prior, ..., or a .py file"
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and logs; an existing one resumes")
     parser.add_argument("--parent", metavar="PATH", help="checkpoint of the stage before: workdir, .pt or .safetensors")

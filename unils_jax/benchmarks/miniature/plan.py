@@ -29,17 +29,17 @@ class System(NamedTuple):
 
 
 RUNS = {
-    "codec": Run("miniature_codec", "unpaired", seeded=False),
-    "codec_paired": Run("miniature_codec", "paired", seeded=False),
-    "codec_artalk": Run("miniature_artalk_codec", "paired", seeded=False),
-    "dualtalk": Run("miniature_dualtalk", "paired"),
-    "prior": Run("miniature_prior", "unpaired", "codec"),
-    "prior_paired": Run("miniature_prior", "paired", "codec_paired"),
-    "no_prior": Run("miniature_scratch", "paired", "codec"),
-    "artalk": Run("miniature_artalk", "paired", "codec_artalk"),
-    "unils": Run("miniature_dialogue", "paired", "prior"),
-    "mixed": Run("miniature_mixed", "paired", "prior"),
-    "no_unpaired": Run("miniature_dialogue", "paired", "prior_paired"),
+    "codec": Run("miniature/codec", "unpaired", seeded=False),
+    "codec_paired": Run("miniature/codec", "paired", seeded=False),
+    "codec_artalk": Run("miniature/artalk_codec", "paired", seeded=False),
+    "dualtalk": Run("miniature/dualtalk", "paired"),
+    "prior": Run("miniature/prior", "unpaired", "codec"),
+    "prior_paired": Run("miniature/prior", "paired", "codec_paired"),
+    "no_prior": Run("miniature/scratch", "paired", "codec"),
+    "artalk": Run("miniature/artalk", "paired", "codec_artalk"),
+    "unils": Run("miniature/dialogue", "paired", "prior"),
+    "mixed": Run("miniature/mixed", "paired", "prior"),
+    "no_unpaired": Run("miniature/dialogue", "paired", "prior_paired"),
 }
 SYSTEMS = {
     "unils": System("UniLS", "unils"),

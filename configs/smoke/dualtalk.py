@@ -1,7 +1,7 @@
 """DualTalk small enough for two CPU cores, on log-mel features and with the paper's alignment: minutes on synthetic
 data.
 
-unils train --config smoke_dualtalk --workdir runs/dualtalk --config.data.store=data/synthetic
+unils train --config smoke/dualtalk --workdir runs/dualtalk --config.data.store=data/synthetic
 
 Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.299, predicting the training split's
 mean gives 0.320; of them the jaw 0.00043 and 0.00093. Most of the loss is who somebody is, which nobody can hear.
@@ -13,7 +13,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("dualtalk")
+    config = load_config("baselines/dualtalk")
     config.num_epochs = 0
     config.num_steps = 400
     config.expression_basis = "standin"

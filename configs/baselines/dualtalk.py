@@ -1,6 +1,6 @@
 """DualTalk, the baseline of two people in conversation, at its paper's size: 638.8 M trainable parameters.
 
-    unils train --config dualtalk --workdir runs/dualtalk --config.data.store=DIR
+    unils train --config baselines/dualtalk --workdir runs/dualtalk --config.data.store=DIR
 
 Data: paired dialogue with motion of both people, about 50 h in the paper, in windows of 8 s. Cost in the paper: 1000
 epochs of batches of 32 on one GPU. Both audio encoders start from the published wav2vec2, which is fetched where there

@@ -1,6 +1,6 @@
 """ARTalk's codec small enough for two CPU cores.
 
-unils train --config smoke_artalk_codec --workdir runs/codec --config.data.store=data/synthetic
+unils train --config smoke/artalk_codec --workdir runs/codec --config.data.store=data/synthetic
 """
 
 import ml_collections
@@ -9,7 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_codec")
+    config = load_config("smoke/codec")
     config.model.codec.scales = (1, 10, 20, 50, 100)
     config.loss.mesh_velocity = 1e7
     config.loss.mesh_smooth = 1e5

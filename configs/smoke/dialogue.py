@@ -1,6 +1,6 @@
 """Dialogue small enough for two CPU cores, on log-mel features instead of wav2vec2: minutes on synthetic data.
 
-unils train --config smoke_dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=data/synthetic
+unils train --config smoke/dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=data/synthetic
 
 Expected: 0.542 nats a bit with the right audio, 0.619 with another conversation's (`unils demo --times 1`).
 """
@@ -11,7 +11,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_prior")
+    config = load_config("smoke/prior")
     config.stage = "dialogue"
     config.num_steps = 600
     config.optimizer.rate = 4e-3

@@ -6,7 +6,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_dialogue")
+    config = load_config("smoke/dialogue")
     config.num_steps = 256
     config.eval_every = 256
     config.checkpoint_every = 256

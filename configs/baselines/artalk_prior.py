@@ -1,7 +1,7 @@
 """ARTalk: a generator from scratch on its codec, no audio-free stage and no LoRA, with one cross-attention to the
 speaker's own audio.
 
-    unils train --config artalk_prior --workdir runs/artalk --parent runs/artalk_codec --config.data.store=DIR
+    unils train --config baselines/artalk_prior --workdir runs/artalk --parent runs/artalk_codec --config.data.store=DIR
 
 Cost in the paper: 200k steps. Decoded and evaluated as a dialogue, of which it hears one track. The data are dialogues,
 as for `dialogue`, their people taken as people of their own: records of one person with audio are not read. ARTalk
@@ -15,6 +15,6 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("artalk_partner")
+    config = load_config("baselines/artalk_partner")
     config.model.prior.listens = "own"
     return config

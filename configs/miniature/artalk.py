@@ -6,7 +6,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("miniature_scratch")
-    config.model.codec.scales = load_config("smoke_artalk_codec").model.codec.scales
+    config = load_config("miniature/scratch")
+    config.model.codec.scales = load_config("smoke/artalk_codec").model.codec.scales
     config.model.prior.listens = "own"
     return config

@@ -6,7 +6,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_dualtalk")
+    config = load_config("smoke/dualtalk")
     config.num_steps = 512
     config.eval_every = 512
     config.checkpoint_every = 256

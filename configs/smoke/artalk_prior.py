@@ -1,6 +1,6 @@
 """ARTalk small enough for two CPU cores, on log-mel features.
 
-unils train --config smoke_artalk_prior --workdir runs/artalk --parent runs/codec --config.data.store=data/synthetic
+unils train --config smoke/artalk_prior --workdir runs/artalk --parent runs/codec --config.data.store=data/synthetic
 """
 
 import ml_collections
@@ -9,6 +9,6 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_artalk_partner")
+    config = load_config("smoke/artalk_partner")
     config.model.prior.listens = "own"
     return config

@@ -9,7 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("smoke_codec")
+    config = load_config("smoke/codec")
     config.num_steps = 1000
     config.eval_every = 1000
     config.checkpoint_every = 500

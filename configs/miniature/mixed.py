@@ -6,6 +6,6 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = load_config("miniature_dialogue")
+    config = load_config("miniature/dialogue")
     config.model.prior.listens = "mixed"
     return config

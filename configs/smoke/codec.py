@@ -1,6 +1,6 @@
 """The codec small enough for two CPU cores: minutes on synthetic data.
 
-unils train --config smoke_codec --workdir runs/codec --config.data.store=data/synthetic
+unils train --config smoke/codec --workdir runs/codec --config.data.store=data/synthetic
 
 Expected: L1 on held-out motion 0.110, predicting the mean gives 0.246 (`unils demo --times 1`).
 """
