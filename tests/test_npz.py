@@ -63,7 +63,7 @@ class Child:
     """The process of `npz_child.py`."""
 
     def __init__(self) -> None:
-        script = Path(__file__).parent / "npz_child.py"
+        script = Path(__file__).parent / "support" / "npz_child.py"
         self.process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, content: bytes) -> dict:

@@ -1,6 +1,7 @@
 """ARTalk's motion codec: UniLS' with more, coarser scales, [1, 10, 20, 50, 100], and two vertex terms more.
 
-    unils train --config baselines/artalk_codec --workdir runs/artalk_codec --config.data.store=DIR --config.head=FLAME.pkl
+unils train --config baselines/artalk_codec --workdir runs/artalk_codec --config.data.store=DIR \
+    --config.head=FLAME.pkl
 
 The vertex terms need a head. Head rotation is centred over each record, as everywhere here, and ARTalk's own is not:
 that is `--config.data.centre_head=False`, then for its generator too.

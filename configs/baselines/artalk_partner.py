@@ -1,7 +1,8 @@
 """ARTalk with the partner's audio, the stronger baseline of UniLS' table and its ablation "no audio-free stage": two
 cross-attentions, own and other, all of it from scratch on ARTalk's codec, no LoRA.
 
-    unils train --config baselines/artalk_partner --workdir runs/partner --parent runs/artalk_codec --config.data.store=DIR
+unils train --config baselines/artalk_partner --workdir runs/partner \
+    --parent runs/artalk_codec --config.data.store=DIR
 
 Data: paired dialogue, as for `dialogue`. Cost in the paper: 200k steps. Decoded and evaluated as a dialogue.
 """

@@ -1,6 +1,7 @@
 """UniTalker at its paper's size: 317 M parameters with the large encoder, one head for each annotation of the data.
 
-    unils train --config baselines/unitalker --workdir runs/unitalker --config.data.sets="('D0_BIWI=0.2*10', 'D1_vocaset=1*5')"
+unils train --config baselines/unitalker --workdir runs/unitalker \
+    --config.data.sets="('D0_BIWI=0.2*10', 'D1_vocaset=1*5')"
 
 Data: sets in UniTalker's layout, each `PATH=SCALE*REPEATS`, and, as the annotation `motion_108`, stores of ours
 (`--config.data.store`). With `model.unitalker.wavlm = {}` in place of `wav2vec2`, `audio_encoder` is

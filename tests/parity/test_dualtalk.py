@@ -24,7 +24,8 @@ from unils_jax.training.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 QUIET = dataclasses.replace(DUALTALK, draw=None)
-MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "manifest_dualtalk.json.gz").read_bytes()))
+SUPPORT = Path(__file__).parents[1] / "support"
+MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest_dualtalk.json.gz").read_bytes()))
 # Adding the same to every key moves no softmax: gradients of key biases are zero but for rounding (below 1e-6), which
 # Adam turns into full steps, so that these biases are left out after updates.
 GRADIENT_FLOOR = 1e-6

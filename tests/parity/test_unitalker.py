@@ -24,7 +24,8 @@ from unils_jax.training.per_tensor import init_per_tensor, scale_by_per_tensor_a
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
-MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "manifest_unitalker.json.gz").read_bytes()))
+SUPPORT = Path(__file__).parents[1] / "support"
+MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest_unitalker.json.gz").read_bytes()))
 UNTRAINED = ("speech_encoder/convs/", "pca/")
 PIVOT = 9
 WHOLE = jnp.ones(1)  # the one item's share

@@ -68,7 +68,7 @@ def test_gpu_smoke_says_what_to_do_where_there_is_no_gpu(tmp_path, capsys):
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="what a machine without a GPU says: run it on one")
 def test_make_gpu_smoke_says_so_before_it_installs_anything():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         ["make", "--no-print-directory", "gpu-smoke"], cwd=root, capture_output=True, text=True, timeout=60, check=False
     )

@@ -12,23 +12,14 @@ import grain.checkpoint
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from random_records import assert_same, dialogue, take
 
 from data_pipelines.loader import WindowOf, make_loader, window_items
 from data_pipelines.record import Record
 from data_pipelines.store.reader import Store, write_store
 from unils_jax.errors import UserError
 
-ROOT = str(Path(__file__).parent.parent)
-
-
-def dialogue(name: str, frames: int, seed: int) -> Record:
-    rng = np.random.default_rng(seed)
-    motion = rng.standard_normal((2, frames, 108)).astype(np.float16)
-    # Channels 0 and 1 name the person and the frame.
-    motion[:, :, 0] = np.array([[2 * seed], [2 * seed + 1]])
-    motion[:, :, 1] = np.arange(frames)
-    audio = rng.integers(-3000, 3000, (2, frames * 640)).astype(np.int16)
-    return Record(name, motion, audio, rng.random((2, frames)) < 0.5, "standin")
+ROOT = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +28,6 @@ def store_path(tmp_path_factory) -> str:
     records = [("train", dialogue(f"r{i}", 130 + 50 * i, i)) for i in range(3)]
     write_store(path, [*records, ("val", dialogue("v", 120, 3)), ("test", dialogue("t", 90, 4))])
     return str(path)
-
-
-def take(loader, count: int) -> list[dict[str, np.ndarray]]:
-    batches = iter(loader)
-    return [next(batches) for _ in range(count)]
-
-
-def assert_same(ours: dict, theirs: dict) -> None:
-    assert set(ours) == set(theirs)
-    for name, array in ours.items():
-        np.testing.assert_array_equal(array, theirs[name])
 
 
 def test_head_rotation_stays_as_it_was_where_it_is_not_centred(store_path):

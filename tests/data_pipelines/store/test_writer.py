@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_store import record
+from random_records import record
 
 from data_pipelines.record import Record
 from data_pipelines.store.reader import Store, write_store

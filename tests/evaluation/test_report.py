@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_scoring import person
+from random_people import person
 
 from unils_jax.evaluation.report import (
     COLUMNS,

@@ -2,7 +2,7 @@
 
 At the size of the smoke configs, three seeds, on a store of `unils data synth` (an hour and a half on two cores):
 
-    python tests/precision_runs.py data/synthetic report.json
+    python -m unils_jax.benchmarks.precision_runs data/synthetic report.json
 """
 
 import json

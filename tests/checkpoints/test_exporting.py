@@ -16,7 +16,7 @@ from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.training.config import run_config
 
-RELEASED = json.loads((Path(__file__).parent / "meta_cfg.json").read_text())
+RELEASED = json.loads((Path(__file__).parents[1] / "support" / "meta_cfg.json").read_text())
 NEEDS_TORCH = "needs PyTorch: pip install 'unils-jax[torch]'"
 
 

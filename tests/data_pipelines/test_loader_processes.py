@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_loader import dialogue, take
+from random_records import dialogue, take
 
 from data_pipelines.loader import make_loader
 from data_pipelines.store.index import concatenate, load_index, save_index
 from data_pipelines.store.reader import Store, write_store
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(__file__).parents[2])
 
 SHARE = """
 import sys

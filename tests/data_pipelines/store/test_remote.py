@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from test_loader import assert_same, dialogue, take
+from random_records import assert_same, dialogue, take
 
 from data_pipelines.loader import make_loader
 from data_pipelines.store import remote

@@ -3,7 +3,7 @@ true motion before every chunk.
 
 A minute a system on a core, seed 0:
 
-    python tests/miniature_history.py runs/miniature unils no_prior
+    python -m unils_jax.benchmarks.miniature.history runs/miniature unils no_prior
 """
 
 import json

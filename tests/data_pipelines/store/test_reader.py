@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from random_records import record
 
 from data_pipelines.record import Record
 from data_pipelines.store.index import Index, concatenate, load_index, save_index
@@ -15,13 +16,6 @@ from data_pipelines.store.writer import Dtypes
 from data_pipelines.windows import RecordSource, cut_window
 from unils_jax.errors import UserError
 from unils_jax.motion import center_head
-
-
-def record(name: str, frames: int = 130, people: int = 2, dtype=np.float16, seed: int = 0) -> Record:
-    rng = np.random.default_rng(seed)
-    motion = (rng.standard_normal((people, frames, 108)) + 0.5).astype(dtype)
-    audio = rng.integers(-3000, 3000, (people, frames * 640)).astype(np.int16)
-    return Record(name, motion, audio, rng.random((people, frames)) < 0.5, "standin", {"turns": [[0, 1.5, 2.0]]})
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from unils_jax.benchmarks.torch_model import TwinGenerator, build_twin, load_twi
 from unils_jax.benchmarks.torch_runs import LoRALinear, add_lora, decode, draw_noise, make_optimizer, train_step  # noqa: E402
 from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_wav2vec2  # noqa: E402
 
-HERE = Path(__file__).parent
-MANIFEST = json.loads(gzip.decompress((HERE / "manifest.json.gz").read_bytes()))
-META_CFG = json.loads((HERE / "meta_cfg.json").read_text())
+SUPPORT = Path(__file__).parents[1] / "support"
+MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest.json.gz").read_bytes()))
+META_CFG = json.loads((SUPPORT / "meta_cfg.json").read_text())
 
 
 @pytest.fixture(scope="module")

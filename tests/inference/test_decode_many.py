@@ -152,7 +152,7 @@ print(max(np.abs(found[name] - motion).max() for name, motion in expected.items(
 def test_eight_devices_decode_what_one_does():
     """Slots are shared out over devices, one each: the same program as one slot's on one device."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    environment = {**os.environ, **flags, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, **flags, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     command = [sys.executable, "-c", ON_EIGHT_DEVICES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr

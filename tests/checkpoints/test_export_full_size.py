@@ -31,7 +31,7 @@ from unils_jax.benchmarks import torch_runs  # noqa: E402
 from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_strictly  # noqa: E402
 
 pytestmark = pytest.mark.slow
-MANIFEST = json.loads(gzip.decompress((Path(__file__).parent / "manifest.json.gz").read_bytes()))
+MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "support" / "manifest.json.gz").read_bytes()))
 RELATIVE = 1e-5  # of logits and motion, relative to their largest entry
 SURE_GAP = 1e-4  # greedy bits are equal wherever the two logits of a bit differ by more
 

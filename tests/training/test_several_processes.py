@@ -24,7 +24,7 @@ from unils_jax.errors import UserError
 from unils_jax.training.distributed import raise_unless_agreed
 from unils_jax.training.preemption import EXIT_STATUS
 
-LOCAL = Path(__file__).parents[1] / "launch" / "local.sh"
+LOCAL = Path(__file__).parents[2] / "launch" / "local.sh"
 BATCH = "--config.data.batch_size=4"
 
 

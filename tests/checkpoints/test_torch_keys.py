@@ -20,7 +20,7 @@ from unils_jax.checkpoints.torch_keys import (
 )
 from unils_jax.errors import UserError
 
-MANIFEST = json.loads(gzip.decompress((Path(__file__).parent / "manifest.json.gz").read_bytes()))
+MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "support" / "manifest.json.gz").read_bytes()))
 NUM_KEYS = {
     "codec": 154,
     "prior": 252,

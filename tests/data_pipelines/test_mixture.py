@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from test_loader import dialogue
+from random_records import dialogue
 
 from data_pipelines.loader import make_loader
 from data_pipelines.mixture import Mixture, parse_stores
