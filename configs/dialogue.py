@@ -4,7 +4,7 @@ frozen 315 M audio encoder.
     unils train --config dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=DIR
 
 Data: paired dialogue (657 person-hours in the paper). Cost in the paper: 200k steps of 128 pairs; the release's config
-says 400k. The paper's ablation with one cross-attention on mixed audio is `--config.model.prior.listens=mixed`; `own`
+says 400k. The paper's ablation with one cross-attention on mixed audio is `--config.model.prior.audio_condition=mixed`; `own`
 hears the own track alone. The encoder is fetched from the hub where there is a network, or set `config.audio_encoder`
 to its folder.
 """
@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage = "dialogue"
     config.num_steps = 400_000
     config.audio_encoder = "facebook/wav2vec2-xls-r-300m"
-    config.model.prior.update({"audio_dim": 1024, "listens": "pair"})
+    config.model.prior.update({"audio_dim": 1024, "audio_condition": "pair"})
     config.model.wav2vec2 = {"width": 1024, "depth": 24, "num_heads": 16, "hidden_dim": 4096}
     config.model.lora = {"rank": 32, "alpha": 32.0, "dropout_rate": 0.1}
     return config

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.loader import Batch, LoaderIterator, as_float32
 from data_pipelines.partner_windows import partner_index
-from data_pipelines.sources.base import SHORT, Dropped
+from data_pipelines.sources.base import SHORT, SkippedEntry
 from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerSet, TalkerSplit, read_pca
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
@@ -54,7 +54,7 @@ class SetSpeech:
             one = self.split.sets[entry.number]
             try:
                 frames, samples = self.split.length(entry)
-            except Dropped as dropped:
+            except SkippedEntry as dropped:
                 if dropped.reason == SHORT:
                     continue
                 raise UserError(f"{one.folder}: {dropped}; mend it or leave it out") from None
@@ -66,7 +66,7 @@ class SetSpeech:
         """The clip. Raises UserError where its files are damaged."""
         try:
             return self.split.read(item.entry)
-        except Dropped as dropped:
+        except SkippedEntry as dropped:
             raise UserError(f"{item.name}: {dropped}; mend it or leave it out") from None
 
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

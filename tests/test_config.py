@@ -219,7 +219,7 @@ def test_plain_values_become_frozen_dataclasses():
 def test_epochs_become_steps_of_the_data():
     config = run_config(values("baselines/dualtalk"))
     counted = count_epochs(config, 7)
-    assert (counted.num_steps, counted.optimizer.stair_steps) == (7000, 350)
+    assert (counted.num_steps, counted.optimizer.lr_decay_every_steps) == (7000, 350)
     assert count_epochs(counted, 7) == counted
     steps = run_config(values("smoke/dualtalk"))
     assert count_epochs(steps, 7) == steps

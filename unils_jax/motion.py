@@ -37,7 +37,7 @@ EYES = slice(104, 108)  # left eye (2), right eye (2), radians
 BASES = ("flame", "standin")
 # What the people of a pair hear: each the own and the other track by two cross-attentions (UniLS), or by a single one
 # the own track (ARTalk), or the sum of both (an ablation of UniLS' paper).
-LISTENS = ("pair", "own", "mixed")
+AUDIO_CONDITIONS = ("pair", "own", "mixed")
 
 # DualTalk's 56 channels: expression 50, jaw 3, head 3.
 DUALTALK_DIM = 56

@@ -16,5 +16,5 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("baselines/artalk_partner")
-    config.model.prior.listens = "own"
+    config.model.prior.audio_condition = "own"
     return config

@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0,
         "max_grad_norm": 0.0,
         "ema_decay": 0.0,
-        "stair_epochs": 50,
+        "lr_decay_every_epochs": 50,
         "stair_factor": 0.8,
     })  # fmt: skip
     return config

@@ -8,5 +8,5 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("miniature/scratch")
     config.model.codec.scales = load_config("smoke/artalk_codec").model.codec.scales
-    config.model.prior.listens = "own"
+    config.model.prior.audio_condition = "own"
     return config

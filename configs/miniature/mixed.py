@@ -7,5 +7,5 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("miniature/dialogue")
-    config.model.prior.listens = "mixed"
+    config.model.prior.audio_condition = "mixed"
     return config

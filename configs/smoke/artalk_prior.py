@@ -10,5 +10,5 @@ from unils_jax.config import load_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke/artalk_partner")
-    config.model.prior.listens = "own"
+    config.model.prior.audio_condition = "own"
     return config

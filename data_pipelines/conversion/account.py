@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_pipelines.sources.base import Dropped, Entry, Reading
+from data_pipelines.sources.base import Entry, Reading, SkippedEntry
 from unils_jax.motion import FPS
 
 
@@ -28,7 +28,7 @@ class ShardAccount:
         self.frames_out += reading.record.num_frames
         self.cut += reading.frames_in > reading.record.num_frames
 
-    def drop(self, entry: Entry, dropped: Dropped) -> None:
+    def drop(self, entry: Entry, dropped: SkippedEntry) -> None:
         """An entry that became none."""
         self.entries += 1
         self.frames_in += dropped.frames

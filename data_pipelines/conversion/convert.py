@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from data_pipelines.conversion import account
 from data_pipelines.conversion.workers import run_in_processes
 from data_pipelines.record import Record, validate
-from data_pipelines.sources.base import DAMAGED, SPLITS, Dropped, Entry, Reading, Source
+from data_pipelines.sources.base import DAMAGED, SPLITS, Entry, Reading, SkippedEntry, Source
 from data_pipelines.store.reader import MANIFEST, read_manifest
 from data_pipelines.store.writer import (
     DEFAULT_DTYPES,
@@ -226,7 +226,7 @@ class ShardTask:
             at(f"record {entry.name!r} of {entry.split}")
             try:
                 reading = _checked(read, entry)
-            except Dropped as dropped:
+            except SkippedEntry as dropped:
                 part.drop(entry, dropped)
                 done((dropped.frames, _weight(entry)))
                 continue
@@ -239,12 +239,12 @@ class ShardTask:
 
 def _checked(read: Callable[[Entry], Reading], entry: Entry) -> Reading:
     if entry.problem:
-        raise Dropped(DAMAGED, entry.problem, entry.frames or 0)
+        raise SkippedEntry(DAMAGED, entry.problem, entry.frames or 0)
     reading = read(entry)
     try:
         validate(reading.record)
     except UserError as error:
-        raise Dropped(DAMAGED, str(error), reading.frames_in) from None
+        raise SkippedEntry(DAMAGED, str(error), reading.frames_in) from None
     return reading
 
 

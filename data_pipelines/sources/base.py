@@ -37,7 +37,7 @@ MAX_MOTION = 1000.0
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
 
-class Dropped(Exception):
+class SkippedEntry(Exception):
     """An entry that cannot become a record: the reason's kind, the detail, and the frames it would have had."""
 
     def __init__(self, reason: str, detail: str, frames: int = 0):
@@ -118,7 +118,7 @@ def read_people(
     frames = max(map(num_frames, motions.values()), default=0)
     frames = frames or max((sound.shape[-1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
     if problems:
-        raise Dropped(DAMAGED, "; ".join(problems), frames)
+        raise SkippedEntry(DAMAGED, "; ".join(problems), frames)
     return motions, sounds, frames
 
 
@@ -131,7 +131,7 @@ def assemble(entry: Entry, tracks: list[Track], *, expression_basis: str, source
     """
     motions = [track.motion for track in tracks if track.motion is not None]
     if not motions:
-        raise Dropped(MISSING, "nobody in it has motion", entry.frames or _audio_frames(tracks))
+        raise SkippedEntry(MISSING, "nobody in it has motion", entry.frames or _audio_frames(tracks))
     lengths = {f"motion of person {i + 1}": len(t.motion) for i, t in enumerate(tracks) if t.motion is not None}
     lengths |= {f"mask of person {i + 1}": len(t.mask) for i, t in enumerate(tracks) if t.mask is not None}
     lengths |= {} if entry.frames is None else {"the index": entry.frames}
@@ -141,9 +141,9 @@ def assemble(entry: Entry, tracks: list[Track], *, expression_basis: str, source
     wrong = max(lengths.values()) - frames > 1
     if wrong or any(abs(n / SAMPLES_PER_FRAME - frames) >= 2 for n in sounds.values()):
         listed = lengths | {name: round(n / SAMPLES_PER_FRAME, 1) for name, n in sounds.items()}
-        raise Dropped(LENGTHS, ", ".join(f"{name} {n} frames" for name, n in listed.items()), frames_in)
+        raise SkippedEntry(LENGTHS, ", ".join(f"{name} {n} frames" for name, n in listed.items()), frames_in)
     if not is_long_enough(frames):
-        raise Dropped(SHORT, f"{frames} frames, at least {WINDOW_FRAMES + 2} are needed", frames_in)
+        raise SkippedEntry(SHORT, f"{frames} frames, at least {WINDOW_FRAMES + 2} are needed", frames_in)
     dtype = np.result_type(*motions)
     record = Record(
         name=entry.name,
@@ -199,17 +199,17 @@ def _observed(tracks: list[Track]) -> np.ndarray | None:
 def _check_values(record: Record, frames_in: int) -> None:
     bad = np.flatnonzero(~np.isfinite(record.motion).all(axis=(0, 2)))
     if len(bad):
-        raise Dropped(NOT_FINITE, f"motion in {len(bad)} frames, the first {bad[0]}", frames_in)
+        raise SkippedEntry(NOT_FINITE, f"motion in {len(bad)} frames, the first {bad[0]}", frames_in)
     largest = float(np.abs(record.motion).max())
     if largest > MAX_MOTION:
-        raise Dropped(RANGE, f"motion reaches {largest:.4g}, at most {MAX_MOTION:g} is motion", frames_in)
+        raise SkippedEntry(RANGE, f"motion reaches {largest:.4g}, at most {MAX_MOTION:g} is motion", frames_in)
     if record.audio is None or record.audio.dtype == np.int16:
         return
     if not np.isfinite(record.audio).all():
-        raise Dropped(NOT_FINITE, f"audio in {int((~np.isfinite(record.audio)).sum())} samples", frames_in)
+        raise SkippedEntry(NOT_FINITE, f"audio in {int((~np.isfinite(record.audio)).sum())} samples", frames_in)
     loudest = float(np.abs(record.audio).max(initial=0))
     if loudest > MAX_AMPLITUDE:
-        raise Dropped(RANGE, f"audio reaches {loudest:.4g}, floating point audio is -1..1", frames_in)
+        raise SkippedEntry(RANGE, f"audio reaches {loudest:.4g}, floating point audio is -1..1", frames_in)
 
 
 def read_wav(path: Path) -> np.ndarray:

@@ -15,9 +15,9 @@ import numpy as np
 
 from data_pipelines.sources.base import (
     PARTNER,
-    Dropped,
     Entry,
     Reading,
+    SkippedEntry,
     Track,
     assemble,
     listed_digest,
@@ -66,7 +66,7 @@ class DualTalkSource:
         )
         silent = [speaker for speaker in "12" if speaker not in sounds]
         if silent:
-            raise Dropped(PARTNER, f"no wav of speaker {' and '.join(silent)}", frames)
+            raise SkippedEntry(PARTNER, f"no wav of speaker {' and '.join(silent)}", frames)
         tracks = [
             Track(motions.get(speaker), sounds[speaker], observed=OBSERVED if speaker in motions else None)
             for speaker in "12"

@@ -17,9 +17,9 @@ from data_pipelines.sources.base import (
     DAMAGED,
     MISSING,
     PARTNER,
-    Dropped,
     Entry,
     Reading,
+    SkippedEntry,
     Track,
     assemble,
     listed_digest,
@@ -63,9 +63,9 @@ class FilesSource:
             self.folder, entry, _FILE, load_motion, _read_sound, num_frames=lambda file: file.motion.shape[1]
         )
         if not motions:
-            raise Dropped(MISSING, "no motion .npz", frames)
+            raise SkippedEntry(MISSING, "no motion .npz", frames)
         if len({m.expression_basis for m in motions.values()}) > 1:
-            raise Dropped(DAMAGED, "its people's motion is of different expression bases", frames)
+            raise SkippedEntry(DAMAGED, "its people's motion is of different expression bases", frames)
         tracks = [Track(motion, audio) for motion, audio in _people(motions, sounds, frames)]
         return assemble(entry, tracks, expression_basis=next(iter(motions.values())).expression_basis, source="files")
 
@@ -80,13 +80,13 @@ def _people(
     """Motion `[T, 108]` and audio `[N]` of each person; one of them may be missing."""
     if "" in motions:
         if len(motions) > 1:
-            raise Dropped(DAMAGED, "motion both of all people in one file and of each in its own", frames)
+            raise SkippedEntry(DAMAGED, "motion both of all people in one file and of each in its own", frames)
         rows = list(motions[""].motion)
         return list(zip(rows, _audio_of(len(rows), sounds, frames), strict=True))
     if any(len(m.motion) != 1 for m in motions.values()):
-        raise Dropped(DAMAGED, "a _speaker1 or _speaker2 file must hold one person", frames)
+        raise SkippedEntry(DAMAGED, "a _speaker1 or _speaker2 file must hold one person", frames)
     if len(sounds.keys() | motions.keys()) < 2 or "" in sounds:
-        raise Dropped(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
+        raise SkippedEntry(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
     rows = [motions[speaker].motion[0] if speaker in motions else None for speaker in "12"]
     return list(zip(rows, _audio_of(2, sounds, frames), strict=True))
 
@@ -97,13 +97,13 @@ def _audio_of(num_people: int, sounds: dict[str, np.ndarray], frames: int) -> li
     if "" not in sounds:
         tracks = [sounds.get(speaker) for speaker in "12"[:num_people]]
         if len(sounds) != num_people or any(track is None for track in tracks):
-            raise Dropped(PARTNER, f"audio of {len(sounds)} people, motion of {num_people}", frames)
+            raise SkippedEntry(PARTNER, f"audio of {len(sounds)} people, motion of {num_people}", frames)
         return tracks
     channels = sounds[""]
     if len(sounds) > 1:
-        raise Dropped(DAMAGED, "audio both of all people in one file and of each in its own", frames)
+        raise SkippedEntry(DAMAGED, "audio both of all people in one file and of each in its own", frames)
     if num_people == 1:
         return [channels.mean(axis=0, dtype=np.float32)]
     if len(channels) != 2:
-        raise Dropped(PARTNER, f"audio of {len(channels)} channels for two people", frames)
+        raise SkippedEntry(PARTNER, f"audio of {len(channels)} channels for two people", frames)
     return list(channels)

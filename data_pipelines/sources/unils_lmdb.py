@@ -15,7 +15,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, SPLITS, Dropped, Entry, Reading, Track, assemble
+from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, SPLITS, Entry, Reading, SkippedEntry, Track, assemble
 from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
 from unils_jax.npz import read_npz
@@ -136,19 +136,21 @@ def _entry(split: str, name: str, keys: list[str], frames: Any) -> Entry:
 
 def _read(transaction: lmdb.Transaction, entry: Entry) -> Reading:
     if entry.problem:
-        raise Dropped(DAMAGED, entry.problem, entry.frames or 0)
+        raise SkippedEntry(DAMAGED, entry.problem, entry.frames or 0)
     try:
         values = [_value(transaction, key) for key in entry.parts]
     except lmdb.Error as error:
-        raise Dropped(DAMAGED, f"the LMDB cannot give {' and '.join(entry.parts)} ({error})", entry.frames) from None
+        raise SkippedEntry(
+            DAMAGED, f"the LMDB cannot give {' and '.join(entry.parts)} ({error})", entry.frames
+        ) from None
     missing = [key for key, value in zip(entry.parts, values, strict=True) if value is None]
     if missing:
         reason = PARTNER if len(missing) < len(values) else MISSING
-        raise Dropped(reason, f"no value for {', '.join(map(repr, missing))}", entry.frames)
+        raise SkippedEntry(reason, f"no value for {', '.join(map(repr, missing))}", entry.frames)
     try:
         tracks = [_track(key, value, entry) for key, value in zip(entry.parts, values, strict=True)]
     except UserError as error:
-        raise Dropped(DAMAGED, str(error), entry.frames) from None
+        raise SkippedEntry(DAMAGED, str(error), entry.frames) from None
     return assemble(entry, tracks, expression_basis="flame", source="release")
 
 

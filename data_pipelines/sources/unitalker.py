@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, Dropped, read_wav
+from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, SkippedEntry, read_wav
 from unils_jax.errors import UserError
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.npz import npy_shape, read_npy_file, read_npz_file
@@ -109,7 +109,7 @@ class TalkerSplit:
         try:
             frames, samples = npy_shape(folder / entry.annotation)[0], _num_samples(folder / entry.audio)
         except UserError as error:
-            raise Dropped(DAMAGED, str(error)) from None
+            raise SkippedEntry(DAMAGED, str(error)) from None
         return clip_length(frames, samples, entry)
 
     def read(self, entry: TalkerEntry) -> TalkerClip:
@@ -120,18 +120,18 @@ class TalkerSplit:
             annotation = read_npy_file(one.folder / entry.annotation)
             audio = _read_audio(one.folder / entry.audio)
         except UserError as error:
-            raise Dropped(DAMAGED, str(error)) from None
+            raise SkippedEntry(DAMAGED, str(error)) from None
         template = self.templates[entry.number][entry.subject]
         if annotation.dtype.kind not in "fiu" or not len(annotation) or annotation[0].size != template.size:
             found = f"{annotation.dtype} {list(annotation.shape)}"
-            raise Dropped(DAMAGED, f"{entry.annotation} must hold {template.size} numbers a frame, got {found}")
+            raise SkippedEntry(DAMAGED, f"{entry.annotation} must hold {template.size} numbers a frame, got {found}")
         frames, samples = clip_length(len(annotation), len(audio), entry)
         motion = annotation[:: STRIDES[entry.fps]][:frames].reshape(frames, -1).astype(np.float32) * np.float32(
             one.scale
         )
         for what, array in (("annotation", motion), ("audio", audio)):
             if not np.isfinite(array).all():
-                raise Dropped(NOT_FINITE, f"{what} of {entry.annotation}", frames)
+                raise SkippedEntry(NOT_FINITE, f"{what} of {entry.annotation}", frames)
         return TalkerClip(audio[:samples], motion, template, self.offset(entry.number) + entry.subject)
 
 
@@ -142,7 +142,7 @@ def clip_length(num_frames: int, num_samples: int, entry: TalkerEntry) -> tuple[
     kept = -(-num_frames // STRIDES[entry.fps])
     seconds = min(num_samples / SAMPLE_RATE, kept / fps, MAX_S)
     if seconds < MIN_S:
-        raise Dropped(SHORT, f"{entry.annotation} has {seconds:.2f} s, at least {MIN_S} are needed", kept)
+        raise SkippedEntry(SHORT, f"{entry.annotation} has {seconds:.2f} s, at least {MIN_S} are needed", kept)
     return round(seconds * fps), round(seconds * SAMPLE_RATE)
 
 

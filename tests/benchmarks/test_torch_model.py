@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-j
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.benchmarks.torch_model import TwinGenerator, build_twin, load_twin, rotary_table  # noqa: E402
-from unils_jax.benchmarks.torch_runs import LoRALinear, add_lora, decode, draw_noise, make_optimizer, train_step  # noqa: E402
+from unils_jax.benchmarks.torch_runs import LoRALinear, add_lora, decode, make_optimizer, sample_noise, train_step  # noqa: E402
 from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_wav2vec2  # noqa: E402
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -181,7 +181,7 @@ def test_an_adapter_starts_as_the_identity_and_drops_out_in_training_only(fresh)
 
 def test_noise_is_drawn_at_its_rates(fresh):
     torch.manual_seed(0)
-    noise = draw_noise(fresh, 4000)
+    noise = sample_noise(fresh, 4000)
     assert all(drop.shape == (4000, 1, 1) for drop in noise[:4])
     np.testing.assert_allclose([drop.float().mean() for drop in noise[:4]], 0.1, atol=0.02)
     scales = fresh.base_codec.scales
@@ -199,7 +199,7 @@ def test_a_training_step_lowers_the_loss_and_leaves_the_codec(fresh):
     fresh.train()
     losses = []
     for _ in range(6):
-        loss = fresh.loss(batch, draw_noise(fresh, 2, max_flip_percent=0))
+        loss = fresh.loss(batch, sample_noise(fresh, 2, max_flip_percent=0))
         losses.append(loss.item())
         assert train_step(fresh, optimizer, schedule, loss) > 0
     assert losses[-1] < losses[0]

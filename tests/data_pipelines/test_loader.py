@@ -96,8 +96,8 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(store_path, count):
     parts = [
         take(make_loader(store_path, "train", **options, process_index=k, process_count=count), 5) for k in range(count)
     ]
-    for batch, *shares in zip(whole, *parts, strict=True):
-        assert_same(batch, {name: np.concatenate([share[name] for share in shares]) for name in batch})
+    for batch, *sample_weights in zip(whole, *parts, strict=True):
+        assert_same(batch, {name: np.concatenate([share[name] for share in sample_weights]) for name in batch})
 
 
 @pytest.mark.parametrize("before, after", [(1, 1), (4, 4), (4, 2), (2, 4), (2, 1)])
@@ -119,8 +119,8 @@ def test_a_stopped_loader_goes_on_exactly_on_any_number_of_processes(store_path,
     for batches in resumed:
         batches.set_state(state)
     for whole in expected[5:]:
-        shares = [next(batches) for batches in resumed]
-        assert_same(whole, {name: np.concatenate([share[name] for share in shares]) for name in whole})
+        sample_weights = [next(batches) for batches in resumed]
+        assert_same(whole, {name: np.concatenate([share[name] for share in sample_weights]) for name in whole})
 
 
 def test_a_loader_starts_at_any_step_without_replaying(store_path):
@@ -233,8 +233,8 @@ def test_so_many_bad_records_as_allowed_are_logged_and_replaced(damaged, store_p
     assert differ and set(differ) == {(2, 1)}
     # Every process counts for itself, and so does every start.
     parts = [take(make_loader(damaged, "train", **options, process_index=k, process_count=2), 9) for k in range(2)]
-    for whole, *shares in zip(first, *parts, strict=True):
-        assert_same(whole, {name: np.concatenate([share[name] for share in shares]) for name in whole})
+    for whole, *sample_weights in zip(first, *parts, strict=True):
+        assert_same(whole, {name: np.concatenate([share[name] for share in sample_weights]) for name in whole})
 
 
 def test_bad_requests_are_refused(store_path, tmp_path):

@@ -117,8 +117,8 @@ def test_a_mouth_that_hangs_open_in_silence_is_not_shut():
     truth[:150, JAW] = 0.1 * (1 + np.sin(np.arange(150)))[:, None]
     hanging = truth.copy()
     hanging[225:, JAW] = 0.15
-    shares = [mouth_shut_in_silence(x, truth, speaking, everywhere(300)) for x in (truth, hanging)]
-    assert shares == [1, pytest.approx(70 / 145)]  # five frames after speech do not count
+    sample_weights = [mouth_shut_in_silence(x, truth, speaking, everywhere(300)) for x in (truth, hanging)]
+    assert sample_weights == [1, pytest.approx(70 / 145)]  # five frames after speech do not count
 
 
 def test_a_shut_mouth_needs_silence_and_speech_and_a_jaw_that_moves():

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.errors import UserError
-from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score, unfit
+from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score, skip_reason
 from unils_jax.motion import HEAD
 
 RELEASE, CLEAN = PROTOCOLS["unils-release"], PROTOCOLS["unils-clean"]
@@ -84,14 +84,14 @@ def test_motion_that_cannot_be_scored_is_named(record, change, told):
     ],
 )
 def test_records_that_do_not_fit_say_why(change, told):
-    assert unfit(FITTING, RELEASE, needs_audio=True) is None
-    assert told in unfit(FITTING | change, RELEASE, needs_audio=True)
+    assert skip_reason(FITTING, RELEASE, needs_audio=True) is None
+    assert told in skip_reason(FITTING | change, RELEASE, needs_audio=True)
 
 
 def test_a_partner_without_motion_matters_only_where_both_are_scored():
     heard_only = FITTING | {"observed": np.repeat([[True], [False]], 108, axis=1)}
-    assert unfit(heard_only, RELEASE, needs_audio=True) is None
-    assert "no motion of person 2" in unfit(heard_only, CLEAN, needs_audio=True)
+    assert skip_reason(heard_only, RELEASE, needs_audio=True) is None
+    assert "no motion of person 2" in skip_reason(heard_only, CLEAN, needs_audio=True)
 
 
 def test_channels_that_the_truth_lacks_are_left_out_of_the_prediction(record):
@@ -105,9 +105,9 @@ def test_channels_that_the_truth_lacks_are_left_out_of_the_prediction(record):
 
 
 def test_motion_files_need_no_audio_and_a_held_out_style_needs_more_frames():
-    assert unfit(FITTING | {"audio": False}, RELEASE, needs_audio=False) is None
-    assert unfit(FITTING | {"frames": 150}, RELEASE, needs_audio=True) is None
-    assert unfit(FITTING | {"frames": 150}, CLEAN, needs_audio=True) is not None
+    assert skip_reason(FITTING | {"audio": False}, RELEASE, needs_audio=False) is None
+    assert skip_reason(FITTING | {"frames": 150}, RELEASE, needs_audio=True) is None
+    assert skip_reason(FITTING | {"frames": 150}, CLEAN, needs_audio=True) is not None
 
 
 def test_a_record_without_audio_has_no_loudness(record):

@@ -20,7 +20,7 @@ from unils_jax.evaluation.report import (
     report_paths,
     write_report,
 )
-from unils_jax.evaluation.scoring import Tally, jsonable
+from unils_jax.evaluation.scoring import ScoreTable, jsonable
 
 
 class Tags(HTMLParser):
@@ -44,7 +44,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def tally():
-    split = Tally(None, "standin", np.zeros(108, np.float32), np.ones(108, np.float32))
+    split = ScoreTable(None, "standin", np.zeros(108, np.float32), np.ones(108, np.float32))
     split.add("first & <foremost>", [[person(1)]])
     split.add("second", [[person(2)]])
     return split

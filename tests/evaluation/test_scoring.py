@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from random_people import motion, person
 
-from unils_jax.evaluation.scoring import Tally, jsonable, score_person, unit
+from unils_jax.evaluation.scoring import ScoreTable, jsonable, score_person, unit
 from unils_jax.evaluation.unils_metrics import ROLES, expression_fid, pose_fid
 from unils_jax.motion import EYES, JAW
 
 
-def tally(basis: str = "standin") -> Tally:
-    return Tally(None, basis, np.zeros(108, np.float32), np.ones(108, np.float32))
+def tally(basis: str = "standin") -> ScoreTable:
+    return ScoreTable(None, basis, np.zeros(108, np.float32), np.ones(108, np.float32))
 
 
 def test_the_truth_as_prediction_scores_as_the_truth():

@@ -130,9 +130,9 @@ def test_the_next_chunk_continues_from_the_decoded_motion(model):
         motion = decode(model, speech(64_001), prev=style())
     first, second = calls
     np.testing.assert_array_equal(first.prev, features(model, style()))
-    np.testing.assert_array_equal(first.free_prev, features(model, np.zeros((1, 100, 108), np.float32)))
+    np.testing.assert_array_equal(first.uncond_prev, features(model, np.zeros((1, 100, 108), np.float32)))
     np.testing.assert_array_equal(second.prev, features(model, motion[:, :100]))
-    np.testing.assert_array_equal(second.free_prev, second.prev)
+    np.testing.assert_array_equal(second.uncond_prev, second.prev)
 
 
 def test_the_prior_alone_takes_its_style_for_previous_motion():
@@ -141,9 +141,9 @@ def test_the_prior_alone_takes_its_style_for_previous_motion():
         motion = decode_prior(prior, style(2), 2)
     first, second = calls
     assert first.sound is None
-    for condition in (first.style, first.prev, first.free_prev, second.style):
+    for condition in (first.style, first.prev, first.uncond_prev, second.style):
         np.testing.assert_array_equal(condition, features(prior, style(2)))
-    for condition in (second.prev, second.free_prev):
+    for condition in (second.prev, second.uncond_prev):
         np.testing.assert_array_equal(condition, features(prior, motion[:, :100]))
 
 

@@ -16,7 +16,7 @@ from parity.compare import (
     run_pass,
 )
 from unils_jax.models.prior import bit_cross_entropy
-from unils_jax.systems.base import PRIOR, Noise, generator_logits
+from unils_jax.systems.base import PRIOR, StepNoise, generator_logits
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def noisy(golden, dialogue_model, pair_batch):
     noise = [pairs_first(jnp.asarray(inputs[name])) for name in names]
 
     def run(model, batch, *noise):
-        return [people_first(x) for x in generator_logits(model, batch, Noise(*noise))]
+        return [people_first(x) for x in generator_logits(model, batch, StepNoise(*noise))]
 
     return jitted(dialogue_model, run, pair_batch, *noise)
 

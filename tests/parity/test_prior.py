@@ -17,7 +17,7 @@ from parity.compare import (
 from parity.updates import assert_recorded, assert_trained_weights_match, run_updates
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import next_scale_inputs
-from unils_jax.systems.base import PRIOR, Noise, Objective, generator_logits
+from unils_jax.systems.base import PRIOR, Objective, StepNoise, generator_logits
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def noisy(golden, prior_model, solo_batch):
     noise = [jnp.asarray(inputs[name]) for name in ("drop_style", "drop_prev", "flip_masks")]
 
     def run(model, batch, style, prev, flips):
-        return generator_logits(model, batch, Noise(style, prev, prev, prev, flips))
+        return generator_logits(model, batch, StepNoise(style, prev, prev, prev, flips))
 
     return jitted(prior_model, run, solo_batch, *noise)
 

@@ -23,7 +23,7 @@ from unils_jax.face.flame import vertices
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
-from unils_jax.benchmarks.torch_model import Noise, full_features, load_twin, next_scale_inputs, scale_slices  # noqa: E402
+from unils_jax.benchmarks.torch_model import StepNoise, full_features, load_twin, next_scale_inputs, scale_slices  # noqa: E402
 from unils_jax.benchmarks.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
 from unils_jax.benchmarks.torch_wav2vec2 import load_strictly  # noqa: E402
 
@@ -181,7 +181,7 @@ def test_drop_path_rates_rise_as_recorded(golden, prior):
 def test_prior_under_drops_and_flips_matches(golden, prior, solo_batch):
     case = golden("freegen")
     style, prev, flips = (tensor(case.inputs[name]) for name in ("drop_style", "drop_prev", "flip_masks"))
-    noise = Noise(style, prev, prev, prev, flips)
+    noise = StepNoise(style, prev, prev, prev, flips)
     logits, bits = prior.teacher_forced(tensors(solo_batch), noise)
     assert_bits_equal(bits, case.outputs["stoch_gt_bits"])
     close(logits, case.outputs["stoch_logits"], MODEL)
@@ -222,7 +222,7 @@ def test_dialogue_reproduces_the_goldens(golden, dialogue, pair_batch):
 def test_dialogue_under_drops_and_flips_matches(golden, dialogue, pair_batch):
     case = golden("loragen")
     names = ("drop_style", "drop_prev", "drop_audio_self", "drop_audio_other", "flip_masks")
-    noise = Noise(*(tensor(case.inputs[name]) for name in names))
+    noise = StepNoise(*(tensor(case.inputs[name]) for name in names))
     logits, bits = dialogue.teacher_forced(tensors(pair_batch), noise)
     assert_bits_equal(bits, case.outputs["stoch_gt_bits"])
     close(logits, case.outputs["stoch_logits"], MODEL)

@@ -6,7 +6,7 @@ import pytest
 from talker_data import write_set
 
 from data_pipelines.conversion.unitalker_pca import fit_pca
-from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.base import SkippedEntry
 from data_pipelines.sources.unitalker import TalkerSplit
 from parity.compare import LAYER, TABLE, assert_close, assert_relative
 from unils_jax.nn.params import merge, split
@@ -47,7 +47,7 @@ def kept_in_order(split_: TalkerSplit) -> list[tuple[int, object]]:
             try:
                 split_.length(entry)
                 kept.append((i, entry))
-            except Dropped as dropped:
+            except SkippedEntry as dropped:
                 assert dropped.reason == "too short"
         order += kept * one.repeats
     return order

@@ -23,7 +23,7 @@ class Call:
     sound: Any
     style: np.ndarray
     prev: np.ndarray
-    free_prev: np.ndarray
+    uncond_prev: np.ndarray
     chunk: Chunk
 
 
@@ -33,9 +33,9 @@ def recorded_chunks() -> Iterator[list[Call]]:
     calls: list[Call] = []
     run = Program.chunk
 
-    def recording(program: Program, sound, style, prev, free_prev, controls, bits=None):
-        inputs = [np.array(x) for x in (style, prev, free_prev)]
-        chunk, after = run(program, sound, style, prev, free_prev, controls, bits)
+    def recording(program: Program, sound, style, prev, uncond_prev, controls, bits=None):
+        inputs = [np.array(x) for x in (style, prev, uncond_prev)]
+        chunk, after = run(program, sound, style, prev, uncond_prev, controls, bits)
         calls.append(Call(program, sound, *inputs, chunk))
         return chunk, after
 
@@ -49,11 +49,11 @@ def uncached(model: UniLS, sound: Array | None, style: Array, prev: Array, free:
     conditional and of the unconditional branch, and the motion. `sound [2, N]` is of one slot, R its people;
     conditions are features."""
     heard = []
-    if sound is not None and model.prior.listens == "mixed":
+    if sound is not None and model.prior.audio_condition == "mixed":
         heard = [jnp.repeat(model.audio_encoder(sound[:1] + sound[1:]), len(bits), axis=0)]
     elif sound is not None:
         tracks = model.audio_encoder(sound)
-        heard = [tracks[: len(bits)], tracks[::-1][: len(bits)]][: 2 if model.prior.listens == "pair" else 1]
+        heard = [tracks[: len(bits)], tracks[::-1][: len(bits)]][: 2 if model.prior.audio_condition == "pair" else 1]
     inputs = next_scale_inputs(bits, model.codec.scales)
     deaf = model.codec.features(jnp.zeros((len(bits), 100, 108)))
     conditional = model.prior(style, prev, inputs, *heard)

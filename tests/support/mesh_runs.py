@@ -141,13 +141,13 @@ def born_alike(mesh, config, pattern: str) -> bool:
     import jax
 
     from unils_jax.models.unils import UniLS
-    from unils_jax.training.sharding import born_sharded, param_shardings
+    from unils_jax.training.sharding import init_sharded, param_shardings
 
     def build(rngs):
         return UniLS(config, rngs=rngs)
 
-    born = born_sharded(mesh, build, 3, pattern)
-    alone = born_sharded(jax.make_mesh((1, 1), mesh.axis_names, devices=jax.devices()[:1]), build, 3, pattern)
+    born = init_sharded(mesh, build, 3, pattern)
+    alone = init_sharded(jax.make_mesh((1, 1), mesh.axis_names, devices=jax.devices()[:1]), build, 3, pattern)
     laid = param_shardings(mesh, born)
     return born.keys() == alone.keys() and all(
         np.array_equal(value, alone[path]) and value.sharding == laid[path] for path, value in born.items()

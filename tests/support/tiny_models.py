@@ -42,9 +42,9 @@ CONFIGS["dualtalk"] = ModelConfig(
     ),
 )
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
-for listens in ("own", "mixed"):
-    one_audio = replace(CONFIGS["dialogue"].prior, listens=listens)
-    CONFIGS[listens] = replace(CONFIGS["dialogue"], prior=one_audio)
+for audio_condition in ("own", "mixed"):
+    one_audio = replace(CONFIGS["dialogue"].prior, audio_condition=audio_condition)
+    CONFIGS[audio_condition] = replace(CONFIGS["dialogue"], prior=one_audio)
 CONFIGS["artalk"] = replace(CONFIGS["own"], lora=None)
 
 

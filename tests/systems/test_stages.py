@@ -9,7 +9,7 @@ import pytest
 from flame_golden import golden_flame_asset
 from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_motion, tiny_model
 
-from unils_jax.models.losses import CodecLossWeights, motion_losses, observed_shares, vertex_losses
+from unils_jax.models.losses import CodecLossWeights, motion_losses, observed_sample_weights, vertex_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.base import (
@@ -17,11 +17,11 @@ from unils_jax.systems.base import (
     DIALOGUE,
     PRIOR,
     STAGES,
-    Noise,
     NoiseRates,
     Objective,
-    draw_noise,
+    StepNoise,
     generator_logits,
+    sample_noise,
 )
 
 NUM_FLIPS = sum(SCALES[:-1])
@@ -36,13 +36,13 @@ def pairs(batch: int = 2) -> dict[str, jax.Array]:
     return {**motions, "audio": 0.1 * jax.random.normal(jax.random.key(0), (batch, 2, 64_000))}
 
 
-def noise(people: tuple[int, ...], *dropped: str) -> Noise:
+def noise(people: tuple[int, ...], *dropped: str) -> StepNoise:
     """Drops these conditions of every sample and flips nothing."""
     drops = {
         name: jnp.full((*people, 1, 1), name in dropped)
         for name in ("drop_style", "drop_prev", "drop_own", "drop_other")
     }
-    return Noise(**drops, flips=jnp.zeros((*people, NUM_FLIPS, CODE_DIM), bool))
+    return StepNoise(**drops, flips=jnp.zeros((*people, NUM_FLIPS, CODE_DIM), bool))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_dropped_condition_is_zero_motion_before_the_codec(solo_logits, condit
 def test_drops_fall_on_their_own_sample(solo_logits):
     batch = solo()
     one = noise((2,))
-    one = Noise(jnp.array([True, False])[:, None, None], one.drop_prev, one.drop_own, one.drop_other, one.flips)
+    one = StepNoise(jnp.array([True, False])[:, None, None], one.drop_prev, one.drop_own, one.drop_other, one.flips)
     moved = jnp.abs(solo_logits(batch, one)[0] - solo_logits(batch)[0]).max((1, 2, 3)) > 1e-3
     np.testing.assert_array_equal(moved, [True, False])
 
@@ -173,7 +173,7 @@ def test_with_both_tracks_dropped_audio_does_not_matter(pair_logits):
 
 def test_flips_change_inputs_and_later_targets_not_the_first_target(solo_logits):
     batch, drawn = solo(), noise((2,))
-    flipped = Noise(drawn.drop_style, drawn.drop_prev, drawn.drop_own, drawn.drop_other, ~drawn.flips)
+    flipped = StepNoise(drawn.drop_style, drawn.drop_prev, drawn.drop_own, drawn.drop_other, ~drawn.flips)
     (clean_logits, clean_bits), (logits, bits) = solo_logits(batch), solo_logits(batch, flipped)
     np.testing.assert_array_equal(bits[:, 0], clean_bits[:, 0])
     assert (bits != clean_bits).any()
@@ -183,11 +183,11 @@ def test_flips_change_inputs_and_later_targets_not_the_first_target(solo_logits)
 def test_noise_is_drawn_at_its_rates_and_independently():
     rates = NoiseRates(style_drop=0.1, prev_drop=0.3, audio_drop=0.5, max_flip_percent=30)
     batch = {"motion": jnp.zeros((2000, 2, 1, 108))}
-    drawn = draw_noise(jax.random.key(0), batch, tiny_model("dialogue"), Objective(noise=rates))
+    drawn = sample_noise(jax.random.key(0), batch, tiny_model("dialogue"), Objective(noise=rates))
     drops = {name: np.asarray(getattr(drawn, name)) for name in ("drop_style", "drop_prev", "drop_own", "drop_other")}
     assert all(drop.shape == (2000, 2, 1, 1) for drop in drops.values())
-    shares = [drop.mean() for drop in drops.values()]
-    np.testing.assert_allclose(shares, [0.1, 0.3, 0.5, 0.5], atol=0.03)
+    sample_weights = [drop.mean() for drop in drops.values()]
+    np.testing.assert_allclose(sample_weights, [0.1, 0.3, 0.5, 0.5], atol=0.03)
     correlations = np.corrcoef([drop.ravel() for drop in drops.values()])
     assert np.abs(correlations[~np.eye(4, dtype=bool)]).max() < 0.06
     assert drawn.flips.shape == (2000, 2, NUM_FLIPS, CODE_DIM)
@@ -235,7 +235,7 @@ def test_with_a_head_the_codec_sees_vertices(golden):
 
 def test_perfect_motion_costs_its_own_jerk_only():
     motion = random_motion(2, 30)
-    losses = motion_losses(motion, motion, CodecLossWeights(), observed_shares(jnp.ones((2, 108))))
+    losses = motion_losses(motion, motion, CodecLossWeights(), observed_sample_weights(jnp.ones((2, 108))))
     assert all(losses[name] == 0 for name in ("motion", "pose", "velocity"))
     second_difference = jnp.diff(motion[..., 100:104], 2, axis=1)
     np.testing.assert_allclose(losses["smooth"], 0.5 * jnp.square(second_difference).mean(), rtol=1e-5)
@@ -243,7 +243,7 @@ def test_perfect_motion_costs_its_own_jerk_only():
 
 def test_a_constant_offset_costs_no_velocity():
     motion = random_motion(1, 30)
-    losses = motion_losses(motion + 0.5, motion, CodecLossWeights(), observed_shares(jnp.ones((1, 108))))
+    losses = motion_losses(motion + 0.5, motion, CodecLossWeights(), observed_sample_weights(jnp.ones((1, 108))))
     np.testing.assert_allclose([losses["motion"], losses["pose"]], [0.5, 8 * 0.5], rtol=1e-5)
     assert losses["velocity"] < 1e-9
 

@@ -18,10 +18,10 @@ from unils_jax.nn.params import abstract
 from unils_jax.systems.base import CODEC
 from unils_jax.training import flops
 from unils_jax.training.config import DataConfig, RunConfig, make_objective
-from unils_jax.training.loop import Extras, Start, train
+from unils_jax.training.loop import InitialState, TrainOptions, train
 from unils_jax.training.metrics import MetricsLog
 from unils_jax.training.optimizer import OptimizerConfig
-from unils_jax.training.profiling import BFLOAT16_PEAKS, Speed, known_peak
+from unils_jax.training.profiling import BFLOAT16_PEAKS, Throughput, known_peak
 from unils_jax.training.sharding import make_mesh
 from unils_jax.training.step import make_eval_step
 from unils_jax.training.trace import parse_steps
@@ -70,7 +70,7 @@ def run(workdir: Path, batch: Callable[[int], dict[str, np.ndarray]] = batch_of,
     def held_out():
         return iter([batch_of(99), batch_of(98)])
 
-    start, objective = Start(shapes, {}, fresh), make_objective(config, None)
+    start, objective = InitialState(shapes, {}, fresh), make_objective(config, None)
     with quick_compiles():
         return train(config, workdir, make_mesh(), graphdef, start, objective, MadeUp(batch), held_out, extras)
 
@@ -139,14 +139,14 @@ def test_the_probe_sees_all_averaged_parameters_when_it_is_due(tmp_path):
         seen[step] = params
         return {"unils/both/LVE": float(step)}
 
-    last = run(tmp_path, extras=Extras(probe=probe), probe_every=2, checkpoint_every=2)
+    last = run(tmp_path, extras=TrainOptions(probe=probe), probe_every=2, checkpoint_every=2)
     assert [(row["step"], row["unils/both/LVE"]) for row in rows(tmp_path, "free")] == [(2, 2), (4, 4), (5, 5)]
     assert last["free/unils/both/LVE"] == 5
     assert_same(seen[4], item(tmp_path, 4, "ema") | item(tmp_path, 4, "frozen"))
 
 
 def test_speed_is_told_apart_from_what_was_learnt(tmp_path):
-    run(tmp_path, extras=Extras(peak_flops=1e12))
+    run(tmp_path, extras=TrainOptions(peak_flops=1e12))
     told = rows(tmp_path, "speed")
     assert [row["step"] for row in told] == [1, 2, 3, 4, 5]
     assert told[0]["compile_s"] > 0 and "steps_per_s" not in told[0]
@@ -159,7 +159,7 @@ def test_speed_is_told_apart_from_what_was_learnt(tmp_path):
 def test_utilisation_is_the_steps_products_over_the_peak(monkeypatch):
     now = iter([0.0, 10.0, 11.0, 12.0, 20.0])
     monkeypatch.setattr("unils_jax.training.profiling.time.perf_counter", lambda: next(now))
-    speed = Speed(frames_per_step=800, peak_flops=1e9)
+    speed = Throughput(frames_per_step=800, peak_flops=1e9)
     speed.flop_per_step = 1e8
     speed.restart(40)
     with speed.waiting():
@@ -177,7 +177,7 @@ def test_data_sheet_peaks_are_of_the_longest_fitting_name_and_of_bfloat16_alone(
 
 def test_a_trace_holds_the_steps_and_the_named_scopes(tmp_path, caplog):
     caplog.set_level("INFO", "unils_jax")
-    run(tmp_path, extras=Extras(profile_steps=(3, 4)))
+    run(tmp_path, extras=TrainOptions(profile_steps=(3, 4)))
     (trace,) = (tmp_path / "profile").rglob("*.trace.json.gz")
     (xplane,) = (tmp_path / "profile").rglob("*.xplane.pb")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]

@@ -23,13 +23,13 @@ def test_vertices_of_a_full_batch_stay_within_the_stated_memory(golden):
     vertices = partial(flame.vertices, head, head_rotation=False)
 
     def temporary_bytes(mesh_frames: int) -> int:
-        def loss(pred: Array, target: Array, shares: Array) -> Array:
-            terms = mesh_losses(vertices, head.lips, pred, target, CodecLossWeights(), shares, mesh_frames)
+        def loss(pred: Array, target: Array, sample_weights: Array) -> Array:
+            terms = mesh_losses(vertices, head.lips, pred, target, CodecLossWeights(), sample_weights, mesh_frames)
             return terms["mesh"] + terms["lips"]
 
         motion = jax.ShapeDtypeStruct((BATCH, FRAMES, 108), jnp.float32)
-        shares = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
-        compiled = jax.jit(jax.grad(loss)).lower(motion, motion, shares).compile()
+        sample_weights = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
+        compiled = jax.jit(jax.grad(loss)).lower(motion, motion, sample_weights).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     found = {frames: temporary_bytes(frames) for frames in (5, 10, FRAMES)}

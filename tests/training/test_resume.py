@@ -33,7 +33,7 @@ from unils_jax.systems.base import STAGES as STAGE_DATA
 from unils_jax.training.checkpoint import Checkpoints
 from unils_jax.training.config import run_config
 from unils_jax.training.loop import state_shapes
-from unils_jax.training.preemption import EXIT_STATUS, SIGNALS, StopRequest
+from unils_jax.training.preemption import EXIT_STATUS, SIGNALS, PreemptionGuard
 from unils_jax.training.resume import check_workdir
 from unils_jax.training.sharding import make_mesh
 
@@ -115,7 +115,7 @@ def test_a_run_told_to_stop_saves_and_retrains_nothing(tiny_runs, tmp_path, stag
     assert_same_run(whole, broken, LONG)
 
 
-class StopAt(StopRequest):
+class StopAt(PreemptionGuard):
     """A signal that comes while step `step` runs."""
 
     def __init__(self, step: int):
@@ -130,7 +130,7 @@ class StopAt(StopRequest):
 
 
 def test_an_evaluation_that_a_signal_puts_off_is_made_up_for(tiny_runs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unils_jax.training.preemption.StopRequest", lambda: StopAt(3))
+    monkeypatch.setattr("unils_jax.training.preemption.PreemptionGuard", lambda: StopAt(3))
     assert tiny_runs.train("codec", tmp_path / "codec") == EXIT_STATUS
     assert [(row["step"], row["split"]) for row in without_speed(metrics(tmp_path / "codec"))] == [
         (step, "train") for step in (1, 2, 3)
@@ -143,7 +143,7 @@ def test_an_evaluation_that_a_signal_puts_off_is_made_up_for(tiny_runs, tmp_path
 
 def test_the_first_signal_is_noted_and_the_second_ends_the_process():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with StopRequest() as stop:
+    with PreemptionGuard() as stop:
         assert not stop.requested and stop.waited_s() == 0
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.requested and stop.reason == "SIGUSR1" and stop.waited_s() > 0
@@ -279,7 +279,7 @@ def test_settings_that_do_not_change_what_is_learnt_are_told_and_taken(tiny_runs
 def test_a_workdir_that_is_older_than_a_setting_has_its_default(tiny_runs, tmp_path):
     workdir = tiny_runs.copy("prior", tmp_path / "prior")
     saved = json.loads((workdir / "config.json").read_text())
-    del saved["model"]["prior"]["listens"], saved["data"]["centre_head"]
+    del saved["model"]["prior"]["audio_condition"], saved["data"]["centre_head"]
     (workdir / "config.json").write_text(json.dumps(saved))
     config = run_config(json.loads((tiny_runs.workdirs["prior"] / "config.json").read_text()))
     assert check_workdir(config, workdir)

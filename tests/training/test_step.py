@@ -10,7 +10,7 @@ from flax import nnx
 from tiny_models import CONFIGS, random_motion, sample_keys, tiny_model
 from tiny_runs import quick_compiles
 
-from unils_jax.models.losses import CodecLossWeights, mesh_losses, motion_losses, observed_shares
+from unils_jax.models.losses import CodecLossWeights, mesh_losses, motion_losses, observed_sample_weights
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.block import Block
@@ -85,20 +85,22 @@ def test_what_was_not_observed_does_not_count_and_moves_no_weight(codec):
 def test_losses_of_missing_channels_are_those_of_the_observed_ones():
     pred, target, weights = random_motion(2, 30), random_motion(2, 30, seed=1), CodecLossWeights()
     observed = jnp.ones((2, 108)).at[0, 60:103].set(0)
-    losses = motion_losses(pred, target, weights, observed_shares(observed))
+    losses = motion_losses(pred, target, weights, observed_sample_weights(observed))
     error = np.abs(np.asarray(pred - target))
     seen = np.concatenate([error[0][:, np.r_[0:60, 103:108]].ravel(), error[1].ravel()])
     np.testing.assert_allclose(losses["motion"], seen.mean(), rtol=1e-5)
     pose = np.concatenate([error[0][:, [103]].ravel(), error[1][:, 100:104].ravel()])
     np.testing.assert_allclose(losses["pose"], 8 * pose.mean(), rtol=1e-5)
-    assert all(value == 0 for value in motion_losses(pred, target, weights, observed_shares(0 * observed)).values())
+    assert all(
+        value == 0 for value in motion_losses(pred, target, weights, observed_sample_weights(0 * observed)).values()
+    )
 
 
 def test_shares_sum_to_one_and_are_zero_where_nothing_is_observed():
     observed = jnp.asarray(np.random.default_rng(0).integers(0, 2, (3, 2, 108)), jnp.float32).at[1, 0].set(0)
-    shares = observed_shares(observed)
-    assert shares.items.shape == (3, 2)
-    for share in (shares.items, shares.channels, shares.pose):
+    sample_weights = observed_sample_weights(observed)
+    assert sample_weights.items.shape == (3, 2)
+    for share in (sample_weights.items, sample_weights.channels, sample_weights.pose):
         assert float(share.sum()) == pytest.approx(1, rel=1e-5)
         assert not share[1, 0].any()
 
@@ -120,11 +122,11 @@ def test_mesh_losses_in_chunks_of_time_are_those_of_the_whole(chunk):
     rng = np.random.default_rng(0)
     matrix = rng.normal(0, 0.01, (108, 21)).astype(np.float32)
     pred, target = random_motion(2, 20), random_motion(2, 20, seed=1)
-    shares, lips = jnp.array([0.25, 0.75]), np.array([1, 3, 3])
+    sample_weights, lips = jnp.array([0.25, 0.75]), np.array([1, 3, 3])
 
     def losses(pred, chunk):
         vertices = lambda motion: jnp.tanh(motion @ matrix).reshape(*motion.shape[:-1], 7, 3)  # noqa: E731
-        terms = mesh_losses(vertices, lips, pred, target, CodecLossWeights(), shares, chunk)
+        terms = mesh_losses(vertices, lips, pred, target, CodecLossWeights(), sample_weights, chunk)
         return terms["mesh"] + terms["lips"], terms
 
     (_, whole), expected = jax.value_and_grad(losses, has_aux=True)(pred, 20)

@@ -84,7 +84,7 @@ def test_a_stage_freezes_its_parents_averaged_weights(tiny_runs, stage, parent):
 
 @pytest.mark.slow
 def test_a_dialogue_on_mixed_audio_moves_adapters_and_its_one_attention_alone_and_resumes(tiny_runs, tmp_path):
-    whole, mixed = tmp_path / "whole", "--config.model.prior.listens=mixed"
+    whole, mixed = tmp_path / "whole", "--config.model.prior.audio_condition=mixed"
     assert tiny_runs.train("dialogue", whole, mixed) == 0
     resumed = cut_back(shutil.copytree(whole, tmp_path / "resumed"))
     assert tiny_runs.train("dialogue", resumed, mixed) == 0
@@ -98,13 +98,13 @@ def test_a_dialogue_on_mixed_audio_moves_adapters_and_its_one_attention_alone_an
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("listens", ["own", "pair", "mixed"])
-def test_artalk_trains_decodes_and_is_scored_whatever_it_listens_to(tiny_runs, release, tmp_path, listens):
+@pytest.mark.parametrize("audio_condition", ["own", "pair", "mixed"])
+def test_artalk_trains_decodes_and_is_scored_whatever_it_listens_to(tiny_runs, release, tmp_path, audio_condition):
     lines = [
         "from unils_jax.config import load_config",
         "def get_config():",
         f"    config = load_config({str(tiny_runs.configs['dialogue'])!r})",
-        f"    config.stage, config.model.lora, config.model.prior.listens = 'artalk', None, {listens!r}",
+        f"    config.stage, config.model.lora, config.model.prior.audio_condition = 'artalk', None, {audio_condition!r}",
         "    return config",
     ]
     (tmp_path / "artalk.py").write_text("\n".join(lines) + "\n")

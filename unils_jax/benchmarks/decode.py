@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
-from unils_jax.benchmarks.trace import DECODE_PARTS, scope_seconds, shares, shares_line
+from unils_jax.benchmarks.trace import DECODE_PARTS, sample_weights, scope_seconds, shares_line
 from unils_jax.inference.program import Controls, Sampling, make_controls, make_program
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
@@ -91,7 +91,7 @@ def bench_decode(
                 "chunk_p50_s": float(np.percentile(waits, 50)),
                 "chunk_p95_s": float(np.percentile(waits, 95)),
                 "waits_s": waits,
-                "profile": {name: shares(values) for name, values in profile.items() if name != "phase"},
+                "profile": {name: sample_weights(values) for name, values in profile.items() if name != "phase"},
             }
         )
         del ours, contenders

@@ -36,7 +36,7 @@ class Quantized(NamedTuple):
     losses: Tensor
 
 
-class Noise(NamedTuple):
+class StepNoise(NamedTuple):
     """A step's noise for B people: drops bool [B, 1, 1] (True removes), flips bool [B, L - last scale, C]."""
 
     drop_style: Tensor
@@ -302,7 +302,7 @@ def learned(*shape: int) -> nn.Parameter:
 
 
 class TwinGenerator(nn.Module):
-    """Prior, and with `audio_dim` the dialogue; `listens` is one of `motion.LISTENS`. `audio_encoder` maps audio
+    """Prior, and with `audio_dim` the dialogue; `audio_condition` is one of `motion.AUDIO_CONDITIONS`. `audio_encoder` maps audio
     [B, N] to features [B, A, E]; files of the release leave it out, so it is set after loading."""
 
     def __init__(
@@ -313,16 +313,16 @@ class TwinGenerator(nn.Module):
         depth: int,
         num_heads: int,
         audio_dim: int | None = None,
-        listens: str = "pair",
+        audio_condition: str = "pair",
     ):
         super().__init__()
         self.sos_embed = learned(1, 1, width)
         self.base_codec = codec.requires_grad_(False)
         self.code_token_embed = nn.Linear(codec.code_dim, width)
-        self.attn_blocks = Blocks(width, depth, num_heads, audio_dim, listens != "pair", codec.scales)
+        self.attn_blocks = Blocks(width, depth, num_heads, audio_dim, audio_condition != "pair", codec.scales)
         self.logits_head = nn.Sequential(nn.LayerNorm(width, 1e-5), nn.Linear(width, 2 * codec.code_dim))
         self.audio_encoder: nn.Module | None = None
-        self.audio_dim, self.listens = audio_dim, listens
+        self.audio_dim, self.audio_condition = audio_dim, audio_condition
 
     def forward(
         self,
@@ -341,12 +341,12 @@ class TwinGenerator(nn.Module):
 
     def hear(self, audio: Float[Tensor, "B P N"]) -> list[Tensor]:
         """What the people of pairs (all first ones, then all second ones) hear, for each cross-attention."""
-        if self.listens == "mixed":
+        if self.audio_condition == "mixed":
             return [self.audio_encoder(audio.sum(1)).repeat(2, 1, 1)]
         own = self.audio_encoder(torch.cat(audio.unbind(1)))
-        return [own] if self.listens == "own" else [own, torch.cat(own.chunk(2)[::-1])]
+        return [own] if self.audio_condition == "own" else [own, torch.cat(own.chunk(2)[::-1])]
 
-    def teacher_forced(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def teacher_forced(self, batch: Mapping[str, Tensor], noise: StepNoise | None = None) -> tuple[Tensor, Tensor]:
         """Logits [B, L, C, 2] and target bits [B, L, C]. Pairs ([B, 2, ...]) become 2B people, first all first ones."""
         motion, prev, style = (batch[name] for name in ("motion", "prev", "style"))
         heard: list[Tensor] = []
@@ -365,23 +365,25 @@ class TwinGenerator(nn.Module):
             style, prev = codec.features(style), codec.features(prev)
         return self(style, prev, inputs, *heard), quantized.bits
 
-    def loss(self, batch: Mapping[str, Tensor], noise: Noise | None = None) -> Float[Tensor, ""]:
+    def loss(self, batch: Mapping[str, Tensor], noise: StepNoise | None = None) -> Float[Tensor, ""]:
         """Mean cross-entropy of the window's bits in nats."""
         logits, bits = self.teacher_forced(batch, noise)
         return F.cross_entropy(logits.flatten(0, -2), bits.long().flatten())
 
 
 def build_twin(
-    meta_cfg: Mapping[str, Any], audio_dim: int | None = None, listens: str = ""
+    meta_cfg: Mapping[str, Any], audio_dim: int | None = None, audio_condition: str = ""
 ) -> TwinCodec | TwinGenerator:
     """The model that a release `meta_cfg` describes, with fresh weights; `audio_dim` (1024 for wav2vec2-xls-r-300m)
-    stands in no config and makes a generator a dialogue; `listens` goes before the config's. Raises UserError naming
+    stands in no config and makes a generator a dialogue; `audio_condition` goes before the config's. Raises UserError naming
     every impossible size."""
     sizes = model_sizes(meta_cfg)
     codec = TwinCodec(**sizes["codec"])
     if sizes["prior"] is None:
         return codec
-    return TwinGenerator(codec, **sizes["prior"], audio_dim=audio_dim, listens=listens or sizes["listens"])
+    return TwinGenerator(
+        codec, **sizes["prior"], audio_dim=audio_dim, audio_condition=audio_condition or sizes["audio_condition"]
+    )
 
 
 def load_twin(path: str | os.PathLike, audio_encoder: str | os.PathLike | None = None) -> TwinCodec | TwinGenerator:
@@ -392,7 +394,7 @@ def load_twin(path: str | os.PathLike, audio_encoder: str | os.PathLike | None =
     """
     contents = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
     sizes = model_sizes(contents["meta_cfg"], contents["model"])
-    model = build_twin(contents["meta_cfg"], sizes["audio_width"], sizes["listens"])
+    model = build_twin(contents["meta_cfg"], sizes["audio_width"], sizes["audio_condition"])
     load_strictly(model, contents["model"], str(path))
     if audio_encoder is not None and sizes["stage"] == "dialogue":
         model.audio_encoder = load_wav2vec2(audio_encoder)

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from unils_jax.benchmarks.torch_model import Noise, TwinGenerator, full_features, next_scale_inputs, scale_slices
+from unils_jax.benchmarks.torch_model import StepNoise, TwinGenerator, full_features, next_scale_inputs, scale_slices
 from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_SAMPLES
 
 
@@ -23,13 +23,13 @@ class Decoded(NamedTuple):
     logits: Tensor
 
 
-def draw_noise(model: TwinGenerator, people: int, drop_rate: float = 0.1, max_flip_percent: int = 30) -> Noise:
+def sample_noise(model: TwinGenerator, people: int, drop_rate: float = 0.1, max_flip_percent: int = 30) -> StepNoise:
     """A step's noise: every condition dropped alone, one flip rate a scale for the whole batch."""
     device, scales = model.sos_embed.device, model.base_codec.scales
     drops = [torch.rand(people, 1, 1, device=device) < drop_rate for _ in range(4)]
     rates = torch.randint(max_flip_percent + 1, (len(scales) - 1,), device=device) / 100
     rates = rates.repeat_interleave(torch.tensor(scales[:-1], device=device))[None, :, None]
-    return Noise(*drops, torch.rand(people, rates.shape[1], model.base_codec.code_dim, device=device) < rates)
+    return StepNoise(*drops, torch.rand(people, rates.shape[1], model.base_codec.code_dim, device=device) < rates)
 
 
 class LoRALinear(nn.Linear):
@@ -117,7 +117,7 @@ def decode(
     zero = torch.zeros(1, codec.scales[-1], len(codec.motion_mean), device=codec.motion_mean.device)
     style = zero if style is None else style
     prev = style if audio is None else zero if prev is None else prev
-    free_prev = style if audio is None else zero
+    uncond_prev = style if audio is None else zero
     if audio is not None:
         num_chunks = -(-audio.shape[1] // WINDOW_SAMPLES)
         padded = F.pad(audio, (0, num_chunks * WINDOW_SAMPLES - audio.shape[1]))
@@ -126,14 +126,14 @@ def decode(
         heard: list[Tensor] = []
         if audio is not None:
             window = padded[:, index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
-            tracks = window[None, :1] if model.listens == "own" else window[None]
+            tracks = window[None, :1] if model.audio_condition == "own" else window[None]
             heard = [x[:1] for x in model.hear(tracks)]
             heard = [torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in heard]
         styles = torch.cat([style, zero]) if cfg > 1 else style
-        prevs = torch.cat([prev, free_prev]) if cfg > 1 else prev
+        prevs = torch.cat([prev, uncond_prev]) if cfg > 1 else prev
         conditions = codec.features(styles), codec.features(prevs)
         bits, logits = _decode_window(model, conditions, heard, tau, cfg, top_p, generator)
-        prev = free_prev = codec.decode(full_features(bits, codec.scales))
+        prev = uncond_prev = codec.decode(full_features(bits, codec.scales))
         chunks.append((prev, bits, logits))
     motion, bits, logits = (torch.cat(x) for x in zip(*chunks, strict=True))
     frames = len(motion) * codec.scales[-1] if audio is None else -(-audio.shape[1] // SAMPLES_PER_FRAME)

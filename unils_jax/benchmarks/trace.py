@@ -97,7 +97,7 @@ def _phase(scopes: frozenset[str]) -> str:
     return "forward" if "jvp" in scopes else "update"
 
 
-def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+def sample_weights(seconds: Mapping[str, float]) -> dict[str, float]:
     """Each as a share of the sum, the largest first; empty where nothing was recorded."""
     total = sum(seconds.values())
     return {name: value / total for name, value in sorted(seconds.items(), key=lambda item: -item[1]) if total}

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
-from unils_jax.benchmarks.trace import TRAIN_PARTS, scope_seconds, shares, shares_line
+from unils_jax.benchmarks.trace import TRAIN_PARTS, sample_weights, scope_seconds, shares_line
 from unils_jax.motion import (
     DUALTALK_DIM,
     KIND_MARK,
@@ -139,7 +139,7 @@ def bench_train(
         **described(config, objective, compiled),
         **speeds(config, compiled.work, seconds, peak),
         "peak_bytes": peak_memory,
-        "profile": {name: shares(values) for name, values in profile.items()},
+        "profile": {name: sample_weights(values) for name, values in profile.items()},
     }
 
 
@@ -224,7 +224,7 @@ def torch_steps(
     twin = twin_of(config.model, params).train()
     import torch
 
-    from unils_jax.benchmarks.torch_runs import draw_noise, make_optimizer, train_step, update_ema
+    from unils_jax.benchmarks.torch_runs import make_optimizer, sample_noise, train_step, update_ema
 
     device = next(twin.parameters()).device
     tensors = {name: torch.tensor(value, device=device) for name, value in batch.items()}
@@ -235,7 +235,7 @@ def torch_steps(
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            noise = None if config.stage == "codec" else draw_noise(twin, people)
+            noise = None if config.stage == "codec" else sample_noise(twin, people)
             train_step(twin, optimizer, schedule, loss(tensors, noise))
             update_ema(ema, twin, config.optimizer.ema_decay)
         if device.type == "cuda":

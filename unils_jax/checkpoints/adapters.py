@@ -26,7 +26,7 @@ from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
-from unils_jax.motion import BASES, LISTENS
+from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
 
 PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
@@ -43,7 +43,7 @@ class AdapterInfo:
     audio_dim: int
     lora: LoRAConfig
     logmel: LogMelConfig | None = None
-    listens: str = "pair"
+    audio_condition: str = "pair"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def base_hash(config: ModelConfig, params: Mapping[str, Any]) -> str:
     Training a dialogue leaves its base as it was, so a prior and every dialogue trained from it have one hash.
     """
     prior = asdict(config.prior.without_audio())
-    del prior["listens"]  # says nothing of a base
+    del prior["audio_condition"]  # says nothing of a base
     sizes = {"codec": asdict(config.codec), "prior": prior}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     base, _ = split_adapter(params)
@@ -90,7 +90,7 @@ def save_adapter(
             "stage; in a .pt or .safetensors they are merged"
         )
     prior, base = config.prior, base_hash(config, params)
-    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, config.logmel, prior.listens)
+    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, config.logmel, prior.audio_condition)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
         re.sub(r"(audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
@@ -127,8 +127,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         problems.append(f"expression_basis must be one of {', '.join(BASES)}, got {info.expression_basis!r:.40}")
     if not (1 <= info.audio_dim <= MAX_SIZE and 1 <= info.lora.rank <= MAX_SIZE and math.isfinite(info.lora.alpha)):
         problems.append(f"audio_dim and rank must be from 1 to {MAX_SIZE} and alpha finite")
-    if info.listens not in LISTENS:
-        problems.append(f"listens must be one of {', '.join(LISTENS)}, got {info.listens!r:.40}")
+    if info.audio_condition not in AUDIO_CONDITIONS:
+        problems.append(f"audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got {info.audio_condition!r:.40}")
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}; use the file as it was written")
     return Adapter(info, to_paths(tensors, "dialogue"))
@@ -148,7 +148,7 @@ def apply_adapter(config: ModelConfig, params: Params, adapter: Adapter, source:
             f"adapter {source} was trained on another base ({adapter.info.base[:12]!r}; this is {found[:12]!r}); give "
             "the prior that it was trained from, or its own dialogue workdir"
         )
-    prior = replace(config.prior, audio_dim=adapter.info.audio_dim, listens=adapter.info.listens)
+    prior = replace(config.prior, audio_dim=adapter.info.audio_dim, audio_condition=adapter.info.audio_condition)
     config = ModelConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))

@@ -126,7 +126,7 @@ def release_contents(checkpoint: Checkpoint) -> Exported:
             "the model hears through our log-mel front end, which the release's code lacks: there the weights load, "
             "but speech means nothing to them"
         )
-    if checkpoint.config.prior is not None and checkpoint.config.prior.listens != "pair":
+    if checkpoint.config.prior is not None and checkpoint.config.prior.audio_condition != "pair":
         warnings.append(
             "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
             "unils_jax's PyTorch twin"
@@ -148,7 +148,7 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
     """The release's config tree of a checkpoint; a release file's own is passed on as it is.
 
     Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths are left out.
-    Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front end, and MODEL.LISTENS where it
+    Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front end, and MODEL.AUDIO_CONDITION where it
     has one audio cross-attention.
     """
     if checkpoint.meta_cfg is not None:
@@ -215,8 +215,8 @@ def _model_tree(config: ModelConfig, noise: NoiseRates) -> dict[str, Any]:
     }
     if stage == "dialogue":
         tree |= {"AUDIO_FREE": noise.audio_drop, "PRETRAIN_PATH": None}
-        if prior.listens != "pair":
-            tree["LISTENS"] = prior.listens
+        if prior.audio_condition != "pair":
+            tree["AUDIO_CONDITION"] = prior.audio_condition
         if config.logmel is not None:
             tree["LOGMEL"] = {key.upper(): value for key, value in vars(config.logmel).items()}
     return tree | vae_config

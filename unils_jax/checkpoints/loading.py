@@ -311,7 +311,7 @@ def _from_release(path: Path, contents: dict[str, Any]) -> Checkpoint:
     sizes = model_sizes(meta_cfg, state)
     prior = logmel = None
     if sizes["prior"] is not None:
-        prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"], listens=sizes["listens"])
+        prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"], audio_condition=sizes["audio_condition"])
     if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
         fields = meta_cfg["MODEL"]["LOGMEL"]
         fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}

@@ -95,8 +95,8 @@ def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
         )
     if prior is not None:
         lines.append(f"- prior: width {prior.width}, depth {prior.depth}, {prior.num_heads} heads")
-        if prior.listens != "pair":
-            heard = "the own track alone" if prior.listens == "own" else "the sum of both tracks"
+        if prior.audio_condition != "pair":
+            heard = "the own track alone" if prior.audio_condition == "own" else "the sum of both tracks"
             lines.append(f"- one audio cross-attention, to {heard}; **the release's code has two** and cannot load it")
     if config.logmel is not None:
         lines.append(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.motion import FPS, LISTENS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
+from unils_jax.motion import AUDIO_CONDITIONS, FPS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
 from unils_jax.systems.torch_layout import ALIASES, TABLES
 
 STAGES = tuple(TABLES)
@@ -207,9 +207,9 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
     Returns {"stage": "codec" | "prior" | "dialogue",
     "codec": {"motion_dim", "code_dim", "scales" (a tuple), "width", "depth", "num_heads"},
     "prior": {"width", "depth", "num_heads"} or None for a codec,
-    "audio_encoder": the config's name of it or None, "audio_width": int or None, "listens": one of `motion.LISTENS`}.
+    "audio_encoder": the config's name of it or None, "audio_width": int or None, "audio_condition": one of `motion.AUDIO_CONDITIONS`}.
     The audio width of a dialogue model stands in no config: it is read off `state`, its torch state dict (None
-    without one). So is that it has one cross-attention, to the own track where our addition MODEL.LISTENS does not say
+    without one). So is that it has one cross-attention, to the own track where our addition MODEL.AUDIO_CONDITION does not say
     otherwise. Raises one UserError that names every missing or impossible value.
     """
     problems: list[str] = []
@@ -218,7 +218,7 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
     if model and stage is None:
         problems.append(f"MODEL.LOADER must be one of {sorted(LOADERS)}, got {model.get('LOADER')!r:.80}")
     sizes: dict[str, Any] = {"stage": stage, "codec": None, "prior": None, "audio_encoder": None, "audio_width": None}
-    sizes["listens"] = "pair"
+    sizes["audio_condition"] = "pair"
     if stage == "codec":
         sizes["codec"] = _codec_sizes(model, "MODEL", problems)
     elif stage:
@@ -228,8 +228,8 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
         sizes["prior"] = _transformer_sizes(model, "MODEL", ("T_EMBED_DIM", "T_DEPTH", "T_NUM_HEAD"), problems)
     if stage == "dialogue":
         sizes["audio_encoder"] = model.get("AUDIO_ENCODER")
-        sizes["listens"] = _listens(model, state, problems)
-        sizes["audio_width"] = _audio_width(state, AUDIO_VECTORS[sizes["listens"] != "pair"], problems)
+        sizes["audio_condition"] = _audio_condition(model, state, problems)
+        sizes["audio_width"] = _audio_width(state, AUDIO_VECTORS[sizes["audio_condition"] != "pair"], problems)
     dataset = meta_cfg.get("DATASET")
     for name, value in (("MOTION_FPS", FPS), ("AUDIO_SAMPLE_RATE", SAMPLE_RATE)):
         if isinstance(dataset, Mapping) and dataset.get(name, value) != value:
@@ -286,12 +286,12 @@ def _codec_sizes(tree: Mapping[str, Any], where: str, problems: list[str]) -> di
     }
 
 
-def _listens(model: Mapping[str, Any], state: Mapping[str, np.ndarray] | None, problems: list[str]) -> str:
+def _audio_condition(model: Mapping[str, Any], state: Mapping[str, np.ndarray] | None, problems: list[str]) -> str:
     one_audio = state is not None and AUDIO_VECTORS[1] in state
-    listens = model.get("LISTENS", "own" if one_audio else "pair")
-    if listens in LISTENS:
-        return listens
-    problems.append(f"MODEL.LISTENS must be one of {', '.join(LISTENS)}, got {listens!r:.80}")
+    audio_condition = model.get("AUDIO_CONDITION", "own" if one_audio else "pair")
+    if audio_condition in AUDIO_CONDITIONS:
+        return audio_condition
+    problems.append(f"MODEL.AUDIO_CONDITION must be one of {', '.join(AUDIO_CONDITIONS)}, got {audio_condition!r:.80}")
     return "pair"
 
 

@@ -137,8 +137,8 @@ def _synth(args: argparse.Namespace) -> None:
 
     Raises UserError for bad settings and for a folder that holds anything else.
     """
-    from data_pipelines.store.reader import reader as store
-    from data_pipelines.synthetic.dataset import dataset as synthetic
+    from data_pipelines.store import reader as store
+    from data_pipelines.synthetic import dataset as synthetic
     from unils_jax.errors import UserError
 
     config = synthetic.SynthConfig(minutes=args.minutes)

@@ -153,13 +153,13 @@ def choose_records(
 ) -> tuple[list[tuple[int, str]], list[dict]]:
     """Number and name of the records to score, and what is left out with the reason. Raises UserError if none stays."""
     from unils_jax.errors import UserError
-    from unils_jax.evaluation.protocols import unfit
+    from unils_jax.evaluation.protocols import skip_reason
 
     chosen, skipped = [], []
     for i, record in enumerate(store.records(args.split)):
         if args.limit is not None and len(chosen) == args.limit:
             break
-        reason = unfit(record, protocol, needs_audio=args.checkpoint is not None, needs_partner=partner)
+        reason = skip_reason(record, protocol, needs_audio=args.checkpoint is not None, needs_partner=partner)
         if reason is None:
             chosen.append((i, record["name"]))
         else:
@@ -260,9 +260,9 @@ def score(
     from tqdm import tqdm
 
     from unils_jax.evaluation.protocols import conversation_of, people_to_score
-    from unils_jax.evaluation.scoring import Tally
+    from unils_jax.evaluation.scoring import ScoreTable
 
-    tally = Tally(mesh, store.expression_basis, *store.statistics())
+    tally = ScoreTable(mesh, store.expression_basis, *store.statistics())
     for done, (i, name) in enumerate(tqdm(chosen, "evaluate", disable=None, unit="conversation"), 1):
         conversation = conversation_of(store.read(split, i), protocol)
         motions = [predict(conversation, seed) for seed in seeds]

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from unils_jax.config import load_config, override
-    from unils_jax.training.preemption import EXIT_STATUS, Preempted, StopRequest
+    from unils_jax.training.preemption import EXIT_STATUS, Preempted, PreemptionGuard
 
     config = load_config(args.config)
     override(config, args.overrides)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if args.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(args.compile_cache).absolute()))
     options = Options(args.dry_run, args.allow_changes, args.profile_steps)
-    with StopRequest() as stop:
+    with PreemptionGuard() as stop:
         try:
             metrics = train_stage(config.to_dict(), workdir, args.parent, options, stop)
         except Preempted as preempted:
@@ -106,14 +106,14 @@ def join_others(args: argparse.Namespace) -> None:
 def train_stage(
     values: dict[str, Any], workdir: Path, parent: str | None, options: Options | None = None, stop: Any = None
 ) -> dict:
-    """Joins config, data and model, and trains; returns the last metrics (none for a dry run). `stop` is a StopRequest
+    """Joins config, data and model, and trains; returns the last metrics (none for a dry run). `stop` is a PreemptionGuard
     whose context the caller has entered, None where signals are nobody's business."""
     from unils_jax.errors import UserError
     from unils_jax.files import check_output
     from unils_jax.nn.params import abstract
     from unils_jax.training.config import count_epochs, make_objective, run_config, stage_of
-    from unils_jax.training.loop import Extras, Start, train
-    from unils_jax.training.preemption import StopRequest
+    from unils_jax.training.loop import InitialState, TrainOptions, train
+    from unils_jax.training.preemption import PreemptionGuard
     from unils_jax.training.resume import check_workdir
     from unils_jax.training.sharding import make_mesh
     from unils_jax.training.trace import parse_steps
@@ -147,7 +147,7 @@ def train_stage(
     else:
         statistics = data.mixture.statistics(centred=config.data.centre_head)
         fresh = make_fresh(config, mesh, shapes, statistics, stage.parent, parent, resumes)
-    start = Start(shapes, published_params(config), fresh)
+    start = InitialState(shapes, published_params(config), fresh)
     if options.dry_run:
         try_shapes(config, mesh, graphdef, start, objective, next(data.at_step(0)))
         return {}
@@ -158,7 +158,7 @@ def train_stage(
     if stage.name == "codec" and objective.head is None:
         log.warning("no head is given: the codec trains without mesh and lip losses")
     probe = make_probe(config, workdir, graphdef) if config.probe_every else None
-    extras = Extras(stop or StopRequest(), probe, profile_steps, options.allow_changes, matrix_peak(config))
+    extras = TrainOptions(stop or PreemptionGuard(), probe, profile_steps, options.allow_changes, matrix_peak(config))
     return train(config, workdir, mesh, graphdef, start, objective, data, held_out, extras)
 
 
@@ -211,7 +211,7 @@ def make_fresh(
     """
     from unils_jax.errors import UserError
     from unils_jax.training.checkpoint import published_left_out
-    from unils_jax.training.sharding import born_sharded
+    from unils_jax.training.sharding import init_sharded
 
     if stage_parent is None and parent:
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
@@ -227,7 +227,7 @@ def make_fresh(
         given |= inherited
         missing = [path for path in published_left_out(shapes) if path not in given]
         build = replace(config.model, wav2vec2=None).build
-        return born_sharded(mesh, build, config.seed, "|".join(map(re.escape, missing))) | given
+        return init_sharded(mesh, build, config.seed, "|".join(map(re.escape, missing))) | given
 
     return fresh
 
@@ -310,13 +310,15 @@ def make_probe(config: Any, workdir: Path, graphdef: Any) -> Any:
     from data_pipelines.store.reader import Store
     from unils_jax.errors import UserError
     from unils_jax.evaluation import probe
-    from unils_jax.evaluation.protocols import conversation_of, unfit
+    from unils_jax.evaluation.protocols import conversation_of, skip_reason
     from unils_jax.evaluation.scoring import mesh_of
     from unils_jax.face.standin import standin_asset
 
     store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
     needs_audio = config.model.stage == "dialogue"
-    fitting = (i for i, r in enumerate(store.records("val")) if not unfit(r, probe.VALIDATION, needs_audio=needs_audio))
+    fitting = (
+        i for i, r in enumerate(store.records("val")) if not skip_reason(r, probe.VALIDATION, needs_audio=needs_audio)
+    )
     chosen = list(islice(fitting, config.probe_conversations))
     if not chosen:
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")

@@ -108,7 +108,7 @@ class Conversation:
 Predict = Callable[[Conversation, int], Float[np.ndarray, "P T 108"]]
 
 
-def unfit(
+def skip_reason(
     record: dict[str, object], protocol: Protocol, *, needs_audio: bool, needs_partner: bool = False
 ) -> str | None:
     """Why the protocol cannot score a record (as the store's manifest describes it); None where it can. With
@@ -130,7 +130,7 @@ def unfit(
 
 
 def conversation_of(record: Record, protocol: Protocol) -> Conversation:
-    """A record that is not `unfit`, with the protocol's style clip."""
+    """A record that is not `skip_reason`, with the protocol's style clip."""
     item = whole_sequence(record)
     motion, tracked = item["motion"].astype(np.float32), record.motion.astype(np.float32)
     style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)

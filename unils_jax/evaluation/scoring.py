@@ -1,6 +1,6 @@
 """Every metric of one person's motion against truth, and their means over a split.
 
-`score_person` turns a prediction into named figures; `Tally` gathers them: first the mean over the people of a
+`score_person` turns a prediction into named figures; `ScoreTable` gathers them: first the mean over the people of a
 conversation, then over seeds, then over conversations with a bootstrap interval, each ignoring what is undefined.
 Fréchet distances are of a split as a whole; their intervals resample conversations, too.
 """
@@ -209,7 +209,7 @@ def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
     }
 
 
-class Tally:
+class ScoreTable:
     """Gathers the scores of a split. `mean` and `std` are the training split's, for the distributions."""
 
     def __init__(

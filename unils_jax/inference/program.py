@@ -26,7 +26,7 @@ from unils_jax.models.prior_cache import begin, extend, hear, silent_constants
 from unils_jax.models.quantizer import Scales, area_pool, scale_slices, to_codes, upsample
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
-from unils_jax.nn.block import Heard
+from unils_jax.nn.block import AudioCache
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
 
@@ -62,12 +62,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Controls:
-    """What each slot samples by, [S] each: `tau`, `cfg` and `rare` (1 - top_p) float32, `seed` and the conversation's
+    """What each slot samples by, [S] each: `tau`, `cfg` and `one_minus_top_p` (1 - top_p) float32, `seed` and the conversation's
     `index` of the chunk uint32."""
 
     tau: Input
     cfg: Input
-    rare: Input
+    one_minus_top_p: Input
     seed: Input
     index: Input
 
@@ -91,7 +91,7 @@ class Constants:
     silent: Input | None
 
 
-jax.tree_util.register_dataclass(Controls, ["tau", "cfg", "rare", "seed", "index"], [])
+jax.tree_util.register_dataclass(Controls, ["tau", "cfg", "one_minus_top_p", "seed", "index"], [])
 jax.tree_util.register_dataclass(Chunk, ["motion", "bits", "logits"], [])
 jax.tree_util.register_dataclass(Constants, ["features", "silent"], [])
 
@@ -99,8 +99,8 @@ jax.tree_util.register_dataclass(Constants, ["features", "silent"], [])
 def make_controls(samplings: Sequence[Sampling], seeds: Sequence[int], indices: Sequence[int]) -> Controls:
     """The controls of as many slots as samplings."""
     values = [(s.tau, s.cfg, 1 - s.top_p) for s in samplings]
-    tau, cfg, rare = np.array(values, np.float64).T.astype(np.float32)
-    return Controls(tau, cfg, rare, np.array(seeds, np.uint32), np.array(indices, np.uint32))
+    tau, cfg, one_minus_top_p = np.array(values, np.float64).T.astype(np.float32)
+    return Controls(tau, cfg, one_minus_top_p, np.array(seeds, np.uint32), np.array(indices, np.uint32))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Program:
         sound: Array | np.ndarray | None,
         style: Float[Array, "S P 100 C"],
         prev: Float[Array, "S P 100 C"],
-        free_prev: Float[Array, "S P 100 C"],
+        uncond_prev: Float[Array, "S P 100 C"],
         controls: Controls,
         bits: Bool[Array, "S P L C"] | None = None,
     ) -> tuple[Chunk, Float[Array, "S P 100 C"]]:
@@ -150,9 +150,9 @@ class Program:
         With `bits` none are chosen: the logits are those of a teacher's.
 
         `sound` is audio [S, 2, 64000] at 16 kHz, own track first, or `encode`'s features of it, or None for a prior.
-        `style`, `prev` and `free_prev` (previous motion of the unconditional branch) are `features`; `prev` is donated.
+        `style`, `prev` and `uncond_prev` (previous motion of the unconditional branch) are `features`; `prev` is donated.
         """
-        inputs = self._place((sound, style, prev, free_prev, controls, bits))
+        inputs = self._place((sound, style, prev, uncond_prev, controls, bits))
         settings = {"guided": self.guided, "dtype": self.dtype, "mesh": self.mesh}
         return _chunk(self.graphdef, self.params, self.constants, *inputs, **settings)
 
@@ -239,7 +239,7 @@ def _chunk(
     sound: Array | None,
     style: Array,
     prev: Array,
-    free_prev: Array,
+    uncond_prev: Array,
     controls: Controls,
     bits: Array | None = None,
     *,
@@ -250,7 +250,7 @@ def _chunk(
     def run(params: Params, constants: Constants, *slotted) -> tuple[Chunk, Array]:
         return decode_chunk(merge(graphdef, params), constants, *slotted, guided=guided, dtype=dtype)
 
-    return _by_slot(run, mesh, 2, 6)(params, constants, sound, style, prev, free_prev, controls, bits)
+    return _by_slot(run, mesh, 2, 6)(params, constants, sound, style, prev, uncond_prev, controls, bits)
 
 
 def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str) -> Float[Array, "S K A E"]:
@@ -264,7 +264,7 @@ def decode_chunk(
     sound: Float[Array, "S 2 N"] | Float[Array, "S K A E"] | None,
     style: Float[Array, "S P T C"],
     prev: Float[Array, "S P T C"],
-    free_prev: Float[Array, "S P T C"],
+    uncond_prev: Float[Array, "S P T C"],
     controls: Controls,
     bits: Bool[Array, "S P L C"] | None = None,
     *,
@@ -274,11 +274,11 @@ def decode_chunk(
     """The whole of a chunk; see `Program.chunk`."""
     by_slot = style.shape[:2]
     heard = listen(model, constants, sound, by_slot[1], dtype)
-    style, prev, free_prev = (x.reshape(-1, *x.shape[2:]) for x in (style, prev, free_prev))
+    style, prev, uncond_prev = (x.reshape(-1, *x.shape[2:]) for x in (style, prev, uncond_prev))
     if guided:
         # Rows of the unconditional branch follow those of the conditional one.
         style = jnp.concatenate([style, jnp.broadcast_to(constants.features, style.shape)])
-        prev = jnp.concatenate([prev, free_prev])
+        prev = jnp.concatenate([prev, uncond_prev])
 
     drawn = uniforms(controls, by_slot[1], (sum(model.prior.scales), model.prior.code_dim))
 
@@ -293,7 +293,9 @@ def decode_chunk(
     return chunk, after.reshape(*by_slot, *after.shape[1:])
 
 
-def listen(model: UniLS, constants: Constants, sound: Array | None, people: int, dtype: str) -> Sequence[Heard | None]:
+def listen(
+    model: UniLS, constants: Constants, sound: Array | None, people: int, dtype: str
+) -> Sequence[AudioCache | None]:
     """Per block what the people of all slots need of the audio: keys and values of what they listen to."""
     if sound is None:
         return [None] * len(model.prior.blocks)
@@ -305,7 +307,7 @@ def sample_scales(
     prior: MotionPrior,
     style: Float[Array, "B T C"],
     prev: Float[Array, "B T C"],
-    heard: Sequence[Heard | None],
+    heard: Sequence[AudioCache | None],
     choose: Choose,
 ) -> tuple[Bool[Array, "R L C"], Float[Array, "R L C 2"], Float[Array, "R T C"]]:
     """Bits, the logits that chose them and the full feature, scale by scale.
@@ -348,7 +350,7 @@ def choose_bits(
         conditional, free = jnp.split(logits, 2)
         cfg = of_rows(controls.cfg)[..., None]
         logits = jnp.where(cfg > 1, cfg * conditional + (1 - cfg) * free, conditional)
-    probability = nucleus_probability(logits, of_rows(controls.rare))
+    probability = nucleus_probability(logits, of_rows(controls.one_minus_top_p))
     return jnp.where(greedy, logits[..., 1] > logits[..., 0], drawn < probability), logits
 
 
@@ -367,8 +369,8 @@ def uniforms(controls: Controls, people: int, shape: tuple[int, int]) -> Float[A
     return jax.vmap(of_person)(jnp.repeat(seeds, people), jnp.repeat(indices, people), each)
 
 
-def nucleus_probability(logits: Float[Array, "*B 2"], rare: float | Array) -> Float[Array, "*B"]:
+def nucleus_probability(logits: Float[Array, "*B 2"], one_minus_top_p: float | Array) -> Float[Array, "*B"]:
     """The probability of bit 1 after nucleus filtering: an outcome of probability <= rare = 1 - top_p is dropped."""
     p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
-    rare = jnp.broadcast_to(jnp.asarray(rare, jnp.float32), p.shape)
-    return jnp.where(p <= rare, jnp.zeros_like(p), jnp.where(1 - p <= rare, jnp.ones_like(p), p))
+    one_minus_top_p = jnp.broadcast_to(jnp.asarray(one_minus_top_p, jnp.float32), p.shape)
+    return jnp.where(p <= one_minus_top_p, jnp.zeros_like(p), jnp.where(1 - p <= one_minus_top_p, jnp.ones_like(p), p))

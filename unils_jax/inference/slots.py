@@ -36,10 +36,10 @@ class Rows:
 
     style: Array
     prev: Array
-    free_prev: Array
+    uncond_prev: Array
 
 
-jax.tree_util.register_dataclass(Rows, ["style", "prev", "free_prev"], [])
+jax.tree_util.register_dataclass(Rows, ["style", "prev", "uncond_prev"], [])
 
 
 class Slots:
@@ -58,17 +58,17 @@ class Slots:
         self._rows = Rows(*(jnp.array(rows) for _ in range(3)))
         self._zero = rows[0]
 
-    def admit(self, style: Clip | None = None, prev: Clip | None = None, free_prev: Clip | None = None) -> int:
+    def admit(self, style: Clip | None = None, prev: Clip | None = None, uncond_prev: Clip | None = None) -> int:
         """A row for a conversation that begins; clips that are not given are zero motion."""
         row = self._free.pop()
-        self.restart(row, prev, free_prev)
+        self.restart(row, prev, uncond_prev)
         self.set_style(row, style)
         return row
 
-    def restart(self, row: int, prev: Clip | None = None, free_prev: Clip | None = None) -> None:
+    def restart(self, row: int, prev: Clip | None = None, uncond_prev: Clip | None = None) -> None:
         """Sets the previous motion of the chunk that follows, as at the beginning."""
-        prev, free_prev = self._features(prev), self._features(free_prev)
-        self._rows = _write(self._rows, np.array([row]), prev=prev[None], free_prev=free_prev[None])
+        prev, uncond_prev = self._features(prev), self._features(uncond_prev)
+        self._rows = _write(self._rows, np.array([row]), prev=prev[None], uncond_prev=uncond_prev[None])
 
     def set_style(self, row: int, style: Clip | None) -> None:
         """Sets the style of the chunks that follow."""
@@ -92,12 +92,12 @@ class Slots:
         rows = np.array([turn.row for turn in turns] + [self.capacity] * padding)
         taken = _read(self._rows, rows)
         sound = self.window(turns) if sound is None else sound
-        chunk, after = self.program.chunk(sound, taken.style, taken.prev, taken.free_prev, controls)
+        chunk, after = self.program.chunk(sound, taken.style, taken.prev, taken.uncond_prev, controls)
         if self.program.mesh is not None:
             after = jax.device_put(after, NamedSharding(self.program.mesh, PartitionSpec()))
         # The unused slots' row is left as it is: a number beyond the last row is not written.
         written = np.where(rows < self.capacity, rows, self.capacity + 1)
-        self._rows = _write(self._rows, written, prev=after, free_prev=after)
+        self._rows = _write(self._rows, written, prev=after, uncond_prev=after)
         return chunk
 
     def window(self, turns: Sequence[Turn]) -> np.ndarray | None:
@@ -121,7 +121,7 @@ def _read(rows: Rows, index: Array) -> Rows:
 @partial(jax.jit, donate_argnames="rows")
 def _write(rows: Rows, index: Array, **values: Array) -> Rows:
     written = {name: getattr(rows, name).at[index].set(value, mode="drop") for name, value in values.items()}
-    return Rows(**{"style": rows.style, "prev": rows.prev, "free_prev": rows.free_prev, **written})
+    return Rows(**{"style": rows.style, "prev": rows.prev, "uncond_prev": rows.uncond_prev, **written})
 
 
 def clip_of(name: str, clip: np.ndarray | None, people: int) -> np.ndarray | None:

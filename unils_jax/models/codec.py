@@ -90,11 +90,11 @@ class Codec(nnx.Module):
         motion: Float[Array, "B T M"],
         flips: Bool[Array, "B F C"] | None = None,
         compute: Compute = FLOAT32,
-        shares: Float[Array, " B"] | None = None,
+        sample_weights: Float[Array, " B"] | None = None,
         whole_means: Float[Array, "K 2 C"] | None = None,
     ) -> Quantized:
         """Bits, features and losses of one-window motion (T = 100); shares and means as in `quantizer.scale_loss`."""
-        return quantize(self.encode(motion, compute), self.scales, flips, shares, whole_means)
+        return quantize(self.encode(motion, compute), self.scales, flips, sample_weights, whole_means)
 
     def features(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T C"]:
         """The full feature of one-window motion, as style and previous motion condition on it; no gradient."""
@@ -111,11 +111,11 @@ class Codec(nnx.Module):
         self,
         motion: Float[Array, "B T M"],
         compute: Compute = FLOAT32,
-        shares: Float[Array, " B"] | None = None,
+        sample_weights: Float[Array, " B"] | None = None,
         whole_means: Float[Array, "K 2 C"] | None = None,
     ) -> tuple[Float[Array, "B T M"], Quantized]:
         """Reconstruction of one-window motion with straight-through gradients, and what the quantiser made of it."""
-        quantized = self.quantize(motion, None, compute, shares, whole_means)
+        quantized = self.quantize(motion, None, compute, sample_weights, whole_means)
         return self.decode(quantized.features, compute), quantized
 
     def reconstruct(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T M"]:

@@ -29,7 +29,7 @@ class CodecLossWeights:
 
 
 @dataclass(frozen=True)
-class Shares:
+class SampleWeights:
     """What every item of a batch counts for in the means over it: `items [B]` (or [B, P], people) and, by channel,
     `channels [B, 108]` and `pose [B, 4]` (head and jaw; of use in our 108 channels only). Each sums to one over the
     *whole* batch, so that the losses of its parts sum to its loss; what was not observed has no share."""
@@ -39,17 +39,22 @@ class Shares:
     pose: Array
 
 
-jax.tree_util.register_dataclass(Shares, ["items", "channels", "pose"], [])
+jax.tree_util.register_dataclass(SampleWeights, ["items", "channels", "pose"], [])
 
 
-def observed_shares(observed: Float[Array, "*B M"]) -> Shares:
+def observed_sample_weights(observed: Float[Array, "*B M"]) -> SampleWeights:
     """Equal shares for whatever was observed (1, else 0): items with any channel, and channels over all items."""
     items = observed.any(-1).astype(jnp.float32)
-    return Shares(*(part / jnp.maximum(part.sum(), 1.0) for part in (items, observed, observed[..., HEAD_AND_JAW])))
+    return SampleWeights(
+        *(part / jnp.maximum(part.sum(), 1.0) for part in (items, observed, observed[..., HEAD_AND_JAW]))
+    )
 
 
 def motion_losses(
-    pred: Float[Array, "B T 108"], target: Float[Array, "B T 108"], weights: CodecLossWeights, shares: Shares
+    pred: Float[Array, "B T 108"],
+    target: Float[Array, "B T 108"],
+    weights: CodecLossWeights,
+    sample_weights: SampleWeights,
 ) -> dict[str, Float[Array, ""]]:
     """Weighted terms: L1 of all channels, L1 of head and jaw, their velocity's MSE, and the smoothness term, which
     compares the predicted velocity with itself one frame later. Means over time, and by shares over the rest."""
@@ -58,10 +63,10 @@ def motion_losses(
     target_velocity = jnp.diff(target[..., HEAD_AND_JAW], axis=1)
     jerk = velocity[:, 1:] - velocity[:, :-1]
     return {
-        "motion": weights.motion * jnp.sum(shares.channels * error.mean(1)),
-        "pose": weights.pose * jnp.sum(shares.pose * error[..., HEAD_AND_JAW].mean(1)),
-        "velocity": weights.velocity * jnp.sum(shares.pose * jnp.square(velocity - target_velocity).mean(1)),
-        "smooth": weights.smooth * jnp.sum(shares.pose * jnp.square(jerk).mean(1)),
+        "motion": weights.motion * jnp.sum(sample_weights.channels * error.mean(1)),
+        "pose": weights.pose * jnp.sum(sample_weights.pose * error[..., HEAD_AND_JAW].mean(1)),
+        "velocity": weights.velocity * jnp.sum(sample_weights.pose * jnp.square(velocity - target_velocity).mean(1)),
+        "smooth": weights.smooth * jnp.sum(sample_weights.pose * jnp.square(jerk).mean(1)),
     }
 
 
@@ -82,7 +87,7 @@ def mesh_losses(
     pred: Float[Array, "B T 108"],
     target: Float[Array, "B T 108"],
     weights: CodecLossWeights,
-    shares: Float[Array, " B"],
+    sample_weights: Float[Array, " B"],
     chunk_frames: int,
 ) -> dict[str, Float[Array, ""]]:
     """`vertex_losses` of motion, by shares over the batch and the mean over time; `vertices` makes [B, t, V, 3] metres
@@ -96,13 +101,13 @@ def mesh_losses(
     def losses(pred: Array, target: Array) -> dict[str, Array]:
         pred, target = vertices(pred), vertices(target)
         terms = vertex_losses(pred, target, lips, weights)
-        terms = {name: jnp.einsum("b,bt->", shares, term) / num_frames for name, term in terms.items()}
+        terms = {name: jnp.einsum("b,bt->", sample_weights, term) / num_frames for name, term in terms.items()}
         if not moving:
             return terms
         moved, jerk = jnp.diff(pred, axis=1), jnp.diff(pred, n=2, axis=1)
         velocity = weights.mesh_velocity * jnp.square(moved - jnp.diff(target, axis=1)).mean((1, 2, 3))
         smooth = weights.mesh_smooth * jnp.square(jerk).mean((1, 2, 3))
-        return terms | {"mesh_velocity": shares @ velocity, "mesh_smooth": shares @ smooth}
+        return terms | {"mesh_velocity": sample_weights @ velocity, "mesh_smooth": sample_weights @ smooth}
 
     num_frames, moving = pred.shape[1], weights.mesh_velocity > 0 or weights.mesh_smooth > 0
     if moving or chunk_frames >= num_frames:

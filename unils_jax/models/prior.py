@@ -25,17 +25,17 @@ LORA_PATTERN = r"token_embed|head|blocks/\d+/self_attn/(to_qkv|to_out)|blocks/\d
 @dataclass(frozen=True)
 class PriorConfig:
     """Sizes of the prior; the defaults are the paper's. `audio_dim` None builds it without cross-attention; with it
-    `listens`, one of `motion.LISTENS`, says to what."""
+    `audio_condition`, one of `motion.AUDIO_CONDITIONS`, says to what."""
 
     width: int = 512
     depth: int = 8
     num_heads: int = 8
     audio_dim: int | None = None
-    listens: str = "pair"
+    audio_condition: str = "pair"
 
     def without_audio(self) -> "PriorConfig":
         """The sizes of the prior that a dialogue stands on."""
-        return replace(self, audio_dim=None, listens="pair")
+        return replace(self, audio_dim=None, audio_condition="pair")
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +82,7 @@ class MotionPrior(nnx.Module):
         self.scale_embed = nnx.Param(token_init(width)(rngs.params(), (len(codec.scales), width)))
         self.style_embed = learned((1, 1, width))
         self.prev_embed = learned((1, 1, width))
-        one_audio = config.listens != "pair"
+        one_audio = config.audio_condition != "pair"
         if config.audio_dim is not None and one_audio:
             self.audio_embed = learned((1, 1, config.audio_dim))
         elif config.audio_dim is not None:
@@ -109,12 +109,12 @@ class MotionPrior(nnx.Module):
         self.code_dim = codec.code_dim
         self.head_dim = width // config.num_heads
         self.has_audio = config.audio_dim is not None
-        self.listens = config.listens
+        self.audio_condition = config.audio_condition
 
     @property
     def audio_embeds(self) -> tuple[nnx.Param, ...]:
         """The learned vectors that mark the audio of each of a block's `audio_attns`; of a prior with audio."""
-        return (self.own_audio_embed, self.other_audio_embed) if self.listens == "pair" else (self.audio_embed,)
+        return (self.own_audio_embed, self.other_audio_embed) if self.audio_condition == "pair" else (self.audio_embed,)
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from unils_jax.models.prior import MotionPrior, attention_mask, token_positions
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.nn.attention import KeyValues, rotary_table
-from unils_jax.nn.block import Heard
+from unils_jax.nn.block import AudioCache
 
 # Per block the keys and values of the finished parts: prefix with the first scale, second scale, ...
 Cache = list[list[KeyValues]]
@@ -32,18 +32,20 @@ def silent_constants(prior: MotionPrior, dtype: str = "float32") -> Float[Array,
     return jnp.stack(rows)
 
 
-def hear(prior: MotionPrior, tracks: Sequence[Float[Array, "B A E"]], constants: Float[Array, "Z J D"]) -> list[Heard]:
+def hear(
+    prior: MotionPrior, tracks: Sequence[Float[Array, "B A E"]], constants: Float[Array, "Z J D"]
+) -> list[AudioCache]:
     """Per block what all tokens of a window need of its audio, given as features for each cross-attention."""
     marked, rotary = prior.mark(tracks)
     with jax.named_scope("audio_keys"):
         return [
-            Heard(tuple(a.keys(x, rotary) for a, x in zip(block.audio_attns, marked, strict=True)), constants[i])
+            AudioCache(tuple(a.keys(x, rotary) for a, x in zip(block.audio_attns, marked, strict=True)), constants[i])
             for i, block in enumerate(prior.blocks)
         ]
 
 
 def begin(
-    prior: MotionPrior, style: Float[Array, "B T C"], prev: Float[Array, "B T C"], heard: Sequence[Heard | None]
+    prior: MotionPrior, style: Float[Array, "B T C"], prev: Float[Array, "B T C"], heard: Sequence[AudioCache | None]
 ) -> tuple[Float[Array, "B 1 C 2"], Cache]:
     """Logits of the first scale, float32, and the cache. The computation is in the dtype of `style`.
 
@@ -64,7 +66,7 @@ def begin(
 
 
 def extend(
-    prior: MotionPrior, inputs: Float[Array, "B n C"], scale: int, heard: Sequence[Heard | None], cache: Cache
+    prior: MotionPrior, inputs: Float[Array, "B n C"], scale: int, heard: Sequence[AudioCache | None], cache: Cache
 ) -> tuple[Float[Array, "B n C 2"], Cache]:
     """Logits of scale number `scale` (from 1), float32, from its next-scale inputs, and the cache with its tokens."""
     embed = prior.token_embed(inputs)
@@ -79,7 +81,7 @@ def _run(
     x: Array,
     positions: slice,
     cache: Cache,
-    heard: Sequence[Heard | None],
+    heard: Sequence[AudioCache | None],
     mask: np.ndarray | None,
     *,
     num_logits: int,

@@ -27,7 +27,7 @@ Scales = tuple[int, ...]
 @dataclass(frozen=True)
 class Quantized:
     """`bits [B, L, C]` (targets), `flipped_bits` (what the inputs are made of), `features [B, T, C]` with
-    straight-through gradients, and of every scale its loss, `losses [K]`, and the `means [K, 2, C]` of `code_means`."""
+    straight-through gradients, and of every scale its loss, `losses [K]`, and the `means [K, 2, C]` of `bit_probabilities`."""
 
     bits: Array
     flipped_bits: Array
@@ -94,13 +94,13 @@ def quantize(
     latent: Float[Array, "B T C"],
     scales: Scales,
     flips: Bool[Array, "B F C"] | None = None,
-    shares: Float[Array, " B"] | None = None,
+    sample_weights: Float[Array, " B"] | None = None,
     whole_means: Float[Array, "K 2 C"] | None = None,
 ) -> Quantized:
     """Quantises residually over scales.
 
     `flips` (F = all tokens but the last scale's) inverts bits: the flipped codes feed the next residual and the
-    features, while `bits` are what was quantised along that noisy path. `shares` and `whole_means` matter to the losses
+    features, while `bits` are what was quantised along that noisy path. `sample_weights` and `whole_means` matter to the losses
     alone, see `scale_loss`.
     """
     frames = latent.shape[1]
@@ -115,9 +115,11 @@ def quantize(
         residual = residual - upsample(code, frames)
         bits.append(bit)
         flipped_bits.append(flipped)
-        mean = code_means(z, shares)
+        mean = bit_probabilities(z, sample_weights)
         losses.append(
-            scale_loss(z, to_codes(bit).astype(z.dtype), shares, None if whole_means is None else whole_means[index])
+            scale_loss(
+                z, to_codes(bit).astype(z.dtype), sample_weights, None if whole_means is None else whole_means[index]
+            )
         )
         means.append(mean)
     bits, flipped_bits = (jnp.concatenate(parts, axis=1) for parts in (bits, flipped_bits))
@@ -133,37 +135,39 @@ def l2_normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
 def scale_loss(
     z: Float[Array, "B n C"],
     code: Float[Array, "B n C"],
-    shares: Float[Array, " B"] | None = None,
+    sample_weights: Float[Array, " B"] | None = None,
     whole_means: Float[Array, "2 C"] | None = None,
 ) -> Float[Array, ""]:
     """Commitment plus entropy of one scale: codes should be sure of themselves and differ from each other.
 
-    `shares` weigh the samples (default: all alike). The entropy of the batch is no mean over samples, so a batch that
-    is worked off in parts needs `code_means` of the whole: with `whole_means` the losses of all parts sum to the loss
+    `sample_weights` weigh the samples (default: all alike). The entropy of the batch is no mean over samples, so a batch that
+    is worked off in parts needs `bit_probabilities` of the whole: with `whole_means` the losses of all parts sum to the loss
     of the whole batch, and so do their gradients.
 
     q is the sigmoid of the negated logit and never `1 - p`: compilers fold `1 - p + 1e-8` into `1 - p`, whose
     logarithm is -inf for saturated tokens.
     """
-    shares = _shares(z, shares)
+    sample_weights = _shares(z, sample_weights)
     commit = jnp.sum(jnp.square(jax.lax.stop_gradient(code) - z), axis=-1).mean(1)
     sample_entropy = jnp.sum(_binary_entropy(*_bit_probabilities(z)), axis=-1).mean(1)
-    means = code_means(z, shares)
+    means = bit_probabilities(z, sample_weights)
     if whole_means is None:
         batch_entropy = jnp.sum(_binary_entropy(*means))
     else:
         means = means + jax.lax.stop_gradient(whole_means - means)
         batch_entropy = jnp.sum(_binary_entropy(*means))
         # The parts' values sum to the whole's, while each has the gradient of its own samples in full.
-        batch_entropy = batch_entropy - jax.lax.stop_gradient((1 - shares.sum()) * batch_entropy)
-    entropy = jnp.sum(shares * sample_entropy) - batch_entropy
-    return COMMIT_WEIGHT * jnp.sum(shares * commit) + ENTROPY_WEIGHT * entropy / INVERSE_TEMPERATURE
+        batch_entropy = batch_entropy - jax.lax.stop_gradient((1 - sample_weights.sum()) * batch_entropy)
+    entropy = jnp.sum(sample_weights * sample_entropy) - batch_entropy
+    return COMMIT_WEIGHT * jnp.sum(sample_weights * commit) + ENTROPY_WEIGHT * entropy / INVERSE_TEMPERATURE
 
 
-def code_means(z: Float[Array, "B n C"], shares: Float[Array, " B"] | None = None) -> Float[Array, "2 C"]:
+def bit_probabilities(
+    z: Float[Array, "B n C"], sample_weights: Float[Array, " B"] | None = None
+) -> Float[Array, "2 C"]:
     """The mean probabilities p and q of one scale's bits, over its tokens and, by their shares, the samples."""
     p, q = _bit_probabilities(z)
-    return jnp.einsum("B,xBC->xC", _shares(z, shares), jnp.stack([p.mean(1), q.mean(1)]))
+    return jnp.einsum("B,xBC->xC", _shares(z, sample_weights), jnp.stack([p.mean(1), q.mean(1)]))
 
 
 def _bit_probabilities(z: Array) -> tuple[Array, Array]:
@@ -171,8 +175,8 @@ def _bit_probabilities(z: Array) -> tuple[Array, Array]:
     return jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)
 
 
-def _shares(z: Array, shares: Array | None) -> Array:
-    return jnp.full(z.shape[0], 1 / z.shape[0], z.dtype) if shares is None else shares
+def _shares(z: Array, sample_weights: Array | None) -> Array:
+    return jnp.full(z.shape[0], 1 / z.shape[0], z.dtype) if sample_weights is None else sample_weights
 
 
 def _binary_entropy(p: Array, q: Array) -> Array:

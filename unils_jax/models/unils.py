@@ -12,7 +12,7 @@ from unils_jax.models.codec import Codec, CodecConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from unils_jax.motion import LISTENS, MOTION_DIM
+from unils_jax.motion import AUDIO_CONDITIONS, MOTION_DIM
 from unils_jax.nn.lora import add_lora
 from unils_jax.nn.stack import FLOAT32, Compute
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
@@ -73,10 +73,14 @@ class ModelConfig:
             problems.append(f"lora.rank must be at least 1 and dropout_rate in 0..1, got {self.lora}")
         if self.prior is not None and len(self.codec.scales) < 2:
             problems.append(f"a prior needs at least two codec.scales, got {self.codec.scales}")
-        if self.prior is not None and self.prior.listens not in LISTENS:
-            problems.append(f"prior.listens must be one of {', '.join(LISTENS)}, got {self.prior.listens!r}")
-        elif self.prior is not None and self.prior.audio_dim is None and self.prior.listens != "pair":
-            problems.append(f"prior.listens is {self.prior.listens!r}, but without prior.audio_dim there is no audio")
+        if self.prior is not None and self.prior.audio_condition not in AUDIO_CONDITIONS:
+            problems.append(
+                f"prior.audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got {self.prior.audio_condition!r}"
+            )
+        elif self.prior is not None and self.prior.audio_dim is None and self.prior.audio_condition != "pair":
+            problems.append(
+                f"prior.audio_condition is {self.prior.audio_condition!r}, but without prior.audio_dim there is no audio"
+            )
         audio_dim = None if self.prior is None else self.prior.audio_dim
         if self.wav2vec2 is not None and self.logmel is not None:
             problems.append("give wav2vec2 or logmel, not both")
@@ -122,9 +126,9 @@ class UniLS(nnx.Module):
     ) -> Float[Array, "B K A E"]:
         """Features of what the first `people` of every pair hear, own track first, encoded once: of both tracks; of
         those people's own ones; or of the one sum of both."""
-        if self.prior.listens == "mixed":
+        if self.prior.audio_condition == "mixed":
             audio = audio[:, :1] + audio[:, 1:]
-        elif self.prior.listens == "own":
+        elif self.prior.audio_condition == "own":
             audio = audio[:, :people]
         features = self.audio_encoder(audio.reshape(-1, audio.shape[-1]), compute)
         return features.reshape(*audio.shape[:2], *features.shape[1:])
@@ -132,9 +136,9 @@ class UniLS(nnx.Module):
     def audio_of_people(self, features: Float[Array, "B K A E"], people: int = 2) -> tuple[Float[Array, "R A E"], ...]:
         """What each person (R = B * people, those of a pair side by side) hears of `encode_audio`'s features, for each
         cross-attention."""
-        if self.prior.listens == "mixed":
+        if self.prior.audio_condition == "mixed":
             heard = (jnp.repeat(features, people, axis=1),)
-        elif self.prior.listens == "own":
+        elif self.prior.audio_condition == "own":
             heard = (features[:, :people],)
         else:
             heard = (features[:, :people], features[:, ::-1][:, :people])

@@ -23,7 +23,7 @@ class AudioContext:
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioCache:
     """What a block needs of a window's audio: keys and values of each cross-attention for the leading rows, and the
     constants [J, D] (one an attention) that stand for silence of the features in all further rows."""
 
@@ -31,7 +31,7 @@ class Heard:
     constants: Array
 
 
-jax.tree_util.register_dataclass(Heard, ["tracks", "constants"], [])
+jax.tree_util.register_dataclass(AudioCache, ["tracks", "constants"], [])
 
 
 class Block(nnx.Module):
@@ -95,7 +95,7 @@ class Block(nnx.Module):
         x: Float[Array, "B L D"],
         rotary: Rotary,
         past: Sequence[KeyValues] = (),
-        heard: Heard | None = None,
+        heard: AudioCache | None = None,
         mask: Bool[np.ndarray, "L S"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValues]:
         """The call in evaluation for tokens that follow those of `past`, and their own keys and values."""

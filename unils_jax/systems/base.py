@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from unils_jax.face import flame
-from unils_jax.models.losses import CodecLossWeights, Shares, mesh_losses, motion_losses, observed_shares
+from unils_jax.models.losses import CodecLossWeights, SampleWeights, mesh_losses, motion_losses, observed_sample_weights
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS
@@ -28,7 +28,7 @@ from unils_jax.systems.unitalker.annotations import NUMBERS, Space, lip_errors, 
 from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker
 
 Batch = dict[str, Array]
-Present = dict[str, bool | Array]
+GradientMask = dict[str, bool | Array]
 Metrics = dict[str, Array]
 
 
@@ -43,7 +43,7 @@ class NoiseRates:
 
 
 @dataclass(frozen=True)
-class Noise:
+class StepNoise:
     """One draw of a generator step's noise; the leading axes are the batch's, [B] or, for pairs, [B, 2].
 
     Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for drop-path and LoRA
@@ -58,7 +58,7 @@ class Noise:
     keys: Array | None = None
 
 
-jax.tree_util.register_dataclass(Noise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys"], [])
+jax.tree_util.register_dataclass(StepNoise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys"], [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,11 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What a part of a batch must know of the whole: its shares in it, and for the codec the whole's `code_means`."""
+class GlobalBatch:
+    """What a part of a batch must know of the whole: its shares in it, and for the codec the whole's `bit_probabilities`."""
 
-    shares: Shares
-    code_means: Array | None = None
+    sample_weights: SampleWeights
+    bit_probabilities: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,19 @@ class Stage:
 
     `loss(model, batch, noise, objective, whole)` gives (loss, metrics), in evaluation mode where `noise` is None; the
     batch is all there is where `whole` is None. `draw(key, batch, model, objective)` draws a whole batch's noise (None:
-    the stage has none). `presence(paths, batch, noise, updates, objective)` says which parameters the step gives a
+    the stage has none). `gradient_mask(paths, batch, noise, updates, objective)` says which parameters the step gives a
     gradient, and whether the optimiser is made anew before it, after so many updates (None: all, never).
-    `code_means` is what `Whole.code_means` of a batch in parts is summed from (None: not needed).
+    `bit_probabilities` is what `GlobalBatch.bit_probabilities` of a batch in parts is summed from (None: not needed).
     """
 
     name: str
     parent: str | None
     windows: str
     trainable: str
-    loss: Callable[[Any, Batch, Any, Objective, Whole | None], tuple[Array, Metrics]]
+    loss: Callable[[Any, Batch, Any, Objective, GlobalBatch | None], tuple[Array, Metrics]]
     draw: Callable[[RandomKey, Batch, Any, Objective], Any] | None = None
-    code_means: Callable[[UniLS, Batch, Objective, Shares], Array] | None = None
-    presence: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[Present, Array]] | None = None
+    bit_probabilities: Callable[[UniLS, Batch, Objective, SampleWeights], Array] | None = None
+    gradient_mask: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
     item_frames: int = WINDOW_FRAMES
     decodes: bool = False
     model: str = ""
@@ -130,56 +130,56 @@ class Stage:
         return trainable, {path: value for path, value in params.items() if path not in chosen}
 
 
-def batch_shares(batch: Batch) -> Shares:
+def batch_sample_weights(batch: Batch) -> SampleWeights:
     """The shares of a whole batch's items, from `observed` ([B, M] or [B, 2, M], 1 = counts) where it has that."""
     observed = batch.get("observed")
     if observed is None:
         observed = jnp.ones((*batch["motion"].shape[:-2], batch["motion"].shape[-1]))
-    return observed_shares(jnp.asarray(observed))
+    return observed_sample_weights(jnp.asarray(observed))
 
 
 def codec_loss(
-    model: UniLS, batch: Batch, noise: Noise | None, objective: Objective, whole: Whole | None = None
+    model: UniLS, batch: Batch, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """Reconstruction, quantiser and, with a head, mesh and lip terms. The codec has no noise.
 
     In channels that were not observed the truth stands in for the prediction, and no term counts them.
     """
-    whole = whole or Whole(batch_shares(batch))
-    motion, shares, weights = batch["motion"], whole.shares, objective.weights
-    pred, quantized = model.codec(motion, objective.compute, shares.items, whole.code_means)
+    whole = whole or GlobalBatch(batch_sample_weights(batch))
+    motion, sample_weights, weights = batch["motion"], whole.sample_weights, objective.weights
+    pred, quantized = model.codec(motion, objective.compute, sample_weights.items, whole.bit_probabilities)
     if "observed" in batch:
         pred = jnp.where(batch["observed"][:, None] > 0, pred, motion)
-    losses = {"vq": weights.vq * quantized.losses.mean(), **motion_losses(pred, motion, weights, shares)}
+    losses = {"vq": weights.vq * quantized.losses.mean(), **motion_losses(pred, motion, weights, sample_weights)}
     if objective.head is not None:
         vertices = functools.partial(flame.vertices, objective.head, head_rotation=False)
         with jax.named_scope("mesh"):
             losses |= mesh_losses(
-                vertices, objective.head.lips, pred, motion, weights, shares.items, objective.mesh_frames
+                vertices, objective.head.lips, pred, motion, weights, sample_weights.items, objective.mesh_frames
             )
     total = sum(losses.values())
-    return total, {"loss": total, **losses, "l1": jnp.sum(shares.channels * jnp.abs(pred - motion).mean(1))}
+    return total, {"loss": total, **losses, "l1": jnp.sum(sample_weights.channels * jnp.abs(pred - motion).mean(1))}
 
 
-def codec_code_means(model: UniLS, batch: Batch, objective: Objective, shares: Shares) -> Array:
-    """A part's contribution [K, 2, C] to the whole batch's `code_means`."""
-    return model.codec.quantize(batch["motion"], None, objective.compute, shares.items).means
+def codec_bit_probabilities(model: UniLS, batch: Batch, objective: Objective, sample_weights: SampleWeights) -> Array:
+    """A part's contribution [K, 2, C] to the whole batch's `bit_probabilities`."""
+    return model.codec.quantize(batch["motion"], None, objective.compute, sample_weights.items).means
 
 
 def generator_loss(
-    model: UniLS, batch: Batch, noise: Noise | None, objective: Objective, whole: Whole | None = None
+    model: UniLS, batch: Batch, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """Cross-entropy of a window's bits, for prior and dialogue. People without any observed motion do not count; what
     they say is heard all the same."""
-    shares = (whole or Whole(batch_shares(batch))).shares.items
+    sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     logits, bits = generator_logits(model, batch, noise, objective.compute)
-    loss = jnp.sum(shares * bit_cross_entropy(logits, bits).mean((-2, -1)))
+    loss = jnp.sum(sample_weights * bit_cross_entropy(logits, bits).mean((-2, -1)))
     right = ((logits[..., 1] > logits[..., 0]) == bits).astype(jnp.float32)
-    return loss, {"loss": loss, "bit_accuracy": jnp.sum(shares * right.mean((-2, -1)))}
+    return loss, {"loss": loss, "bit_accuracy": jnp.sum(sample_weights * right.mean((-2, -1)))}
 
 
 def generator_logits(
-    model: UniLS, batch: Batch, noise: Noise | None = None, compute: Compute = FLOAT32
+    model: UniLS, batch: Batch, noise: StepNoise | None = None, compute: Compute = FLOAT32
 ) -> tuple[Array, Array]:
     """Teacher-forced logits [B, L, C, 2] and target bits [B, L, C] of a batch; of pairs [B, 2, ...].
 
@@ -214,7 +214,7 @@ def generator_logits(
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
-def draw_noise(key: RandomKey, batch: Batch, model: UniLS, objective: Objective) -> Noise:
+def sample_noise(key: RandomKey, batch: Batch, model: UniLS, objective: Objective) -> StepNoise:
     """Independent drops for every person of the batch, bit flips, and every person's key."""
     people_shape, rates = batch["motion"].shape[:-2], objective.noise
     noise_key, layer_key = jax.random.split(key)
@@ -224,7 +224,7 @@ def draw_noise(key: RandomKey, batch: Batch, model: UniLS, objective: Objective)
         jax.random.bernoulli(k, rate, (*people_shape, 1, 1)) for k, rate in zip(drop_keys, drop_rates, strict=True)
     ]
     flips = draw_flips(flip_key, people_shape, model.prior.code_dim, model.codec.scales, rates.max_flip_percent)
-    return Noise(*drops, flips, jax.random.split(layer_key, people_shape))
+    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape))
 
 
 def _drop(x: Array, drop: Array) -> Array:
@@ -232,25 +232,25 @@ def _drop(x: Array, drop: Array) -> Array:
 
 
 def dualtalk_loss(
-    model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: Whole | None = None
+    model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """DualTalk's regression of own motion, in its 56 channels. Prediction and truth are cut to the shorter one.
 
     Expression, jaw and head weigh the same, so that a channel of the head weighs 50 / 3 of an expression channel.
     `position` is the loss without velocity, by which the published code validates.
     """
-    shares = (whole or Whole(batch_shares(batch))).shares.items
+    sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     pred = model(batch["audio"], batch["partner_audio"], batch["partner_motion"], objective.compute, noise)
     frames = min(pred.shape[1], batch["motion"].shape[1])
     pred, motion = pred[:, :frames], batch["motion"][:, :frames]
     if "observed" in batch:
         pred = jnp.where(batch["observed"][:, None] > 0, pred, motion)
-    losses = dualtalk_losses(pred, motion, shares)
+    losses = dualtalk_losses(pred, motion, sample_weights)
     total = sum(losses.values())
     return total, {"loss": total, **losses, "position": total - losses["velocity"]}
 
 
-def draw_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective: Objective) -> DualTalkNoise:
+def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective: Objective) -> DualTalkNoise:
     """Dropout, skipped layers and time masks of a batch."""
     return model.draw(key, *batch["audio"].shape)
 
@@ -261,30 +261,32 @@ def kind_of(batch: Batch) -> str:
 
 
 def unitalker_loss(
-    model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: Whole | None = None
+    model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
     kind, motion, template = kind_of(batch), batch["motion"], batch["template"]
-    shares = (whole or Whole(batch_shares(batch))).shares.items
+    sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     space = objective.talker.spaces.get(kind, NUMBERS)
     predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
     true = model.truth_coefficients(motion, template, kind)
-    losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, shares)
+    losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, sample_weights)
     metrics = losses | {f"{kind}/loss": losses["loss"]}
     if noise is None and space.lips is not None:
         errors = lip_errors(space, predicted.motion, motion)
-        metrics |= {f"{kind}/{name}": jnp.sum(shares * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)}
+        metrics |= {
+            f"{kind}/{name}": jnp.sum(sample_weights * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)
+        }
     return losses["loss"], metrics
 
 
-def draw_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
+def sample_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
     """Dropout, skipped layers, time masks, and whether the batch is nobody's."""
     return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], objective.talker.pivot_rate)
 
 
-def talker_presence(
+def talker_gradient_mask(
     paths: Iterable[str], batch: Batch, noise: TalkerNoise | None, updates: Array, objective: Objective
-) -> tuple[Present, Array]:
+) -> tuple[GradientMask, Array]:
     """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
     where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
     frozen_steps, head = objective.talker.frozen_steps, f"heads/{kind_of(batch)}/"
@@ -302,15 +304,17 @@ def talker_presence(
     return present, (updates == frozen_steps) & (frozen_steps > 0)
 
 
-CODEC = Stage("codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss, code_means=codec_code_means)
-PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, draw_noise, decodes=True)
+CODEC = Stage(
+    "codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss, bit_probabilities=codec_bit_probabilities
+)
+PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, sample_noise, decodes=True)
 DIALOGUE = Stage(
     "dialogue",
     "prior",
     "pair",
     r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/(\w+_)?audio_attn/.*",
     generator_loss,
-    draw_noise,
+    sample_noise,
     item_frames=2 * WINDOW_FRAMES,
     decodes=True,
 )
@@ -321,7 +325,7 @@ DUALTALK = Stage(
     "partners",
     r"(?!(own|partner)_encoder/convs/).*",
     dualtalk_loss,
-    draw_dualtalk_noise,
+    sample_dualtalk_noise,
     item_frames=PARTNER_FRAMES,
 )
 # All but the audio encoder's convolutions and the PCA.
@@ -331,8 +335,8 @@ UNITALKER = Stage(
     "speech",
     r"(?!speech_encoder/convs/|pca/).*",
     unitalker_loss,
-    draw_talker_noise,
-    presence=talker_presence,
+    sample_talker_noise,
+    gradient_mask=talker_gradient_mask,
     item_frames=0,
 )
 # ARTalk: no audio-free stage, all of it from scratch on a codec. What it listens to stands in the config: the own track
@@ -343,7 +347,7 @@ ARTALK = Stage(
     "pair",
     r"prior/.*",
     generator_loss,
-    draw_noise,
+    sample_noise,
     item_frames=2 * WINDOW_FRAMES,
     decodes=True,
     model="dialogue",

@@ -120,8 +120,10 @@ class RunConfig:
         problems += [f"{n} must be at least 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
         if self.probe_every < 0:
             problems.append(f"probe_every must be 0 (never) or a number of steps, got {self.probe_every}")
-        if min(self.num_epochs, self.optimizer.stair_steps, self.optimizer.stair_epochs) < 0:
-            problems.append("num_epochs, optimizer.stair_steps and optimizer.stair_epochs must not be negative")
+        if min(self.num_epochs, self.optimizer.lr_decay_every_steps, self.optimizer.lr_decay_every_epochs) < 0:
+            problems.append(
+                "num_epochs, optimizer.lr_decay_every_steps and optimizer.lr_decay_every_epochs must not be negative"
+            )
         if self.data.batch_size < 1:
             problems.append(f"data.batch_size must be at least 1, got {self.data.batch_size}")
         if self.data.num_workers < 0:
@@ -182,8 +184,8 @@ def run_config(values: dict[str, Any]) -> RunConfig:
 def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
     """The config in steps, where it counts in epochs: what is saved says both, and a resumed run counts the same."""
     optimizer, num_steps, talker = config.optimizer, config.num_steps, config.talker
-    if optimizer.stair_epochs:
-        optimizer = replace(optimizer, stair_steps=optimizer.stair_epochs * steps_per_epoch)
+    if optimizer.lr_decay_every_epochs:
+        optimizer = replace(optimizer, lr_decay_every_steps=optimizer.lr_decay_every_epochs * steps_per_epoch)
     if config.num_epochs:
         num_steps = config.num_epochs * steps_per_epoch
     if config.stage == "unitalker":

@@ -26,9 +26,9 @@ from unils_jax.training.config import RunConfig, stage_of
 from unils_jax.training.distributed import Vote, check_agreement
 from unils_jax.training.evaluation import Evaluation, HostBatch, Probe, device_batch
 from unils_jax.training.metrics import MetricsLog
-from unils_jax.training.preemption import Preempted, StopRequest
-from unils_jax.training.profiling import CompileWatch, Speed
-from unils_jax.training.reports import Reports
+from unils_jax.training.preemption import Preempted, PreemptionGuard
+from unils_jax.training.profiling import CompileWatch, Throughput
+from unils_jax.training.reports import StepReporter
 from unils_jax.training.sharding import place, replicated, shardings
 from unils_jax.training.step import TrainState, hold_frozen, init_state, make_train_step
 from unils_jax.training.trace import StepTrace
@@ -56,7 +56,7 @@ class Data(Protocol):
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialState:
     """The parameters a run begins with.
 
     `shapes` are those of all; `published` are host arrays of the audio encoder, which no checkpoint holds; `fresh()`
@@ -69,14 +69,14 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Extras:
+class TrainOptions:
     """What a run may be given beside its config.
 
     `probe`: see Evaluation. `profile_steps`: the first and the last step to trace. `allow_changes`: the data may be
     others than those of the checkpoint. `peak_flops` is the matrix peak of all devices together, in FLOP/s.
     """
 
-    stop: StopRequest = field(default_factory=StopRequest)
+    stop: PreemptionGuard = field(default_factory=PreemptionGuard)
     probe: Probe | None = None
     profile_steps: tuple[int, int] | None = None
     allow_changes: bool = False
@@ -88,11 +88,11 @@ def train(
     workdir: Path,
     mesh: Mesh,
     graphdef: nnx.GraphDef,
-    start: Start,
+    start: InitialState,
     objective: Objective,
     data: Data,
     eval_batches: Callable[[], Iterator[HostBatch]],
-    extras: Extras | None = None,
+    extras: TrainOptions | None = None,
 ) -> dict[str, float]:
     """Trains to `config.num_steps` and returns the last metrics. The workdir's config.json holds the config from then
     on, unless the run cannot begin.
@@ -101,7 +101,7 @@ def train(
     batches anew each time. Raises Preempted where it was told to stop and has saved, and UserError where loss or
     gradient were not finite in `config.max_bad_steps` steps in a row.
     """
-    extras = extras or Extras()
+    extras = extras or TrainOptions()
     stage, tells = stage_of(config), jax.process_index() == 0
     with Checkpoints(workdir, config) as checkpoints:
         found = checkpoints.restore(state_shapes(stage, start.shapes, config, mesh))
@@ -124,7 +124,7 @@ def train(
         )
         with MetricsLog(workdir, first, evaluated=at.evaluated, writes=tells) as metrics_log, shown as bar:
             frames = stage.item_frames or data.mean_frames
-            speed = Speed(round(config.data.batch_size * frames), extras.peak_flops)
+            speed = Throughput(round(config.data.batch_size * frames), extras.peak_flops)
             run = _Run(
                 config=config,
                 workdir=workdir,
@@ -144,7 +144,7 @@ def train(
                 evaluation=Evaluation(config, mesh, graphdef, objective, eval_batches, extras.probe),
                 checkpoints=checkpoints,
                 metrics_log=metrics_log,
-                reports=Reports(config, metrics_log, speed, bar, data.names),
+                reports=StepReporter(config, metrics_log, speed, bar, data.names),
                 speed=speed,
                 extras=extras,
             )
@@ -170,9 +170,9 @@ class _Run:
     evaluation: Evaluation
     checkpoints: Checkpoints
     metrics_log: MetricsLog
-    reports: Reports
-    speed: Speed
-    extras: Extras
+    reports: StepReporter
+    speed: Throughput
+    extras: TrainOptions
 
     def steps(self, state: TrainState, first: int) -> None:
         """All steps after `first`."""

@@ -17,8 +17,8 @@ class OptimizerConfig:
     """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps.
 
     `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`. A `max_grad_norm`
-    of 0 clips nothing, a `stair_steps` above 0 multiplies the rate by `stair_factor` every so many steps;
-    `stair_epochs` above 0 sets it, see `config.count_epochs`. `per_tensor`: every tensor counts its own updates, see
+    of 0 clips nothing, a `lr_decay_every_steps` above 0 multiplies the rate by `stair_factor` every so many steps;
+    `lr_decay_every_epochs` above 0 sets it, see `config.count_epochs`. `per_tensor`: every tensor counts its own updates, see
     `per_tensor`.
     """
 
@@ -30,9 +30,9 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     release_devices: int = 1
-    stair_steps: int = 0
+    lr_decay_every_steps: int = 0
     stair_factor: float = 1.0
-    stair_epochs: int = 0
+    lr_decay_every_epochs: int = 0
     per_tensor: bool = False
 
 
@@ -46,7 +46,7 @@ def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
         rate=config.rate * n,
         warmup_steps=config.warmup_steps // n,
         decay_steps=config.decay_steps // n,
-        stair_steps=config.stair_steps // n,
+        lr_decay_every_steps=config.lr_decay_every_steps // n,
         ema_decay=config.ema_decay**n,
         release_devices=1,
     )
@@ -60,7 +60,7 @@ def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[
     rise = low + (1 - low) * step / max(warmup, 1)
     fall = 1 - (1 - low) * (step - warmup) / max(decay - warmup, 1)
     rate = config.rate * jnp.where(step < warmup, rise, jnp.maximum(fall, low))
-    return rate * config.stair_factor ** (step // config.stair_steps) if config.stair_steps else rate
+    return rate * config.stair_factor ** (step // config.lr_decay_every_steps) if config.lr_decay_every_steps else rate
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from unils_jax.nn.params import Params
 
 # Which paths have a gradient; those that are not named have one.
-Present = dict[str, bool | Bool[Array, ""]]
+GradientMask = dict[str, bool | Bool[Array, ""]]
 
 
 class PerTensorState(NamedTuple):
@@ -49,7 +49,7 @@ def scale_by_per_tensor_adam(b1: float, b2: float, eps: float) -> optax.Gradient
         state: PerTensorState,
         params: Params | None = None,
         *,
-        present: Present | None = None,
+        present: GradientMask | None = None,
         rebuild: bool | Array = False,
     ) -> tuple[Params, PerTensorState]:
         state = jax.tree.map(lambda x: jnp.where(rebuild, jnp.zeros_like(x), x), state)._replace(count=state.count)

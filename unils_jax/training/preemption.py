@@ -16,7 +16,7 @@ class Preempted(Exception):
         self.step = step
 
 
-class StopRequest:
+class PreemptionGuard:
     """A context manager under which the first SIGTERM or SIGUSR1 is noted, to be looked at between steps.
 
     The second one ends the process at once, as does any signal outside of the context.
@@ -26,7 +26,7 @@ class StopRequest:
         self.reason = ""
         self._received_s = 0.0
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "PreemptionGuard":
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 

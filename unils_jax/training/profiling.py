@@ -37,7 +37,7 @@ def known_peak(device_kind: str, compute_dtype: str) -> float | None:
     return BFLOAT16_PEAKS[max(fitting, key=len)]
 
 
-class Speed:
+class Throughput:
     """Wall-clock figures of the steps since the last `restart`, of all devices together.
 
     Model-FLOPs utilisation is FLOP of one step (counted from its jaxpr, without what rematerialisation repeats) times

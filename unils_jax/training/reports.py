@@ -11,12 +11,12 @@ from unils_jax.errors import UserError
 from unils_jax.systems.base import Metrics
 from unils_jax.training.config import RunConfig
 from unils_jax.training.metrics import MetricsLog
-from unils_jax.training.profiling import Speed
+from unils_jax.training.profiling import Throughput
 
 log = logging.getLogger(__name__)
 
 
-class Reports:
+class StepReporter:
     """Takes the metrics of every step and looks at them when asked to, which waits for the device.
 
     Every `config.log_every` steps and after the last one they go to the log, the wall-clock figures apart. A step whose
@@ -24,7 +24,7 @@ class Reports:
     share of the batch); `config.max_bad_steps` of them in a row raise UserError.
     """
 
-    def __init__(self, config: RunConfig, metrics_log: MetricsLog, speed: Speed, bar: tqdm, names: Sequence[str]):
+    def __init__(self, config: RunConfig, metrics_log: MetricsLog, speed: Throughput, bar: tqdm, names: Sequence[str]):
         self.config, self.metrics_log, self.speed, self.bar, self.names = config, metrics_log, speed, bar, names
         self._late: tuple[int, Metrics, np.ndarray] | None = None
         self._bad_steps = 0

@@ -130,7 +130,7 @@ def place(mesh: Mesh, params: Params) -> Params:
     }
 
 
-def born_sharded(mesh: Mesh, build: Callable[[nnx.Rngs], nnx.Module], seed: int, pattern: str = ".*") -> Params:
+def init_sharded(mesh: Mesh, build: Callable[[nnx.Rngs], nnx.Module], seed: int, pattern: str = ".*") -> Params:
     """Fresh parameters of `build(rngs)` whose path matches `pattern` in full, drawn where they lie: no device ever
     holds more than its part, and what does not match is never drawn. The values do not depend on the mesh."""
 

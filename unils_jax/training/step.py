@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge
-from unils_jax.systems.base import Batch, Metrics, Objective, Stage, Whole, batch_shares
+from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
 from unils_jax.training.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
 from unils_jax.training.sharding import batch_sharding, replicated, shardings
 
@@ -96,9 +96,9 @@ def make_train_step(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         done = updates_done(state)
         extra = {}
-        if config.per_tensor and stage.presence is not None:
-            noise = draw_noise(stage, graphdef, objective, state.params, frozen, batch, key)
-            extra["present"], extra["rebuild"] = stage.presence(state.params, batch, noise, done, objective)
+        if config.per_tensor and stage.gradient_mask is not None:
+            noise = sample_noise(stage, graphdef, objective, state.params, frozen, batch, key)
+            extra["present"], extra["rebuild"] = stage.gradient_mask(state.params, batch, noise, done, objective)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, config.ema_decay)
@@ -137,21 +137,21 @@ def gradients(
     def model(params: Params) -> nnx.Module:
         return merge(graphdef, {**frozen, **params})
 
-    def of_part(batch: Batch, noise: Any, whole: Whole) -> tuple[Params, Metrics]:
+    def of_part(batch: Batch, noise: Any, whole: GlobalBatch) -> tuple[Params, Metrics]:
         return jax.grad(lambda params: stage.loss(model(params), batch, noise, objective, whole), has_aux=True)(params)
 
-    noise = draw_noise(stage, graphdef, objective, params, frozen, batch, key)
-    shares = batch_shares(batch)
+    noise = sample_noise(stage, graphdef, objective, params, frozen, batch, key)
+    sample_weights = batch_sample_weights(batch)
     if num_parts == 1:
-        return of_part(batch, noise, Whole(shares))
-    parts = jax.tree.map(functools.partial(_cut_batch, num_parts), (batch, noise, shares))
+        return of_part(batch, noise, GlobalBatch(sample_weights))
+    parts = jax.tree.map(functools.partial(_cut_batch, num_parts), (batch, noise, sample_weights))
     means = None
-    if stage.code_means is not None:
-        means = _sum_over(lambda part: stage.code_means(model(params), part[0], objective, part[2]), parts)
-    return _sum_over(lambda part: of_part(part[0], part[1], Whole(part[2], means)), parts)
+    if stage.bit_probabilities is not None:
+        means = _sum_over(lambda part: stage.bit_probabilities(model(params), part[0], objective, part[2]), parts)
+    return _sum_over(lambda part: of_part(part[0], part[1], GlobalBatch(part[2], means)), parts)
 
 
-def draw_noise(
+def sample_noise(
     stage: Stage,
     graphdef: nnx.GraphDef,
     objective: Objective,

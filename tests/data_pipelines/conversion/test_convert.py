@@ -17,7 +17,7 @@ from tiny_runs import run_unils
 
 from data_pipelines.conversion.convert import make_plan
 from data_pipelines.conversion.workers import run_in_processes
-from data_pipelines.sources.base import Dropped, Entry
+from data_pipelines.sources.base import Entry, SkippedEntry
 from data_pipelines.sources.unils_lmdb import ReleaseSource
 from data_pipelines.store.reader import Store
 from unils_jax.errors import UserError
@@ -109,7 +109,7 @@ def test_what_arrives_is_what_was_there_bit_for_bit(dialogues, converted):
         for entry in dialogues.entries():
             try:
                 record = read(entry).record
-            except Dropped:
+            except SkippedEntry:
                 continue
             i = [stored["name"] for stored in store.records(entry.split)].index(entry.name)
             stored = store.read(entry.split, i)

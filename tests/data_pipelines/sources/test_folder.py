@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from foreign_data import talking, write_motion, write_wav
 
-from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.base import SkippedEntry
 from data_pipelines.sources.folder import FilesSource
 from unils_jax.errors import UserError
 
@@ -79,7 +79,7 @@ def test_a_motion_file_for_each_person(tmp_path):
 )
 def test_broken_recordings_are_dropped_with_the_reason(tmp_path, make, message):
     make(tmp_path)
-    with pytest.raises(Dropped, match=message) as dropped:
+    with pytest.raises(SkippedEntry, match=message) as dropped:
         read_one(tmp_path)
     assert str(tmp_path) not in dropped.value.detail
 
@@ -88,7 +88,7 @@ def test_audio_without_motion_is_dropped_beside_others(tmp_path):
     write_motion(tmp_path / "a.npz", 1, 120, 1)
     write_wav(tmp_path / "b.wav", sound(1))
     source = FilesSource(tmp_path, "train")
-    with source.open() as read, pytest.raises(Dropped, match="no motion .npz") as dropped:
+    with source.open() as read, pytest.raises(SkippedEntry, match="no motion .npz") as dropped:
         read(source.entries()[1])
     assert dropped.value.frames == 120
 

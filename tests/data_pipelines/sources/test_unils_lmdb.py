@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from foreign_data import motioncode, npz, release_value, talking, write_lmdb
 
-from data_pipelines.sources.base import Dropped, Entry
+from data_pipelines.sources.base import Entry, SkippedEntry
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index, identity
 from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
@@ -21,7 +21,7 @@ def read_all(source: ReleaseSource) -> dict:
         for entry in source.entries():
             try:
                 got[entry.name] = read(entry)
-            except Dropped as dropped:
+            except SkippedEntry as dropped:
                 got[entry.name] = dropped
     return got
 
@@ -132,8 +132,8 @@ def test_broken_pairs_are_dropped_with_the_reason(make, values, reason):
     whole = {"b": release_value(140, 2)} if values and "b" not in values else {}
     source = make(values | whole, {"train": {"pair": ["x/a", "x/b", 140]}})
     dropped = read_all(source)["pair"]
-    assert isinstance(dropped, Dropped) and dropped.frames == 140
-    with pytest.raises(Dropped, match=reason):
+    assert isinstance(dropped, SkippedEntry) and dropped.frames == 140
+    with pytest.raises(SkippedEntry, match=reason):
         raise dropped
 
 
@@ -150,9 +150,9 @@ def test_an_index_that_is_wrong_about_an_entry_costs_that_entry_only(make):
         "train": [["a", 130], ["a"], 3, ["x", "y"], ["x", -1], ["x", 10**12], [None, 3], ["k" * 600, 130], ["", 5]]
     }
     got = list(read_all(make(values, index)).values())
-    reasons = [item.reason for item in got if isinstance(item, Dropped)]
+    reasons = [item.reason for item in got if isinstance(item, SkippedEntry)]
     assert got[0].record.name == "a" and set(reasons) == {"damaged", "missing"}
-    assert sum(item.frames for item in got if isinstance(item, Dropped)) == 130 + 5
+    assert sum(item.frames for item in got if isinstance(item, SkippedEntry)) == 130 + 5
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"train": 3}', "[" * 100_000, '{"train": "abc"}'])

@@ -9,7 +9,7 @@ from talker_data import write_set
 from tiny_runs import run_unils
 
 from data_pipelines.conversion.unitalker_pca import fit_pca, write_pca
-from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.base import SkippedEntry
 from data_pipelines.sources.unitalker import TalkerSplit, clip_length, read_pca
 from unils_jax.audio import write_wav
 from unils_jax.errors import UserError
@@ -56,7 +56,7 @@ def test_clips_are_cut_at_20_seconds_and_dropped_below_half_a_second(two_sets):
     entry = TalkerSplit(two_sets, "train").entries[0]
     assert clip_length(700, 16_000 * 30, entry) == (500, 320_000)
     assert clip_length(13, 8_000, entry) == (12, 8_000)  # 12.5 rounded to even
-    with pytest.raises(Dropped, match="too short"):
+    with pytest.raises(SkippedEntry, match="too short"):
         clip_length(12, 16_000, entry)
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_record_is_dropped_with_its_reason(two_sets, name, content, re
     elif content is not None:
         np.save(path, content, allow_pickle=True)
     split = TalkerSplit(two_sets, "train")
-    with pytest.raises(Dropped, match=reason):
+    with pytest.raises(SkippedEntry, match=reason):
         split.read(split.entries[0])
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from foreign_data import dualtalk_arrays, talking, write_dualtalk, write_wav
 
-from data_pipelines.sources.base import Dropped
+from data_pipelines.sources.base import SkippedEntry
 from data_pipelines.sources.dualtalk import DualTalkSource
 from unils_jax.errors import UserError
 from unils_jax.motion import EYES, HEAD, JAW
@@ -21,7 +21,7 @@ def read_all(source: DualTalkSource) -> dict:
         for entry in source.entries():
             try:
                 got[entry.split, entry.name] = read(entry)
-            except Dropped as dropped:
+            except SkippedEntry as dropped:
                 got[entry.split, entry.name] = dropped
     return got
 
@@ -98,7 +98,7 @@ def test_broken_clips_are_dropped_with_the_reason(tmp_path, change, message):
     write_dualtalk(tmp_path, "clip", 130, 1)
     change(tmp_path)
     dropped = read_all(DualTalkSource(tmp_path, "train"))["train", "clip"]
-    with pytest.raises(Dropped, match=message):
+    with pytest.raises(SkippedEntry, match=message):
         raise dropped
     assert dropped.frames == 130
 

@@ -11,7 +11,7 @@ from data_pipelines.record import Record
 from unils_jax.evaluation import reaction_metrics as reactions
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score
 from unils_jax.evaluation.reaction_metrics import Reactions
-from unils_jax.evaluation.scoring import Mesh, Person, Tally, jsonable
+from unils_jax.evaluation.scoring import Mesh, Person, ScoreTable, jsonable
 from unils_jax.motion import FPS
 
 PROTOCOL = PROTOCOLS["unils-clean"]
@@ -33,7 +33,7 @@ def score(
     `metrics` as in a report of `unils evaluate`, `values` of every record by seed, `reactions` (rate of answers,
     chance, 95 % interval of the rate less chance), `liveliness` of listeners over time (see there) and the truth's.
     """
-    tally = Tally(mesh, "standin", mean, std)
+    tally = ScoreTable(mesh, "standin", mean, std)
     answers: dict[str, list[Reactions]] = {"nods": [], "smiles": []}
     curves = {"system": Curve(), "truth": Curve()}
     for record, by_seed in zip(records, motions, strict=True):

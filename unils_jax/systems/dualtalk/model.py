@@ -183,11 +183,11 @@ def num_frames(num_samples: int) -> int:
 
 
 def dualtalk_losses(
-    pred: Float[Array, "B T 56"], target: Float[Array, "B T 56"], shares: Float[Array, " B"]
+    pred: Float[Array, "B T 56"], target: Float[Array, "B T 56"], sample_weights: Float[Array, " B"]
 ) -> dict[str, Float[Array, ""]]:
     """MSE of expression, jaw and head and of all channels' velocity; every term a mean over its own elements, over the
     batch by shares. Both must have as many frames; the caller cuts the longer."""
     squared = jnp.square(pred - target)
     velocity = jnp.square(jnp.diff(pred, axis=1) - jnp.diff(target, axis=1))
     errors = {name: squared[..., channels] for name, channels in DUALTALK_GROUPS.items()} | {"velocity": velocity}
-    return {name: jnp.sum(shares * error.mean((1, 2))) for name, error in errors.items()}
+    return {name: jnp.sum(sample_weights * error.mean((1, 2))) for name, error in errors.items()}

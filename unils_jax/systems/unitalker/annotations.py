@@ -157,12 +157,12 @@ def talker_losses(
     truth: Float[Array, "B T D"],
     coefficients: Float[Array, "B T k"] | None,
     true_coefficients: Float[Array, "B T k"] | None,
-    shares: Float[Array, " B"],
+    sample_weights: Float[Array, " B"],
 ) -> dict[str, Float[Array, ""]]:
     """`reconstruction`, `pca` (of coefficients, unweighted; 0 where the kind has none) and `loss`, the sum that is
     minimised; over the batch by shares."""
     with jax.named_scope("talker_losses"):
-        reconstruction, pca = jnp.sum(shares * reconstruction_loss(space, pred, truth)), jnp.float32(0)
+        reconstruction, pca = jnp.sum(sample_weights * reconstruction_loss(space, pred, truth)), jnp.float32(0)
         if coefficients is not None:
-            pca = jnp.sum(shares * jnp.square(coefficients - true_coefficients).mean((1, 2)))
+            pca = jnp.sum(sample_weights * jnp.square(coefficients - true_coefficients).mean((1, 2)))
         return {"loss": reconstruction + PCA_WEIGHT * pca, "reconstruction": reconstruction, "pca": pca}

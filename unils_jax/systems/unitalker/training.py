@@ -31,7 +31,7 @@ from unils_jax.systems.unitalker.annotations import (
 from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.training.checkpoint import has_checkpoint
 from unils_jax.training.config import RunConfig
-from unils_jax.training.sharding import born_sharded, process_batch_size
+from unils_jax.training.sharding import init_sharded, process_batch_size
 
 IDENTITIES = "decoder/identity_embed"
 
@@ -128,7 +128,7 @@ def fresh_talker(
     def fresh() -> Params:
         missing = [path for path in shapes if path not in given]
         pattern = "|".join(path.replace(".", r"\.") for path in missing)
-        return born_sharded(mesh, config.model.build, config.seed, pattern) | given
+        return init_sharded(mesh, config.model.build, config.seed, pattern) | given
 
     return fresh
 

@@ -20,29 +20,29 @@ from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
 from unils_jax.inference.program import Program, Sampling, make_controls, make_program
 from unils_jax.nn.params import merge, split
-from unils_jax.systems.base import DIALOGUE, STAGES, Noise, generator_logits
+from unils_jax.systems.base import DIALOGUE, STAGES, StepNoise, generator_logits
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 ONE_AUDIO = ("own", "mixed")
 
 
 @cache
-def program(listens: str, people: int) -> Program:
+def program(audio_condition: str, people: int) -> Program:
     """One for all tests that decode with it."""
-    return make_program(random_model(replace(CONFIGS[listens], lora=None), 0), people=people)
+    return make_program(random_model(replace(CONFIGS[audio_condition], lora=None), 0), people=people)
 
 
 @cache
-def teacher_forced(listens: str):
+def teacher_forced(audio_condition: str):
     """(batch, who loses the audio [B, 2]) -> logits of two pairs."""
-    graphdef, params = split(tiny_model(listens))
+    graphdef, params = split(tiny_model(audio_condition))
     run = jax.jit(lambda batch, noise: generator_logits(merge(graphdef, params), batch, noise)[0])
     kept = jnp.zeros((2, 2, 1, 1), bool)
     flips = jnp.zeros((2, 2, sum(SCALES[:-1]), CODE_DIM), bool)
 
     def logits(batch: dict, deaf: Array = kept[..., 0, 0]) -> np.ndarray:
         drop = deaf[..., None, None]
-        return np.asarray(run(batch, Noise(kept, kept, drop, ~drop, flips)))  # the other track's drop is nobody's
+        return np.asarray(run(batch, StepNoise(kept, kept, drop, ~drop, flips)))  # the other track's drop is nobody's
 
     return logits
 
@@ -56,15 +56,15 @@ def pairs() -> dict[str, Array]:
     return {**motions, "audio": jnp.stack([jnp.asarray(tracks(seed)) for seed in range(2)])}
 
 
-def moved(listens: str, first: dict, second: dict, *deaf: Array) -> np.ndarray:
+def moved(audio_condition: str, first: dict, second: dict, *deaf: Array) -> np.ndarray:
     """Whose logits differ, [2, 2]."""
-    logits = teacher_forced(listens)
+    logits = teacher_forced(audio_condition)
     return np.abs(logits(first, *deaf) - logits(second, *deaf)).max((2, 3, 4)) > 1e-3
 
 
-@pytest.mark.parametrize(("listens", "people"), [("own", 1), ("mixed", 2)])
-def test_cached_logits_are_those_of_the_training_forward(listens, people):
-    ready = program(listens, people)
+@pytest.mark.parametrize(("audio_condition", "people"), [("own", 1), ("mixed", 2)])
+def test_cached_logits_are_those_of_the_training_forward(audio_condition, people):
+    ready = program(audio_condition, people)
     model, sound = merge(ready.graphdef, ready.params), tracks()
     clips = [np.asarray(random_motion(people, 100, seed=seed)) for seed in range(3)]
     style, prev, free = (ready.features(clip)[None] for clip in clips)
@@ -77,19 +77,19 @@ def test_cached_logits_are_those_of_the_training_forward(listens, people):
 
 
 @pytest.mark.parametrize(
-    ("listens", "people", "encoded"), [("dialogue", 1, 2), ("own", 1, 1), ("own", 2, 2), ("mixed", 2, 1)]
+    ("audio_condition", "people", "encoded"), [("dialogue", 1, 2), ("own", 1, 1), ("own", 2, 2), ("mixed", 2, 1)]
 )
-def test_the_encoder_runs_once_for_every_track_that_is_heard(listens, people, encoded):
-    model, audio = tiny_model(listens), jax.ShapeDtypeStruct((3, 2, 64_000), jnp.float32)
+def test_the_encoder_runs_once_for_every_track_that_is_heard(audio_condition, people, encoded):
+    model, audio = tiny_model(audio_condition), jax.ShapeDtypeStruct((3, 2, 64_000), jnp.float32)
     features = jax.eval_shape(lambda audio: model.encode_audio(audio, people), audio)
     assert features.shape[:2] == (3, encoded)
     heard = jax.eval_shape(lambda features: model.audio_of_people(features, people), features)
     assert [x.shape for x in heard] == [(3 * people, *features.shape[2:])] * len(model.prior.audio_embeds)
 
 
-def motion_of(listens: str, own: np.ndarray, other: np.ndarray | None, people: int) -> np.ndarray:
+def motion_of(audio_condition: str, own: np.ndarray, other: np.ndarray | None, people: int) -> np.ndarray:
     request = Request(own, other, np.asarray(random_motion(1, 100, seed=5)), seed=3)
-    return next(decode_many(program(listens, people), [request]))[1]
+    return next(decode_many(program(audio_condition, people), [request]))[1]
 
 
 def test_who_listens_to_the_own_track_moves_alike_whatever_the_other_s():
@@ -119,16 +119,16 @@ def test_people_of_a_pair_train_on_what_they_listen_to():
     np.testing.assert_array_equal(teacher_forced("mixed")(swapped), teacher_forced("mixed")(batch))
 
 
-@pytest.mark.parametrize("listens", ONE_AUDIO)
-def test_one_drop_silences_the_one_audio_of_its_person(listens):
+@pytest.mark.parametrize("audio_condition", ONE_AUDIO)
+def test_one_drop_silences_the_one_audio_of_its_person(audio_condition):
     batch, deaf = pairs(), jnp.array([[True, False], [False, False]])
     other_audio = {**batch, "audio": batch["audio"][::-1]}
-    np.testing.assert_array_equal(moved(listens, other_audio, batch, deaf), ~np.asarray(deaf))
+    np.testing.assert_array_equal(moved(audio_condition, other_audio, batch, deaf), ~np.asarray(deaf))
 
 
-@pytest.mark.parametrize("listens", ONE_AUDIO)
-def test_the_one_attention_trains_and_its_vector_only_from_scratch(listens):
-    params = split(tiny_model(listens))[1]
+@pytest.mark.parametrize("audio_condition", ONE_AUDIO)
+def test_the_one_attention_trains_and_its_vector_only_from_scratch(audio_condition):
+    params = split(tiny_model(audio_condition))[1]
     trainable, frozen = DIALOGUE.split(params)
     assert {path.split("/")[3] for path in trainable if "audio" in path} == {"audio_attn"}
     assert all("lora_" in path or "/audio_attn/" in path for path in trainable)
@@ -138,10 +138,12 @@ def test_the_one_attention_trains_and_its_vector_only_from_scratch(listens):
 
 def test_other_manners_of_listening_are_refused():
     sizes = CONFIGS["own"]
-    with pytest.raises(UserError, match="prior.listens must be one of pair, own, mixed, got 'both'"):
-        replace(sizes, prior=replace(sizes.prior, listens="both"))
-    with pytest.raises(UserError, match="prior.listens is 'mixed', but without prior.audio_dim there is no audio"):
-        replace(CONFIGS["prior"], prior=replace(CONFIGS["prior"].prior, listens="mixed"))
+    with pytest.raises(UserError, match="prior.audio_condition must be one of pair, own, mixed, got 'both'"):
+        replace(sizes, prior=replace(sizes.prior, audio_condition="both"))
+    with pytest.raises(
+        UserError, match="prior.audio_condition is 'mixed', but without prior.audio_dim there is no audio"
+    ):
+        replace(CONFIGS["prior"], prior=replace(CONFIGS["prior"].prior, audio_condition="mixed"))
 
 
 def checkpoint_of(name: str) -> Checkpoint:
@@ -149,8 +151,8 @@ def checkpoint_of(name: str) -> Checkpoint:
     return Checkpoint(CONFIGS[name], params, "flame", {"checkpoint": "tiny"})
 
 
-@pytest.mark.parametrize("listens", ["own", pytest.param("mixed", marks=pytest.mark.slow)])
-def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(listens, tmp_path):
+@pytest.mark.parametrize("audio_condition", ["own", pytest.param("mixed", marks=pytest.mark.slow)])
+def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(audio_condition, tmp_path):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
     from unils_jax.benchmarks import torch_runs
     from unils_jax.benchmarks.torch_model import load_twin
@@ -163,24 +165,24 @@ def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(listens, 
         twin.audio_encoder = lambda audio: torch.tensor(np.asarray(encode(audio.numpy())))
         return twin
 
-    twin, batch = twin_of(checkpoint_of(listens), tmp_path / "x.safetensors"), pairs()
+    twin, batch = twin_of(checkpoint_of(audio_condition), tmp_path / "x.safetensors"), pairs()
     with torch.no_grad():
         logits = twin.teacher_forced({name: torch.tensor(np.asarray(value)) for name, value in batch.items()})[0]
-    ours = teacher_forced(listens)(batch).swapaxes(0, 1).reshape(logits.shape)
+    ours = teacher_forced(audio_condition)(batch).swapaxes(0, 1).reshape(logits.shape)
     assert np.abs(logits.numpy() - ours).max() < 1e-5 * np.abs(ours).max()
 
-    ready, sound = program(listens, 1 if listens == "own" else 2), tracks()
+    ready, sound = program(audio_condition, 1 if audio_condition == "own" else 2), tracks()
     params = {path: np.asarray(value) for path, value in ready.params.items()}
-    merged = Checkpoint(replace(CONFIGS[listens], lora=None), params, "flame", {"checkpoint": "tiny"})
+    merged = Checkpoint(replace(CONFIGS[audio_condition], lora=None), params, "flame", {"checkpoint": "tiny"})
     twin = twin_of(merged, tmp_path / "y.safetensors")
     motion = torch_runs.decode(twin, torch.tensor(sound), tau=0.0).motion[0]
     request = Request(*sound, sampling=Sampling(tau=0.0))
     np.testing.assert_allclose(next(decode_many(ready, [request]))[1][0], motion, atol=1e-4)
 
 
-@pytest.mark.parametrize("listens", ONE_AUDIO)
-def test_files_name_the_one_attention_as_artalk_does_and_return(listens, tmp_path):
-    checkpoint = checkpoint_of(listens)
+@pytest.mark.parametrize("audio_condition", ONE_AUDIO)
+def test_files_name_the_one_attention_as_artalk_does_and_return(audio_condition, tmp_path):
+    checkpoint = checkpoint_of(audio_condition)
     export(tmp_path / "x.safetensors", checkpoint, "card")
     again, keys = load(tmp_path / "x.safetensors"), set(load_file(tmp_path / "x.safetensors"))
     assert again.config == checkpoint.merged().config
@@ -191,18 +193,18 @@ def test_files_name_the_one_attention_as_artalk_does_and_return(listens, tmp_pat
 
 def test_a_file_that_does_not_say_what_its_one_attention_hears_hears_its_own_track(tmp_path):
     meta_cfg = make_meta_cfg(checkpoint_of("mixed").merged())
-    assert meta_cfg["MODEL"].pop("LISTENS") == "mixed"
+    assert meta_cfg["MODEL"].pop("AUDIO_CONDITION") == "mixed"
     state = {"attn_blocks.audio_pos": np.zeros((1, 1, 6), np.float32)}
     sizes = model_sizes(meta_cfg, state)
-    assert (sizes["listens"], sizes["audio_width"]) == ("own", 6)
-    meta_cfg["MODEL"]["LISTENS"] = "everybody"
-    with pytest.raises(UserError, match="MODEL.LISTENS must be one of pair, own, mixed, got 'everybody'"):
+    assert (sizes["audio_condition"], sizes["audio_width"]) == ("own", 6)
+    meta_cfg["MODEL"]["AUDIO_CONDITION"] = "everybody"
+    with pytest.raises(UserError, match="MODEL.AUDIO_CONDITION must be one of pair, own, mixed, got 'everybody'"):
         model_sizes(meta_cfg, state)
 
 
-@pytest.mark.parametrize("listens", ONE_AUDIO)
-def test_an_adapter_says_what_it_listens_to(listens, tmp_path):
-    dialogue = checkpoint_of(listens)
+@pytest.mark.parametrize("audio_condition", ONE_AUDIO)
+def test_an_adapter_says_what_it_listens_to(audio_condition, tmp_path):
+    dialogue = checkpoint_of(audio_condition)
     save_adapter(tmp_path / "x.safetensors", dialogue.config, dialogue.params, "flame", "x")
     prior = Checkpoint(CONFIGS["prior"], split_adapter(dialogue.params)[0], "flame", {"checkpoint": "tiny"})
     again = prior.with_adapter(tmp_path / "x.safetensors", merge=False)
