@@ -7,7 +7,7 @@ import pytest
 
 from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
 from unils_jax.errors import UserError
-from unils_jax.systems.base import STAGES
+from unils_jax.systems.registry import STAGES
 from unils_jax.training.config import DataConfig, RunConfig, count_epochs, run_config
 
 SIZES = (("", ""), ("", "_s"), ("smoke/", ""))

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tiny_runs import run_unils
 
-from unils_jax.training.preemption import EXIT_STATUS
+from unils_jax.training.distributed import EXIT_STATUS
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 USER_FLAGS = ["--config", "prior", "--workdir", "a b", "--parent", "runs/codec", "--config.data.store=store"]

@@ -14,7 +14,8 @@ from unils_jax.benchmarks import timing as bench
 from unils_jax.benchmarks.decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
 from unils_jax.benchmarks.timing import random_params, twin_of
 from unils_jax.config import from_dict, load_config
-from unils_jax.inference.program import Constants, Sampling, decode_chunk, make_controls
+from unils_jax.inference.program import Constants, decode_chunk
+from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.nn.params import abstract, merge
 from unils_jax.training.flops import count

@@ -9,7 +9,7 @@ from tiny_runs import run_unils
 
 from unils_jax.benchmarks.miniature.plan import RUNS, SYSTEMS, Plan, phases
 from unils_jax.config import load_config
-from unils_jax.systems.base import STAGES
+from unils_jax.systems.registry import STAGES
 
 PLAN = Plan(conversations=20, people_alone=40, seeds=2, times=1.0)
 

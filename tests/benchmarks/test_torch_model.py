@@ -16,7 +16,7 @@ from tiny_runs import meta_cfg
 import unils_jax.inference.conversations
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
-from unils_jax.inference.program import Sampling, nucleus_probability
+from unils_jax.inference.sampling import Sampling, nucleus_probability
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests

@@ -12,7 +12,8 @@ from tiny_models import CONFIGS, jitted, tiny_model
 from tiny_runs import run_unils
 
 from unils_jax.checkpoints.adapters import METADATA, base_hash, read_adapter, save_adapter, split_adapter
-from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.nn.params import split
 

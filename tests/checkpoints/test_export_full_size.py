@@ -13,8 +13,8 @@ from decode_tools import recorded_chunks
 from flax import nnx
 from tiny_models import jitted, random_motion
 
+from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
-from unils_jax.checkpoints.loading import Checkpoint
 from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.config import load_config
 from unils_jax.inference.conversations import Sampling, decode, decode_prior

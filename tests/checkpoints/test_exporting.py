@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from tiny_runs import STAGES, run_unils
 
-from unils_jax.checkpoints.exporting import export, make_meta_cfg, release_contents
-from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.exporting import export, release_contents
+from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
+from unils_jax.systems.unils.layout import make_meta_cfg
 from unils_jax.training.config import run_config
 
 RELEASED = json.loads((Path(__file__).parents[1] / "support" / "meta_cfg.json").read_text())

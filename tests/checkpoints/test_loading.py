@@ -15,12 +15,13 @@ from pt_writer import write_pt
 from safetensors.numpy import save_file
 from tiny_runs import STAGES, meta_cfg, quick_compiles
 
-from unils_jax.checkpoints.loading import load, load_audio_encoder
+from unils_jax.checkpoints.audio_encoders import load_audio_encoder
+from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.torch_keys import to_paths
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge, split
-from unils_jax.systems.base import generator_logits
+from unils_jax.systems.unils.system import generator_logits
 from unils_jax.training.config import run_config
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)

@@ -10,7 +10,8 @@ import pytest
 from pt_writer import call, write_pt
 from safetensors.numpy import load_file, save_file
 
-from unils_jax.checkpoints.torch_files import read_safetensors, read_transformers_folder
+from unils_jax.checkpoints.audio_encoders import read_transformers_folder
+from unils_jax.checkpoints.torch_files import read_safetensors
 from unils_jax.checkpoints.torch_keys import to_paths
 from unils_jax.errors import UserError
 

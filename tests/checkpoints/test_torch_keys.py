@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from unils_jax.checkpoints.torch_keys import (
-    UNKNOWN,
-    check_params,
-    key_of,
-    model_sizes,
-    path_of,
-    to_paths,
-    to_torch,
-    torch_views,
-)
+from unils_jax.checkpoints.torch_keys import UNKNOWN, check_params, key_of, path_of, to_paths, to_torch, torch_views
 from unils_jax.errors import UserError
+from unils_jax.systems.unils.layout import model_sizes
 
 MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "support" / "manifest.json.gz").read_bytes()))
 NUM_KEYS = {

@@ -8,7 +8,7 @@ import pytest
 from pt_writer import write_pt
 from safetensors.numpy import save_file
 
-from unils_jax.checkpoints.loading import load_audio_encoder
+from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.config import load_config
 from unils_jax.errors import UserError

@@ -13,7 +13,7 @@ from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import STAGES as STAGE_DATA
+from unils_jax.systems.registry import STAGES as STAGE_DATA
 
 
 @pytest.mark.parametrize(

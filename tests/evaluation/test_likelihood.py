@@ -7,7 +7,6 @@ from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
 from tiny_runs import quick_compiles
 
 from unils_jax.evaluation.likelihood import (
-    bootstrap_interval,
     codec_error,
     jaw_loudness_correlation,
     marginal_cross_entropy,
@@ -15,8 +14,9 @@ from unils_jax.evaluation.likelihood import (
     window_cross_entropy,
     with_other_audio,
 )
+from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.models.prior import bit_cross_entropy
-from unils_jax.systems.base import generator_logits
+from unils_jax.systems.unils.system import generator_logits
 
 JAW = 103
 

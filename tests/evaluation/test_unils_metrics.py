@@ -8,15 +8,12 @@ import scipy.linalg
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.evaluation.scoring import mesh_of
+from unils_jax.evaluation.statistics import correlation, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import (
     CHUNK_FRAMES,
     ROLES,
     Mesh,
-    correlation,
     expression_fid,
-    frechet_distance,
-    merge,
-    moments,
     pose_fid,
     role_masks,
     unils_metrics,

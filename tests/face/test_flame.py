@@ -11,7 +11,8 @@ from flame_golden import golden_arrays, golden_flame_asset
 from scipy.sparse import csc_matrix
 
 from unils_jax.errors import UserError
-from unils_jax.face.flame import NUM_VERTICES, flame_regions, load_flame, rotation_matrices, vertices
+from unils_jax.face.flame import NUM_VERTICES, rotation_matrices, vertices
+from unils_jax.face.flame_file import flame_regions, load_flame
 from unils_jax.face.standin import standin_asset
 
 
@@ -103,7 +104,7 @@ def test_a_damaged_flame_file_is_refused(tmp_path, arrays, monkeypatch):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "large.npz").read_bytes()[:5000])
     with pytest.raises(UserError, match="cut.npz"):
         load_flame(tmp_path / "cut.npz")
-    monkeypatch.setattr("unils_jax.face.flame.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("unils_jax.face.flame_file.MAX_FILE_BYTES", 1000)
     (tmp_path / "large.pkl").write_bytes(whole)
     for name in ("large.npz", "large.pkl"):
         with pytest.raises(UserError, match="1000"):

@@ -8,7 +8,7 @@ from tiny_models import CODE_DIM, SCALES, jitted, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Sampling, decode, decode_prior
-from unils_jax.inference.program import nucleus_probability, sample_scales
+from unils_jax.inference.sampling import nucleus_probability, sample_scales
 from unils_jax.models.unils import UniLS
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

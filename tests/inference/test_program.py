@@ -13,17 +13,8 @@ from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random
 
 from unils_jax.errors import UserError
 from unils_jax.evaluation.likelihood import bits_changed
-from unils_jax.inference.program import (
-    Chunk,
-    Constants,
-    Program,
-    Sampling,
-    choose_bits,
-    decode_chunk,
-    make_controls,
-    make_program,
-    uniforms,
-)
+from unils_jax.inference.program import Chunk, Constants, Program, decode_chunk, make_program
+from unils_jax.inference.sampling import Sampling, choose_bits, make_controls, uniforms
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import ModelConfig

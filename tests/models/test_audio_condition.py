@@ -13,14 +13,17 @@ from safetensors.numpy import load_file
 from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_model, random_motion, tiny_model
 
 from unils_jax.checkpoints.adapters import save_adapter, split_adapter
-from unils_jax.checkpoints.exporting import export, make_meta_cfg
-from unils_jax.checkpoints.loading import Checkpoint, load
-from unils_jax.checkpoints.torch_keys import model_sizes
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
-from unils_jax.inference.program import Program, Sampling, make_controls, make_program
+from unils_jax.inference.program import Program, make_program
+from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.nn.params import merge, split
-from unils_jax.systems.base import DIALOGUE, STAGES, StepNoise, generator_logits
+from unils_jax.systems.registry import STAGES
+from unils_jax.systems.unils.layout import make_meta_cfg, model_sizes
+from unils_jax.systems.unils.system import DIALOGUE, StepNoise, generator_logits
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 ONE_AUDIO = ("own", "mixed")

@@ -14,7 +14,7 @@ from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import STAGES
+from unils_jax.systems.registry import STAGES
 
 STATISTICS = 216  # mean and deviation of 108 channels, which the published counts leave out
 

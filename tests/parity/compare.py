@@ -10,7 +10,8 @@ from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, merge, split
-from unils_jax.systems.base import Batch, Stage, generator_logits
+from unils_jax.systems.base import Batch, Stage
+from unils_jax.systems.unils.system import generator_logits
 
 TABLE, LAYER, MODEL = 1e-6, 1e-5, 1e-4  # tolerances of constants and single operations, of a layer, of a whole model
 GRADIENT = 1e-5  # of a gradient, relative to the largest entry of its tensor

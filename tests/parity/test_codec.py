@@ -9,13 +9,14 @@ from tiny_models import jitted
 
 from parity.compare import LAYER, MODEL, TABLE, assert_bits_equal, assert_close, assert_gradients_match, assert_relative
 from parity.updates import assert_recorded, assert_trained_weights_match, run_updates
-from unils_jax.face.flame import flame_regions
+from unils_jax.face.flame_file import flame_regions
 from unils_jax.models.codec import Codec
 from unils_jax.models.losses import CodecLossWeights
 from unils_jax.models.quantizer import full_features, next_scale_inputs, scale_slices
 from unils_jax.nn.attention import rotary_table
 from unils_jax.nn.params import merge, split
-from unils_jax.systems.base import CODEC, Objective
+from unils_jax.systems.base import Objective
+from unils_jax.systems.unils.system import CODEC
 
 # The release's name of every loss term and ours.
 TERMS = {

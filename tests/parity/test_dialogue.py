@@ -16,7 +16,7 @@ from parity.compare import (
     run_pass,
 )
 from unils_jax.models.prior import bit_cross_entropy
-from unils_jax.systems.base import PRIOR, StepNoise, generator_logits
+from unils_jax.systems.unils.system import PRIOR, StepNoise, generator_logits
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from unils_jax.audio import normalize_record
 from unils_jax.checkpoints.torch_keys import UNKNOWN, check_params, to_paths, torch_views
 from unils_jax.nn.layers import resample
 from unils_jax.nn.params import abstract, merge
-from unils_jax.systems.base import DUALTALK, Objective
+from unils_jax.systems.base import Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, num_frames
+from unils_jax.systems.dualtalk.system import DUALTALK
 from unils_jax.training.optimizer import OptimizerConfig, learning_rate
 from unils_jax.training.step import init_state, make_train_step
 

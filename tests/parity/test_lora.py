@@ -7,7 +7,7 @@ from parity.compare import LAYER, MODEL, assert_close, assert_gradients_match, a
 from unils_jax.checkpoints.torch_keys import key_of, to_paths
 from unils_jax.nn.lora import LoRALinear, merge_lora
 from unils_jax.nn.params import split
-from unils_jax.systems.base import DIALOGUE
+from unils_jax.systems.unils.system import DIALOGUE
 
 
 @pytest.fixture(scope="module")

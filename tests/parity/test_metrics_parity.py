@@ -13,7 +13,8 @@ from scipy.cluster.vq import kmeans2
 
 from unils_jax.evaluation.dualtalk_metrics import CLUSTERS, dualtalk_metrics, kmeans, mean_pair_distance, nearest
 from unils_jax.evaluation.unils_metrics import Mesh, unils_metrics
-from unils_jax.face.flame import flame_regions, vertices
+from unils_jax.face.flame import vertices
+from unils_jax.face.flame_file import flame_regions
 from unils_jax.motion import DUALTALK_GROUPS
 
 RELATIVE = 1e-5

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from parity.compare import LAYER, TABLE, assert_close
-from unils_jax.inference.program import nucleus_probability
+from unils_jax.inference.sampling import nucleus_probability
 from unils_jax.motion import smooth
 
 

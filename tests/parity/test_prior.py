@@ -17,7 +17,8 @@ from parity.compare import (
 from parity.updates import assert_recorded, assert_trained_weights_match, run_updates
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import next_scale_inputs
-from unils_jax.systems.base import PRIOR, Objective, StepNoise, generator_logits
+from unils_jax.systems.base import Objective
+from unils_jax.systems.unils.system import PRIOR, StepNoise, generator_logits
 
 
 @pytest.fixture(scope="module")

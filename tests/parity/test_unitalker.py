@@ -20,7 +20,7 @@ from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.systems.unitalker.annotations import lip_errors, talker_losses
 from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig, frames_of, past_bias, periodic_positions
-from unils_jax.training.per_tensor import init_per_tensor, scale_by_per_tensor_adam
+from unils_jax.training.optimizer import init_per_tensor, scale_by_per_tensor_adam
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 

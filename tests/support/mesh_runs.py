@@ -54,7 +54,8 @@ def main(folder: Path) -> None:
     from unils_jax.face.standin import standin_asset
     from unils_jax.models.unils import ModelConfig, UniLS
     from unils_jax.nn.params import abstract
-    from unils_jax.systems.base import STAGES, Objective
+    from unils_jax.systems.base import Objective
+    from unils_jax.systems.registry import STAGES
     from unils_jax.training import sharding
     from unils_jax.training.optimizer import OptimizerConfig
 

@@ -11,7 +11,7 @@ from time import monotonic, sleep
 
 import numpy as np
 
-from unils_jax.checkpoints.loading import read_item
+from unils_jax.checkpoints.workdir import read_item
 
 ARRAYS = ("params", "ema", "optimizer", "frozen")
 LIMIT_S = 300

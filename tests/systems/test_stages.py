@@ -12,17 +12,9 @@ from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_motion, tiny_m
 from unils_jax.models.losses import CodecLossWeights, motion_losses, observed_sample_weights, vertex_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.nn.params import merge, split
-from unils_jax.systems.base import (
-    CODEC,
-    DIALOGUE,
-    PRIOR,
-    STAGES,
-    NoiseRates,
-    Objective,
-    StepNoise,
-    generator_logits,
-    sample_noise,
-)
+from unils_jax.systems.base import NoiseRates, Objective
+from unils_jax.systems.registry import STAGES
+from unils_jax.systems.unils.system import CODEC, DIALOGUE, PRIOR, StepNoise, generator_logits, sample_noise
 
 NUM_FLIPS = sum(SCALES[:-1])
 

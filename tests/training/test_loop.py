@@ -15,16 +15,15 @@ from tiny_runs import quick_compiles
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import CODEC
+from unils_jax.systems.unils.system import CODEC
 from unils_jax.training import flops
 from unils_jax.training.config import DataConfig, RunConfig, make_objective
 from unils_jax.training.loop import InitialState, TrainOptions, train
 from unils_jax.training.metrics import MetricsLog
 from unils_jax.training.optimizer import OptimizerConfig
-from unils_jax.training.profiling import BFLOAT16_PEAKS, Throughput, known_peak
+from unils_jax.training.profiling import BFLOAT16_PEAKS, Throughput, known_peak, parse_steps
 from unils_jax.training.sharding import make_mesh
 from unils_jax.training.step import make_eval_step
-from unils_jax.training.trace import parse_steps
 
 MODEL = CONFIGS["codec"]
 pytestmark = pytest.mark.usefixtures("compile_cache")

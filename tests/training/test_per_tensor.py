@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from unils_jax.training.optimizer import scale_by_adam
-from unils_jax.training.per_tensor import init_per_tensor, scale_by_per_tensor_adam
+from unils_jax.training.optimizer import init_per_tensor, scale_by_adam, scale_by_per_tensor_adam
 
 SETTINGS = (0.9, 0.999, 1e-8)
 

@@ -29,12 +29,11 @@ from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import STAGES as STAGE_DATA
-from unils_jax.training.checkpoint import Checkpoints
+from unils_jax.systems.registry import STAGES as STAGE_DATA
+from unils_jax.training.checkpoint import Checkpoints, check_workdir
 from unils_jax.training.config import run_config
+from unils_jax.training.distributed import EXIT_STATUS, SIGNALS, PreemptionGuard
 from unils_jax.training.loop import state_shapes
-from unils_jax.training.preemption import EXIT_STATUS, SIGNALS, PreemptionGuard
-from unils_jax.training.resume import check_workdir
 from unils_jax.training.sharding import make_mesh
 
 PARENTS = {"codec": None, "prior": "codec", "dialogue": "prior"}
@@ -130,7 +129,7 @@ class StopAt(PreemptionGuard):
 
 
 def test_an_evaluation_that_a_signal_puts_off_is_made_up_for(tiny_runs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unils_jax.training.preemption.PreemptionGuard", lambda: StopAt(3))
+    monkeypatch.setattr("unils_jax.training.distributed.PreemptionGuard", lambda: StopAt(3))
     assert tiny_runs.train("codec", tmp_path / "codec") == EXIT_STATUS
     assert [(row["step"], row["split"]) for row in without_speed(metrics(tmp_path / "codec"))] == [
         (step, "train") for step in (1, 2, 3)

@@ -21,8 +21,7 @@ from run_files import (
 )
 
 from unils_jax.errors import UserError
-from unils_jax.training.distributed import raise_unless_agreed
-from unils_jax.training.preemption import EXIT_STATUS
+from unils_jax.training.distributed import EXIT_STATUS, raise_unless_agreed
 
 LOCAL = Path(__file__).parents[2] / "launch" / "local.sh"
 BATCH = "--config.data.batch_size=4"

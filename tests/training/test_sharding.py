@@ -18,8 +18,8 @@ from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, split
-from unils_jax.systems.base import STAGES
 from unils_jax.systems.dualtalk.model import DualTalkConfig
+from unils_jax.systems.registry import STAGES
 from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.sharding import (

@@ -16,7 +16,9 @@ from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.block import Block
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.nn.stack import Compute, run_blocks
-from unils_jax.systems.base import CODEC, DIALOGUE, STAGES, Objective
+from unils_jax.systems.base import Objective
+from unils_jax.systems.registry import STAGES
+from unils_jax.systems.unils.system import CODEC, DIALOGUE
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
 

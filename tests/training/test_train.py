@@ -13,8 +13,8 @@ from tiny_runs import CHECKPOINT_EVERY, NUM_STEPS, STAGES, run_unils
 from data_pipelines.store.reader import Store
 from unils_jax.checkpoints.loading import load
 from unils_jax.motion import load_motion
-from unils_jax.systems.base import STAGES as STAGE_DATA
-from unils_jax.training.evaluation import mean_metrics
+from unils_jax.systems.registry import STAGES as STAGE_DATA
+from unils_jax.training.loop import mean_metrics
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
 from unils_jax.benchmarks.trace import DECODE_PARTS, sample_weights, scope_seconds, shares_line
-from unils_jax.inference.program import Controls, Sampling, make_controls, make_program
+from unils_jax.inference.program import make_program
+from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from unils_jax.nn.params import abstract, merge

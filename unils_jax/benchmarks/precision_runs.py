@@ -22,7 +22,7 @@ from unils_jax.config import load_config
 from unils_jax.face.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, abstract, split
-from unils_jax.systems.base import CODEC, DIALOGUE, PRIOR
+from unils_jax.systems.unils.system import CODEC, DIALOGUE, PRIOR
 from unils_jax.training.config import RunConfig, make_objective, run_config
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step
 

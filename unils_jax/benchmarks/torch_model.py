@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from unils_jax.benchmarks.torch_wav2vec2 import load_strictly, load_wav2vec2
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
-from unils_jax.checkpoints.torch_keys import model_sizes
 from unils_jax.motion import HEAD_AND_JAW
+from unils_jax.systems.unils.layout import model_sizes
 
 Scales = tuple[int, ...]
 LOSS_WEIGHTS = {"vq": 1, "motion": 1, "pose": 8, "velocity": 5, "smooth": 0.5, "mesh": 2, "lips": 0.1}

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from unils_jax.checkpoints.torch_files import read_transformers_folder
+from unils_jax.checkpoints.audio_encoders import read_transformers_folder
 from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.errors import UserError
 

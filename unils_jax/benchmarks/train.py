@@ -26,7 +26,8 @@ from unils_jax.motion import (
     WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import STAGES, Objective
+from unils_jax.systems.base import Objective
+from unils_jax.systems.registry import STAGES
 from unils_jax.training.config import RunConfig
 from unils_jax.training.flops import Work, count
 from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
@@ -248,7 +249,7 @@ def twin_loss(twin: Any, objective: Objective) -> Callable[[Mapping[str, Any], A
     """`loss(batch of tensors, noise or None)`, what the twin's stage minimises under the objective."""
     if hasattr(twin, "teacher_forced"):
         return twin.loss
-    from unils_jax.benchmarks.torch_head import Head
+    from unils_jax.benchmarks.torch_runs import Head
 
     head = objective.head and Head(objective.head, twin.motion_mean.device)
     lips = head and head.lips

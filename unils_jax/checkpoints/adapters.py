@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from unils_jax.checkpoints.torch_files import read_tensors
-from unils_jax.checkpoints.torch_keys import MAX_SIZE, check_params, to_paths, to_torch
+from unils_jax.checkpoints.torch_keys import check_params, to_paths, to_torch
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
@@ -28,6 +28,7 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
 from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
+from unils_jax.systems.unils.layout import MAX_SIZE
 
 PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
 METADATA = "unils_adapter"
@@ -128,7 +129,9 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
     if not (1 <= info.audio_dim <= MAX_SIZE and 1 <= info.lora.rank <= MAX_SIZE and math.isfinite(info.lora.alpha)):
         problems.append(f"audio_dim and rank must be from 1 to {MAX_SIZE} and alpha finite")
     if info.audio_condition not in AUDIO_CONDITIONS:
-        problems.append(f"audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got {info.audio_condition!r:.40}")
+        problems.append(
+            f"audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got {info.audio_condition!r:.40}"
+        )
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}; use the file as it was written")
     return Adapter(info, to_paths(tensors, "dialogue"))

@@ -15,33 +15,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from unils_jax.checkpoints.loading import Checkpoint, load
-from unils_jax.checkpoints.torch_keys import LOADERS, to_torch, torch_views
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
+from unils_jax.checkpoints.torch_keys import to_torch, torch_views
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, check_output
-from unils_jax.models.codec import CodecConfig
-from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import ModelConfig
-from unils_jax.motion import FPS, SAMPLE_RATE
-from unils_jax.systems.base import NoiseRates
-from unils_jax.systems.dualtalk.layout import config_tree
-from unils_jax.systems.unitalker import layout as unitalker_files
+from unils_jax.systems.unils.layout import make_meta_cfg
 from unils_jax.systems.unitalker.layout import position_table
-from unils_jax.training.config import RunConfig, run_config
-
-NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
-PIPELINES = {"dialogue": "arlora_trainer.ARLoRATrainer"}
-DATASETS = {"dialogue": ("SeamlessInteractionTalk", "sitalk_data.SeamlessInteractionTalkData")}
-LOSS_NAMES = {
-    "vq": "VQ_WEIGHT",
-    "motion": "EXP_WEIGHT",
-    "pose": "POSE_WEIGHT",
-    "velocity": "HEAD_VEL_WEIGHT",
-    "smooth": "HEAD_SMOOTH_WEIGHT",
-    "mesh": "MESH_WEIGHT",
-    "lips": "LIPS_WEIGHT",
-}
-UNKNOWN = "..."  # paths of other machines: the release's code sets those that it needs
 
 
 @dataclass(frozen=True)
@@ -142,113 +122,6 @@ def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree as a file gives it back. A `.pt`'s, too: pickle writes a text that occurs twice by its identity, and
     bytes should repeat."""
     return json.loads(json.dumps(tree))
-
-
-def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The release's config tree of a checkpoint; a release file's own is passed on as it is.
-
-    Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths are left out.
-    Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front end, and MODEL.AUDIO_CONDITION where it
-    has one audio cross-attention.
-    """
-    if checkpoint.meta_cfg is not None:
-        return checkpoint.meta_cfg
-    if checkpoint.config.dualtalk is not None:
-        return config_tree(checkpoint.config.dualtalk, checkpoint.expression_basis)
-    if checkpoint.config.unitalker is not None:
-        return unitalker_files.config_tree(checkpoint.config.unitalker, checkpoint.expression_basis)
-    stage = checkpoint.config.stage
-    run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
-    dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
-    frames = checkpoint.config.codec.window_frames
-    model = _model_tree(checkpoint.config, NoiseRates() if run is None else run.noise)
-    return {
-        "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
-        "DATASET": {
-            "NAME": dataset,
-            "LOADER": loader,
-            "CLIP_LENGTH": frames,
-            "PREV_LENGTH": frames,
-            "STYLE_LENGTH": frames,
-            "MOTION_FPS": int(FPS),
-            "AUDIO_SAMPLE_RATE": SAMPLE_RATE,
-            "DATA_PATH": UNKNOWN,
-            "META_PATH": UNKNOWN,
-        },
-        "MODEL": model,
-        "TRAINER": {} if run is None else _trainer_tree(run),
-        "LOSS_KWARGS": {} if run is None else _loss_tree(run),
-        "EXP_STR": f"{model['NAME']}_{dataset}",
-        "TIME_STR": UNKNOWN,
-        "DUMP_DIR": UNKNOWN,
-        "EXPRESSION_BASIS": checkpoint.expression_basis,
-    }
-
-
-def _model_tree(config: ModelConfig, noise: NoiseRates) -> dict[str, Any]:
-    stage, prior = config.stage, config.prior
-    loader = next(loader for loader, of in LOADERS.items() if of == stage)
-    tree: dict[str, Any] = {"NAME": NAMES[stage] + ("S" if _is_small(config.codec, prior) else ""), "LOADER": loader}
-    codec = {
-        "MOTION_DIM": config.codec.motion_dim,
-        "V_CODE_DIM": config.codec.code_dim,
-        "V_PATCH_NUMS": list(config.codec.scales),
-        "T_DEPTH": config.codec.depth,
-        "T_NUM_HEADS": config.codec.num_heads,
-        "T_HIDDEN_DIM": config.codec.width,
-        "STATS_PATH": "talk_motion_stats.json",
-    }
-    codec_loader = next(loader for loader, of in LOADERS.items() if of == "codec")
-    # The release's inference code writes into VAE_CONFIG, so it is there whatever the model.
-    vae_config = {"VAE_CONFIG": {"LOADER": codec_loader, **codec, "VAE_PATH": UNKNOWN}}
-    if prior is None:
-        return tree | codec | vae_config
-    if stage == "dialogue":
-        tree["AUDIO_ENCODER"] = "wav2vec" if config.logmel is None else "logmel"
-    tree |= {
-        "T_DEPTH": prior.depth,
-        "T_NUM_HEAD": prior.num_heads,
-        "T_EMBED_DIM": prior.width,
-        "FLIP_QUANT": noise.max_flip_percent / 100,
-        "PREV_FREE": noise.prev_drop,
-        "STYLE_FREE": noise.style_drop,
-    }
-    if stage == "dialogue":
-        tree |= {"AUDIO_FREE": noise.audio_drop, "PRETRAIN_PATH": None}
-        if prior.audio_condition != "pair":
-            tree["AUDIO_CONDITION"] = prior.audio_condition
-        if config.logmel is not None:
-            tree["LOGMEL"] = {key.upper(): value for key, value in vars(config.logmel).items()}
-    return tree | vae_config
-
-
-def _is_small(codec: CodecConfig, prior: PriorConfig | None) -> bool:
-    """Whether the sizes are the paper's small ones, whose names end in S."""
-    small = CodecConfig(scales=(1, 25, 50, 100), width=384, depth=6, num_heads=6)
-    return codec == small and (prior is None or (prior.width, prior.depth, prior.num_heads) == (384, 6, 6))
-
-
-def _trainer_tree(run: RunConfig) -> dict[str, Any]:
-    optimizer = run.optimizer
-    return {
-        "BATCH_SIZE": run.data.batch_size,
-        "TRAIN_ITER": run.num_steps,
-        "CHECK_INTERVAL": run.checkpoint_every,
-        "NAME": "Adam",
-        "WARMUP_ITER": optimizer.warmup_steps,
-        "LR_DECAY_RATE": optimizer.final_factor,
-        "LR_DECAY_ITER": optimizer.decay_steps,
-        "LEARNING_RATE": optimizer.rate,
-        "USING_EMA": True,
-        "EMA_DECAY": optimizer.ema_decay,
-        "EMA_UPDATE_FREQ": 1,
-    }
-
-
-def _loss_tree(run: RunConfig) -> dict[str, float]:
-    if run.stage != "codec":
-        return {"CE_WEIGHT": 1.0}
-    return {name: getattr(run.loss, ours) for ours, name in LOSS_NAMES.items()}  # ARTalk's terms have no name there
 
 
 def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unils_jax import __version__
-from unils_jax.checkpoints.loading import Checkpoint
+from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.training.config import RunConfig, run_config
 

@@ -7,7 +7,6 @@ numbers and None.
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,11 @@ from safetensors import SafetensorError, safe_open
 
 from unils_jax.checkpoints.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dict, widen
 from unils_jax.errors import UserError
+from unils_jax.systems.torch_layout import DUALTALK_MARK, UNITALKER_MARK
 
 MAX_JSON_BYTES = 16 << 20
 MAX_CONFIG_NODES = 100_000
 MAX_CONFIG_DEPTH = 32
-# Files of DualTalk and UniTalker are bare state dicts; so some keys of theirs begin.
-DUALTALK_MARK = "joint_encoder."
-UNITALKER_MARK = "decoder.learnable_style_emb"
 
 
 def read_pt(path: str | os.PathLike) -> dict[str, Any]:
@@ -119,124 +116,3 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
         return {"model": model, "meta_cfg": _config_beside(path)}
     meta_cfg = _read_json(path.with_suffix(".json"), f"the meta_cfg of {path.name} (the release's config tree)")
     return {"model": model, "meta_cfg": meta_cfg}
-
-
-# What transformers takes for a field that config.json leaves out.
-WAV2VEC2_DEFAULTS: dict[str, Any] = {
-    "model_type": None,
-    "do_stable_layer_norm": False,
-    "feat_extract_norm": "group",
-    "conv_bias": False,
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "add_adapter": False,
-    "adapter_attn_dim": None,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-    "layer_norm_eps": 1e-5,
-}
-WAVLM_DEFAULTS: dict[str, Any] = {**WAV2VEC2_DEFAULTS, "num_buckets": 320, "max_bucket_distance": 800}
-_COMMON = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "add_adapter": False,
-    "adapter_attn_dim": None,
-}
-# What is built here of each model type: wav2vec2 with stable layer norm, WavLM's base family; and one to use.
-_FAMILIES = {
-    "wav2vec2": (
-        WAV2VEC2_DEFAULTS,
-        {"model_type": "wav2vec2", "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
-        | _COMMON,
-        "wav2vec2 of the stable-layer-norm family, for example facebook/wav2vec2-xls-r-300m",
-    ),
-    "wavlm": (
-        WAVLM_DEFAULTS,
-        {"model_type": "wavlm", "do_stable_layer_norm": False, "feat_extract_norm": "group", "conv_bias": False}
-        | _COMMON,
-        "WavLM of the base family, for example microsoft/wavlm-base-plus",
-    ),
-}
-
-
-def read_transformers_folder(
-    path: str | os.PathLike, family: str = "wav2vec2"
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(config, state dict) of a wav2vec2 or WavLM folder as transformers' `save_pretrained` writes it.
-
-    The config holds every field of `WAV2VEC2_DEFAULTS`, or `WAVLM_DEFAULTS`, checked. The weights come from
-    `model.safetensors`, from the files that `model.safetensors.index.json` lists, or from a `pytorch_model.bin` (read
-    like a `.pt`). Keys are as in the file; see `torch_keys.to_paths`. Raises UserError naming a missing file, or every
-    field that is not of the family that is built here.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(
-            f"{path} is not a folder; name one with config.json and model.safetensors as transformers saves"
-        )
-    defaults, required, remedy = _FAMILIES[family]
-    config = {**defaults, **_read_json(path / "config.json", f"the config of a {family} model")}
-    problems = [
-        f"{name} must be {json.dumps(value)}, got {shown(json.dumps(config[name]))}"
-        for name, value in required.items()
-        if json.dumps(config[name]) != json.dumps(value)
-    ] + _size_problems(config)
-    if problems:
-        raise UserError(f"{path / 'config.json'}: {'; '.join(problems)}. Use a {remedy}")
-    return config, _folder_weights(path)
-
-
-def _size_problems(config: Mapping[str, Any]) -> list[str]:
-    counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    counts += ("num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
-    counts += tuple(name for name in ("num_buckets", "max_bucket_distance") if name in config)
-    problems = [
-        f"{name} must be a positive whole number, got {shown(config[name])}"
-        for name in counts
-        if not _count(config[name])
-    ]
-    convs = [config[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
-    if not all(type(conv) is list and conv and all(map(_count, conv)) for conv in convs):
-        problems.append("conv_dim, conv_kernel and conv_stride must be lists of positive whole numbers")
-    elif len({len(conv) for conv in convs}) != 1:
-        problems.append(f"conv_dim, conv_kernel and conv_stride must be of one length, got {[len(c) for c in convs]}")
-    eps = config["layer_norm_eps"]
-    if type(eps) is not float or not 0 < eps < 1:
-        problems.append(f"layer_norm_eps must be a small positive number, got {shown(eps)}")
-    if not problems:
-        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-            if config["hidden_size"] % config[name]:
-                problems.append(f"hidden_size {config['hidden_size']} must be a multiple of {name} {config[name]}")
-    return problems
-
-
-def _count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 20
-
-
-def _folder_weights(path: Path) -> dict[str, np.ndarray]:
-    single, index, pickled = (
-        path / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    )
-    if single.is_file():
-        return read_tensors(single)
-    if index.is_file():
-        listed = _read_json(index, "the list of weight files").get("weight_map")
-        names = sorted(set(listed.values())) if isinstance(listed, dict) else []
-        if not names or not all(type(name) is str and Path(name).name == name for name in names):
-            raise UserError(f"{index} must hold weight_map, key -> file in the same folder; get a fresh copy")
-        return {key: array for name in names for key, array in read_tensors(path / name).items()}
-    if pickled.is_file():
-        with open_archive(pickled) as archive:
-            return state_dict(archive, archive.load())
-    raise UserError(
-        f"{path} holds no model.safetensors; fetch it with the config, or write both with transformers: "
-        "Wav2Vec2Model.from_pretrained(...).save_pretrained(folder)"
-    )

@@ -157,9 +157,9 @@ def run_train(args: argparse.Namespace) -> Measured:
     """`unils bench train`."""
     from unils_jax.benchmarks.timing import check_twin
     from unils_jax.benchmarks.train import bench_aot, bench_train, table
-    from unils_jax.cli.train import load_head
     from unils_jax.errors import UserError
     from unils_jax.training.config import make_objective
+    from unils_jax.training.run import load_head
 
     if args.aot and args.against:
         raise UserError("--aot runs nothing, so there is nothing to compare; leave --against or --aot away")

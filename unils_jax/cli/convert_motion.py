@@ -124,7 +124,7 @@ def write_channels(out: Path, motion: Any, basis: str, layout: str, origin: dict
 def write_glb(out: Path, motion: Any, basis: str, flame: str | None, embed_flame: bool) -> str:
     """glTF; returns what was written."""
     from unils_jax.errors import UserError
-    from unils_jax.face.flame import load_flame
+    from unils_jax.face.flame_file import load_flame
     from unils_jax.face.standin import standin_asset
     from unils_jax.outputs.gltf import write_glb
 
@@ -142,7 +142,7 @@ def write_glb(out: Path, motion: Any, basis: str, flame: str | None, embed_flame
 def write_arkit(out: Path, motion: Any, basis: str, arkit_basis: str | None, flame: str | None) -> str:
     """A table of the 52 coefficients; returns what was written and, for a fit, what remains."""
     from unils_jax.errors import UserError
-    from unils_jax.face.flame import load_flame
+    from unils_jax.face.flame_file import load_flame
     from unils_jax.face.standin import standin_asset
     from unils_jax.outputs import arkit
     from unils_jax.outputs.layouts import write_table

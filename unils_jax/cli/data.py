@@ -236,8 +236,7 @@ def _verify(args: argparse.Namespace) -> None:
     """Writes the report; a store with problems is a UserError that names the first."""
     from data_pipelines.conversion import verify
     from unils_jax.errors import UserError
-    from unils_jax.evaluation.report import write_files
-    from unils_jax.evaluation.verify_report import page
+    from unils_jax.evaluation.report import page, write_files
     from unils_jax.files import check_output
 
     if "://" in args.store and not args.out:

@@ -327,7 +327,7 @@ def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Any:
 
 def load_head(flame: str | None) -> Any:
     """The FLAME head of the file, or the stand-in."""
-    from unils_jax.face.flame import load_flame
+    from unils_jax.face.flame_file import load_flame
     from unils_jax.face.standin import standin_asset
 
     return load_flame(flame) if flame else standin_asset()

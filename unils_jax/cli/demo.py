@@ -111,8 +111,8 @@ def make_data(path: Path) -> None:
 
 def train(stage: str, out: Path, parent: str | None, times: int | None) -> None:
     """One stage with its smoke config, for `times` as many steps; None: for those of `STEPS`."""
-    from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
+    from unils_jax.training.run import train_stage
 
     config = load_config(f"smoke/{stage}")
     config.data.store = str(out / "data")
@@ -160,7 +160,8 @@ def check_dialogue(out: Path) -> list[Check]:
     import numpy as np
 
     from unils_jax.checkpoints.loading import load
-    from unils_jax.evaluation.likelihood import bootstrap_interval, window_cross_entropy, with_other_audio
+    from unils_jax.evaluation.likelihood import window_cross_entropy, with_other_audio
+    from unils_jax.evaluation.statistics import bootstrap_interval
 
     model = load(out / "dialogue").model
     batches = conversation_windows(out)

@@ -165,7 +165,7 @@ def _encoder(folder: str | None) -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
     if folder is not None:
-        from unils_jax.checkpoints.loading import load_audio_encoder
+        from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 
         config, _ = load_audio_encoder(folder)
         return Finding(OK, "wav2vec2", f"{folder} can be read: {config.depth} layers of {config.width}")
@@ -181,7 +181,7 @@ def _encoder(folder: str | None) -> Finding:
 def _flame(file: str | None) -> Finding:
     path = file or next((str(p) for p in (Path(FLAME_FILE), Path("flame") / FLAME_FILE) if p.is_file()), None)
     if path is not None:
-        from unils_jax.face.flame import load_flame
+        from unils_jax.face.flame_file import load_flame
 
         asset = load_flame(path)
         return Finding(

@@ -175,7 +175,7 @@ def find_mesh(flame: str | None, expression_basis: str) -> tuple[Any, list[str]]
     from unils_jax.errors import UserError
     from unils_jax.evaluation.behaviour_metrics import NO_LIDS
     from unils_jax.evaluation.scoring import mesh_of
-    from unils_jax.face.flame import load_flame
+    from unils_jax.face.flame_file import load_flame
     from unils_jax.face.standin import standin_asset
 
     if expression_basis == "standin":

@@ -20,10 +20,10 @@ def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu:
     import numpy as np
 
     from unils_jax.checkpoints.loading import load
-    from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
     from unils_jax.errors import UserError
     from unils_jax.inference.conversations import decode
+    from unils_jax.training.run import train_stage
 
     started = time.perf_counter()
     device = find_device(allow_cpu)

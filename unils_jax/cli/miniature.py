@@ -152,9 +152,9 @@ def take_cores(out: Path, jobs: int) -> None:
 
 def train(job: Job) -> None:
     """A run with its config, `times` as long; it resumes where it stands."""
-    from unils_jax.cli.train import train_stage
     from unils_jax.config import load_config
     from unils_jax.files import atomic_output
+    from unils_jax.training.run import train_stage
 
     spec = RUNS[job.name]
     given = job.plan.configs

@@ -40,7 +40,7 @@ def load_people(args: argparse.Namespace) -> People:
     to the motion."""
     from unils_jax.audio import read_audio
     from unils_jax.errors import UserError
-    from unils_jax.face.flame import load_flame
+    from unils_jax.face.flame_file import load_flame
     from unils_jax.face.standin import standin_asset
     from unils_jax.motion import load_motion
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.ndimage import binary_dilation
 
-from unils_jax.evaluation.unils_metrics import correlation
+from unils_jax.evaluation.statistics import correlation
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, STANDIN_SHAPES, WINDOW_FRAMES
 
 NAN = float("nan")

@@ -8,7 +8,7 @@ where a correlation is asked for, NaN in the input) is NaN. Source: DualTalk's p
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from unils_jax.evaluation.unils_metrics import correlation, frechet_distance, moments
+from unils_jax.evaluation.statistics import correlation, frechet_distance, moments
 from unils_jax.motion import DUALTALK_GROUPS
 
 Frames = Float[np.ndarray, "T C"]

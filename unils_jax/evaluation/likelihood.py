@@ -14,14 +14,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from unils_jax.evaluation.unils_metrics import correlation
-from unils_jax.inference.program import Sampling, make_controls, make_program
+from unils_jax.evaluation.statistics import correlation
+from unils_jax.inference.program import make_program
+from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import JAW
 from unils_jax.nn.params import Params, merge, split
-from unils_jax.systems.base import generator_logits
+from unils_jax.systems.unils.system import generator_logits
 
 Batch = dict[str, np.ndarray]
 
@@ -103,16 +104,6 @@ def with_other_audio(batch: Batch) -> Batch:
     """The batch of pairs with every pair's audio taken from its neighbour in the batch, both tracks: a conversation
     still, and another one where the batch holds each conversation once."""
     return {**batch, "audio": np.roll(batch["audio"], 1, axis=0)}
-
-
-def bootstrap_interval(
-    values: Float[np.ndarray, " W"], *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The percentile interval of the mean of `values` under resampling."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(values, (draws, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def jaw_loudness_correlation(

@@ -162,7 +162,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over records, with 95 % bootstrap intervals, and the template's."""
     import numpy as np
 
-    from unils_jax.evaluation.likelihood import bootstrap_interval
+    from unils_jax.evaluation.statistics import bootstrap_interval
 
     figures: dict[str, Any] = {"records": len(rows)}
     for name in ("LVE", "LVD", "MSE"):

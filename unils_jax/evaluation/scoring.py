@@ -17,17 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from unils_jax.evaluation import behaviour_metrics as behaviour
 from unils_jax.evaluation.dualtalk_metrics import dualtalk_metrics
-from unils_jax.evaluation.likelihood import bootstrap_interval
-from unils_jax.evaluation.unils_metrics import (
-    ROLES,
-    Mesh,
-    Moments,
-    frechet_distance,
-    merge,
-    moments,
-    role_masks,
-    unils_metrics,
-)
+from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
+from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
 from unils_jax.motion import EXPRESSION, HEAD, JAW, dualtalk_channels
 

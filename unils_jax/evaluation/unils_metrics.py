@@ -8,13 +8,14 @@ Source: the paper's section on metrics and the release's evaluation for LVE, MHD
 lacks F-FID and P-FID; `expression_fid` and `pose_fid` are our definition of them, see `Moments`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 
+from unils_jax.evaluation.statistics import frechet_distance, moments
 from unils_jax.motion import EXPRESSION, HEAD, JAW
 
 ROLES = ("speaking", "listening", "both")
@@ -141,61 +142,6 @@ def _vertex_pieces(
         yield slice(start, stop), *pieces
 
 
-@dataclass(frozen=True)
-class Moments:
-    """What a Fréchet distance needs of a set of frames: how many, their mean, and the sum of x x^T (not centred).
-
-    Sets are united by `merge`. For a split, `expression_fid` (the paper's F-FID) is the Fréchet distance between the
-    Gaussians of predicted and true per-frame expression (100 channels), `pose_fid` (P-FID) of head rotation (3,
-    radians), over all frames of the split that belong to a role, un-normalised, each frame weighing the same. Like
-    every such distance it is too large on few frames: compare equal amounts.
-    """
-
-    count: int
-    total: Float64[np.ndarray, " C"]
-    products: Float64[np.ndarray, "C C"]
-
-    def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the unbiased covariance; at least two frames."""
-        mean = self.total / self.count
-        covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
-        return mean, covariance
-
-
-def moments(frames: Float[np.ndarray, "T C"]) -> Moments:
-    """The moments of frames, in float64."""
-    frames = frames.astype(np.float64)
-    return Moments(len(frames), frames.sum(axis=0), frames.T @ frames)
-
-
-def merge(parts: Sequence[Moments], weights: Int[np.ndarray, " n"] | None = None) -> Moments:
-    """The moments of all parts together (at least one), part i taken `weights[i]` times."""
-    weights = np.ones(len(parts), np.int64) if weights is None else weights
-    counts, totals, products = (np.stack(values) for values in zip(*map(_fields, parts), strict=True))
-    return Moments(int(weights @ counts), np.tensordot(weights, totals, 1), np.tensordot(weights, products, 1))
-
-
-def _fields(part: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.asarray(part.count), part.total, part.products
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in squared units of the channels; never negative.
-
-    The root's trace is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), a symmetric matrix, so that
-    singular covariances (constant channels, fewer frames than channels) need no special case. NaN where either side
-    has fewer than two frames or holds NaN.
-    """
-    if min(a.count, b.count) < 2 or not all(np.isfinite(m.products).all() for m in (a, b)):
-        return float("nan")
-    (mean_a, cov_a), (mean_b, cov_b) = a.mean_and_covariance(), b.mean_and_covariance()
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ cov_b @ root)
-    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(cross.clip(0)).sum()
-    return float(max(distance, 0.0))
-
-
 def expression_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
     """`expression_fid` of the frames given: see `Moments`."""
     return frechet_distance(moments(prediction[:, EXPRESSION]), moments(truth[:, EXPRESSION]))
@@ -204,14 +150,3 @@ def expression_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarr
 def pose_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
     """`pose_fid` of the frames given, rad^2: see `Moments`."""
     return frechet_distance(moments(prediction[:, HEAD]), moments(truth[:, HEAD]))
-
-
-def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Pearson correlation; NaN below two values and where either side is constant or holds NaN."""
-    if len(a) < 2:
-        return float("nan")
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    if not (np.ptp(a) > 0 and np.ptp(b) > 0):
-        return float("nan")
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))

@@ -11,7 +11,8 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.inference.program import Chunk, Program, Sampling, make_program
+from unils_jax.inference.program import Chunk, Program, make_program
+from unils_jax.inference.sampling import Sampling
 from unils_jax.inference.slots import Slots, Turn, check_guidance, clip_of
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES

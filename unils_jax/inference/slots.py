@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.inference.program import Chunk, Program, Sampling, make_controls
+from unils_jax.inference.program import Chunk, Program
+from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
 
 Clip = Float[np.ndarray, "P 100 108"]

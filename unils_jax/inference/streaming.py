@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.inference.program import Program, Sampling
+from unils_jax.inference.program import Program
+from unils_jax.inference.sampling import Sampling
 from unils_jax.inference.slots import Slots, Turn, check_guidance, clip_of
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, smooth
 

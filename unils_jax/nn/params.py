@@ -3,9 +3,10 @@
 Freezing, sharding, checkpoints, the torch table and the optimiser all speak of parameters by these paths.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from flax import nnx
 
 Params = dict[str, Any]
@@ -27,3 +28,7 @@ def merge(graphdef: nnx.GraphDef, params: Params) -> Any:
 def abstract(build: Callable[[nnx.Rngs], Module]) -> tuple[nnx.GraphDef, Params]:
     """`split` of `build(rngs)` without allocating: the values are `jax.ShapeDtypeStruct`s."""
     return split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+
+def as_float32(params: Mapping[str, np.ndarray]) -> Params:
+    return {path: np.asarray(value, np.float32) for path, value in params.items()}

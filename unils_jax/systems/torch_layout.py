@@ -202,3 +202,10 @@ ALIASES = {
         (r"(\.encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
     ),
 }
+
+
+# Files of DualTalk and UniTalker are bare state dicts; so some keys of theirs begin.
+DUALTALK_MARK = "joint_encoder."
+
+
+UNITALKER_MARK = "decoder.learnable_style_emb"

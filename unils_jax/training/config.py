@@ -13,7 +13,8 @@ from unils_jax.models.losses import CodecLossWeights
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.stack import Compute
-from unils_jax.systems.base import STAGES, NoiseRates, Objective, Stage, TalkerObjective
+from unils_jax.systems.base import NoiseRates, Objective, Stage, TalkerObjective
+from unils_jax.systems.registry import STAGES
 from unils_jax.systems.unitalker.annotations import Space
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.sharding import MeshConfig

@@ -25,9 +25,9 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, save_motion
 from unils_jax.nn.params import split
-from unils_jax.systems.base import DUALTALK, Objective
+from unils_jax.systems.base import Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
-from unils_jax.systems.dualtalk.system import respond
+from unils_jax.systems.dualtalk.system import DUALTALK, respond
 from unils_jax.training.step import gradients
 
 CONFIG = """

@@ -14,8 +14,9 @@ from tiny_runs import run_unils
 
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import whole_sequence
+from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
-from unils_jax.checkpoints.loading import Checkpoint, load, pretrained
+from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config

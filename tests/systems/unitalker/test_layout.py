@@ -8,8 +8,9 @@ import pytest
 from pt_writer import write_pt
 from safetensors.numpy import load_file, save_file
 
+from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
-from unils_jax.checkpoints.loading import Checkpoint, load
+from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError

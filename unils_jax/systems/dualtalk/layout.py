@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from unils_jax.checkpoints.torch_files import DUALTALK_MARK
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.systems.dualtalk.model import DualTalkConfig
+from unils_jax.systems.torch_layout import DUALTALK_MARK
 
 NAME = "DualTalk"
 ENCODER = "joint_encoder.audio_encoder1"

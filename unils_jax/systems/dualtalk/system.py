@@ -10,10 +10,12 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.audio import normalize_record
-from unils_jax.motion import dualtalk_channels, from_dualtalk
+from unils_jax.motion import PARTNER_FRAMES, dualtalk_channels, from_dualtalk
+from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
-from unils_jax.systems.dualtalk.model import DualTalk
+from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.dualtalk.model import DualTalk, DualTalkNoise, dualtalk_losses
 
 
 def respond(
@@ -39,3 +41,39 @@ def respond(
 @partial(jax.jit, static_argnums=(0, 1))
 def _respond(graphdef: nnx.GraphDef, compute: Compute, params: Params, *conversation: Array) -> Array:
     return merge(graphdef, params)(*conversation, compute)
+
+
+def dualtalk_loss(
+    model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
+) -> tuple[Array, Metrics]:
+    """DualTalk's regression of own motion, in its 56 channels. Prediction and truth are cut to the shorter one.
+
+    Expression, jaw and head weigh the same, so that a channel of the head weighs 50 / 3 of an expression channel.
+    `position` is the loss without velocity, by which the published code validates.
+    """
+    sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
+    pred = model(batch["audio"], batch["partner_audio"], batch["partner_motion"], objective.compute, noise)
+    frames = min(pred.shape[1], batch["motion"].shape[1])
+    pred, motion = pred[:, :frames], batch["motion"][:, :frames]
+    if "observed" in batch:
+        pred = jnp.where(batch["observed"][:, None] > 0, pred, motion)
+    losses = dualtalk_losses(pred, motion, sample_weights)
+    total = sum(losses.values())
+    return total, {"loss": total, **losses, "position": total - losses["velocity"]}
+
+
+def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective: Objective) -> DualTalkNoise:
+    """Dropout, skipped layers and time masks of a batch."""
+    return model.draw(key, *batch["audio"].shape)
+
+
+# All but the audio encoders' convolutions.
+DUALTALK = Stage(
+    "dualtalk",
+    None,
+    "partners",
+    r"(?!(own|partner)_encoder/convs/).*",
+    dualtalk_loss,
+    sample_dualtalk_noise,
+    item_frames=PARTNER_FRAMES,
+)

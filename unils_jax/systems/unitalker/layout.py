@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from unils_jax.checkpoints.torch_files import UNITALKER_MARK
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
+from unils_jax.systems.torch_layout import UNITALKER_MARK
 from unils_jax.systems.unitalker.annotations import VERTEX_LISTS
 from unils_jax.systems.unitalker.model import UniTalkerConfig, periodic_positions
 

@@ -13,7 +13,9 @@ import numpy as np
 from data_pipelines.mixture import parse_stores
 from data_pipelines.speech_loader import SpeechLoader, make_speech_loader, parse_sets
 from data_pipelines.store.reader import Store
-from unils_jax.checkpoints.loading import Checkpoint, load, load_audio_encoder
+from unils_jax.checkpoints.audio_encoders import load_audio_encoder
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset

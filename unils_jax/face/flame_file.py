@@ -1,0 +1,193 @@
+"""The file of a FLAME model, read without executing anything in it."""
+
+import functools
+import json
+import os
+import zipfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from unils_jax.errors import UserError
+from unils_jax.face.flame import (
+    NUM_EXPRESSION,
+    NUM_FACES,
+    NUM_IDENTITY,
+    NUM_POSE,
+    NUM_VERTICES,
+    PARENTS,
+    FlameAsset,
+    Skinning,
+    fold,
+)
+from unils_jax.face.restricted_pickle import NUMPY_GLOBALS, Inert, restricted_load, unwrap
+
+MAX_FILE_BYTES = 256 << 20  # the published file holds 55 MB
+
+
+class _Chumpy(Inert):
+    """Any chumpy object; only one that holds its values (`x`) becomes an array."""
+
+    __slots__ = ()
+
+
+class _Sparse(Inert):
+    """SciPy's csc matrix: `data`, `indices`, `indptr` and the shape in its state."""
+
+    __slots__ = ()
+
+
+def _set(items: Any = ()) -> set:
+    """Python 2's pickled set (chumpy keeps one in its state, of no use here): what is simple in it."""
+    return {item for item in items if isinstance(item, str | int)} if isinstance(items, list) else set()
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **NUMPY_GLOBALS,
+    ("chumpy.ch", "Ch"): _Chumpy,
+    ("chumpy.ch", "MatVecMult"): _Chumpy,
+    ("chumpy.reordering", "Select"): _Chumpy,
+    ("chumpy.reordering", "transpose"): _Chumpy,
+    **{(f"scipy.sparse.{module}", "csc_matrix"): _Sparse for module in ("csc", "_csc")},
+    **{(module, "set"): _set for module in ("__builtin__", "builtins")},
+}
+
+
+_SHAPES = {
+    "v_template": (NUM_VERTICES, 3),
+    "shapedirs": (NUM_VERTICES, 3, NUM_IDENTITY + NUM_EXPRESSION),
+    "posedirs": (NUM_VERTICES, 3, NUM_POSE),
+    "J_regressor": (5, NUM_VERTICES),
+    "weights": (NUM_VERTICES, 5),
+    "f": (NUM_FACES, 3),
+    "kintree_table": (2, 5),
+}
+
+
+def load_flame(path: str | os.PathLike) -> FlameAsset:
+    """Reads `generic_model.pkl` of FLAME 2020, or an .npz of the same names (`J_regressor` dense), without chumpy.
+
+    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises UserError for a
+    missing, damaged, hostile or oversized file and, all at once, for every array of a wrong shape or range.
+    """
+    arrays = _read_flame(Path(path))
+    regions = flame_regions()
+    return FlameAsset(
+        v_template=_float32(arrays["v_template"]),
+        expression_basis=_float32(arrays["shapedirs"][:, :, NUM_IDENTITY:]),
+        posedirs=_float32(arrays["posedirs"]),
+        j_regressor=_float32(arrays["J_regressor"]),
+        weights=_float32(arrays["weights"]),
+        faces=arrays["f"].astype(np.int32),
+        lips=regions["lips"],
+        upper_face=regions["upper_face"],
+        name="flame",
+    )
+
+
+def load_parameter_head(path: str | os.PathLike) -> Skinning:
+    """The same file for `parameter_vertices`, with all 300 identity and 100 expression directions as coefficients."""
+    arrays = _read_flame(Path(path))
+    return fold(*(_float32(arrays[n]) for n in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")))
+
+
+def _read_flame(path: Path) -> dict[str, np.ndarray]:
+    """The file's arrays, looked through. Raises UserError."""
+    if not path.is_file():
+        raise UserError(
+            f"FLAME file {path} does not exist; get generic_model.pkl of FLAME 2020 from flame.is.tue.mpg.de"
+        )
+    arrays = _read_npz(path) if zipfile.is_zipfile(path) else _read_pickle(path)
+    _check(path, arrays)
+    return arrays
+
+
+@functools.cache
+def flame_regions() -> dict[str, Int[np.ndarray, " n"]]:
+    """Vertices on FLAME's topology: `lips`, `upper_face` (repeats count), `lips_core`, `upper_lip`, `lower_lip`.
+
+    Source: ARTalk (MIT; see THIRD_PARTY.md).
+    """
+    text = resources.files("unils_jax.face").joinpath("flame_regions.json").read_text()
+    return {name: np.asarray(indices, np.int32) for name, indices in json.loads(text).items()}
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise UserError(
+                f"{path} unpacks to {size} bytes, over the limit of {MAX_FILE_BYTES}; use FLAME 2020's arrays"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in _SHAPES if name in arrays.files}
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not an .npz of FLAME's arrays ({error}); get a fresh copy") from None
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            content = restricted_load(file, _ALLOWED, name=f"FLAME file {path}", max_bytes=MAX_FILE_BYTES)
+    except OSError as error:
+        raise UserError(f"FLAME file {path} cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"FLAME file {path} must hold a dict, got {type(content).__name__}; use generic_model.pkl")
+    named = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
+    return {name: _as_array(named[name]) for name in _SHAPES if name in named}
+
+
+def _as_array(value: Any) -> Any:
+    """The array in what the pickle holds under one name; None where there is none."""
+    if isinstance(value, _Chumpy):
+        value = value.state.get("x") if isinstance(value.state, dict) else None
+    if isinstance(value, _Sparse):
+        return _dense(value.state)
+    return unwrap(value)
+
+
+def _dense(state: Any) -> np.ndarray | None:
+    """A csc matrix of the joint regressor's shape as a dense array, after checking its parts; None if they are off."""
+    state = state if isinstance(state, dict) else {}
+    data, indices, indptr = (unwrap(state.get(name)) for name in ("data", "indices", "indptr"))
+    parts = all(isinstance(part, np.ndarray) and part.ndim == 1 for part in (data, indices, indptr))
+    rows, columns = _SHAPES["J_regressor"]
+    if not parts or state.get("_shape", state.get("shape")) != (rows, columns) or data.size != indices.size:
+        return None
+    if indptr.size != columns + 1 or indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        return None
+    counts = np.diff(indptr.astype(np.int64))
+    if indptr[0] != 0 or (counts < 0).any() or indptr[-1] != data.size:
+        return None
+    if data.size and not (0 <= indices.min() and indices.max() < rows):
+        return None
+    dense = np.zeros((rows, columns))
+    np.add.at(dense, (indices, np.repeat(np.arange(columns), counts)), data.astype(np.float64))
+    return dense
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raises one UserError naming every array that is missing, misshapen or out of range."""
+    problems = []
+    for name, shape in _SHAPES.items():
+        array = arrays.get(name)
+        if not isinstance(array, np.ndarray):
+            problems.append(f"{name} is missing or no array")
+        elif array.shape != shape or array.dtype.kind not in "iuf":
+            problems.append(f"{name} must be numbers {list(shape)}, got {array.dtype} {list(array.shape)}")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name} holds NaN or infinite values")
+        elif name == "f" and not (array.min() >= 0 and array.max() < NUM_VERTICES):
+            problems.append(f"f must name vertices 0 to {NUM_VERTICES - 1}, got {array.min()} to {array.max()}")
+        elif name == "kintree_table" and tuple(int(p) for p in array[0][1:]) != PARENTS[1:]:
+            problems.append(f"kintree_table must have the parents {list(PARENTS)}")
+    if problems:
+        raise UserError(f"{path} is not FLAME 2020's generic_model: " + "; ".join(problems))

@@ -1,0 +1,75 @@
+"""UniTalker: its loss, noise and training stage."""
+
+import re
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+from jax import Array
+
+from unils_jax.motion import KIND_MARK
+from unils_jax.nn.layers import RandomKey
+from unils_jax.systems.base import Batch, GlobalBatch, GradientMask, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.unitalker.annotations import NUMBERS, lip_errors, talker_losses
+from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker
+
+
+def kind_of(batch: Batch) -> str:
+    """The annotation kind of a batch of UniTalker: an empty array tells it by its name, so that it is static."""
+    return next(name.removeprefix(KIND_MARK) for name in batch if name.startswith(KIND_MARK))
+
+
+def unitalker_loss(
+    model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: GlobalBatch | None = None
+) -> tuple[Array, Metrics]:
+    """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
+    kind, motion, template = kind_of(batch), batch["motion"], batch["template"]
+    sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
+    space = objective.talker.spaces.get(kind, NUMBERS)
+    predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
+    true = model.truth_coefficients(motion, template, kind)
+    losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, sample_weights)
+    metrics = losses | {f"{kind}/loss": losses["loss"]}
+    if noise is None and space.lips is not None:
+        errors = lip_errors(space, predicted.motion, motion)
+        metrics |= {
+            f"{kind}/{name}": jnp.sum(sample_weights * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)
+        }
+    return losses["loss"], metrics
+
+
+def sample_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
+    """Dropout, skipped layers, time masks, and whether the batch is nobody's."""
+    return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], objective.talker.pivot_rate)
+
+
+def talker_gradient_mask(
+    paths: Iterable[str], batch: Batch, noise: TalkerNoise | None, updates: Array, objective: Objective
+) -> tuple[GradientMask, Array]:
+    """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
+    where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
+    frozen_steps, head = objective.talker.frozen_steps, f"heads/{kind_of(batch)}/"
+    free, present = updates >= frozen_steps, {}
+    for path in paths:
+        if path.startswith("heads/"):
+            present[path] = path.startswith(head)
+        elif path.startswith("speech_encoder/"):
+            present[path] = free
+            layer = re.match(r"speech_encoder/blocks/(\d+)/", path)
+            if noise is not None and layer:
+                present[path] = free & ~noise.encoder.skipped[0, int(layer[1])]
+            elif path.endswith("/masked_spec_embed"):
+                present[path] = False if noise is None else free & noise.encoder.masked.any()
+    return present, (updates == frozen_steps) & (frozen_steps > 0)
+
+
+# All but the audio encoder's convolutions and the PCA.
+UNITALKER = Stage(
+    "unitalker",
+    None,
+    "speech",
+    r"(?!speech_encoder/convs/|pca/).*",
+    unitalker_loss,
+    sample_talker_noise,
+    gradient_mask=talker_gradient_mask,
+    item_frames=0,
+)
