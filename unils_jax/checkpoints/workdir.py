@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorstore as ts
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from unils_jax.checkpoints.checkpoint import Checkpoint, _shapes
 from unils_jax.checkpoints.torch_keys import check_params
@@ -35,27 +37,21 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
 
 
 def array_items(meta: Mapping[str, Any]) -> Sequence[str]:
-    """The items of arrays that a checkpoint holds, by its `meta`; older ones do not say and have all."""
+    """Returns the names of a checkpoint's items of arrays, all of them where its `meta` does not list them."""
     return meta.get("arrays", ARRAYS)
 
 
 def read_item(folder: Path) -> Params:
-    """The arrays of one item of an Orbax checkpoint as NumPy arrays, wherever they were sharded; the keys of a nested
-    item are joined by dots.
+    """Returns the arrays of one item of an Orbax checkpoint as NumPy arrays, however they were sharded.
 
-    Read as Orbax stores them, zarr arrays in one OCDBT, with TensorStore itself: Orbax's own reader warns about items
-    that are read alone, and where a file is damaged its threads print tracebacks after the error.
+    The keys of a nested item are joined by dots; an optimiser's empty nodes have no array.
     """
-    layout = json.loads((folder / "_METADATA").read_text())
-    driver, context = "zarr3" if layout["use_zarr3"] else "zarr", ts.Context()
-    base = {"driver": "file", "path": f"{folder}/"}
-    # An optimiser without a state of its own leaves an empty node, which has no array.
-    entries = [e for e in layout["tree_metadata"].values() if not e["value_metadata"]["skip_deserialize"]]
-    names = [".".join(part["key"] for part in entry["key_metadata"]) for entry in entries]
-    specs = {n: {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{n}/"}} for n in names}
-    opened = {name: ts.open(spec, open=True, context=context) for name, spec in specs.items()}
-    values = {name: store.result().read() for name, store in opened.items()}
-    return {name: value.result() for name, value in values.items()}
+    # The handler itself: a Checkpointer would warn about an item that is read alone.
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
+    restored = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    leaves = jax.tree_util.tree_leaves_with_path(restored)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in leaves}
 
 
 def _newest_step(path: Path) -> Path:
