@@ -22,7 +22,7 @@ from unils_jax.systems.unils.system import CODEC, DIALOGUE
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
 
-CONFIG = OptimizerConfig(rate=1e-3, warmup_steps=2, decay_steps=100)
+CONFIG = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=100)
 OBSERVED = np.ones((3, 108), np.float32)
 
 

@@ -69,7 +69,8 @@ def _training(checkpoint: Checkpoint, run: RunConfig | None, raw: bool) -> str:
     if run is not None:
         lines.append(
             f"- {checkpoint.source['step']:,} of {run.num_steps:,} steps of {run.data.batch_size} windows, "
-            f"{'AdamW' if run.optimizer.weight_decay else 'Adam'}, rate {run.optimizer.rate:g}, seed {run.seed}"
+            f"{'AdamW' if run.optimizer.weight_decay else 'Adam'}, "
+            f"learning rate {run.optimizer.learning_rate:g}, seed {run.seed}"
         )
         average = f"averaged over the run (decay {run.optimizer.ema_decay:g})"
         raw = raw or not run.optimizer.ema_decay

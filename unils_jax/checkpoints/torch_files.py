@@ -1,8 +1,8 @@
 """The three sources of weights that PyTorch programs wrote; neither torch nor transformers is needed.
 
-A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder of wav2vec2 or WavLM.
-No pickled code is run (see `torch_zip`), and what is returned is plain: arrays, and config trees of dict, list, text,
-numbers and None.
+A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder
+of wav2vec2 or WavLM. No pickled code is run (see `torch_zip`), and what is returned is plain:
+arrays, and config trees of dict, list, text, numbers and None.
 """
 
 import json
@@ -23,12 +23,14 @@ MAX_CONFIG_DEPTH = 32
 
 
 def read_pt(path: str | os.PathLike) -> dict[str, Any]:
-    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries are left out. A bare
-    state dict of DualTalk or UniTalker has the JSON beside it for `meta_cfg`, an empty one where there is none.
+    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries
+    are left out. A bare state dict of DualTalk or UniTalker has the JSON beside it for `meta_cfg`,
+    an empty one where there is none.
 
-    Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory. Nothing that the
-    file names is imported or run. Raises UserError for a missing, truncated, damaged, legacy or TorchScript file, a
-    global outside `ALLOWED_GLOBALS`, a tensor that leaves its storage, and a layout other than the release's.
+    Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory.
+    Nothing that the file names is imported or run. Raises UserError for a missing, truncated,
+    damaged, legacy or TorchScript file, a global outside `ALLOWED_GLOBALS`, a tensor that leaves
+    its storage, and a layout other than the release's.
     """
     path = Path(path)
     with open_archive(path) as archive:

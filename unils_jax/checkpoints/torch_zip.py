@@ -1,8 +1,8 @@
 """Reads PyTorch's zip format without torch and without running pickled code.
 
-An archive holds `<top>/data.pkl`, `<top>/data/<number>`, `<top>/byteorder` and bookkeeping. Globals of the
-pickle come from an exact allow-list; tensors become checked windows into the members, which are read when
-asked for. An untrusted file costs at most a small multiple of its size in memory.
+An archive holds `<top>/data.pkl`, `<top>/data/<number>`, `<top>/byteorder` and bookkeeping. Globals
+of the pickle come from an exact allow-list; tensors become checked windows into the members, which
+are read when asked for. An untrusted file costs at most a small multiple of its size in memory.
 Source: PyTorch's notes on serialization.
 """
 
@@ -25,7 +25,8 @@ MAX_PICKLE_BYTES = 16 << 20
 MAX_NDIM = 8
 MAX_TENSOR_BYTES_PER_FILE_BYTE = 4  # tied tensors are stored once; anything beyond this is a bomb
 BFLOAT16 = "bfloat16"
-# torch's storage classes as the names of NumPy dtypes: strings, so that a pickle can do nothing with them.
+# torch's storage classes as the names of NumPy dtypes: strings, so that a pickle can do nothing
+# with them.
 STORAGES = {
     "FloatStorage": "float32",
     "HalfStorage": "float16",

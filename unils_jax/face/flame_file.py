@@ -66,8 +66,9 @@ _SHAPES = {
 def load_flame(path: str | os.PathLike) -> FlameAsset:
     """Reads `generic_model.pkl` of FLAME 2020, or an .npz of the same names (`J_regressor` dense), without chumpy.
 
-    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises UserError for a
-    missing, damaged, hostile or oversized file and, all at once, for every array of a wrong shape or range.
+    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises
+    UserError for a missing, damaged, hostile or oversized file and, all at once, for every array of
+    a wrong shape or range.
     """
     arrays = _read_flame(Path(path))
     regions = flame_regions()

@@ -98,7 +98,8 @@ def _reconstructor(cls: object, *_: object) -> Inert:
     return function()
 
 
-# What arrays and plain objects need; spread it into an allow-list. `object` is the base that Python 2 names.
+# What arrays and plain objects need; spread it into an allow-list. `object` is the base that Python
+# 2 names.
 NUMPY_GLOBALS: dict[tuple[str, str], object] = {
     ("numpy", "ndarray"): PickledArray,
     ("numpy", "dtype"): PickledDtype,

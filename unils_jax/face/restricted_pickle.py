@@ -1,7 +1,7 @@
 """Reads pickles from untrusted files without running them: one unpickler for FLAME's `.pkl` and PyTorch's `.pt`.
 
-A pickle reaches plain containers, numbers and text, the callables of an allow-list, and instances of
-`Inert`, which hold what was stored. File size, number of opcodes and depth are bounded.
+A pickle reaches plain containers, numbers and text, the callables of an allow-list, and instances
+of `Inert`, which hold what was stored. File size, number of opcodes and depth are bounded.
 """
 
 import io
@@ -15,11 +15,13 @@ MAX_BYTES = 1 << 30
 MAX_OPCODES = 2_000_000
 MAX_DEPTH = 100  # of containers inside containers; the releases' configs have fewer than 10
 _KEY_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
-# Opcodes that plain data never needs: classes by other ways than GLOBAL, sets, buffers outside the file.
+# Opcodes that plain data never needs: classes by other ways than GLOBAL, sets, buffers outside the
+# file.
 _FORBIDDEN = frozenset(
     "PERSID INST OBJ EXT1 EXT2 EXT4 NEWOBJ_EX EMPTY_SET ADDITEMS FROZENSET NEXT_BUFFER READONLY_BUFFER".split()
 )
-# Opcodes that put objects into a container, and how many they take off the stack; 0: all above the mark.
+# Opcodes that put objects into a container, and how many they take off the stack; 0: all above the
+# mark.
 _FILLING = {
     **dict.fromkeys((pickle.APPEND, pickle.TUPLE1, pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD, pickle.BINPERSID), 1),
     **dict.fromkeys((pickle.TUPLE2, pickle.SETITEM), 2),
@@ -83,7 +85,7 @@ class _Unpickler(pickle._Unpickler):
         return self.refer(pid)
 
     def charge(self, items: object) -> None:
-        """Counts the text that a call may copy: a small pickle can have one long text copied a million times."""
+        """Counts text that a call may copy: a pickle can have one long text copied many times."""
         self.bytes_to_copy -= sum(len(item) for item in items if type(item) is str) if type(items) is tuple else 0
         if self.bytes_to_copy < 0:
             raise pickle.UnpicklingError("it asks for far more memory than it holds")
@@ -145,8 +147,8 @@ def restricted_load(
 ) -> object:
     """Returns the object that the pickle in `file` describes, built from allow-listed parts only.
 
-    Raises UserError, beginning with `name`, for a forbidden global, a truncated or damaged pickle, and one
-    of more than `max_bytes` bytes, `MAX_OPCODES` opcodes or `MAX_DEPTH` nested containers.
+    Raises UserError, beginning with `name`, for a forbidden global, a truncated or damaged pickle,
+    and one of more than `max_bytes` bytes, `MAX_OPCODES` opcodes or `MAX_DEPTH` nested containers.
 
     Args:
         file: Open for reading, binary.
@@ -172,7 +174,7 @@ def restricted_load(
 
 
 def _scan(data: bytes) -> None:
-    """Walks the opcodes without acting on them. Raises for too many, a forbidden one, and a missing end."""
+    """Walks the opcodes without acting on them. Raises for too many and for forbidden ones."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
         if count > MAX_OPCODES:
             raise UserError(f"has over {MAX_OPCODES} opcodes, far more than its kind needs; use the file as published")

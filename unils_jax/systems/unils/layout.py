@@ -249,7 +249,7 @@ def _trainer_tree(run: RunConfig) -> dict[str, Any]:
         "WARMUP_ITER": optimizer.warmup_steps,
         "LR_DECAY_RATE": optimizer.final_factor,
         "LR_DECAY_ITER": optimizer.decay_steps,
-        "LEARNING_RATE": optimizer.rate,
+        "LEARNING_RATE": optimizer.learning_rate,
         "USING_EMA": True,
         "EMA_DECAY": optimizer.ema_decay,
         "EMA_UPDATE_FREQ": 1,
