@@ -74,7 +74,7 @@ def assert_gradients_match(model: torch.nn.Module, loss: torch.Tensor, outputs: 
 def assert_updates_match(model: torch.nn.Module, loss, outputs: dict) -> None:
     """Five updates record the golden's losses, norms and rates, and leave its weights."""
     config = schedule(outputs["train5_lr"])
-    settings = config.decay_steps, config.rate, config.warmup_steps, config.final_factor
+    settings = config.decay_steps, config.learning_rate, config.warmup_steps, config.final_factor
     optimizer, rates = make_optimizer(model, *settings)
     for index, rate in enumerate(outputs["train5_lr"]):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=RECORDED)
