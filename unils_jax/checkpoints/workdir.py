@@ -1,5 +1,6 @@
 """Checkpoints of our own training runs: a workdir, or the folder of one step."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,19 +38,50 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
 
 
 def array_items(meta: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the names of a checkpoint's items of arrays, all of them where its `meta` does not list them."""
+    """Returns the names of the items of arrays; all of them where `meta` does not list any."""
     return meta.get("arrays", ARRAYS)
 
 
+class _PatientHandler(ocp.type_handlers.NumpyHandler):
+    """Reads arrays as Orbax does, but ends after the last read even where one has failed.
+
+    Orbax raises at the first failure and closes its event loop, on which the reads that are still
+    under way then report "Event loop is closed" from threads. `stored_type` is Orbax's name of the
+    type that was saved.
+    """
+
+    def __init__(self, stored_type: str) -> None:
+        super().__init__()
+        self.stored_type = stored_type
+        self._array_metadata_store = None  # as in Orbax's own handlers; without it Orbax warns
+
+    def typestr(self) -> str:
+        """Returns the name by which Orbax finds the handler of a stored array."""
+        return self.stored_type
+
+    async def deserialize(
+        self, infos: Sequence[ocp.type_handlers.ParamInfo], args: Sequence[ocp.RestoreArgs] | None = None
+    ) -> Sequence[np.ndarray]:
+        """Returns the arrays. Raises the first error after all reads have ended."""
+        read = super().deserialize
+        reads = [read([info], [arg]) for info, arg in zip(infos, args or [None] * len(infos), strict=True)]
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [array for arrays in results for array in arrays]
+
+
 def read_item(folder: Path) -> Params:
-    """Returns the arrays of one item of an Orbax checkpoint as NumPy arrays, however they were sharded.
+    """Returns the arrays of one item of an Orbax checkpoint by path, however they were sharded.
 
     The keys of a nested item are joined by dots; an optimiser's empty nodes have no array.
     """
     # The handler itself: a Checkpointer would warn about an item that is read alone.
-    handler = ocp.PyTreeCheckpointHandler()
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
-    restored = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, _PatientHandler("jax.Array")), (np.ndarray, _PatientHandler("np.ndarray"))
+    )
+    restored = ocp.PyTreeCheckpointHandler(type_handler_registry=registry).restore(folder)
     leaves = jax.tree_util.tree_leaves_with_path(restored)
     return {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in leaves}
 

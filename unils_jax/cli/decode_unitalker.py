@@ -125,7 +125,7 @@ def read_template(args: argparse.Namespace, kind: str, dim: int) -> Any:
     import numpy as np
 
     from unils_jax.errors import UserError
-    from unils_jax.npz import read_npy_file
+    from unils_jax.files import read_npy_file
     from unils_jax.systems.unitalker.annotations import VERTEX_LISTS
 
     if args.template is None:
