@@ -1,4 +1,4 @@
-"""Motion per second from audio, how long one waits for it, and the PyTorch twin beside it, the release's way."""
+"""Motion per second from audio, how long one waits for it, and the PyTorch reference beside it, the release's way."""
 
 import gc
 import logging
@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
+from unils_jax.benchmarks.timing import (
+    interleaved,
+    markdown,
+    peak_bytes,
+    program_bytes,
+    ratio,
+    seconds_of,
+    torch_reference_of,
+)
 from unils_jax.benchmarks.trace import DECODE_PARTS, sample_weights, scope_seconds, shares_line
 from unils_jax.inference.program import make_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
@@ -66,11 +74,11 @@ def bench_decode(
 ) -> list[dict[str, Any]]:
     """The figures of every case, in order, of a dialogue with these sizes and parameters.
 
-    Guidance is on (cfg 1.5, tau 1), audio is noise. The twin decodes one person at a time, nothing cached, the audio
+    Guidance is on (cfg 1.5, tau 1), audio is noise. The PyTorch reference decodes one person at a time, nothing cached, the audio
     encoded anew for each: the release's way. Up to `latencies` chunks are waited for one by one; `peak` is the device's
     FLOP/s.
     """
-    twin = twin_of(config, params).eval() if against_torch else None
+    reference = torch_reference_of(config, params).eval() if against_torch else None
     graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
     model = merge(graphdef, {path: jnp.asarray(value) for path, value in params.items()})
     rows = []
@@ -78,8 +86,8 @@ def bench_decode(
         log.info("%s, audio %s, %s", case.name, case.audio, dtype)
         ours = OurDecode(model, case, dtype)
         contenders = {"ours": ours.run}
-        if twin is not None and case.conversations == 1:
-            contenders["torch"] = torch_decode(twin, case, np.asarray(ours.audio[0]))
+        if reference is not None and case.conversations == 1:
+            contenders["torch"] = torch_decode(reference, case, np.asarray(ours.audio[0]))
             contenders["torch"](1)
         first = [seconds_of(ours.first_chunk) for _ in range(FIRST_TRIES)]
         waits = wait_for_each(ours.run, latencies)
@@ -139,8 +147,8 @@ class OurDecode:
         return np.asarray(self.program.chunk(self.sound, style, prev, self.free, self.controls)[0].motion)
 
 
-def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], None]:
-    """The twin on one conversation's window `audio [2, N]`, each person apart as the release's inference does it."""
+def torch_decode(reference: Any, case: Case, audio: np.ndarray) -> Callable[[int], None]:
+    """The PyTorch reference on one conversation's window `audio [2, N]`, each person apart as the release's inference does it."""
     import torch
 
     from unils_jax.benchmarks.torch_runs import decode
@@ -155,20 +163,20 @@ def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], No
         def forward(self, audio: torch.Tensor) -> torch.Tensor:
             return self.features
 
-    device = next(twin.parameters()).device
+    device = next(reference.parameters()).device
     tracks = torch.tensor(audio, device=device)
-    encoder = twin.audio_encoder
+    encoder = reference.audio_encoder
     with torch.no_grad():
         given = encoder if case.encodes else Given(encoder(tracks))
 
     def run(chunks: int) -> None:
-        twin.audio_encoder = given
+        reference.audio_encoder = given
         for _ in range(chunks):
             for person in range(case.people):
-                decode(twin, tracks if person == 0 else tracks.flip(0))
+                decode(reference, tracks if person == 0 else tracks.flip(0))
         if device.type == "cuda":
             torch.cuda.synchronize()
-        twin.audio_encoder = encoder
+        reference.audio_encoder = encoder
 
     return run
 

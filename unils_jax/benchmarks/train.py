@@ -1,4 +1,4 @@
-"""Training steps per second of a stage, beside the PyTorch twin's, and what bounds them."""
+"""Training steps per second of a stage, beside the PyTorch reference's, and what bounds them."""
 
 import logging
 import statistics
@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
+from unils_jax.benchmarks.timing import (
+    interleaved,
+    markdown,
+    peak_bytes,
+    program_bytes,
+    random_params,
+    ratio,
+    torch_reference_of,
+)
 from unils_jax.benchmarks.trace import TRAIN_PARTS, sample_weights, scope_seconds, shares_line
 from unils_jax.motion import (
     DUALTALK_DIM,
@@ -121,7 +129,7 @@ def bench_train(
 ) -> dict[str, Any]:
     """One stage's figures. `peak` is the FLOP/s of all devices in matrix products, what utilisation is a share of.
 
-    Weights and batch are random, noise and dropout are drawn as in training. Raises UserError where the twin is
+    Weights and batch are random, noise and dropout are drawn as in training. Raises UserError where the PyTorch reference is
     wanted and cannot be had.
     """
     compiled = compile_step(config, objective)
@@ -221,39 +229,39 @@ def our_steps(
 def torch_steps(
     config: RunConfig, objective: Objective, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
 ) -> Callable[[int], None]:
-    """Runs n of the twin's steps, its attention PyTorch's default: noise, gradient, clipping, AdamW, average."""
-    twin = twin_of(config.model, params).train()
+    """Runs n of the PyTorch reference's steps, its attention PyTorch's default: noise, gradient, clipping, AdamW, average."""
+    reference = torch_reference_of(config.model, params).train()
     import torch
 
     from unils_jax.benchmarks.torch_runs import make_optimizer, sample_noise, train_step, update_ema
 
-    device = next(twin.parameters()).device
+    device = next(reference.parameters()).device
     tensors = {name: torch.tensor(value, device=device) for name, value in batch.items()}
-    optimizer, schedule = make_optimizer(twin, config.num_steps)
-    ema = [p.detach().clone() for p in twin.parameters() if p.requires_grad]
+    optimizer, schedule = make_optimizer(reference, config.num_steps)
+    ema = [p.detach().clone() for p in reference.parameters() if p.requires_grad]
     people = tensors["motion"].shape[:-2].numel()
-    loss = twin_loss(twin, objective)
+    loss = torch_reference_loss(reference, objective)
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            noise = None if config.stage == "codec" else sample_noise(twin, people)
-            train_step(twin, optimizer, schedule, loss(tensors, noise))
-            update_ema(ema, twin, config.optimizer.ema_decay)
+            noise = None if config.stage == "codec" else sample_noise(reference, people)
+            train_step(reference, optimizer, schedule, loss(tensors, noise))
+            update_ema(ema, reference, config.optimizer.ema_decay)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
-def twin_loss(twin: Any, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
-    """`loss(batch of tensors, noise or None)`, what the twin's stage minimises under the objective."""
-    if hasattr(twin, "teacher_forced"):
-        return twin.loss
+def torch_reference_loss(reference: Any, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
+    """`loss(batch of tensors, noise or None)`, what the PyTorch reference's stage minimises under the objective."""
+    if hasattr(reference, "teacher_forced"):
+        return reference.loss
     from unils_jax.benchmarks.torch_runs import Head
 
-    head = objective.head and Head(objective.head, twin.motion_mean.device)
+    head = objective.head and Head(objective.head, reference.motion_mean.device)
     lips = head and head.lips
-    return lambda batch, noise: sum(twin.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
+    return lambda batch, noise: sum(reference.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
 
 
 def table(result: Mapping[str, Any]) -> str:

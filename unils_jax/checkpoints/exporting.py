@@ -1,6 +1,6 @@
 """Our checkpoints as release files: keys, config tree and model card, written, read back and compared.
 
-A `.pt` is what the release's own code and `torch_twin` load; a `.safetensors` with its JSON holds the same without
+A `.pt` is what the release's own code and `torch_model` load; a `.safetensors` with its JSON holds the same without
 pickle. torch is imported for a `.pt` only.
 """
 
@@ -109,7 +109,7 @@ def release_contents(checkpoint: Checkpoint) -> Exported:
     if checkpoint.config.prior is not None and checkpoint.config.prior.audio_condition != "pair":
         warnings.append(
             "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
-            "unils_jax's PyTorch twin"
+            "unils_jax's PyTorch reference"
         )
     if checkpoint.expression_basis != "flame":
         warnings.append(

@@ -146,7 +146,7 @@ def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]
 def _loading(checkpoint: Checkpoint, file_name: str) -> str:
     published = checkpoint.config.stage == "dialogue" and checkpoint.config.logmel is None
     encoder = ', audio_encoder="facebook/wav2vec2-xls-r-300m"' if published else ""
-    twin_encoder = ', audio_encoder="wav2vec2"' if published else ""
+    reference_encoder = ', audio_encoder="wav2vec2"' if published else ""
     folder = "\n`wav2vec2` is the folder that `hf download facebook/wav2vec2-xls-r-300m --local-dir wav2vec2` writes.\n"
     in_jax = f"""In JAX:
 
@@ -165,9 +165,9 @@ model = load("{file_name}"{encoder}).model
 In PyTorch (`pip install 'unils-jax[torch]'`), with the release's key names, strictly:
 
 ```python
-from unils_jax.benchmarks.torch_model import load_twin
+from unils_jax.benchmarks.torch_model import load_torch_reference
 
-model = load_twin("{file_name}"{twin_encoder})
+model = load_torch_reference("{file_name}"{reference_encoder})
 ```
 {folder if published else ""}"""
 

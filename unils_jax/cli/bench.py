@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the benches that measure a model."""
     parser.add_argument("--json", metavar="FILE", help="write every figure, every round and the machine to FILE")
-    parser.add_argument("--against", choices=["torch"], help="measure the PyTorch twin beside it, taking turns")
+    parser.add_argument("--against", choices=["torch"], help="measure the PyTorch reference beside it, taking turns")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="medians are over N (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="use N cores of the CPU (default: all)")
 
@@ -155,7 +155,7 @@ def run_decode(args: argparse.Namespace) -> Measured:
 
 def run_train(args: argparse.Namespace) -> Measured:
     """`unils bench train`."""
-    from unils_jax.benchmarks.timing import check_twin
+    from unils_jax.benchmarks.timing import check_torch_reference
     from unils_jax.benchmarks.train import bench_aot, bench_train, table
     from unils_jax.errors import UserError
     from unils_jax.training.config import make_objective
@@ -168,7 +168,7 @@ def run_train(args: argparse.Namespace) -> Measured:
     sizes = args.batch_size or [None] * len(args.config)
     configs = [train_config(*pair, args.overrides) for pair in zip(args.config, sizes, strict=True)]
     for config in configs if args.against else ():
-        check_twin(config.model)
+        check_torch_reference(config.model)
     described = start(args, peaks=not args.aot)
     rows = []
     for config in configs:
