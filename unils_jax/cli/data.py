@@ -236,7 +236,7 @@ def _verify(args: argparse.Namespace) -> None:
     """Writes the report; a store with problems is a UserError that names the first."""
     from data_pipelines.conversion import verify
     from unils_jax.errors import UserError
-    from unils_jax.evaluation.report import page, write_files
+    from unils_jax.evaluation.report import store_page, write_files
     from unils_jax.files import check_output
 
     if "://" in args.store and not args.out:
@@ -245,7 +245,7 @@ def _verify(args: argparse.Namespace) -> None:
     with _Progress("checked") as progress:
         report = verify.verify(args.store, progress)
     summary = verify.summary(report)
-    paths = write_files(out, report, summary, page(report, summary))
+    paths = write_files(out, report, summary, store_page(report, summary))
     problems, warnings = report["problems"], report["warnings"]
     if problems["count"]:
         first, all_of_them = problems["first"][0], paths["markdown"]
