@@ -140,7 +140,7 @@ def test_the_prior_alone_takes_its_style_for_previous_motion():
     with recorded_chunks() as calls:
         motion = decode_prior(prior, style(2), 2)
     first, second = calls
-    assert first.sound is None
+    assert first.audio is None
     for condition in (first.style, first.prev, first.uncond_prev, second.style):
         np.testing.assert_array_equal(condition, features(prior, style(2)))
     for condition in (second.prev, second.uncond_prev):

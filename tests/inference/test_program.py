@@ -13,7 +13,7 @@ from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random
 
 from unils_jax.errors import UserError
 from unils_jax.evaluation.likelihood import bits_changed
-from unils_jax.inference.program import Chunk, Constants, Program, decode_chunk, make_program
+from unils_jax.inference.program import Chunk, Constants, Program, StepInputs, decode_chunk, make_program
 from unils_jax.inference.sampling import Sampling, choose_bits, make_controls, uniforms
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
@@ -31,13 +31,13 @@ ALL_SCALES = dataclasses.replace(CODEC, scales=(1, 5, 25, 50, 100))
 def run(program: Program, sound, style, prev, free, samplings=None, seed: int = 0) -> Chunk:
     slots = program.slots
     controls = make_controls(samplings or [Sampling()] * slots, [seed] * slots, [0] * slots)
-    return program.chunk(sound, *(jnp.array(x) for x in (style, prev, free)), controls)[0]
+    return program.chunk(StepInputs(sound, *(jnp.array(x) for x in (style, prev, free)), controls))[0]
 
 
 def inputs(program: Program, seed: int = 0) -> tuple:
     """Audio, style, previous motion and the unconditional branch's, for all slots."""
     rng = np.random.default_rng(seed)
-    sound = rng.normal(0, 0.1, (program.slots, 2, 64_000)).astype(np.float32) if program.hears else None
+    sound = rng.normal(0, 0.1, (program.slots, 2, 64_000)).astype(np.float32) if program.takes_audio else None
     clips = [random_motion(program.people, 100, seed=3 * seed + i) for i in range(3)]
     features = [np.asarray(program.features(np.asarray(clip))) for clip in clips]
     return sound, *(np.stack([clip] * program.slots) for clip in features)
@@ -94,7 +94,7 @@ def test_audio_encoded_apart_gives_the_same_chunk(program):
 def test_what_follows_are_the_features_of_the_motion(program):
     sound, *conditions = inputs(program)
     controls = make_controls([Sampling()], [0], [0])
-    chunk, after = program.chunk(sound, *map(jnp.array, conditions), controls)
+    chunk, after = program.chunk(StepInputs(sound, *map(jnp.array, conditions), controls))
     np.testing.assert_array_equal(after[0], program.features(np.asarray(chunk.motion[0])))
 
 
@@ -142,12 +142,13 @@ def full_size_work(people: int, sound: tuple[int, ...]) -> Work:
     graphdef, params = abstract_model(ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config()))
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
-    def chunk(params, silent, features, *inputs):
-        return decode_chunk(merge(graphdef, params), Constants(features, silent), *inputs, guided=True, dtype="float32")
+    def chunk(params, silent, features, inputs):
+        return decode_chunk(merge(graphdef, params), Constants(features, silent), inputs, guided=True, dtype="float32")
 
     conditions = [shape((1, people, 100, 32))] * 3
     controls = jax.tree.map(jnp.asarray, make_controls([Sampling()], [0], [0]))
-    return count(chunk, params, shape((8, 2, 512)), shape((100, 32)), shape(sound), *conditions, controls)
+    inputs = StepInputs(shape(sound), *conditions, controls)
+    return count(chunk, params, shape((8, 2, 512)), shape((100, 32)), inputs)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
-from unils_jax.inference.program import Program, make_program
+from unils_jax.inference.program import Program, StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.registry import STAGES
@@ -72,7 +72,7 @@ def test_cached_logits_are_those_of_the_training_forward(audio_condition, people
     clips = [np.asarray(random_motion(people, 100, seed=seed)) for seed in range(3)]
     style, prev, free = (ready.features(clip)[None] for clip in clips)
     controls = make_controls([Sampling()], [0], [0])
-    chunk, _ = ready.chunk(sound[None], style, jnp.array(prev), free, controls)
+    chunk, _ = ready.chunk(StepInputs(sound[None], style, jnp.array(prev), free, controls))
     known = [x[0] for x in (style, prev, free, chunk.bits)]
     conditional, deaf, motion = jitted(model, uncached, jnp.asarray(sound), *known)
     np.testing.assert_allclose(chunk.logits[0], 1.5 * conditional - 0.5 * deaf, atol=1e-4)

@@ -72,7 +72,7 @@ def decode(
     frames a person (one serves both); without them they are zero motion. The same seed gives the same motion.
     `people` = 1 decodes the first person alone of two tracks. For many conversations see `decode_many`.
     """
-    check_can_hear(model)
+    check_decodes_audio(model)
     sampling = sampling or Sampling()
     people = people or (1 if other_audio is None else 2)
     program = make_program(model, people=people, guided=sampling.cfg > 1, dtype=dtype)
@@ -95,7 +95,7 @@ def decode_prior(
     return next(decode_many(program, [request]))[1]
 
 
-def check_can_hear(model: UniLS) -> None:
+def check_decodes_audio(model: UniLS) -> None:
     """Raises UserError where the model has no audio encoder."""
     if model.audio_encoder is None:
         raise UserError("the model has no audio encoder: decode needs a dialogue checkpoint, not a codec or a prior")
@@ -153,7 +153,7 @@ def _begin(slots: Slots, request: Request) -> _Decoding:
     program = slots.program
     if request.num_frames == 0:
         raise UserError(f"{request.name or 'audio'} holds no samples; at least one is needed")
-    if (request.audio is None) == program.hears:
+    if (request.audio is None) == program.takes_audio:
         raise UserError("a dialogue decodes audio and a prior a number of chunks; give the program's own kind")
     if request.audio is not None and program.people == 2 and request.other is None:
         raise UserError("two people need two tracks; give the other one, or decode one person")

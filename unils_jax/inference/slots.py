@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.inference.program import Chunk, Program
+from unils_jax.inference.program import Chunk, Program, StepInputs
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
 
@@ -79,10 +79,10 @@ class Slots:
         """Gives a finished conversation's row to the next one."""
         self._free.append(row)
 
-    def decode(self, turns: Sequence[Turn], sound: Array | None = None) -> Chunk:
+    def decode(self, turns: Sequence[Turn], audio_features: Array | None = None) -> Chunk:
         """Runs the program: turn i in slot i, unused slots on silence. The arrays stay on the device.
 
-        `sound` is `Program.encode` of the turns' `window`, where the encoder has run already.
+        `audio_features` is `Program.encode` of the turns' `window`, where the encoder has run already.
         """
         padding = self.program.slots - len(turns)
         controls = make_controls(
@@ -92,8 +92,9 @@ class Slots:
         )
         rows = np.array([turn.row for turn in turns] + [self.capacity] * padding)
         taken = _read(self._rows, rows)
-        sound = self.window(turns) if sound is None else sound
-        chunk, after = self.program.chunk(sound, taken.style, taken.prev, taken.uncond_prev, controls)
+        audio = self.window(turns) if audio_features is None else audio_features
+        inputs = StepInputs(audio, taken.style, taken.prev, taken.uncond_prev, controls)
+        chunk, after = self.program.chunk(inputs)
         if self.program.mesh is not None:
             after = jax.device_put(after, NamedSharding(self.program.mesh, PartitionSpec()))
         # The unused slots' row is left as it is: a number beyond the last row is not written.

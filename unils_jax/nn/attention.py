@@ -139,19 +139,20 @@ class CrossAttention(nnx.Module):
         v = self._heads(self.v_proj(context))
         return self.out_proj(attend(rotate(q, rotary), rotate(k, audio_rotary), v))
 
-    def keys(self, audio: Float[Array, "B A E"], audio_rotary: Rotary) -> KeyValues:
-        """What `look` needs of the audio."""
+    def cache(self, audio: Float[Array, "B A E"], audio_rotary: Rotary) -> KeyValues:
+        """Precomputes keys and values of the audio for `apply_cached`."""
         context = self.audio_norm(audio)
         k, v = (self._heads(layer(context)) for layer in (self.k_proj, self.v_proj))
         return heads_first(rotate(k, audio_rotary)), heads_first(v)
 
-    def look(self, x: Float[Array, "B L D"], rotary: Rotary, keys: KeyValues) -> Float[Array, "B L D"]:
-        """The call with audio that `keys` has seen."""
+    def apply_cached(self, x: Float[Array, "B L D"], rotary: Rotary, cache: KeyValues) -> Float[Array, "B L D"]:
+        """Attends to the audio of which `cache` was made, as the call itself would."""
         q = self._heads(self.q_proj(self.query_norm(x)))
-        return self.out_proj(attend_cached(rotate(q, rotary), [keys]))
+        return self.out_proj(attend_cached(rotate(q, rotary), [cache]))
 
-    def constant(self, frame: Float[Array, "B 1 E"]) -> Float[Array, "B 1 D"]:
-        """The call with audio whose frames are all alike: weights that sum to one leave that frame's value."""
+    def null_output(self, frame: Float[Array, "B 1 E"]) -> Float[Array, "B 1 D"]:
+        """Returns the output for audio all of whose frames are equal to `frame`."""
+        # Attention weights sum to one, so they leave that frame's value whatever the query is.
         return self.out_proj(self.v_proj(self.audio_norm(frame)))
 
     def _heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:

@@ -24,14 +24,14 @@ class AudioContext:
 
 @dataclass(frozen=True)
 class AudioCache:
-    """What a block needs of a window's audio: keys and values of each cross-attention for the leading rows, and the
-    constants [J, D] (one an attention) that stand for silence of the features in all further rows."""
+    """Cross-attention keys and values of one window, of which the leading rows of a batch have one each."""
 
-    tracks: tuple[KeyValues, ...]
-    constants: Array
+    tracks: tuple[KeyValues, ...]  # for each of the block's J cross-attentions
+    # [J, D]: what each cross-attention adds for all further rows, which are unconditional.
+    null_outputs: Array
 
 
-jax.tree_util.register_dataclass(AudioCache, ["tracks", "constants"], [])
+jax.tree_util.register_dataclass(AudioCache, ["tracks", "null_outputs"], [])
 
 
 class Block(nnx.Module):
@@ -95,23 +95,35 @@ class Block(nnx.Module):
         x: Float[Array, "B L D"],
         rotary: Rotary,
         past: Sequence[KeyValues] = (),
-        heard: AudioCache | None = None,
+        audio_cache: AudioCache | None = None,
         mask: Bool[np.ndarray, "L S"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValues]:
-        """The call in evaluation for tokens that follow those of `past`, and their own keys and values."""
+        """Applies the block to tokens that follow those of `past`, without dropout.
+
+        Returns their outputs and their own keys and values.
+
+        Args:
+            x: The new tokens.
+            rotary: Rotary table of their positions.
+            past: Keys and values of all earlier tokens, in order.
+            audio_cache: The window's audio; None for a block without cross-attention.
+            mask: True where a new token (L) attends to a token of past and new ones (S); None:
+                everywhere.
+        """
         with jax.named_scope("self_attn"):
             attended, new = self.self_attn.extend(x, rotary, past, mask)
             x = x + attended
-        if heard is not None:
+        if audio_cache is not None:
             with jax.named_scope("audio_attn"):
-                for i, (attention, keys) in enumerate(zip(self.audio_attns, heard.tracks, strict=True)):
-                    x = x + _look(attention, x, rotary, keys, heard.constants[i])
+                for i, (attention, track) in enumerate(zip(self.audio_attns, audio_cache.tracks, strict=True)):
+                    x = x + _attend_audio(attention, x, rotary, track, audio_cache.null_outputs[i])
         with jax.named_scope("mlp"):
             return x + self.mlp(x), new
 
 
-def _look(attention: CrossAttention, x: Array, rotary: Rotary, keys: KeyValues, constant: Array) -> Array:
-    hearing = keys[0].shape[0]
-    looked = attention.look(x[:hearing], rotary, keys)
-    deaf = jnp.broadcast_to(constant, (x.shape[0] - hearing, *x.shape[1:]))
-    return jnp.concatenate([looked, deaf])
+def _attend_audio(attention: CrossAttention, x: Array, rotary: Rotary, cache: KeyValues, null_output: Array) -> Array:
+    """Attends to cached audio; rows beyond the cache are unconditional and get `null_output`."""
+    num_conditional = cache[0].shape[0]
+    conditional = attention.apply_cached(x[:num_conditional], rotary, cache)
+    unconditional = jnp.broadcast_to(null_output, x[num_conditional:].shape)
+    return jnp.concatenate([conditional, unconditional])
