@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from unils_jax.errors import UserError
 from unils_jax.inference.sampling import (
@@ -118,7 +118,7 @@ class Program:
         return _features(self.graphdef, self.params, clips)
 
     def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S K A E"]:
-        """Encodes one window of both tracks of every slot, for `chunk`; see `UniLS.encode_audio`."""
+        """Encodes both tracks of one window of each slot; see `UniLS.encode_audio`."""
         settings = {"people": self.people, "dtype": self.dtype, "mesh": self.mesh}
         return _encode(self.graphdef, self.params, self._place(audio), **settings)
 
@@ -189,7 +189,7 @@ def make_program(
 
 
 def _is_cast(path: str) -> bool:
-    """Tells whether a parameter is held in the compute dtype.
+    """Returns True for parameters that are held in the compute dtype.
 
     Those are the weights of the products outside the codec and the prior's head.
     """
