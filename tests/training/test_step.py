@@ -13,7 +13,7 @@ from tiny_runs import quick_compiles
 from unils_jax.models.losses import CodecLossWeights, mesh_losses, motion_losses, observed_sample_weights
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
-from unils_jax.nn.block import Block
+from unils_jax.nn.block import Block, BlockSizes
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.nn.stack import Compute, run_blocks
 from unils_jax.systems.base import Objective
@@ -141,7 +141,7 @@ def test_mesh_losses_in_chunks_of_time_are_those_of_the_whole(chunk):
 def stack():
     """Three blocks that drop paths, their input, and the loss's value and gradients under a way of running them."""
     blocks = [
-        split(Block(8, 2, 16, norm_eps=1e-6, mlp_norm=True, drop_path_rate=rate, rngs=nnx.Rngs(i)))
+        split(Block(BlockSizes(8, 2, 16, norm_eps=1e-6, mlp_norm=True), drop_path_rate=rate, rngs=nnx.Rngs(i)))
         for i, rate in enumerate((0.0, 0.3, 0.6))
     ]
     graphdefs, weights = zip(*blocks, strict=True)

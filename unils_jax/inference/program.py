@@ -273,8 +273,8 @@ def decode_chunk(
     style, prev = style.astype(dtype), prev.astype(dtype)
     bits, logits, features = sample_scales(model.prior, style, prev, audio_cache, choose)
     motion = model.codec.decode(features)
-    # Encoded again instead of reusing `features`: the codec's own bits of the decoded motion are
-    # what the release conditions on.
+    # The decoded motion is encoded again: its own bits, and not those that were sampled, condition
+    # the next chunk.
     next_prev = model.codec.features(motion)
     chunk = Chunk(*(x.reshape(*by_slot, *x.shape[1:]) for x in (motion, bits, logits)))
     return chunk, next_prev.reshape(*by_slot, *next_prev.shape[1:])

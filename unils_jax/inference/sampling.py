@@ -31,7 +31,7 @@ Input = Array | np.ndarray | Placeholder
 
 @dataclass(frozen=True)
 class Sampling:
-    """How bits are chosen; the defaults are the paper's."""
+    """How bits are chosen."""
 
     tau: float = 1.0  # temperature of the logits; 0 is greedy: the likelier bit
     cfg: float = 1.5  # guidance scale; at most 1 is the conditional branch alone

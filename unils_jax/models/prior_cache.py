@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -19,7 +18,7 @@ from unils_jax.models.quantizer import scale_slices
 from unils_jax.nn.attention import KeyValues, rotary_table
 from unils_jax.nn.block import AudioCache
 
-# Per block the keys and values of the finished parts: prefix with the first scale, second scale, ...
+# Per block the keys and values of the finished parts: prefix with first scale, second scale, ...
 Cache = list[list[KeyValues]]
 
 
