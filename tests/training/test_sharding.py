@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from mesh_runs import assert_alike, run
+from mesh_runs import assert_alike, bytes_per_device, run
 from tiny_models import CONFIGS, random_motion, tiny_model
 
 from unils_jax.errors import UserError
@@ -25,7 +25,6 @@ from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.sharding import (
     MIN_CUT_SIZE,
     MeshConfig,
-    bytes_per_device,
     global_batch,
     make_mesh,
     param_shardings,
