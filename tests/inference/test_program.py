@@ -35,7 +35,7 @@ def run(program: Program, audio, style, prev, uncond_prev, samplings=None, seed:
 
 
 def inputs(program: Program, seed: int = 0) -> tuple:
-    """Audio, style, previous motion and the unconditional branch's, for all slots."""
+    """Returns audio, style, previous motion and the unconditional branch's, for all slots."""
     rng = np.random.default_rng(seed)
     audio = rng.normal(0, 0.1, (program.slots, 2, 64_000)).astype(np.float32) if program.takes_audio else None
     clips = [random_motion(program.people, 100, seed=3 * seed + i) for i in range(3)]
@@ -111,7 +111,7 @@ def test_guidance_of_at_most_one_is_the_conditional_branch_in_a_guided_program(p
 
 
 def test_bfloat16_rounds_and_no_more():
-    """Encoder and prior compute in it; the codec and the logits stay float32."""
+    """Asserts that encoder and prior compute in it; the codec and the logits stay float32."""
     model = random_model(DIALOGUE, 0)
     exact, rounded = make_program(model), make_program(model, dtype="bfloat16")
     audio, *conditions = inputs(exact)
@@ -138,7 +138,7 @@ def test_the_price_of_a_dtype_is_counted_in_bits():
 
 
 def full_size_work(people: int, audio: tuple[int, ...]) -> Work:
-    """The counted work of one chunk of the full model, for one slot."""
+    """Counts the work of one chunk of the full model, for one slot."""
     graphdef, params = abstract_model(ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config()))
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
@@ -155,14 +155,14 @@ def full_size_work(people: int, audio: tuple[int, ...]) -> Work:
 def test_a_chunk_at_full_size_costs_what_caching_leaves():
     both, one_without_encoder = full_size_work(2, (1, 2, 64_000)), full_size_work(1, (1, 2, 199, 1024))
     encoder = both.within("wav2vec2")
-    assert 290e9 < encoder < 300e9  # once a track, whoever is decoded
+    assert 290e9 < encoder < 300e9  # once a track, whether one or both are decoded
     assert 60e9 < one_without_encoder.total <= 88e9
     assert one_without_encoder.total + encoder <= 385e9
     assert 400e9 < both.total <= 465e9
 
 
 def draw(sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """10^6 bits of 20 slots, two people each, and the number of their logit, one of 16."""
+    """Draws 10^6 bits of 20 slots, two people each; also returns the level of their logit."""
     slots, people, shape = 20, 2, (100, 250)
     level = np.random.default_rng(0).integers(0, 16, (slots * people, *shape))
     gap = np.linspace(-3, 3, 16, dtype=np.float32)[level]
@@ -175,7 +175,7 @@ def draw(sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chi_square_p(bits: np.ndarray, level: np.ndarray, probability: np.ndarray) -> float:
-    """The chance of bits at least so far from the probability of each level's bits being 1."""
+    """Returns the chance of bits at least so far from the probability of each level's bits."""
     number = np.bincount(level)
     expected = number * probability
     statistic = (np.bincount(level, bits) - expected) ** 2 / (expected * (1 - probability))

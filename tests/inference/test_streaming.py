@@ -223,7 +223,7 @@ class Fed:
     motion: list[np.ndarray] = field(default_factory=list)
 
     def feed(self, stream: Stream, rng: np.random.Generator) -> None:
-        """A few pieces; after the last one it is flushed."""
+        """Feeds a few parts; flushes after the last one."""
         for _ in range(int(rng.integers(0, 4))):
             if self.fed < len(self.request.audio):
                 part = slice(self.fed, self.fed + int(rng.integers(0, self.piece)))
@@ -242,7 +242,7 @@ def random_request(rng: np.random.Generator, name: str) -> Request:
 
 @pytest.mark.slow
 def test_a_thousand_streams_are_their_one_shot_decodes():
-    """Random lengths and feeding patterns through one process: equal, fair, and no memory is kept."""
+    """Feeds random lengths in random patterns: equal to one-shot, fair, and no memory is kept."""
     program, rng = make_program(tiny_model("merged"), slots=8), np.random.default_rng(0)
     streams = Streams(program, capacity=40)
     live: dict[Stream, Fed] = {}
@@ -279,6 +279,6 @@ def test_a_thousand_streams_are_their_one_shot_decodes():
 
 
 def resident_mib() -> float:
-    """What the process holds in memory now."""
+    """Returns what the process holds in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20

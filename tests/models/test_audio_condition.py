@@ -31,13 +31,13 @@ ONE_AUDIO = ("own", "mixed")
 
 @cache
 def program(audio_condition: str, people: int) -> Program:
-    """One for all tests that decode with it."""
+    """Returns one program for all tests that decode with it."""
     return make_program(random_model(replace(CONFIGS[audio_condition], lora=None), 0), people=people)
 
 
 @cache
 def teacher_forced(audio_condition: str):
-    """(batch, who loses the audio [B, 2]) -> logits of two pairs."""
+    """Returns a function of (batch, people without audio [B, 2]) to the logits of two pairs."""
     graphdef, params = split(tiny_model(audio_condition))
     run = jax.jit(lambda batch, noise: generator_logits(merge(graphdef, params), batch, noise)[0])
     kept = jnp.zeros((2, 2, 1, 1), bool)
@@ -45,7 +45,7 @@ def teacher_forced(audio_condition: str):
 
     def logits(batch: dict, no_audio: Array = kept[..., 0, 0]) -> np.ndarray:
         drop = no_audio[..., None, None]
-        return np.asarray(run(batch, StepNoise(kept, kept, drop, ~drop, flips)))  # the other track's drop is nobody's
+        return np.asarray(run(batch, StepNoise(kept, kept, drop, ~drop, flips)))  # there is no other track to drop
 
     return logits
 
@@ -60,7 +60,7 @@ def pairs() -> dict[str, Array]:
 
 
 def moved(audio_condition: str, first: dict, second: dict, *no_audio: Array) -> np.ndarray:
-    """Whose logits differ, [2, 2]."""
+    """Returns for each person whether the logits differ, [2, 2]."""
     logits = teacher_forced(audio_condition)
     return np.abs(logits(first, *no_audio) - logits(second, *no_audio)).max((2, 3, 4)) > 1e-3
 
@@ -103,7 +103,7 @@ def test_who_listens_to_the_own_track_moves_alike_whatever_the_other_s():
     assert not np.array_equal(motion_of("own", other, own, 1), motion)
 
 
-def test_mixed_audio_is_the_same_for_both_whoever_spoke_it():
+def test_mixed_audio_is_the_same_for_both_people():
     own, other, another = (tracks(seed)[0] for seed in range(3))
     motion = motion_of("mixed", own, other, 2)
     np.testing.assert_array_equal(motion_of("mixed", other, own, 2), motion)

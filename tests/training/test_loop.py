@@ -56,7 +56,7 @@ class MadeUp:
 
 
 def run(workdir: Path, batch: Callable[[int], dict[str, np.ndarray]] = batch_of, options=None, **settings) -> dict:
-    """A tiny codec trained on made-up batches."""
+    """Trains a tiny codec on made-up batches."""
     common = {"num_steps": 5, "log_every": 1, "eval_every": 100, "eval_batches": 1, "checkpoint_every": 100}
     config = RunConfig("codec", data=DataConfig("-", 2), model=MODEL, **common | settings)
     graphdef, shapes = abstract(lambda rngs: UniLS(MODEL, rngs=rngs))
@@ -97,8 +97,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_records_are_named(tmp_pat
         for bad in (2, 5):
             assert_same(item(tmp_path, bad - 1, name), item(tmp_path, bad, name))
     assert any(np.any(item(tmp_path, 3, "params")[p] != v) for p, v in item(tmp_path, 2, "params").items())
-    told = rows(tmp_path, "train")
-    assert [row["finite"] for row in told] == [1, 0, 1, 1, 0] and told[1]["loss"] is None
+    reported = rows(tmp_path, "train")
+    assert [row["finite"] for row in reported] == [1, 0, 1, 1, 0] and reported[1]["loss"] is None
     assert "step 2 is not finite (loss nan, gradient norm nan) and left out; its records: beta, delta" in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_training_ends_after_too_many_steps_in_a_row_that_are_not_finite(tmp_pat
         run(tmp_path, broken_at(2, 4, 5, 6, 7, 8, 9), num_steps=20, max_bad_steps=3)
 
 
-def test_a_step_that_is_compiled_again_is_told(tmp_path, caplog):
+def test_a_step_that_is_compiled_again_is_logged(tmp_path, caplog):
     run(tmp_path, lambda step: batch_of(step, 4 if step == 4 else 2))
     assert "WARNING: step 4 was compiled again" in caplog.text and caplog.text.count("compiled again") == 1
 
@@ -146,10 +146,10 @@ def test_the_free_running_evaluation_gets_all_averaged_parameters_when_it_is_due
 
 def test_speed_is_told_apart_from_what_was_learnt(tmp_path):
     run(tmp_path, options=TrainOptions(peak_flops=1e12))
-    told = rows(tmp_path, "speed")
-    assert [row["step"] for row in told] == [1, 2, 3, 4, 5]
-    assert told[0]["compile_s"] > 0 and "steps_per_s" not in told[0]
-    for row in told[1:]:
+    reported = rows(tmp_path, "speed")
+    assert [row["step"] for row in reported] == [1, 2, 3, 4, 5]
+    assert reported[0]["compile_s"] > 0 and "steps_per_s" not in reported[0]
+    for row in reported[1:]:
         assert row["frames_per_s"] == pytest.approx(200 * row["steps_per_s"]) and 0 <= row["data_wait_share"] <= 1
         assert row["flops_utilisation"] > 0 and row["host_memory_gib"] > 0 and "compile_s" not in row
     assert not {"steps_per_s", "compile_s"} & {name for row in rows(tmp_path, "train") for name in row}
@@ -203,11 +203,11 @@ def test_metrics_of_a_run_that_was_cut_are_dropped_on_resume(tmp_path):
     with MetricsLog(tmp_path, KeptRows(3)) as log:
         log.write(4, "train", {"loss": 0.25, "grad_norm": float("inf")})
         assert log.last == {"train/loss": 0.25, "train/grad_norm": float("inf")}
-    told = [(row["step"], row["loss"]) for row in metrics(tmp_path)]
-    assert told == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)] and metrics(tmp_path)[-1]["grad_norm"] is None
+    reported = [(row["step"], row["loss"]) for row in metrics(tmp_path)]
+    assert reported == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)] and metrics(tmp_path)[-1]["grad_norm"] is None
 
 
-def test_an_evaluation_that_is_still_to_come_is_not_told_twice(tmp_path):
+def test_an_evaluation_that_is_still_to_come_is_not_logged_twice(tmp_path):
     with MetricsLog(tmp_path) as log:
         for step in (1, 2):
             for split in ("train", "val", "free"):
