@@ -158,7 +158,7 @@ class MotionPrior(nnx.Module):
             return jnp.broadcast_to(value, (batch, num, value.shape[-1]))
 
         levels = scale_levels(self.scales)[:num_tokens]
-        # The first scale has no lower one to read: a learned token stands in its place.
+        # The first scale has no lower one to read: a learned token is its input.
         start = learned(self.start_token, 1)
         scale_tokens = jnp.concatenate([start, tokens[:, 2 * frames :]], axis=1)
         x = jnp.concatenate(

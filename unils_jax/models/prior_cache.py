@@ -104,7 +104,7 @@ def extend(
 
 @dataclass(frozen=True)
 class _Step:
-    """New tokens of the sequence, and what they attend to beside themselves and the past."""
+    """New tokens of the sequence, and the audio that they attend to."""
 
     positions: slice  # their places in the whole sequence
     audio_cache: Sequence[AudioCache | None]  # for each block

@@ -33,6 +33,7 @@ def rotary_table(positions: np.ndarray, head_dim: int) -> Rotary:
 def rotate(x_BLHK: Float[Array, "B L H K"], rotary: Rotary) -> Float[Array, "B L H K"]:
     """Rotates the channel pairs (2i, 2i+1) of every head by its token's angles, in float32."""
     cos, sin = (jnp.asarray(table)[None, :, None, :] for table in rotary)
+    # Interleaved pairs, not halves: the release's layout, which its weights are trained for.
     pairs = x_BLHK.astype(jnp.float32).reshape(*x_BLHK.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = jnp.broadcast_to(cos, even.shape), jnp.broadcast_to(sin, even.shape)
@@ -77,6 +78,7 @@ def attend_cached(
     q_BLHK: Float[Array, "B L H K"], past: Sequence[KeyValues], mask: Bool[np.ndarray, "L S"] | None = None
 ) -> Float[Array, "B L D"]:
     """Computes `attend` on keys and values laid out by head, in the order of `past`."""
+    # Laid out by head, so that only the new tokens are transposed and never the cache.
     k_BHSK, v_BHSK = (jnp.concatenate(parts, axis=2) for parts in zip(*past, strict=True))
     logits = jnp.einsum("BHLK,BHSK->BHLS", heads_first(q_BLHK), k_BHSK, preferred_element_type=jnp.float32)
     logits = logits / math.sqrt(q_BLHK.shape[-1])

@@ -78,6 +78,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalises over the last axis; the result has the dtype of `x`."""
+        # Two passes over the centred values: the mean of squares less the squared mean cancels.
         x32 = x.astype(jnp.float32)
         mean = x32.mean(-1, keepdims=True)
         centred = x32 - mean
@@ -126,6 +127,7 @@ def drop(
 
     The scaling is in float32. Masks are [B, *mask_shape], every sample's drawn from its own key.
     """
+    # An array: under a scan over blocks the rate is traced.
     keep = jnp.asarray(1 - rate, jnp.float32)
     kept = jax.vmap(lambda sample_key: jax.random.bernoulli(sample_key, keep, mask_shape))(key)
     return jnp.where(kept, (x.astype(jnp.float32) / keep).astype(x.dtype), jnp.zeros_like(x))
@@ -147,6 +149,7 @@ def resample(x: Float[Array, "B A C"], num_frames: int) -> Float[Array, "B T C"]
     Frame i reads position i * (A - 1) / (T - 1), computed in float32 as PyTorch does, and position
     0 where T is 1.
     """
+    # Positions are NumPy constants, and each frame mixes two: no matrix of all pairs is needed.
     last = x.shape[1] - 1
     scale = np.float32(last) / np.float32(num_frames - 1) if num_frames > 1 else np.float32(0)
     position = np.arange(num_frames, dtype=np.float32) * scale

@@ -25,6 +25,7 @@ class LSTM(nnx.Module):
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T H"]:
         """Returns the output of every frame; `reverse` reads frames from the last to the first."""
         hidden_dim, (kernel, bias) = self.state.kernel.shape[0], (self.state.kernel[...], self.state.bias[...])
+        # The input's part of all gates is one product; only the state's part is in the scan.
         gates_TBG = jnp.swapaxes(self.input(x), 0, 1)
         gates_TBG = gates_TBG + jnp.broadcast_to(bias.astype(x.dtype), gates_TBG.shape)
 

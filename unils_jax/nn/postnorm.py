@@ -32,6 +32,7 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, dim: int, num_heads: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros_init()
+        # The bound of the whole projection, not of each third, as torch draws it.
         xavier = uniform_init(math.sqrt(6 / (dim + 3 * dim)))
         self.in_proj = Linear(dim, 3 * dim, kernel_init=xavier, bias_init=zeros, rngs=rngs)
         self.out_proj = Linear(dim, dim, bias_init=zeros, rngs=rngs)
@@ -53,6 +54,7 @@ class MultiHeadAttention(nnx.Module):
             bias: Added to the scores, leading axes of one for all samples or heads; None: no mask.
             key: One random key for each sample, for dropout of the weights; None: no dropout.
         """
+        # One product where queries, keys and values read the same tokens.
         if memory is None:
             q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
         else:

@@ -137,6 +137,7 @@ class Checkpoints:
             frozen = read_item(self.folder / str(step) / "frozen") if has_frozen else {}
         except DAMAGE as error:
             return _one_line(error)
+        # The step is the folder's number, and no item of the checkpoint.
         where = like.step.sharding
         state = TrainState(jax.device_put(np.int32(step), where), *(restored[name] for name in ARRAYS[:3]))
         return Restored(state, frozen, dict(restored["data"]), bool(restored["meta"]["evaluated"]))
@@ -146,6 +147,7 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in steps:
+                # A step that was damaged before has left a folder of this name.
                 names = [f"damaged-{step}", *(f"damaged-{step}-{i}" for i in range(2, 1000))]
                 target = next(self.folder / name for name in names if not (self.folder / name).exists())
                 (self.folder / str(step)).rename(target)

@@ -54,6 +54,7 @@ def check_agreement(config: dict[str, Any], params: Params) -> None:
     """
     if jax.process_count() == 1:
         return
+    # Bytes as numbers: an all-gather takes arrays of one shape.
     digests = np.concatenate([_digest_of_config(config), _digest_of_params(params), _host_name()])
     rows = np.asarray(multihost_utils.process_allgather(digests))
     raise_unless_agreed(rows)
@@ -68,6 +69,7 @@ def raise_unless_agreed(rows: np.ndarray) -> None:
     names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
     problems = []
     for what, part in (("config", slice(0, 32)), ("parameters", slice(32, 64))):
+        # Process 0 is the reference: which one is right, the digests cannot say.
         other = [name for name, row in zip(names, rows, strict=True) if not np.array_equal(row[part], rows[0, part])]
         if other:
             problems.append(f"another {what} than {names[0]}: {', '.join(other)}")

@@ -74,6 +74,7 @@ class Throughput:
         there.
         """
         self.compile_s = time.perf_counter() - self._started_s
+        # Dispatch returns when compiling is done; the step itself is still running then.
         jax.block_until_ready(results)
         self.restart(step)
 
@@ -142,6 +143,7 @@ class CompileWatch:
 
         A run has `settled` once its first two steps are done.
         """
+        # Evaluation and saving compile programs too: only those inside the context count.
         before, self._counts, started_s = self.programs, True, time.perf_counter()
         try:
             yield

@@ -160,4 +160,5 @@ def init_sharded(mesh: Mesh, build: Callable[[nnx.Rngs], nnx.Module], seed: int,
     def draw() -> Params:
         return {path: v for path, v in split(build(nnx.Rngs(seed)))[1].items() if re.fullmatch(pattern, path)}
 
+    # Given the shardings of its results, XLA computes each part on its device.
     return jax.jit(draw, out_shardings=param_shardings(mesh, jax.eval_shape(draw)))()
