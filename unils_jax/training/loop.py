@@ -190,16 +190,15 @@ def train(
         check_agreement(config.to_dict(), start.state.params | on_host)
         # Written only now: a run that cannot begin leaves the workdir's config as it was.
         if is_main:
-            with atomic_output(workdir / "config.json") as partial:
-                partial.write_text(json.dumps(config.to_dict(), indent=1))
+            _save_config(config, workdir)
         sizes = [f"{count(params):,}" for params in (start.state.params, on_host)]
         log.info("%s: %s trainable and %s frozen values", stage.name, *sizes)
         in_step = shard_params(setup.mesh, hold_frozen(on_host, config.train.compute_dtype))
-        # tqdm takes None as "where there is a terminal".
-        hidden = None if is_main else True
-        progress = tqdm(total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=hidden)
         kept = KeptRows(first, evaluated=start.evaluated)
-        with MetricsLog(workdir if is_main else None, kept) as metrics_log, progress:
+        with (
+            MetricsLog(workdir if is_main else None, kept) as metrics_log,
+            _progress_bar(config, first, shown=is_main) as progress,
+        ):
             frames = stage.item_frames or data.mean_frames
             throughput = Throughput(round(config.data.batch_size * frames), options.peak_flops)
             run = _Run(
@@ -218,6 +217,17 @@ def train(
                 run.evaluate(start.state, first)
             run.steps(start.state, first)
         return metrics_log.last
+
+
+def _save_config(config: RunConfig, workdir: Path) -> None:
+    with atomic_output(workdir / "config.json") as partial:
+        partial.write_text(json.dumps(config.to_dict(), indent=1))
+
+
+def _progress_bar(config: RunConfig, first: int, *, shown: bool) -> tqdm:
+    # tqdm takes None as "where there is a terminal".
+    disable = None if shown else True
+    return tqdm(total=config.num_steps, initial=first, desc=config.stage, unit="step", disable=disable)
 
 
 def _train_step(config: RunConfig, setup: TrainSetup) -> Callable:
