@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml $(LOCK)
 	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-lock:  ## uv.lock anew, after a change of the dependencies in pyproject.toml; its only address is pypi.org
+lock: $(STAMP)  ## uv.lock anew, after a change of the dependencies in pyproject.toml; its only address is pypi.org
 	$(BIN)/uv lock --no-config --default-index https://pypi.org/simple
 
 demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
@@ -39,7 +39,7 @@ pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given
 	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors --float16 \
 	  --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 
-# Built in a copy, so that nothing of npm's stands among the sources.
+# Built in a copy, so that nothing of npm gets among the sources.
 VIEWER := unils_jax/outputs/viewer
 viewer: $(VIEWER)/dist/viewer.js  ## the script of `unils view` from its TypeScript: Node 20.19 or newer
 
@@ -78,7 +78,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench:  ## decode and training beside PyTorch, into runs/bench: a quarter of an hour on two cores
+bench:  ## decode and training next to PyTorch, into runs/bench: a quarter of an hour on two cores
 	@$(MAKE) --no-print-directory EXTRAS=dev,torch $(VENV)/.installed-dev,torch
 	$(BIN)/unils bench decode --against torch --batch 1 --json runs/bench/decode.json
 	$(BIN)/unils bench train --config codec prior dialogue --batch_size 4 4 1 --config.head=standin \
