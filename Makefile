@@ -58,7 +58,7 @@ test: $(STAMP)  ## the fast tests without parity: under 7 minutes on two cores
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) --dist loadfile --ignore=tests/parity
 
 # As users' programs compile; UNILS_GOLDENS names another folder of the authors' results.
-parity: $(STAMP)  ## all comparisons with the authors' code, fast and slow
+parity: $(STAMP)  ## all comparisons with the authors' code, fast and slow: under 6 minutes on two cores
 	$(PYTEST) --dist loadfile -m "slow or not slow" tests/parity
 
 slow: $(STAMP)  ## the other tests that take minutes: under 22 minutes
