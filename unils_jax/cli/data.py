@@ -29,7 +29,7 @@ from data_pipelines.store.writer import Dtypes
 from data_pipelines.synthetic import dataset
 from unils_jax.cli.arguments import Request
 from unils_jax.errors import UserError
-from unils_jax.evaluation.report import page, write_files
+from unils_jax.evaluation.report import store_page, write_files
 from unils_jax.files import atomic_output, check_output
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
 
@@ -314,7 +314,7 @@ def run_verify(args: argparse.Namespace) -> None:
     with Progress("checked") as progress:
         report = verification.verify(request.store, progress)
     summary = verification.summary(report)
-    paths = write_files(out, report, summary, page(report, summary))
+    paths = write_files(out, report, summary, store_page(report, summary))
     problems, warnings = report["problems"], report["warnings"]
     if problems["count"]:
         first, all_of_them = problems["first"][0], paths["markdown"]

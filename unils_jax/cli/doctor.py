@@ -1,7 +1,7 @@
-"""`unils doctor`: checks what is installed, what computes and draws, and which outside files there are.
+"""`unils doctor`: checks what is installed, what computes and draws, and outside files.
 
-The package's own modules are imported where they are needed: the first section must appear even where a library that
-they need is missing.
+The package's own modules are imported where they are needed: the first section must appear even
+where a library that they need is missing.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`unils render`, `unils view` and `unils convert-motion`: motion files as pictures and other formats."""
+"""`unils render`, `unils view` and `unils convert-motion`: motion files in other forms."""
 
 import argparse
 import logging
