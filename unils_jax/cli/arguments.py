@@ -2,7 +2,9 @@
 
 import argparse
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import TypeVar
+
+RequestOf = TypeVar("RequestOf", bound="Request")
 
 DTYPES = ("float32", "bfloat16")
 
@@ -14,7 +16,7 @@ class Request:
     """
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Self:
+    def from_args(cls: type[RequestOf], args: argparse.Namespace) -> RequestOf:
         """Builds the request from the flags that have the names of its fields."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 

@@ -232,7 +232,7 @@ def run_data(args: argparse.Namespace) -> None:
 
 
 def report(request: RoundsRequest, measure: Callable[[], Measured]) -> None:
-    """Measures, prints the table and writes all figures to the file of --json.
+    """Measures and prints the table; writes all figures to the file of --json.
 
     Raises UserError for settings that do not fit, before anything is measured.
     """
@@ -318,7 +318,7 @@ def start(request: ModelRequest, peaks: bool = True) -> dict[str, Any]:
 
 @contextmanager
 def cold_cache() -> Iterator[None]:
-    """Empties the compile cache: compile times are those of a first start, nothing compiles twice."""
+    """Empties the compile cache, so that compile times are those of a first start."""
     before = jax.config.jax_compilation_cache_dir
     try:
         with tempfile.TemporaryDirectory() as folder:

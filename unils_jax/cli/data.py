@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from tqdm import tqdm
@@ -371,7 +370,7 @@ class Progress:
         self.verb, self.started, self.last = verb, time.monotonic(), 0.0
         self.bar: tqdm | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
             layout = "{l_bar}{bar}| {postfix} [{elapsed} gone, {remaining} left]"
             self.bar = tqdm(total=1.0, file=sys.stderr, bar_format=layout, leave=False)
