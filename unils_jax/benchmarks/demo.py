@@ -66,7 +66,7 @@ class Check:
 
 
 def train(stage: str, out: Path, parent: str | None, times: int | None) -> None:
-    """Trains a stage with its smoke config, for `times` as many steps; None: for those of `STEPS`."""
+    """Trains a stage with its smoke config, `times` as long; None: for the steps of `STEPS`."""
     config = load_config(f"smoke/{stage}")
     config.data.store = str(out / "data")
     config.num_steps = STEPS[stage] if times is None else times * config.num_steps

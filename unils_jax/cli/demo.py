@@ -73,9 +73,7 @@ def run(args: argparse.Namespace) -> None:
     with phase("checks", seconds):
         checks = steps.check_all(out)
     with phase("evaluate", seconds):
-        evaluate(
-            EvaluateRequest(checkpoint=parent, data=str(out / "data"), out=str(out / "report.json"))
-        )
+        evaluate(EvaluateRequest(checkpoint=parent, data=str(out / "data"), out=str(out / "report.json")))
     with phase("decode and render", seconds):
         decode_held_out(out)
         page = make_page(out)

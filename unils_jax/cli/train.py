@@ -43,8 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains. Raises UserError for every mistake of the user before the first step; exits with status 75 where it was
-    told to stop and has saved."""
+    """Trains.
+
+    Raises UserError for every mistake of the user before the first step; exits with status 75 where
+    it was told to stop and has saved.
+    """
     import jax
 
     from unils_jax.config import load_config, override
