@@ -107,7 +107,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates. Raises UserError for every mistake of the user, before anything is written."""
+    """Evaluates motion.
+
+    Raises UserError for every mistake of the user, before anything is written.
+    """
     evaluate(EvaluateRequest.from_args(args))
 
 

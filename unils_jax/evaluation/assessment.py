@@ -113,7 +113,7 @@ def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
         dtype: Of the decode, "float32" or "bfloat16".
         audio_encoder: Folder or hub name, for a checkpoint that lacks its published encoder.
         head: FLAME's model file; None: motion in FLAME's basis has no vertex metrics.
-        out: The report as JSON (.json), with Markdown and HTML beside it; None: nothing is written.
+        out: The report as JSON (.json), with Markdown and HTML next to it; None: nothing is written.
     """
     settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head)
     return evaluate_checkpoint(checkpoint, data, settings, out=out)
@@ -182,7 +182,7 @@ class CheckpointMotion:
         return make[self.checkpoint.config.stage](self.checkpoint.model, protocol, self.dtype)
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
-        """Measures the share of bits that the dtype changes, in one window of each of eight records.
+        """Measures the share of bits that the dtype changes, in a window each of eight records.
 
         None where nothing is decoded to bits, or in float32.
         """
