@@ -7,8 +7,8 @@ from pathlib import Path
 
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument
 from unils_jax.errors import UserError
-from unils_jax.evaluation import assessment, lip_errors
-from unils_jax.evaluation.assessment import EvaluationSettings, evaluate_checkpoint, evaluate_files
+from unils_jax.evaluation import lip_errors
+from unils_jax.evaluation.run import EvaluationSettings, evaluate_checkpoint, evaluate_files, headline
 from unils_jax.evaluation.protocols import PROTOCOLS
 from unils_jax.evaluation.report import report_paths
 from unils_jax.files import atomic_output, check_output
@@ -124,7 +124,7 @@ def evaluate(request: EvaluateRequest) -> None:
     else:
         report = evaluate_files(request.motion, request.data, request.settings, out=request.out)
     paths = ", ".join(str(path) for path in report_paths(request.out).values())
-    print(f"{paths}: {report['data']['conversations']} conversations, {assessment.headline(report)}")
+    print(f"{paths}: {report['data']['conversations']} conversations, {headline(report)}")
 
 
 def evaluate_sets(request: EvaluateRequest) -> None:

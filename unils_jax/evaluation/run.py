@@ -112,8 +112,8 @@ def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
         limit: Scores the first conversations only; None: all.
         dtype: Of the decode, "float32" or "bfloat16".
         audio_encoder: Folder or hub name, for a checkpoint that lacks its published encoder.
-        head: FLAME's model file; None: motion in FLAME's basis has no vertex metrics.
-        out: The report as JSON (.json), with Markdown and HTML next to it; None: nothing is written.
+        head: FLAME file; None: motion in FLAME's basis has no vertex metrics.
+        out: JSON file to write, with Markdown and HTML next to it; None: nothing is written.
     """
     settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head)
     return evaluate_checkpoint(checkpoint, data, settings, out=out)
