@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from unils_jax.face import flame
+from unils_jax.inference.sampling import Sampling
 from unils_jax.models.losses import CodecLossWeights, SampleWeights, observed_sample_weights
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import WINDOW_FRAMES
+from unils_jax.motion import FPS, MOTION_KIND, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
@@ -111,3 +115,57 @@ def batch_sample_weights(batch: Batch) -> SampleWeights:
     if observed is None:
         observed = jnp.ones((*batch["motion"].shape[:-2], batch["motion"].shape[-1]))
     return observed_sample_weights(jnp.asarray(observed))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One conversation, as a system generates motion from it. Audio is 16 kHz mono float32."""
+
+    audio: Float[np.ndarray, " N"] | None = None  # None: a prior, which has no audio
+    other_audio: Float[np.ndarray, " N2"] | None = None  # None: silence
+    # Head rotation as tracked: of the partner [T, 108], or of both people in their order [2, T, 108]. None: zero.
+    other_motion: Float[np.ndarray, "*P T 108"] | None = None
+    style: Float[np.ndarray, "P 100 108"] | None = None  # one clip serves both people; None: zero motion
+    prev: Float[np.ndarray, "P 100 108"] | None = None  # the 100 frames before the first; None: zero motion
+    annotation: str | None = None  # which annotation to predict; None: motion, or the model's only one
+    identity: int | None = None  # a row of the model's identities; None: the pivot
+    template: Float[np.ndarray, " D"] | None = None  # the neutral face of an annotation; None: zero
+    num_frames: int | None = None  # of a prior, which has no audio to take its length from
+
+
+# The fields of `Inputs` that not every system reads; `System.inputs` names those that it does.
+OPTIONAL_INPUTS = ("other_audio", "other_motion", "style", "prev", "annotation", "identity", "template")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How motion is generated."""
+
+    sampling: Sampling = Sampling()  # of systems that draw
+    seed: int = 0  # the same seed gives the same motion
+    people: int = 1  # 2: of both people of the conversation
+    dtype: str = "float32"  # or "bfloat16", of what a system computes in it
+    fps: int | None = None  # of annotations without a frame rate of their own; None: the published one
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a system made of one conversation."""
+
+    values: Float[np.ndarray, "P T D"]  # motion of 108 channels, or the numbers of an annotation
+    annotation: str = MOTION_KIND
+    fps: float = FPS
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system: how it is built, trained and run."""
+
+    name: str  # key of SYSTEMS, and `system` of a run's config
+    title: str  # as its authors write it
+    config: type  # dataclass of a run's `model`; its `stage` says what kind of model one instance describes
+    build: type[nnx.Module]  # the module's class, made by `build(config, rngs=rngs)`
+    stages: Mapping[str, Stage]  # how it trains, by name
+    inputs: frozenset[str]  # the fields of `Inputs` that it reads
+    draws: bool  # whether motion depends on the seed
+    generate: Callable[[nnx.Module, Inputs, Options], Generated]

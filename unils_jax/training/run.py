@@ -1,11 +1,14 @@
 """Runs one training stage: joins config, data and parent, and trains."""
 
 import logging
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import ml_collections
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +20,42 @@ class Options:
     dry_run: bool = False
     allow_changes: bool = False
     profile_steps: str | None = None
+
+
+def train(  # noqa: PLR0913 (the public call: all but config and workdir are named and optional)
+    config: str | os.PathLike | Mapping[str, Any],
+    workdir: str | os.PathLike,
+    *,
+    parent: str | os.PathLike | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    allow_changes: bool = False,
+    profile_steps: str | None = None,
+    stop: Any = None,
+) -> dict[str, float]:
+    """Trains one stage and returns its last metrics, none for a dry run.
+
+    With the same workdir it resumes. Raises UserError for every mistake of the user before the first step.
+
+    Args:
+        config: The name of a config ("smoke/codec"), a .py file, or the settings themselves.
+        workdir: Checkpoints and logs.
+        parent: The checkpoint of the stage before, where the stage has one.
+        overrides: Settings by their dotted names, {"data.store": "data/synthetic"}.
+        dry_run: Only check config, data, parent and shapes.
+        allow_changes: Resume with settings or data other than the workdir's.
+        profile_steps: "A:B" traces these steps into the workdir's folder `profile`.
+        stop: A PreemptionGuard whose context is entered; None installs no signal handler.
+    """
+    from unils_jax.config import load_config, override
+
+    named = isinstance(config, str | os.PathLike)
+    settings = load_config(str(config)) if named else ml_collections.ConfigDict(config)
+    for name, value in (overrides or {}).items():
+        override(settings, [f"{name}={value}"])
+    options = Options(dry_run, allow_changes, profile_steps)
+    start = None if parent is None else str(parent)
+    return train_stage(settings.to_dict(), Path(workdir), start, options, stop)
 
 
 def train_stage(

@@ -27,7 +27,7 @@ from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, sa
 from unils_jax.nn.params import split
 from unils_jax.systems.base import Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
-from unils_jax.systems.dualtalk.system import DUALTALK, respond
+from unils_jax.systems.dualtalk.system import DUALTALK_STAGE, respond
 from unils_jax.training.step import gradients
 
 CONFIG = """
@@ -131,7 +131,7 @@ def test_both_biases_of_the_lstm_learn_alike(run):
 @pytest.mark.slow
 def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     graphdef, params = split(tiny_model("dualtalk"))
-    trainable, frozen = DUALTALK.split(params)
+    trainable, frozen = DUALTALK_STAGE.split(params)
     rng = np.random.default_rng(0)
     shapes = {"audio": (4, 12_800), "partner_audio": (4, 12_800), "motion": (4, 20, 56), "partner_motion": (4, 20, 56)}
     batch = {name: jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for name, shape in shapes.items()}

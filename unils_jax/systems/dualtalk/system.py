@@ -10,12 +10,24 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.audio import normalize_record
-from unils_jax.motion import PARTNER_FRAMES, dualtalk_channels, from_dualtalk
+from unils_jax.errors import UserError
+from unils_jax.motion import MOTION_DIM, PARTNER_FRAMES, dualtalk_channels, from_dualtalk
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
-from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
-from unils_jax.systems.dualtalk.model import DualTalk, DualTalkNoise, dualtalk_losses
+from unils_jax.systems.base import (
+    Batch,
+    Generated,
+    GlobalBatch,
+    Inputs,
+    Metrics,
+    Objective,
+    Options,
+    Stage,
+    System,
+    batch_sample_weights,
+)
+from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, DualTalkNoise, dualtalk_losses
 
 
 def respond(
@@ -43,6 +55,28 @@ def _respond(graphdef: nnx.GraphDef, compute: Compute, params: Params, *conversa
     return merge(graphdef, params)(*conversation, compute)
 
 
+def generate(model: DualTalk, inputs: Inputs, options: Options) -> Generated:
+    """Generates motion of one person, or of both, each of whom sees the other's motion.
+
+    Without `other_audio` the partner is silent, without `other_motion` still. Raises UserError where both people are
+    asked for and the motion of one is given.
+    """
+    own, seen = inputs.audio, inputs.other_motion
+    other = np.zeros_like(own) if inputs.other_audio is None else inputs.other_audio
+    if seen is None:
+        seen = np.zeros((1, MOTION_DIM), np.float32)
+    motions = seen[None] if seen.ndim == 2 else seen
+    if len(motions) < options.people and inputs.other_motion is not None:
+        raise UserError("both people see each other; give other_motion of both, [2, T, 108]")
+    # With one motion alone it is the partner's, whoever is asked for.
+    partners = (motions[-1], motions[0])
+    tracks = (own, other)
+    people = [
+        respond(model, tracks[p], tracks[1 - p], partners[p], dtype=options.dtype) for p in range(options.people)
+    ]
+    return Generated(np.stack([person[: min(map(len, people))] for person in people]))
+
+
 def dualtalk_loss(
     model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
@@ -68,7 +102,7 @@ def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objecti
 
 
 # All but the audio encoders' convolutions.
-DUALTALK = Stage(
+DUALTALK_STAGE = Stage(
     "dualtalk",
     None,
     "partners",
@@ -76,4 +110,15 @@ DUALTALK = Stage(
     dualtalk_loss,
     sample_dualtalk_noise,
     item_frames=PARTNER_FRAMES,
+)
+
+DUALTALK = System(
+    name="dualtalk",
+    title="DualTalk",
+    config=DualTalkConfig,
+    build=DualTalk,
+    stages={DUALTALK_STAGE.name: DUALTALK_STAGE},
+    inputs=frozenset({"audio", "other_audio", "other_motion"}),
+    draws=False,
+    generate=generate,
 )

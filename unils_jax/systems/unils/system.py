@@ -5,17 +5,30 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from unils_jax.face import flame
 from unils_jax.models.losses import SampleWeights, mesh_losses, motion_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
-from unils_jax.models.unils import UniLS
-from unils_jax.motion import WINDOW_FRAMES
+from unils_jax.inference import conversations
+from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.stack import FLOAT32, Compute
-from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.base import (
+    Batch,
+    Generated,
+    GlobalBatch,
+    Inputs,
+    Metrics,
+    Objective,
+    Options,
+    Stage,
+    System,
+    batch_sample_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -147,4 +160,36 @@ DIALOGUE = Stage(
     sample_noise,
     item_frames=2 * WINDOW_FRAMES,
     decodes=True,
+)
+
+
+INPUTS = frozenset({"audio", "other_audio", "style", "prev"})
+
+
+def generate(model: UniLS, inputs: Inputs, options: Options) -> Generated:
+    """Generates motion of one person or both: of a dialogue from audio, of a prior from the style clip alone.
+
+    A prior's style is its first previous motion, too, and `num_frames` its length.
+    """
+    sampling, seed, people = options.sampling, options.seed, options.people
+    if model.prior is not None and model.audio_encoder is None:
+        style = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32) if inputs.style is None else inputs.style
+        num_frames = inputs.num_frames or WINDOW_FRAMES
+        chunks = -(-num_frames // WINDOW_FRAMES)
+        motion = conversations.decode_prior(model, style[:people], chunks, sampling=sampling, seed=seed)
+        return Generated(motion[:, :num_frames])
+    settings = {"style": inputs.style, "prev": inputs.prev, "sampling": sampling, "seed": seed}
+    settings |= {"people": people, "dtype": options.dtype}
+    return Generated(conversations.decode(model, inputs.audio, inputs.other_audio, **settings))
+
+
+UNILS = System(
+    name="unils",
+    title="UniLS",
+    config=ModelConfig,
+    build=UniLS,
+    stages={stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)},
+    inputs=INPUTS,
+    draws=True,
+    generate=generate,
 )

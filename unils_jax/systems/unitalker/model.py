@@ -324,6 +324,13 @@ class UniTalker(nnx.Module):
         pivot = jnp.broadcast_to(jax.random.bernoulli(pivot_key, pivot_rate), (batch_size,))
         return TalkerNoise(noise, jax.random.split(decoder_key, batch_size), pivot)
 
+    def num_values(self, annotation: str) -> int:
+        """Returns how many numbers a frame of an annotation has."""
+        if annotation in self.pca:
+            return self.pca[annotation].mean.shape[0]
+        head = self.heads[annotation]
+        return (head.layers[-1] if isinstance(head, DeepHead) else head).kernel.shape[1]
+
     def truth_coefficients(
         self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], kind: str
     ) -> Float[Array, "B T k"] | None:

@@ -8,9 +8,19 @@ from jax import Array
 
 from unils_jax.motion import KIND_MARK
 from unils_jax.nn.layers import RandomKey
-from unils_jax.systems.base import Batch, GlobalBatch, GradientMask, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.base import (
+    Batch,
+    GlobalBatch,
+    GradientMask,
+    Metrics,
+    Objective,
+    Stage,
+    System,
+    batch_sample_weights,
+)
 from unils_jax.systems.unitalker.annotations import NUMBERS, lip_errors, talker_losses
-from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker
+from unils_jax.systems.unitalker.inference import generate
+from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker, UniTalkerConfig
 
 
 def kind_of(batch: Batch) -> str:
@@ -63,7 +73,7 @@ def talker_gradient_mask(
 
 
 # All but the audio encoder's convolutions and the PCA.
-UNITALKER = Stage(
+UNITALKER_STAGE = Stage(
     "unitalker",
     None,
     "speech",
@@ -72,4 +82,15 @@ UNITALKER = Stage(
     sample_talker_noise,
     gradient_mask=talker_gradient_mask,
     item_frames=0,
+)
+
+UNITALKER = System(
+    name="unitalker",
+    title="UniTalker",
+    config=UniTalkerConfig,
+    build=UniTalker,
+    stages={UNITALKER_STAGE.name: UNITALKER_STAGE},
+    inputs=frozenset({"audio", "other_audio", "annotation", "identity", "template"}),
+    draws=False,
+    generate=generate,
 )
