@@ -34,18 +34,18 @@ from unils_jax.evaluation.protocols import (
     Predict,
     Protocol,
     conversation_of,
-    decode_with,
     people_to_score,
-    respond_with,
     skip_reason,
-    talk_with,
 )
 from unils_jax.evaluation.report import report_paths, write_report
 from unils_jax.evaluation.scoring import Mesh, ScoreTable, jsonable, mesh_of
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
+from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, MOTION_KIND, load_motion
+from unils_jax.systems.base import Inputs, Options
+from unils_jax.systems.registry import generating_stages, system_of_stage
 
 log = logging.getLogger(__name__)
 
@@ -159,27 +159,41 @@ class CheckpointMotion:
     needs_audio = True
 
     def __init__(self, checkpoint: str | os.PathLike | Checkpoint, settings: EvaluationSettings, store: Store):
-        names = {"dialogue": "UniLS", "dualtalk": "DualTalk", "unitalker": "UniTalker"}
         if isinstance(checkpoint, Checkpoint):
             self.name = str(checkpoint.source["checkpoint"])
         else:
             self.name = str(checkpoint)
-            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=tuple(names))
+            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=generating_stages())
         check_basis(self.name, checkpoint.expression_basis, store)
-        stage = checkpoint.config.stage
-        if stage != "dialogue" and settings.num_seeds > 1:
+        self.system = system_of_stage(checkpoint.config.stage)
+        self.draws = self.system.draws
+        if not self.draws and settings.num_seeds > 1:
             raise UserError(
-                f"{names[stage]} draws nothing: it gives one motion a conversation, got --seeds {settings.num_seeds}"
+                f"{self.system.title} draws nothing: it gives one motion a conversation, got --seeds "
+                f"{settings.num_seeds}"
             )
-        self.checkpoint = checkpoint.with_kinds((MOTION_KIND,)) if stage == "unitalker" else checkpoint
+        self.alone, self.needs_partner = "annotation" in self.system.inputs, "other_motion" in self.system.inputs
+        self.checkpoint = checkpoint.with_kinds((MOTION_KIND,)) if self.alone else checkpoint
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
-        self.draws, self.needs_partner, self.alone = stage == "dialogue", stage == "dualtalk", stage == "unitalker"
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
         """Returns what gives a conversation's motion."""
-        make = {"dialogue": decode_with, "dualtalk": respond_with, "unitalker": talk_with}
-        return make[self.checkpoint.config.stage](self.checkpoint.model, protocol, self.dtype)
+        model, people = self.checkpoint.model, protocol.num_people
+        sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
+
+        def predict(conversation: Conversation, seed: int) -> Float[np.ndarray, "P T 108"]:
+            values = {
+                "audio": conversation.audio[0],
+                "other_audio": conversation.audio[1],
+                "other_motion": conversation.tracked,
+                "style": conversation.style[:people],
+            }
+            inputs = Inputs(**{name: value for name, value in values.items() if name in self.system.inputs})
+            options = Options(sampling, seed, people, self.dtype)
+            return self.system.generate(model, inputs, options).values
+
+        return predict
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.

@@ -46,3 +46,9 @@ def system_of_model(model: nnx.Module) -> System:
         if isinstance(model, system.build):
             return system
     raise UserError(f"{type(model).__name__} is the module of no system; known are {', '.join(SYSTEMS)}")
+
+
+def generating_stages() -> tuple[str, ...]:
+    """Returns the kinds of model that generate motion: what the last stage of each system trains."""
+    last = (list(system.stages.values())[-1] for system in SYSTEMS.values())
+    return tuple(dict.fromkeys(stage.trained for stage in last))
