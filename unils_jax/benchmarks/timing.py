@@ -24,6 +24,7 @@ from unils_jax.files import atomic_output
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
+from unils_jax.systems.registry import system_of_stage
 from unils_jax.training.flops import matrix_peak
 
 MEASURED_S = 0.5  # quick work is repeated until a measurement lasts this long
@@ -85,8 +86,8 @@ def twin_of(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Any:
 def check_twin(config: ModelConfig) -> None:
     """Raises UserError where the model has no PyTorch twin."""
     if config.codec is None:
-        name = "DualTalk" if config.unitalker is None else "UniTalker"
-        raise UserError(f"--against torch: the PyTorch twin is of UniLS, {name} has none; leave it away")
+        title = system_of_stage(config.stage).title
+        raise UserError(f"--against torch: the PyTorch twin is of UniLS, {title} has none; leave it away")
     if config.logmel is not None:
         raise UserError("--against torch needs a model with wav2vec2 or without audio: the twin has no log-mel encoder")
 

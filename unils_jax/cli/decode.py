@@ -3,7 +3,6 @@
 import argparse
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,23 @@ from unils_jax import __version__
 from unils_jax.audio import read_audio
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load, pretrained
-from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument
+from unils_jax.cli.arguments import (
+    DTYPES,
+    Request,
+    add_annotation_arguments,
+    add_encoder_argument,
+    add_partner_arguments,
+    read_clip,
+    readers_of,
+)
 from unils_jax.errors import UserError
 from unils_jax.files import check_output
 from unils_jax.inference import conversations
 from unils_jax.inference.program import Program, make_program
-from unils_jax.inference.recordings import Recording, find_recordings
+from unils_jax.inference.recordings import Recording, find_recordings, read_recordings
 from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_KIND, WINDOW_FRAMES, load_motion, save_motion, smooth
+from unils_jax.motion import MOTION_KIND, load_motion, save_motion, smooth
 from unils_jax.outputs.annotations import read_template, save_annotation
 from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.video import render_video
@@ -181,36 +188,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def readers_of(name: str) -> str:
-    """Returns the titles of the systems that read an input."""
-    return ", ".join(system.title for system in SYSTEMS.values() if name in system.inputs)
-
-
-def add_partner_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say what the second person does."""
-    partner = parser.add_argument_group(
-        readers_of("other_motion"), "what the partner does, which this model sees (default: nothing)"
-    ).add_mutually_exclusive_group()
-    partner.add_argument("--motion2", metavar="M.npz", help="motion file of the second person, or of both in order")
-    partner.add_argument("--motion2_by", metavar="PATH", help="UniLS dialogue that first predicts it from the audio")
-
-
-def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which annotation is predicted, and of which subject."""
-    group = parser.add_argument_group(readers_of("annotation"), "which annotation, and who it is")
-    group.add_argument(
-        "--annotation", metavar="NAME", help="one that it was trained on (default: motion_108 or its only)"
-    )
-    group.add_argument("--subject", type=int, metavar="N", help="row of its identity table (default: nobody's)")
-    group.add_argument(
-        "--template", metavar="F.npy", help="the neutral face [D], scaled as in training (default: zero)"
-    )
-    group.add_argument("--pca", metavar="DIR", help="set with the pca.npz that a published checkpoint leaves out")
-    group.add_argument(
-        "--fps", type=int, choices=(25, 30), help="of the annotation (default: 25 of motion_108 and BIWI, else 30)"
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """Decodes audio files.
 
@@ -262,7 +239,7 @@ def decode_one(request: DecodeRequest) -> None:
     elif request.out:
         save_annotation(request.out, values, generated.annotation, generated.fps, source)
     if request.video:
-        # A listener's video has both voices; where a system's people are decoded apart, only theirs.
+        # A listener's video has both voices; people who are generated apart have only theirs.
         voices = audio[: options.people] if sees_partner or annotated else audio
         render_video(request.video, smooth(values), head, voices, expression_basis=basis)
     what = f"frames of {generated.annotation}, in" if annotated else "frames, decoded in"
@@ -270,7 +247,7 @@ def decode_one(request: DecodeRequest) -> None:
 
 
 def load_checkpoint(request: DecodeRequest) -> Checkpoint:
-    """Loads the model that the flags name; without a name the package's demo model, with a warning."""
+    """Loads the model that the flags name, or the package's demo model with a warning."""
     checkpoint = load(
         request.checkpoint or pretrained(),
         audio_encoder=request.audio_encoder,
@@ -296,7 +273,7 @@ def refuse_useless(request: DecodeRequest, system: System) -> None:
 def generate(
     request: DecodeRequest, system: System, checkpoint: Checkpoint, inputs: Inputs, options: Options
 ) -> Generated:
-    """Generates one conversation; with --batch in a program of so many, which gives the same bits."""
+    """Generates one conversation; with --batch in a program of so many, to the same bits."""
     if request.batch is None:
         return decoding.generate(system, checkpoint.model, inputs, options)
     program = program_of(request, checkpoint, options.people, request.batch)
@@ -328,7 +305,10 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     for people in clips:
         tracks = {recording.name: [str(path) for path in recording.tracks] for recording in groups[people]}
         program = program_of(request, checkpoint, people, request.batch or BATCH)
-        waiting = readable(groups[people], clips[people] | settings, failures)
+        waiting = (
+            conversations.Request(*audio, **clips[people], **settings, name=recording.name)
+            for recording, audio in read_recordings(groups[people], failures)
+        )
         for conversation, motion in conversations.decode_many(program, waiting):
             path = Path(request.out) / f"{conversation.name}.npz"
             source = source_of(request, checkpoint, system)
@@ -342,20 +322,6 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     print(f"{request.out}: {done} conversations, {frames} frames, decoded in {seconds:.1f} s with compilation")
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")
-
-
-def readable(
-    recordings: list[Recording], settings: dict[str, Any], failures: list[str]
-) -> Iterator[conversations.Request]:
-    """Reads one conversation after the other; adds to `failures` what is wrong with its files."""
-    for recording in recordings:
-        try:
-            tracks = [read_audio(path) for path in recording.tracks]
-        except UserError as error:
-            log.warning("%s: %s", recording.name, error)
-            failures.append(f"{recording.name}: {error}")
-            continue
-        yield conversations.Request(*tracks, **settings, name=recording.name)
 
 
 def program_of(request: DecodeRequest, checkpoint: Checkpoint, people: int, slots: int) -> Program:
@@ -375,29 +341,6 @@ def source_of(request: DecodeRequest, checkpoint: Checkpoint, system: System) ->
 def read_clips(request: DecodeRequest, people: int, basis: str) -> dict[str, Float[np.ndarray, "P 100 108"] | None]:
     """Reads the clips of --style and --prev for conversations of so many people."""
     return {name: read_clip(getattr(request, name), name, people, basis) for name in ("style", "prev")}
-
-
-def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Float[np.ndarray, "P 100 108"] | None:
-    """Reads the 100 frames of a motion file that style (its middle) or prev (its end) take.
-
-    One person's clip serves both; None stays None. Raises UserError where it is too short, of
-    another number of people, or of another expression basis.
-    """
-    if path is None:
-        return None
-    clip = load_motion(path)
-    motion, (people, frames) = clip.motion, clip.motion.shape[:2]
-    if clip.expression_basis != basis:
-        raise UserError(
-            f"--{name} {path} is of the {clip.expression_basis!r} expression basis, the checkpoint of {basis!r}; "
-            "use motion that this checkpoint or its data made"
-        )
-    if frames < WINDOW_FRAMES:
-        raise UserError(f"--{name} {path} has {frames} frames; at least {WINDOW_FRAMES} are needed")
-    if people not in (1, num_people):
-        raise UserError(f"--{name} {path} holds {people} people, the decode {num_people}; give one or as many")
-    start = (frames - WINDOW_FRAMES) // 2 if name == "style" else frames - WINDOW_FRAMES
-    return motion[:, start : start + WINDOW_FRAMES]
 
 
 def partner_motion(

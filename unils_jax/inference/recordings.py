@@ -1,10 +1,18 @@
 """Conversations in a folder or a list of audio files."""
 
+import logging
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float32
+
+from unils_jax.audio import read_audio
 from unils_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SPEAKERS = ("_speaker1", "_speaker2")
 AUDIO_SUFFIXES = {f".{name}" for name in "wav flac ogg opus mp3 m4a aac aif aiff mp4 mov mkv webm".split()}
@@ -21,10 +29,10 @@ class Recording:
 def find_recordings(source: Path) -> list[Recording]:
     """Finds the conversations of a folder or a list (.txt), sorted by name.
 
-    In a folder NAME_speaker1.EXT and NAME_speaker2.EXT are the two tracks of NAME, every other audio file
-    is a conversation of one track. A list has one conversation a line: one file, or two with a tab
-    between them. Raises UserError where there is none, where a line of the list is of another form, and
-    where two have the same name.
+    In a folder NAME_speaker1.EXT and NAME_speaker2.EXT are the two tracks of NAME, and every other
+    audio file is a conversation of one track. A list has one conversation a line: one file, or two
+    with a tab between them. Raises UserError where there is none, where a line of the list is of
+    another form, and where two have the same name.
     """
     found = _in_folder(source) if source.is_dir() else _in_list(source)
     if not found:
@@ -63,3 +71,17 @@ def _in_list(path: Path) -> list[Recording]:
         name = tracks[0].stem
         found.append(Recording(name.removesuffix(SPEAKERS[0]) if len(tracks) == 2 else name, tracks))
     return found
+
+
+def read_recordings(
+    recordings: Iterable[Recording], failures: list[str]
+) -> Iterator[tuple[Recording, list[Float32[np.ndarray, " N"]]]]:
+    """Reads the tracks of one conversation after the other; adds to `failures` what is wrong."""
+    for recording in recordings:
+        try:
+            tracks = [read_audio(path) for path in recording.tracks]
+        except UserError as error:
+            log.warning("%s: %s", recording.name, error)
+            failures.append(f"{recording.name}: {error}")
+            continue
+        yield recording, tracks

@@ -1,7 +1,8 @@
 """Files of annotations that are not our motion, and the neutral faces they are relative to.
 
-An .npz holds `vertices [P, T, V, 3]`, `weights [P, T, n]`, `parameters [P, T, D]` or, of an annotation
-that is not published, `numbers [P, T, D]`, with `kind`, `fps`, `units` and `source` (JSON).
+An .npz holds `vertices [P, T, V, 3]`, `weights [P, T, n]`, `parameters [P, T, D]` or, of an
+annotation that is not published, `numbers [P, T, D]`; with `kind`, `fps`, `units` and `source`
+(JSON).
 """
 
 import json
@@ -19,7 +20,7 @@ from unils_jax.systems.unitalker.annotations import BLENDSHAPES, FLAME_PARAMETER
 
 log = logging.getLogger(__name__)
 
-# Units of the published annotations as they were trained; see the table of sets in UniTalker's release.
+# Of the published annotations as they were trained: UniTalker's release, table of sets.
 UNITS = {"BIWI_23370_vertices": "0.2 of BIWI's", "FLAME_5023_vertices": "m", "meshtalk_6172_vertices": "m"}
 
 
