@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
 from unils_jax.benchmarks.trace import TRAIN_PARTS, sample_weights, scope_seconds, shares_line
+from unils_jax.config import load_config, override
 from unils_jax.motion import (
     DUALTALK_DIM,
     KIND_MARK,
@@ -28,7 +29,7 @@ from unils_jax.motion import (
 from unils_jax.nn.params import abstract
 from unils_jax.systems.base import Objective
 from unils_jax.systems.registry import STAGES
-from unils_jax.training.config import RunConfig
+from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
 from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
 from unils_jax.training.step import hold_frozen, init_state, make_train_step
@@ -47,6 +48,24 @@ class Compiled:
     mesh: Mesh | None
     work: Work
     seconds: float
+
+
+def random_data_config(name: str, batch_size: int | None, overrides: list[str]) -> RunConfig:
+    """Returns the settings of a config name or file for random data, which need no store.
+
+    `batch_size=None` keeps the config's. A model of annotations predicts ours alone.
+    """
+    config = load_config(name)
+    config.data.store = "random"
+    override(config, overrides)
+    if batch_size is not None:
+        config.data.batch_size = batch_size
+    run = run_config(config.to_dict())
+    talker = run.model.unitalker
+    if talker is None or talker.kinds:
+        return run
+    ours = replace(talker, kinds=(MOTION_KIND,), dims=(MOTION_DIM,), components=(0,))
+    return replace(run, model=replace(run.model, unitalker=replace(ours, num_identities=ours.num_identities or 1)))
 
 
 def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:

@@ -84,8 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Decodes. Raises UserError for every mistake of the user, before anything is written; where some of several
-    files are at fault, after the others are done."""
+    """Decodes.
+
+    Raises UserError for every mistake of the user, before anything is written; where some of
+    several files are at fault, after the others are done.
+    """
     from unils_jax.errors import UserError
 
     check_flags(args)
@@ -162,7 +165,10 @@ def run_one(args: argparse.Namespace) -> None:
 
 
 def run_many(args: argparse.Namespace, recordings: list[Recording]) -> None:
-    """Several conversations: a motion file each. Those whose files cannot be read are named at the end."""
+    """Several conversations: a motion file each.
+
+    Those whose files cannot be read are named at the end.
+    """
     from tqdm import tqdm
 
     from unils_jax.errors import UserError
@@ -202,8 +208,11 @@ def run_many(args: argparse.Namespace, recordings: list[Recording]) -> None:
 
 
 def find_recordings(source: Path) -> list[Recording]:
-    """The conversations of a folder or a list, by name. Raises UserError where there is none, where a line of the list
-    is of another form, and where two have the same name."""
+    """The conversations of a folder or a list, by name.
+
+    Raises UserError where there is none, where a line of the list is of another form, and where two
+    have the same name.
+    """
     from unils_jax.errors import UserError
 
     found = _in_folder(source) if source.is_dir() else _in_list(source)

@@ -46,7 +46,10 @@ def refuse_elsewhere(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace, checkpoint: Any, audio: list) -> None:
-    """Decodes one or both people. Raises UserError for flags that UniTalker, or the annotation, has no use for."""
+    """Decodes one or both people.
+
+    Raises UserError for flags that UniTalker, or the annotation, has no use for.
+    """
     import numpy as np
 
     from unils_jax import __version__
