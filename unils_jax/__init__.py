@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unils_jax.checkpoints.exporting import export
     from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
-    from unils_jax.evaluation.assessment import evaluate
+    from unils_jax.evaluation.run import evaluate
     from unils_jax.inference.conversations import decode_many
     from unils_jax.inference.sampling import Sampling
     from unils_jax.inference.streaming import Streams
@@ -39,7 +39,7 @@ _HOME = {
     "UserError": "errors",
     "decode": "systems.decoding",
     "decode_many": "inference.conversations",
-    "evaluate": "evaluation.assessment",
+    "evaluate": "evaluation.run",
     "export": "checkpoints.exporting",
     "load": "checkpoints.loading",
     "load_motion": "motion",

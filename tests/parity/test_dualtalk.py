@@ -24,7 +24,7 @@ from unils_jax.training.optimizer import OptimizerConfig, learning_rate
 from unils_jax.training.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
-QUIET = dataclasses.replace(DUALTALK, draw=None)
+QUIET = dataclasses.replace(DUALTALK_STAGE, draw=None)
 SUPPORT = Path(__file__).parents[1] / "support"
 MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest_dualtalk.json.gz").read_bytes()))
 # Adding the same to every key moves no softmax: gradients of key biases are zero but for rounding (below 1e-6), which
