@@ -8,9 +8,9 @@ from pathlib import Path
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
 from unils_jax.errors import UserError
 from unils_jax.evaluation import lip_errors
-from unils_jax.evaluation.assessment import EvaluationSettings, evaluate_checkpoint, evaluate_files, headline
 from unils_jax.evaluation.protocols import PROTOCOLS
 from unils_jax.evaluation.report import report_paths
+from unils_jax.evaluation.run import EvaluationSettings, evaluate_checkpoint, evaluate_files, headline
 from unils_jax.files import atomic_output, check_output
 from unils_jax.systems.registry import SYSTEMS
 

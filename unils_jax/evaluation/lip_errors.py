@@ -15,7 +15,7 @@ from data_pipelines.speech_loader import Item, SetSpeech, parse_sets
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
-from unils_jax.evaluation.assessment import host, versions
+from unils_jax.evaluation.run import host, versions
 from unils_jax.evaluation.scoring import jsonable
 from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.systems.unitalker.annotations import Space, lip_errors
