@@ -1,7 +1,7 @@
 """One call for every system: the audio of a conversation in, motion out."""
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -13,6 +13,7 @@ from unils_jax.systems.base import OPTIONAL_INPUTS, Generated, Inputs, Options, 
 from unils_jax.systems.registry import system_of_model
 
 
+@runtime_checkable
 class HasModel(Protocol):
     """A loaded checkpoint, as far as generating needs it."""
 
