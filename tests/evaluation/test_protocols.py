@@ -127,7 +127,7 @@ def test_settings_say_everything_that_differs():
 
 
 def test_motion_made_elsewhere_claims_no_settings_of_a_decode():
-    assert set(RELEASE.settings()) - set(RELEASE.settings(decodes=False)) == {
+    assert set(RELEASE.settings()) - set(RELEASE.settings(None)) == {
         "style",
         "previous_motion",
         "first_seed",

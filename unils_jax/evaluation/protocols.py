@@ -3,7 +3,7 @@
 Source of `unils-release`: the release's evaluation; see `Protocol` for what `unils-clean` changes and why.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,11 @@ from unils_jax.errors import UserError
 from unils_jax.evaluation.scoring import Person
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, center_head
-from unils_jax.systems.dualtalk.model import DualTalk
-from unils_jax.systems.dualtalk.system import respond
-from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S, speak
-from unils_jax.systems.unitalker.model import UniTalker
+from unils_jax.motion import FPS, HEAD, WINDOW_FRAMES, center_head
+from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S
 
 MAX_LENGTH_DIFFERENCE_FRAMES = 25
+DECODER_INPUTS = frozenset({"audio", "other_audio", "style", "prev"})
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,12 @@ class Protocol:
         """The first frame that is scored."""
         return WINDOW_FRAMES if self.held_out_style else 0
 
-    def settings(self, *, decodes: bool = True, partner: bool = False, alone: bool = False) -> dict[str, object]:
-        """Everything the protocol fixes, for the report; motion that is not decoded here has conditions of its own. A
-        model that sees its `partner`, or hears its own audio `alone`, has no style, no previous motion and draws
-        nothing."""
+    def settings(self, inputs: Set[str] | None = DECODER_INPUTS) -> dict[str, object]:
+        """Returns everything that the protocol fixes, for the report.
+
+        `inputs` are what the system reads (see `System.inputs`); None: motion made elsewhere,
+        under unknown conditions.
+        """
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
         scored = {
             "name": self.name,
@@ -63,12 +63,14 @@ class Protocol:
             "head_rotation": "prediction and truth centred per sequence" if self.centred else "as it is",
             "smoothing": "none",
         }
-        if partner:
+        if inputs is None:
+            return scored
+        if "other_motion" in inputs:
             return scored | {"partner": "audio and true motion of the whole sequence, head rotation as tracked"}
-        if alone:
+        if "annotation" in inputs:
             windows = f"windows of {WINDOW_S} s every {STRIDE_S} s, cross-faded"
             return scored | {"heard": f"own audio alone, in {windows}", "identity": "nobody in particular"}
-        if not decodes:
+        if "style" not in inputs:
             return scored
         return scored | {
             "style": f"{WINDOW_FRAMES} frames of the truth, {style}",
@@ -148,28 +150,6 @@ def decode_with(model: UniLS, protocol: Protocol, dtype: str = "float32") -> Pre
     def predict(conversation: Conversation, seed: int) -> np.ndarray:
         request = Request(*conversation.audio, conversation.style[:people], sampling=sampling, seed=seed)
         return next(decode_many(program, [request]))[1]
-
-    return predict
-
-
-def respond_with(model: DualTalk, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """DualTalk's motion of the people that the protocol scores, each with the other's true motion; no seed matters."""
-
-    def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        audio, seen = conversation.audio, conversation.tracked
-        people = [respond(model, audio[p], audio[1 - p], seen[1 - p], dtype=dtype) for p in range(protocol.num_people)]
-        return np.stack(people)
-
-    return predict
-
-
-def talk_with(model: UniTalker, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """UniTalker's motion of the people that the protocol scores, each from the own audio alone; no seed matters."""
-    neutral = np.zeros(MOTION_DIM, np.float32)
-
-    def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        tracks = conversation.audio[: protocol.num_people]
-        return np.stack([speak(model, track, MOTION_KIND, int(FPS), neutral, dtype=dtype) for track in tracks])
 
     return predict
 

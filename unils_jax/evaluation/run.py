@@ -172,8 +172,9 @@ class CheckpointMotion:
                 f"{self.system.title} draws nothing: it gives one motion a conversation, got --seeds "
                 f"{settings.num_seeds}"
             )
-        self.alone, self.needs_partner = "annotation" in self.system.inputs, "other_motion" in self.system.inputs
-        self.checkpoint = checkpoint.with_kinds((MOTION_KIND,)) if self.alone else checkpoint
+        self.inputs: frozenset[str] | None = self.system.inputs
+        self.needs_partner = "other_motion" in self.inputs
+        self.checkpoint = checkpoint.with_kinds((MOTION_KIND,)) if "annotation" in self.inputs else checkpoint
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
 
@@ -189,7 +190,7 @@ class CheckpointMotion:
                 "other_motion": conversation.tracked,
                 "style": conversation.style[:people],
             }
-            inputs = Inputs(**{name: value for name, value in values.items() if name in self.system.inputs})
+            inputs = Inputs(**{name: value for name, value in values.items() if name in self.inputs})
             options = Options(sampling, seed, people, self.dtype)
             return self.system.generate(model, inputs, options).values
 
@@ -209,8 +210,8 @@ class CheckpointMotion:
 class FolderMotion:
     """Motion files of any system, named as the records of a store."""
 
-    needs_audio = needs_partner = draws = alone = False
-    dtype: str | None = None
+    needs_audio = needs_partner = draws = False
+    inputs = dtype = None
 
     def __init__(self, folder: Path, store: Store):
         self.folder, self.store, self.name = folder, store, str(folder)
@@ -260,7 +261,7 @@ def _evaluate(
         "metrics": table.metrics(),
         "clips": {"ranked_by": table.ranking, **table.extremes()},
         "settings": {
-            "protocol": protocol.settings(decodes=motion.draws, partner=motion.needs_partner, alone=motion.alone),
+            "protocol": protocol.settings(motion.inputs),
             "seeds": seeds if motion.draws else [],
             "limit": settings.limit,
             "motion_from": motion.name,

@@ -33,7 +33,7 @@ from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output, check_output
 from unils_jax.runtime import has_accelerator
-from unils_jax.training.run import train_stage
+from unils_jax.training import run as training
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def train(job: Job) -> None:
     config.seed = max(job.seed, 0)
     config.num_steps = max(1, round(job.plan.times * config.num_steps))
     parent = None if spec.parent is None else str(job.workdir(spec.parent))
-    metrics = train_stage(config.to_dict(), job.workdir(job.name), parent)
+    metrics = training.train(config.to_dict(), job.workdir(job.name), parent=parent)
     with atomic_output(job.done) as partial_file:
         partial_file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}))
 
