@@ -218,6 +218,7 @@ def decode_one(request: DecodeRequest) -> None:
     system = system_of_stage(checkpoint.config.stage)
     refuse_useless(request, system)
     sees_partner, annotated = "other_motion" in system.inputs, "annotation" in system.inputs
+    # The partner's motion is known, so that one person is decoded unless both are asked for.
     if request.people is None and not sees_partner:
         options = replace(options, people=len(audio))
     inputs = Inputs(*audio, **read_clips(request, options.people, checkpoint.expression_basis))
@@ -226,6 +227,7 @@ def decode_one(request: DecodeRequest) -> None:
         checkpoint = with_annotation(request, checkpoint)
         inputs = replace(inputs, **annotation_inputs(request, checkpoint))
         source |= {"annotation": inputs.annotation, "subject": request.subject, "template": request.template}
+    # A head that cannot be read must fail before the minutes of decoding.
     head = load_head(request.flame) if request.video else None
     started = time.perf_counter()
     if sees_partner:
@@ -292,6 +294,7 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     settings = {"sampling": request.sampling, "seed": request.seed}
     checkpoint = load_checkpoint(request)
     system = system_of_stage(checkpoint.config.stage)
+    # Only UniLS' networks have a program with slots for several conversations.
     if system.build is not UniLS:
         raise UserError(f"{system.title} decodes one conversation at a time; give one file, or two")
     refuse_useless(request, system)
@@ -299,6 +302,7 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     if request.people == 2 and any(len(recording.tracks) == 1 for recording in recordings):
         raise UserError("--people 2 needs both tracks of every conversation; leave it away, or pair the files")
     basis = checkpoint.expression_basis
+    # Programs are compiled for a number of people: first all single ones, then all pairs.
     clips = {people: read_clips(request, people, basis) for people, group in groups.items() if group}
     started, frames, failures = time.perf_counter(), 0, []
     progress = tqdm(total=len(recordings), desc="decode", disable=None, unit="conversation")

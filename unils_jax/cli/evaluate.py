@@ -53,6 +53,7 @@ class EvaluateRequest(Request):
             problems.append("--motion is scored on a store; name it with --data DIR")
         if self.data and (self.sets or self.resources):
             problems.append("--data names a store, --sets and --resources are of a system's own sets; give one of both")
+        # All of them at once: a user mends one command line, not one flag after the other.
         if problems:
             raise UserError("; ".join(problems))
         check_output(self.out, ".json")

@@ -184,6 +184,7 @@ class CheckpointMotion:
         sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
 
         def predict(conversation: Conversation, seed: int) -> Float[np.ndarray, "P T 108"]:
+            # A system is given all that it reads of the truth and nothing else.
             values = {
                 "audio": conversation.audio[0],
                 "other_audio": conversation.audio[1],

@@ -78,6 +78,7 @@ def make_data(out: Path, plan: Plan) -> list[str]:
 def work(out: Path, plan: Plan, jobs: int) -> None:
     """Does the jobs that are not done yet, `jobs` at a time."""
     planned = phases(out, plan, jobs)
+    # A phase needs files of the phases before it; what has a file is done, also by an earlier call.
     total = sum(map(len, planned))
     for phase in planned:
         run_in_processes(perform, [job for job in phase if not job.done.exists()], jobs, log.info)
