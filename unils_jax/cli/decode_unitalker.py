@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, checkpoint: Any, audio: list) -> None:
 
     kind = check(args, checkpoint)
     checkpoint = complete(args, checkpoint, kind)
-    dim = checkpoint.config.unitalker.dims[0]
+    dim = checkpoint.config.dims[0]
     template = read_template(args, kind, dim)
     fps = args.fps or (25 if kind in (MOTION_KIND, BIWI) else 30)
     head = load_head(args.flame) if args.video else None
@@ -88,14 +88,14 @@ def check(args: argparse.Namespace, checkpoint: Any) -> str:
     from unils_jax.errors import UserError
     from unils_jax.motion import MOTION_KIND
 
-    talker, problems = checkpoint.config.unitalker, []
+    talker, problems = checkpoint.config, []
     others = [f"--{name}" for name in OTHERS if getattr(args, name) is not None]
     if others:
         problems.append(f"{', '.join(others)} is of other models, {args.checkpoint} is a UniTalker; leave it away")
-    kind = args.annotation or (MOTION_KIND if MOTION_KIND in talker.kinds else talker.kinds[0])
-    if kind not in talker.kinds or (not args.annotation and kind != MOTION_KIND and len(talker.kinds) > 1):
+    kind = args.annotation or (MOTION_KIND if MOTION_KIND in talker.annotations else talker.annotations[0])
+    if kind not in talker.annotations or (not args.annotation and kind != MOTION_KIND and len(talker.annotations) > 1):
         got = "nothing" if args.annotation is None else repr(args.annotation)
-        problems.append(f"--annotation must be one of {', '.join(talker.kinds)}, got {got}")
+        problems.append(f"--annotation must be one of {', '.join(talker.annotations)}, got {got}")
     if args.subject is not None and not 0 <= args.subject < talker.num_identities:
         problems.append(f"--subject must be from 0 to {talker.num_identities - 1}, got {args.subject}")
     if kind == MOTION_KIND and (args.template or args.pca or args.fps == 30):
@@ -109,18 +109,23 @@ def check(args: argparse.Namespace, checkpoint: Any) -> str:
 
 def complete(args: argparse.Namespace, checkpoint: Any, kind: str) -> Any:
     """The checkpoint with the head of this kind alone, and the set's PCA where it lacks that."""
+    from dataclasses import replace
+
     from data_pipelines.sources.unitalker import read_pca
     from unils_jax.errors import UserError
+    from unils_jax.systems.unitalker.heads import with_pca, without_pca
 
-    checkpoint = checkpoint.with_kinds((kind,))
-    lacking = checkpoint.without_pca()
+    checkpoint = checkpoint.select(kind)
+    lacking = without_pca(checkpoint.config, checkpoint.params)
     if lacking and not args.pca:
         raise UserError(
             f"{args.checkpoint} leaves out the PCA of {kind}; give its set, which has pca.npz, with --pca DIR"
         )
     if args.pca and not lacking:
         raise UserError(f"{args.checkpoint} needs no PCA for {kind} or has its own; leave --pca away")
-    return checkpoint.with_pca({kind: read_pca(Path(args.pca)) for kind in lacking})
+    bases = {kind: read_pca(Path(args.pca)) for kind in lacking}
+    config, params = with_pca(checkpoint.config, checkpoint.params, bases)
+    return replace(checkpoint, config=config, params=params)
 
 
 def read_template(args: argparse.Namespace, kind: str, dim: int) -> Any:

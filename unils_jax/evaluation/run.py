@@ -34,18 +34,19 @@ from unils_jax.evaluation.protocols import (
     Predict,
     Protocol,
     conversation_of,
-    decode_with,
+    generate_with,
     people_to_score,
-    respond_with,
     skip_reason,
-    talk_with,
 )
 from unils_jax.evaluation.report import report_paths, write_report
 from unils_jax.evaluation.scoring import Mesh, ScoreTable, jsonable, mesh_of
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, MOTION_KIND, load_motion
+from unils_jax.systems.base import System
+from unils_jax.systems.registry import models_with_audio
 
 log = logging.getLogger(__name__)
 
@@ -159,34 +160,32 @@ class CheckpointMotion:
     needs_audio = True
 
     def __init__(self, checkpoint: str | os.PathLike | Checkpoint, settings: EvaluationSettings, store: Store):
-        names = {"dialogue": "UniLS", "dualtalk": "DualTalk", "unitalker": "UniTalker"}
         if isinstance(checkpoint, Checkpoint):
             self.name = str(checkpoint.source["checkpoint"])
         else:
             self.name = str(checkpoint)
-            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=tuple(names))
+            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=models_with_audio())
         check_basis(self.name, checkpoint.expression_basis, store)
-        stage = checkpoint.config.stage
-        if stage != "dialogue" and settings.num_seeds > 1:
+        self.system: System = checkpoint.system
+        if not self.system.draws and settings.num_seeds > 1:
             raise UserError(
-                f"{names[stage]} draws nothing: it gives one motion a conversation, got --seeds {settings.num_seeds}"
+                f"{self.system.title} draws nothing: it gives one motion a conversation, got --seeds "
+                f"{settings.num_seeds}"
             )
-        self.checkpoint = checkpoint.with_kinds((MOTION_KIND,)) if stage == "unitalker" else checkpoint
+        self.checkpoint = checkpoint.select(MOTION_KIND)
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
-        self.draws, self.needs_partner, self.alone = stage == "dialogue", stage == "dualtalk", stage == "unitalker"
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
         """Returns what gives a conversation's motion."""
-        make = {"dialogue": decode_with, "dualtalk": respond_with, "unitalker": talk_with}
-        return make[self.checkpoint.config.stage](self.checkpoint.model, protocol, self.dtype)
+        return generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.
 
         None where nothing is decoded to bits, or in float32.
         """
-        if not self.draws or settings.dtype == "float32":
+        if not isinstance(self.checkpoint.config, UniLSConfig) or settings.dtype == "float32":
             return None
         windows = make_loader(str(store.path), settings.split, view="pair", batch_size=min(conversations, 8), seed=0)
         return bits_changed(self.checkpoint.model, next(iter(windows)), settings.dtype)
@@ -195,7 +194,8 @@ class CheckpointMotion:
 class FolderMotion:
     """Motion files of any system, named as the records of a store."""
 
-    needs_audio = needs_partner = draws = alone = False
+    needs_audio = False
+    system: System | None = None
     dtype: str | None = None
 
     def __init__(self, folder: Path, store: Store):
@@ -246,8 +246,8 @@ def _evaluate(
         "metrics": table.metrics(),
         "clips": {"ranked_by": table.ranking, **table.extremes()},
         "settings": {
-            "protocol": protocol.settings(decodes=motion.draws, partner=motion.needs_partner, alone=motion.alone),
-            "seeds": seeds if motion.draws else [],
+            "protocol": protocol.settings(motion.system),
+            "seeds": seeds if motion.system is not None and motion.system.draws else [],
             "limit": settings.limit,
             "motion_from": motion.name,
             "source": motion.source,
@@ -290,12 +290,13 @@ def choose_records(
     Returns their numbers and names, and what is left out with the reason. Raises UserError where
     none can be scored.
     """
-    protocol = PROTOCOLS[settings.protocol]
+    protocol, system = PROTOCOLS[settings.protocol], motion.system
+    needs_partner = system is not None and "other_motion" in system.inputs
     chosen, skipped = [], []
     for i, record in enumerate(store.records(settings.split)):
         if settings.limit is not None and len(chosen) == settings.limit:
             break
-        reason = skip_reason(record, protocol, needs_audio=motion.needs_audio, needs_partner=motion.needs_partner)
+        reason = skip_reason(record, protocol, needs_audio=motion.needs_audio, needs_partner=needs_partner)
         if reason is None:
             chosen.append((i, record["name"]))
         else:

@@ -38,6 +38,4 @@ def render(
         if expression_basis not in (None, file.expression_basis):
             raise UserError(f"{motion} is of the {file.expression_basis!r} basis, got {expression_basis!r}")
         motion, expression_basis = file.motion, file.expression_basis
-    return render_video(
-        path, smooth(motion), head, audio, expression_basis=expression_basis or head.name, size=size
-    )
+    return render_video(path, smooth(motion), head, audio, expression_basis=expression_basis or head.name, size=size)
