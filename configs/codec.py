@@ -10,6 +10,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
+    config.system = "unils"
     config.stage = "codec"
     config.num_steps = 200_000
     config.seed = 0
@@ -51,5 +52,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.probe_every = 0  # prior and dialogue: decode and score held-out conversations every so many steps
     config.probe_conversations = 2
     config.probe_clips = False  # and render the first of them
+    config.trainable = ""  # pattern of the parameters that train; empty: the stage's own
     config.max_bad_steps = 10  # end after so many steps in a row whose loss or gradient is not finite
     return config

@@ -65,14 +65,14 @@ from unils_jax.inference.conversations import Sampling, decode
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.models.unils import UniLSConfig, UniLS
 from unils_jax.nn.params import split
 from unils_jax.systems.base import CODEC, Objective
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.step import init_state, make_train_step
 jax.config.update("jax_disable_most_optimizations", True)
 codec = CodecConfig(code_dim=4, scales=(1, 100), width=4, depth=1, num_heads=1)
-config = ModelConfig(codec, PriorConfig(4, 1, 1, audio_dim=2), logmel=LogMelConfig(2, 0))
+config = UniLSConfig(codec, PriorConfig(4, 1, 1, audio_dim=2), logmel=LogMelConfig(2, 0))
 model = UniLS(config, rngs=nnx.Rngs(0))
 graphdef, params = split(model)
 trainable, frozen = CODEC.split(params)

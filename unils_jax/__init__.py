@@ -50,7 +50,27 @@ _HOME = {
     "smooth": "motion",
     "train": "training.run",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the names of _HOME are text)
+__all__ = [
+    "__version__",
+    *_HOME,
+    "read_audio",
+    "Checkpoint",
+    "export",
+    "load",
+    "UserError",
+    "evaluate",
+    "decode_many",
+    "Sampling",
+    "Streams",
+    "load_motion",
+    "save_motion",
+    "smooth",
+    "make_page",
+    "render",
+    "decode",
+    "SYSTEMS",
+    "train",
+]  # noqa: PLE0604 (the names of _HOME are text)
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,8 @@ from unils_jax.motion import (
     WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import Objective
-from unils_jax.systems.registry import STAGES
+from unils_jax.systems.base import Objective, Start
+from unils_jax.systems.registry import STAGES, SYSTEMS
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
 from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
@@ -50,6 +50,16 @@ class Compiled:
     seconds: float
 
 
+@dataclass(frozen=True)
+class RandomMotion:
+    """What a model that follows from its data takes from random ones: our motion of unknown people."""
+
+    num_identities: int
+    kinds: Mapping[str, int] = field(default_factory=lambda: {MOTION_KIND: MOTION_DIM})
+    pca: Mapping[str, Any] = field(default_factory=dict)
+    steps_per_epoch: int = 1
+
+
 def random_data_config(name: str, batch_size: int | None, overrides: list[str]) -> RunConfig:
     """Returns the settings of a config name or file for random data, which need no store.
 
@@ -61,11 +71,8 @@ def random_data_config(name: str, batch_size: int | None, overrides: list[str]) 
     if batch_size is not None:
         config.data.batch_size = batch_size
     run = run_config(config.to_dict())
-    talker = run.model.unitalker
-    if talker is None or talker.kinds:
-        return run
-    ours = replace(talker, kinds=(MOTION_KIND,), dims=(MOTION_DIM,), components=(0,))
-    return replace(run, model=replace(run.model, unitalker=replace(ours, num_identities=ours.num_identities or 1)))
+    fit = STAGES[run.stage].fit_config
+    return run if fit is None else fit(run, RandomMotion(getattr(run.model, "num_identities", 0) or 1), Start())
 
 
 def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:
@@ -109,7 +116,7 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     several devices."""
     stage, train = STAGES[config.stage], config.train
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
-    graphdef, shapes = abstract(config.model.build)
+    graphdef, shapes = abstract(SYSTEMS[config.system].builder(config.model))
     trainable, frozen = stage.split(shapes)
     frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)

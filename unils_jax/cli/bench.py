@@ -21,7 +21,7 @@ from unils_jax.cli.arguments import DTYPES, Request
 from unils_jax.config import from_dict, load_config
 from unils_jax.errors import UserError
 from unils_jax.files import check_output
-from unils_jax.models.unils import ModelConfig
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.nn.params import Params
 from unils_jax.training.config import make_objective
 from unils_jax.training.run import load_head
@@ -267,7 +267,7 @@ def measure_decode(request: DecodeBenchRequest) -> Measured:
     return result, f"{machine_line(described)}; {what}\n\n{decode_bench.table(result)}"
 
 
-def decode_model(request: DecodeBenchRequest) -> tuple[ModelConfig, Params | None]:
+def decode_model(request: DecodeBenchRequest) -> tuple[UniLSConfig, Params | None]:
     """Returns the sizes to measure, and the parameters of a checkpoint (None: random ones).
 
     Raises UserError where they are not a dialogue's with its audio encoder.
@@ -278,7 +278,7 @@ def decode_model(request: DecodeBenchRequest) -> tuple[ModelConfig, Params | Non
     else:
         values = load_config(request.config or "dialogue").to_dict()
         # A decoder has its adapters merged.
-        config, params = replace(from_dict(ModelConfig, values["model"], "model"), lora=None), None
+        config, params = replace(from_dict(UniLSConfig, values["model"], "model"), lora=None), None
     if config.audio_encoder is None:
         raise UserError(
             "bench decode needs a dialogue with its audio encoder: give --audio_encoder with --checkpoint, or a "

@@ -15,7 +15,7 @@ from data_pipelines.speech_loader import read_pca
 from unils_jax import __version__
 from unils_jax.audio import read_audio
 from unils_jax.checkpoints.checkpoint import Checkpoint
-from unils_jax.checkpoints.loading import load, pretrained
+from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import (
     DTYPES,
     Request,
@@ -38,7 +38,7 @@ from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.video import render_video
 from unils_jax.systems import decoding
 from unils_jax.systems.base import Generated, Inputs, Options, System
-from unils_jax.systems.registry import SYSTEMS, generating_stages, system_of_stage
+from unils_jax.systems.registry import SYSTEMS, models_with_audio
 
 DEMO_MODEL = (
     "demo model trained on synthetic conversations; stand-in basis: it knows no real voice or face, give --checkpoint "
@@ -215,7 +215,7 @@ def decode_one(request: DecodeRequest) -> None:
     if options.people > len(audio):
         raise UserError("--people 2 needs both tracks; give the second one with --audio2")
     checkpoint = load_checkpoint(request)
-    system = system_of_stage(checkpoint.config.stage)
+    system = checkpoint.system
     refuse_useless(request, system)
     sees_partner, annotated = "other_motion" in system.inputs, "annotation" in system.inputs
     # The partner's motion is known, so that one person is decoded unless both are asked for.
@@ -251,9 +251,9 @@ def decode_one(request: DecodeRequest) -> None:
 def load_checkpoint(request: DecodeRequest) -> Checkpoint:
     """Loads the model that the flags name, or the package's demo model with a warning."""
     checkpoint = load(
-        request.checkpoint or pretrained(),
+        request.checkpoint,
         audio_encoder=request.audio_encoder,
-        stage=generating_stages(),
+        stage=models_with_audio(),
         adapter=request.adapter,
     )
     if request.checkpoint:
@@ -293,7 +293,7 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     check_output(Path(request.out) / f"{recordings[0].name}.npz", ".npz")
     settings = {"sampling": request.sampling, "seed": request.seed}
     checkpoint = load_checkpoint(request)
-    system = system_of_stage(checkpoint.config.stage)
+    system = checkpoint.system
     # Only UniLS' networks have a program with slots for several conversations.
     if system.build is not UniLS:
         raise UserError(f"{system.title} decodes one conversation at a time; give one file, or two")
@@ -391,12 +391,12 @@ def with_annotation(request: DecodeRequest, checkpoint: Checkpoint) -> Checkpoin
 
     Raises one UserError with every flag that does not fit the annotation.
     """
-    config, problems = checkpoint.config.unitalker, []
-    annotation = request.annotation or (MOTION_KIND if MOTION_KIND in config.kinds else config.kinds[0])
-    unclear = not request.annotation and annotation != MOTION_KIND and len(config.kinds) > 1
-    if annotation not in config.kinds or unclear:
+    config, system, problems = checkpoint.config, checkpoint.system, []
+    annotation = request.annotation or (MOTION_KIND if MOTION_KIND in config.annotations else config.annotations[0])
+    unclear = not request.annotation and annotation != MOTION_KIND and len(config.annotations) > 1
+    if annotation not in config.annotations or unclear:
         got = "nothing" if request.annotation is None else repr(request.annotation)
-        problems.append(f"--annotation must be one of {', '.join(config.kinds)}, got {got}")
+        problems.append(f"--annotation must be one of {', '.join(config.annotations)}, got {got}")
     if request.subject is not None and not 0 <= request.subject < config.num_identities:
         problems.append(f"--subject must be from 0 to {config.num_identities - 1}, got {request.subject}")
     if annotation == MOTION_KIND and (request.template or request.pca or request.fps == 30):
@@ -405,19 +405,21 @@ def with_annotation(request: DecodeRequest, checkpoint: Checkpoint) -> Checkpoin
         problems.append(f"--video shows {MOTION_KIND} alone, not {annotation}; write its numbers with --out")
     if problems:
         raise UserError("; ".join(problems))
-    checkpoint = checkpoint.with_kinds((annotation,))
-    lacking = checkpoint.without_pca()
+    checkpoint = checkpoint.select(annotation)
+    lacking = system.without_pca(checkpoint.config, checkpoint.params)
     if lacking and not request.pca:
         raise UserError(
             f"{request.checkpoint} leaves out the PCA of {annotation}; give its set, which has pca.npz, with --pca DIR"
         )
     if request.pca and not lacking:
         raise UserError(f"{request.checkpoint} needs no PCA for {annotation} or has its own; leave --pca away")
-    return checkpoint.with_pca({name: read_pca(Path(request.pca)) for name in lacking})
+    bases = {name: read_pca(Path(request.pca)) for name in lacking}
+    config, params = system.with_pca(checkpoint.config, checkpoint.params, bases)
+    return replace(checkpoint, config=config, params=params)
 
 
 def annotation_inputs(request: DecodeRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns the inputs that only models of annotations read."""
-    (annotation,), (dim,) = checkpoint.config.unitalker.kinds, checkpoint.config.unitalker.dims
+    (annotation,), (dim,) = checkpoint.config.annotations, checkpoint.config.dims
     template = read_template(request.template, annotation, dim)
     return {"annotation": annotation, "identity": request.subject, "template": template}

@@ -9,7 +9,6 @@ from unils_jax.checkpoints.adapters import save_adapter
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load
-from unils_jax.checkpoints.model_card import model_card
 from unils_jax.cli.arguments import Request
 from unils_jax.errors import UserError
 from unils_jax.files import check_output
@@ -92,8 +91,7 @@ def export_adapter(path: Path, checkpoint: Checkpoint) -> None:
 
 def export_model(request: ExportRequest, checkpoint: Checkpoint) -> None:
     """Writes the whole model and its card and prints a line."""
-    card = model_card(checkpoint.merged(), Path(request.out).name, license=request.license, raw=request.raw)
-    exported = export(request.out, checkpoint, card, half=request.float16)
+    exported = export(checkpoint, request.out, license=request.license, raw=request.raw, half=request.float16)
     for warning in exported.warnings:
         log.warning("warning: %s", warning)
     size = sum(array.size for array in exported.state.values())

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,9 +18,10 @@ from unils_jax.errors import UserError
 from unils_jax.evaluation.run import host, versions
 from unils_jax.evaluation.scoring import jsonable
 from unils_jax.evaluation.statistics import bootstrap_interval
-from unils_jax.systems.unitalker.annotations import Space, lip_errors
+from unils_jax.systems.unitalker.annotations import VertexSpace, lip_errors
+from unils_jax.systems.unitalker.heads import with_pca, without_pca
 from unils_jax.systems.unitalker.inference import normalizes, predict
-from unils_jax.systems.unitalker.model import UniTalker, prepare_audio
+from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig, prepare_audio
 from unils_jax.systems.unitalker.training import released_spaces
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def evaluate_sets(path: str | os.PathLike, settings: SetSettings) -> dict[str, A
     Raises UserError for every mistake of the user.
     """
     checkpoint = load(path)
-    if checkpoint.config.stage != "unitalker":
+    if not isinstance(checkpoint.config, UniTalkerConfig):
         raise UserError(f"{path} is of the {checkpoint.config.stage} stage; give the store with --data DIR")
     trained = checkpoint.run or {}
     texts = settings.sets or (trained["data"]["sets"] if trained else ())
@@ -71,7 +72,7 @@ def evaluate_sets(path: str | os.PathLike, settings: SetSettings) -> dict[str, A
         "settings": {
             "sets": list(texts),
             "split": settings.split,
-            "identities": "as annotated" if rows else "nobody in particular",
+            "identities": "as annotated" if rows else "the pivot",
             "limit": settings.limit,
             "source": checkpoint.source,
             "dtype": settings.dtype,
@@ -87,15 +88,17 @@ def evaluate_sets(path: str | os.PathLike, settings: SetSettings) -> dict[str, A
 
 def complete(checkpoint: Checkpoint, source: SetSpeech, kinds: tuple[str, ...]) -> Checkpoint:
     """Keeps the heads of these annotations, and adds the sets' PCA where it is missing."""
-    checkpoint = checkpoint.with_kinds(kinds)
-    lacking = checkpoint.without_pca()
+    checkpoint = checkpoint.select(*kinds)
+    lacking = without_pca(checkpoint.config, checkpoint.params)
     found = source.pca() if lacking else {}
     missing = [kind for kind in lacking if kind not in found]
     if missing:
         raise UserError(
             f"neither the checkpoint nor a set has the PCA of {', '.join(missing)}; put pca.npz into the set"
         )
-    return checkpoint.with_pca({kind: found[kind] for kind in lacking})
+    bases = {kind: found[kind] for kind in lacking}
+    config, params = with_pca(checkpoint.config, checkpoint.params, bases)
+    return replace(checkpoint, config=config, params=params)
 
 
 def knows_subjects(checkpoint: Checkpoint, trained: Mapping[str, Any], texts: Sequence[str], source: SetSpeech) -> bool:
@@ -103,11 +106,11 @@ def knows_subjects(checkpoint: Checkpoint, trained: Mapping[str, Any], texts: Se
 
     They are where the sets are the run's own, or have as many subjects as the table has rows.
     """
-    own = bool(trained) and not trained["talker"]["as_pivot"]
+    own = bool(trained) and not trained["settings"]["as_pivot"]
     own = own and [_folder(text) for text in texts] == [_folder(text) for text in trained["data"]["sets"]]
-    known = own or source.split.num_identities == checkpoint.config.unitalker.num_identities
+    known = own or source.split.num_identities == checkpoint.config.num_identities
     if not known:
-        log.warning("the sets are not those of the checkpoint's identities: everybody is nobody in particular")
+        log.warning("the sets are not those of the checkpoint's identities: all people are the pivot")
     return known
 
 
@@ -115,9 +118,9 @@ def _folder(text: str) -> str:
     return text.rpartition("=")[0] or text
 
 
-def find_spaces(settings: SetSettings, trained: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Space]:
+def find_spaces(settings: SetSettings, trained: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, VertexSpace]:
     """Loads the spaces in which lips are measured; a warning names annotations that have none."""
-    resources = settings.resources or (trained["talker"]["resources"] if trained else "")
+    resources = settings.resources or (trained["settings"]["resources"] if trained else "")
     head = trained["head"] if trained and trained["head"] != "standin" else ""
     spaces = released_spaces(kinds, resources, settings.flame or head)
     without = [kind for kind in kinds if kind not in spaces]
@@ -127,7 +130,7 @@ def find_spaces(settings: SetSettings, trained: Mapping[str, Any], kinds: tuple[
 
 
 def score(
-    model: UniTalker, source: SetSpeech, items: list[Item], spaces: Mapping[str, Space], rows: bool, dtype: str
+    model: UniTalker, source: SetSpeech, items: list[Item], spaces: Mapping[str, VertexSpace], rows: bool, dtype: str
 ) -> list[dict[str, Any]]:
     """Scores every record: MSE of the numbers, LVE and LVD where the annotation has lips.
 
@@ -149,7 +152,7 @@ def score(
 
 
 def measure_in(
-    space: Space | None,
+    space: VertexSpace | None,
 ) -> Callable[[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]], dict[str, float]]:
     """Returns a function that scores one prediction against its truth."""
 

@@ -34,6 +34,7 @@ from unils_jax.evaluation.protocols import (
     Predict,
     Protocol,
     conversation_of,
+    generate_with,
     people_to_score,
     skip_reason,
 )
@@ -42,10 +43,10 @@ from unils_jax.evaluation.scoring import Mesh, ScoreTable, jsonable, mesh_of
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
-from unils_jax.inference.sampling import Sampling
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, MOTION_KIND, load_motion
-from unils_jax.systems.base import Inputs, Options
-from unils_jax.systems.registry import generating_stages, system_of_stage
+from unils_jax.systems.base import System
+from unils_jax.systems.registry import models_with_audio
 
 log = logging.getLogger(__name__)
 
@@ -163,46 +164,28 @@ class CheckpointMotion:
             self.name = str(checkpoint.source["checkpoint"])
         else:
             self.name = str(checkpoint)
-            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=generating_stages())
+            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=models_with_audio())
         check_basis(self.name, checkpoint.expression_basis, store)
-        self.system = system_of_stage(checkpoint.config.stage)
-        self.draws = self.system.draws
-        if not self.draws and settings.num_seeds > 1:
+        self.system: System = checkpoint.system
+        if not self.system.draws and settings.num_seeds > 1:
             raise UserError(
                 f"{self.system.title} draws nothing: it gives one motion a conversation, got --seeds "
                 f"{settings.num_seeds}"
             )
-        self.inputs: frozenset[str] | None = self.system.inputs
-        self.needs_partner = "other_motion" in self.inputs
-        self.checkpoint = checkpoint.with_kinds((MOTION_KIND,)) if "annotation" in self.inputs else checkpoint
+        self.checkpoint = checkpoint.select(MOTION_KIND)
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
         """Returns what gives a conversation's motion."""
-        model, people = self.checkpoint.model, protocol.num_people
-        sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
-
-        def predict(conversation: Conversation, seed: int) -> Float[np.ndarray, "P T 108"]:
-            # A system is given all that it reads of the truth and nothing else.
-            values = {
-                "audio": conversation.audio[0],
-                "other_audio": conversation.audio[1],
-                "other_motion": conversation.tracked,
-                "style": conversation.style[:people],
-            }
-            inputs = Inputs(**{name: value for name, value in values.items() if name in self.inputs})
-            options = Options(sampling, seed, people, self.dtype)
-            return self.system.generate(model, inputs, options).values
-
-        return predict
+        return generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.
 
         None where nothing is decoded to bits, or in float32.
         """
-        if not self.draws or settings.dtype == "float32":
+        if not isinstance(self.checkpoint.config, UniLSConfig) or settings.dtype == "float32":
             return None
         windows = make_loader(str(store.path), settings.split, view="pair", batch_size=min(conversations, 8), seed=0)
         return bits_changed(self.checkpoint.model, next(iter(windows)), settings.dtype)
@@ -211,8 +194,9 @@ class CheckpointMotion:
 class FolderMotion:
     """Motion files of any system, named as the records of a store."""
 
-    needs_audio = needs_partner = draws = False
-    inputs = dtype = None
+    needs_audio = False
+    system: System | None = None
+    dtype: str | None = None
 
     def __init__(self, folder: Path, store: Store):
         self.folder, self.store, self.name = folder, store, str(folder)
@@ -262,8 +246,8 @@ def _evaluate(
         "metrics": table.metrics(),
         "clips": {"ranked_by": table.ranking, **table.extremes()},
         "settings": {
-            "protocol": protocol.settings(motion.inputs),
-            "seeds": seeds if motion.draws else [],
+            "protocol": protocol.settings(motion.system),
+            "seeds": seeds if motion.system is not None and motion.system.draws else [],
             "limit": settings.limit,
             "motion_from": motion.name,
             "source": motion.source,
@@ -306,12 +290,13 @@ def choose_records(
     Returns their numbers and names, and what is left out with the reason. Raises UserError where
     none can be scored.
     """
-    protocol = PROTOCOLS[settings.protocol]
+    protocol, system = PROTOCOLS[settings.protocol], motion.system
+    needs_partner = system is not None and "other_motion" in system.inputs
     chosen, skipped = [], []
     for i, record in enumerate(store.records(settings.split)):
         if settings.limit is not None and len(chosen) == settings.limit:
             break
-        reason = skip_reason(record, protocol, needs_audio=motion.needs_audio, needs_partner=motion.needs_partner)
+        reason = skip_reason(record, protocol, needs_audio=motion.needs_audio, needs_partner=needs_partner)
         if reason is None:
             chosen.append((i, record["name"]))
         else:

@@ -37,16 +37,16 @@ CONFIG = """
         config = load_config("smoke/dualtalk")
         config.num_steps = 4
         config.data.update({{"store": {store!r}, "batch_size": 2}})
-        config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1, "dropout_rate": 0.1}})
-        config.model.dualtalk.logmel, config.model.dualtalk.alignment = None, False
-        config.model.dualtalk.wav2vec2.update({{
+        config.model.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1, "dropout_rate": 0.1}})
+        config.model.logmel, config.model.alignment = None, False
+        config.model.wav2vec2.update({{
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,
         }})
         config.optimizer.update({{"rate": 1e-3, "warmup_steps": 0, "final_factor": 1.0, "max_grad_norm": 0.0}})
         # Draws take long to compile: some of each kind are enough.
         rates = {{"layer_drop": 0.0, "attention": 0.0, "activation": 0.0, "projection": 0.0}}
-        config.model.dualtalk.rates.update(rates)
+        config.model.rates.update(rates)
         config.update({{"log_every": 1, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2}})
         return config
 """
@@ -75,7 +75,7 @@ def test_the_small_form_on_log_mel_features_trains_whole_and_travels(run, tmp_pa
     (tmp_path / "dualtalk.py").write_text(text.replace("num_steps = 4", "num_steps = 2"))
     assert train(tmp_path / "run", tmp_path / "run") == 0
     checkpoint = load(tmp_path / "run")
-    assert checkpoint.config.dualtalk.alignment and not [path for path in checkpoint.params if "encoder/convs" in path]
+    assert checkpoint.config.alignment and not [path for path in checkpoint.params if "encoder/convs" in path]
     assert checkpoint.params.keys() == item(tmp_path / "run", 2, "params").keys()
     assert run_unils("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "model.safetensors") == 0
     back = load(tmp_path / "model.safetensors")

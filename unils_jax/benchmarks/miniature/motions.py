@@ -20,7 +20,6 @@ from unils_jax.files import atomic_output
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
 from unils_jax.motion import center_head, dualtalk_channels, from_dualtalk
 from unils_jax.systems.base import Inputs, Options
-from unils_jax.systems.registry import system_of_stage
 
 Motions = list[Float[np.ndarray, "2 T 108"]]  # of each record to score, in order
 
@@ -69,7 +68,7 @@ def responses_to_nobody(job: Job, records: Sequence[Record]) -> Motions:
 def _responses(job: Job, records: Sequence[Record], partners: Sequence[Float[np.ndarray, "2 T 108"]]) -> Motions:
     """Responds to the partners' motion. Channels that the system lacks are at the training mean."""
     checkpoint = load(job.workdir(SYSTEMS[job.name].run))
-    generate = system_of_stage(checkpoint.config.stage).generate
+    generate = checkpoint.system.generate
     mean, _ = Store(Path(job.out) / "paired").statistics()
     lacking = mean - from_dualtalk(dualtalk_channels(mean[None]))[0]
     motions = []

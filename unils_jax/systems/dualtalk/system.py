@@ -1,4 +1,4 @@
-"""DualTalk's motion of a whole recording at once: no chunks, no sampling, no smoothing."""
+"""DualTalk as a system. Its motion is of a whole recording at once: no chunks, no sampling."""
 
 from functools import partial
 
@@ -17,16 +17,20 @@ from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
 from unils_jax.systems.base import (
     Batch,
+    Card,
     Generated,
     GlobalBatch,
     Inputs,
     Metrics,
     Objective,
     Options,
+    Run,
     Stage,
+    Start,
     System,
     batch_sample_weights,
 )
+from unils_jax.systems.dualtalk.layout import LAYOUT
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, DualTalkNoise, dualtalk_losses
 
 
@@ -71,9 +75,7 @@ def generate(model: DualTalk, inputs: Inputs, options: Options) -> Generated:
     # With one motion alone it is the partner's, whoever is asked for.
     partners = (motions[-1], motions[0])
     tracks = (own, other)
-    people = [
-        respond(model, tracks[p], tracks[1 - p], partners[p], dtype=options.dtype) for p in range(options.people)
-    ]
+    people = [respond(model, tracks[p], tracks[1 - p], partners[p], dtype=options.dtype) for p in range(options.people)]
     return Generated(np.stack([person[: min(map(len, people))] for person in people]))
 
 
@@ -101,6 +103,20 @@ def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objecti
     return model.draw(key, *batch["audio"].shape)
 
 
+def init(config: Run, shapes: Params, data: object, start: Start) -> Params:
+    """Returns a published wav2vec2 as the start of both audio encoders; nothing where the config names none."""
+    if not config.audio_encoder:
+        return {}
+    encoder, params = start.load_encoder(config.audio_encoder, "wav2vec2")
+    if encoder != config.model.wav2vec2:
+        raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
+    return {
+        path.replace("audio_encoder/", f"{side}_encoder/", 1): value
+        for side in ("own", "partner")
+        for path, value in params.items()
+    }
+
+
 # All but the audio encoders' convolutions.
 DUALTALK_STAGE = Stage(
     "dualtalk",
@@ -110,7 +126,22 @@ DUALTALK_STAGE = Stage(
     dualtalk_loss,
     sample_dualtalk_noise,
     item_frames=PARTNER_FRAMES,
+    init=init,
 )
+
+
+def card(config: DualTalkConfig, expression_basis: str) -> Card:
+    """Returns the lines of a model card."""
+    encoder = config.wav2vec2
+    encoders = f"two wav2vec2 of width {encoder.width} and depth {encoder.depth}, trained along and in this file"
+    if config.logmel is not None:
+        encoders = "log-mel features instead of two wav2vec2; **the authors' code cannot load it**"
+    return Card(
+        "DualTalk: own audio, the partner's audio and motion to own facial motion",
+        f"56 channels at 25 frames/s in the {expression_basis!r} basis: expression 50, jaw 3, head rotation 3.",
+        [f"width {config.width}, {config.depth} layers of interaction; {encoders}"],
+    )
+
 
 DUALTALK = System(
     name="dualtalk",
@@ -121,4 +152,7 @@ DUALTALK = System(
     inputs=frozenset({"audio", "other_audio", "other_motion"}),
     draws=False,
     generate=generate,
+    layout=LAYOUT,
+    card=card,
+    conditions={"partner": "audio and true motion of the whole sequence, head rotation as tracked"},
 )
