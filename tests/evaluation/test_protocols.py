@@ -128,11 +128,7 @@ def test_settings_say_everything_that_differs():
 
 
 def test_motion_made_elsewhere_claims_no_settings_of_a_decode():
-<<<<<<< HEAD
-    assert set(RELEASE.settings()) - set(RELEASE.settings(None)) == {
-=======
     assert set(RELEASE.settings(SYSTEMS["unils"])) - set(RELEASE.settings(None)) == {
->>>>>>> core
         "style",
         "previous_motion",
         "first_seed",
