@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
@@ -42,6 +41,9 @@ class MetricsLog:
             lines = [line for line, place in rows if place[0] <= first_step and place not in again]
             with atomic_output(self.path) as partial:
                 partial.write_text("".join(line + "\n" for line in lines))
+        # Imports PyTorch where that is installed: seconds that only a training run should pay.
+        from tensorboardX import SummaryWriter  # noqa: PLC0415
+
         self._tensorboard = SummaryWriter(str(workdir), purge_step=first_step + 1)
 
     def __enter__(self) -> "MetricsLog":
