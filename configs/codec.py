@@ -12,6 +12,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = ml_collections.ConfigDict()
+    config.system = "unils"
     config.stage = "codec"
     config.num_steps = 200_000
     config.seed = 0  # of initialisation, data order and noise
@@ -62,5 +63,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.probe_every = 0
     config.probe_conversations = 2
     config.probe_clips = False  # and render the first of them
+    config.trainable = ""  # pattern of the parameters that train; empty: the stage's own
     config.max_bad_steps = 10  # end after so many steps in a row whose loss or gradient is not finite
     return config

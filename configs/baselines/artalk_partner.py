@@ -18,6 +18,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("dialogue")
+    config.system = "artalk"
     config.stage = "artalk"
     config.num_steps = 200_000
     config.model.codec.scales = (1, 10, 20, 50, 100)

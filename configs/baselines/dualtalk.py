@@ -18,27 +18,25 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("codec")
+    config.system = "dualtalk"
     config.stage = "dualtalk"
     config.num_steps = 1  # num_epochs decides
     config.num_epochs = 1000
     config.audio_encoder = "facebook/wav2vec2-large-960h-lv60-self"
     config.data.batch_size = 32
     config.model = {
-        "codec": None,
-        "dualtalk": {
-            "wav2vec2": {"width": 1024, "depth": 24, "num_heads": 16, "hidden_dim": 4096},
-            "width": 256,
-            "num_heads": 4,
-            "hidden_dim": 2048,
-            "depth": 3,
-            "strength": 0.1,
-            "sigmoid": False,  # True: the modulation as the paper's text has it
-            "dropout_rate": 0.1,
-            "fusion_rate": 0.5,
-            "rates": {  # of the audio encoders
-                "hidden": 0.1, "attention": 0.1, "activation": 0.1, "projection": 0.1, "layer_drop": 0.1,
-                "mask_prob": 0.05, "mask_frames": 10, "min_spans": 2,
-            },
+        "wav2vec2": {"width": 1024, "depth": 24, "num_heads": 16, "hidden_dim": 4096},
+        "width": 256,
+        "num_heads": 4,
+        "hidden_dim": 2048,
+        "depth": 3,
+        "strength": 0.1,
+        "sigmoid": False,  # True: the modulation as the paper's text has it
+        "dropout_rate": 0.1,
+        "fusion_rate": 0.5,
+        "rates": {  # of the audio encoders
+            "hidden": 0.1, "attention": 0.1, "activation": 0.1, "projection": 0.1, "layer_drop": 0.1,
+            "mask_prob": 0.05, "mask_frames": 10, "min_spans": 2,
         },
     }  # fmt: skip
     # Adam without decay, clipping and average; the rate falls by a fifth every fifty epochs.

@@ -12,6 +12,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("miniature/dialogue")
+    config.system = "artalk"
     config.stage = "artalk"
     config.num_steps = 512
     config.optimizer.rate = 3e-3

@@ -12,6 +12,7 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("smoke/dialogue")
+    config.system = "artalk"
     config.stage = "artalk"
     config.model.codec.scales = (1, 10, 20, 50, 100)
     config.model.lora = None

@@ -22,11 +22,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.expression_basis = "standin"
     config.audio_encoder = ""
     config.data.update({"batch_size": 4, "num_workers": 0})
-    config.model.dualtalk.update({"width": 32, "hidden_dim": 64, "depth": 2, "fusion_rate": 0.1, "dropout_rate": 0.0})
-    config.model.dualtalk.logmel = {"num_mels": 40, "context_frames": 2}
+    config.model.update({"width": 32, "hidden_dim": 64, "depth": 2, "fusion_rate": 0.1, "dropout_rate": 0.0})
+    config.model.logmel = {"num_mels": 40, "context_frames": 2}
     # The published form starts as the mean of all frames, and hundreds of steps do not lead away
     # from it.
-    config.model.dualtalk.alignment = True
+    config.model.alignment = True
     config.optimizer.update({"rate": 2e-3, "warmup_steps": 100, "final_factor": 0.1})
     config.optimizer.update({"max_grad_norm": 1.0, "lr_decay_every_epochs": 0})
     config.log_every = 50

@@ -24,12 +24,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.head = "standin"
     config.audio_encoder = ""
     config.data.update({"batch_size": 4, "num_workers": 0})
-    config.model.unitalker.width = 32
-    config.model.unitalker.wav2vec2 = {
+    config.model.width = 32
+    config.model.wav2vec2 = {
         "width": 64, "depth": 2, "num_heads": 4, "hidden_dim": 128, "conv_dims": (32,) * 7, "pos_conv_kernel": 16,
         "pos_conv_groups": 4,
     }  # fmt: skip
-    config.model.unitalker.rates.layer_drop = 0.0
+    config.model.rates.layer_drop = 0.0
     config.optimizer.rate = 1e-3
     config.log_every = 50
     config.eval_every = 150

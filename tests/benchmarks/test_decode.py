@@ -16,7 +16,7 @@ from unils_jax.benchmarks.timing import random_params, twin_of
 from unils_jax.config import from_dict, load_config
 from unils_jax.inference.program import Constants, StepInputs, decode_chunk
 from unils_jax.inference.sampling import Sampling, make_controls
-from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.nn.params import abstract, merge
 from unils_jax.training.flops import count
 
@@ -107,7 +107,7 @@ def test_slow_chunks_are_waited_for_three_times_and_quick_ones_as_often_as_asked
     ("people", "sound", "most"), [(1, (1, 2, 64_000), 385e9), (2, (1, 2, 64_000), 465e9), (1, (1, 2, 199, 1024), 88e9)]
 )
 def test_a_full_chunk_has_at_most_the_stated_work(people, sound, most):
-    config = replace(from_dict(ModelConfig, load_config("dialogue").model.to_dict()), lora=None)
+    config = replace(from_dict(UniLSConfig, load_config("dialogue").model.to_dict()), lora=None)
     graphdef, params = abstract(lambda rngs: UniLS(config, rngs=rngs))
 
     def chunk(params, features, silent, inputs):

@@ -10,6 +10,7 @@ from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.errors import UserError
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score, skip_reason
 from unils_jax.motion import HEAD
+from unils_jax.systems.registry import SYSTEMS
 
 RELEASE, CLEAN = PROTOCOLS["unils-release"], PROTOCOLS["unils-clean"]
 FITTING = {"name": "a", "frames": 300, "people": 2, "audio": True, "speech_mask": True, "observed": None}
@@ -117,7 +118,7 @@ def test_a_record_without_audio_has_no_loudness(record):
 
 
 def test_settings_say_everything_that_differs():
-    release, clean = RELEASE.settings(), CLEAN.settings()
+    release, clean = RELEASE.settings(SYSTEMS["unils"]), CLEAN.settings(SYSTEMS["unils"])
     assert {name for name in release if release[name] != clean[name]} == {
         "name",
         "people_scored",
@@ -127,7 +128,7 @@ def test_settings_say_everything_that_differs():
 
 
 def test_motion_made_elsewhere_claims_no_settings_of_a_decode():
-    assert set(RELEASE.settings()) - set(RELEASE.settings(decodes=False)) == {
+    assert set(RELEASE.settings(SYSTEMS["unils"])) - set(RELEASE.settings(None)) == {
         "style",
         "previous_motion",
         "first_seed",

@@ -17,7 +17,7 @@ from unils_jax.inference.program import Chunk, Constants, Program, StepInputs, d
 from unils_jax.inference.sampling import Sampling, choose_bits, make_controls, uniforms
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import ModelConfig
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import merge, split
 from unils_jax.training.flops import Work, count
@@ -43,7 +43,7 @@ def inputs(program: Program, seed: int = 0) -> tuple:
     return audio, *(np.stack([clip] * program.slots) for clip in features)
 
 
-def compare(config: ModelConfig, seeds: range, people: int) -> tuple[int, int]:
+def compare(config: UniLSConfig, seeds: range, people: int) -> tuple[int, int]:
     """Counts bits and those within SURE_GAP over random models; asserts that all others and the motion agree."""
     excluded = bits = 0
     reference = jax.jit(lambda graphdef, params, *args: uncached(merge(graphdef, params), *args), static_argnums=0)
@@ -139,7 +139,7 @@ def test_the_price_of_a_dtype_is_counted_in_bits():
 
 def full_size_work(people: int, audio: tuple[int, ...]) -> Work:
     """Counts the work of one chunk of the full model, for one slot."""
-    graphdef, params = abstract_model(ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config()))
+    graphdef, params = abstract_model(UniLSConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config()))
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
     def chunk(params, silent, features, inputs):

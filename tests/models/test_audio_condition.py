@@ -14,7 +14,7 @@ from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_model, random_
 
 from unils_jax.checkpoints.adapters import save_adapter, split_adapter
 from unils_jax.checkpoints.checkpoint import Checkpoint
-from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.exporting import export, make_meta_cfg
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
@@ -22,7 +22,7 @@ from unils_jax.inference.program import Program, StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.registry import STAGES
-from unils_jax.systems.unils.layout import make_meta_cfg, model_sizes
+from unils_jax.systems.unils.layout import model_sizes
 from unils_jax.systems.unils.system import DIALOGUE, StepNoise, generator_logits
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -161,7 +161,7 @@ def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(audio_con
     from unils_jax.benchmarks.torch_model import load_twin
 
     def twin_of(checkpoint: Checkpoint, path):
-        export(path, checkpoint, "card")
+        export(checkpoint, path)
         graphdef, params = split(checkpoint.model)
         encode = jax.jit(lambda audio: merge(graphdef, params).audio_encoder(audio))
         twin = load_twin(path)
@@ -186,7 +186,7 @@ def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(audio_con
 @pytest.mark.parametrize("audio_condition", ONE_AUDIO)
 def test_files_name_the_one_attention_as_artalk_does_and_return(audio_condition, tmp_path):
     checkpoint = checkpoint_of(audio_condition)
-    export(tmp_path / "x.safetensors", checkpoint, "card")
+    export(checkpoint, tmp_path / "x.safetensors")
     again, keys = load(tmp_path / "x.safetensors"), set(load_file(tmp_path / "x.safetensors"))
     assert again.config == checkpoint.merged().config
     assert "attn_blocks.audio_pos" in keys and "attn_blocks.attn_blocks.1.audio_attn.q_proj.weight" in keys

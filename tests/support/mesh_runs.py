@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
 
     from unils_jax.config import from_dict
     from unils_jax.face.standin import standin_asset
-    from unils_jax.models.unils import ModelConfig, UniLS
+    from unils_jax.models.unils import UniLS, UniLSConfig
     from unils_jax.nn.params import abstract
     from unils_jax.systems.base import Objective
     from unils_jax.systems.registry import STAGES
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
     if case.get("quick"):
         jax.config.update("jax_disable_most_optimizations", True)
     sharding.MIN_CUT_SIZE = case.get("min_cut_size", sharding.MIN_CUT_SIZE)
-    config = from_dict(ModelConfig, case["config"])
+    config = from_dict(UniLSConfig, case["config"])
     params, batch = (load_file(folder / f"{name}.safetensors") for name in ("params", "batch"))
     graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
     objective = Objective(head=standin_asset() if case.get("head") else None)

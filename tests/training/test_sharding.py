@@ -14,12 +14,12 @@ from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, split
 from unils_jax.systems.dualtalk.model import DualTalkConfig
-from unils_jax.systems.registry import STAGES
+from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.sharding import (
@@ -34,15 +34,12 @@ from unils_jax.training.sharding import (
 from unils_jax.training.step import init_state
 
 FULL = {
-    "codec": ModelConfig(CodecConfig()),
-    "prior": ModelConfig(CodecConfig(), PriorConfig()),
-    "dialogue": ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
-    "artalk": ModelConfig(CodecConfig(), PriorConfig(audio_dim=200), logmel=LogMelConfig()),
-    "dualtalk": ModelConfig(codec=None, dualtalk=DualTalkConfig(Wav2Vec2Config(depth=2))),  # its layers are alike
-    "unitalker": ModelConfig(
-        codec=None,
-        unitalker=UniTalkerConfig(("vertices", "weights"), (70_110, 52), (512, 0), wavlm=WavLMConfig(depth=2)),
-    ),
+    "codec": UniLSConfig(CodecConfig()),
+    "prior": UniLSConfig(CodecConfig(), PriorConfig()),
+    "dialogue": UniLSConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
+    "artalk": UniLSConfig(CodecConfig(), PriorConfig(audio_dim=200), logmel=LogMelConfig()),
+    "dualtalk": DualTalkConfig(Wav2Vec2Config(depth=2)),  # its layers are alike
+    "unitalker": UniTalkerConfig(("vertices", "weights"), (70_110, 52), (512, 0), wavlm=WavLMConfig(depth=2)),
 }
 
 
@@ -96,7 +93,7 @@ EACH_STAGE = pytest.mark.parametrize(
 
 @EACH_STAGE
 def test_rules_cover_every_parameter_of_the_full_models(stage):
-    _, shapes = abstract(FULL[stage].build)
+    _, shapes = abstract(system_of_config(FULL[stage]).builder(FULL[stage]))
     laid = param_shardings(full_size_mesh(2, 4), shapes)
     assert laid.keys() == shapes.keys()
     large = [path for path, shape in shapes.items() if shape.size >= 1 << 18]
@@ -108,7 +105,7 @@ def test_rules_cover_every_parameter_of_the_full_models(stage):
 @EACH_STAGE
 def test_bytes_on_a_device_fall_with_fsdp(stage):
     """Shows that n devices hold little more than an n-th each: at least 98 % of a state is cut."""
-    _, shapes = abstract(FULL[stage].build)
+    _, shapes = abstract(system_of_config(FULL[stage]).builder(FULL[stage]))
     trainable, _ = STAGES[stage].split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, OptimizerConfig()), trainable)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

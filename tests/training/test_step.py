@@ -11,7 +11,7 @@ from tiny_models import CONFIGS, random_motion, sample_keys, tiny_model
 from tiny_runs import quick_compiles
 
 from unils_jax.models.losses import CodecLossWeights, mesh_losses, motion_losses, observed_sample_weights
-from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.block import Block, BlockSizes
 from unils_jax.nn.params import abstract, merge, split
@@ -191,7 +191,7 @@ def is_jaxpr(value) -> bool:
 def test_the_encoder_runs_once_a_track_and_never_in_the_backward_pass(compute):
     base = CONFIGS["dialogue"]
     wav2vec2 = Wav2Vec2Config(8, 1, 1, 8, (4,) * 7, pos_conv_kernel=4, pos_conv_groups=2)
-    config = ModelConfig(base.codec, replace(base.prior, audio_dim=8), wav2vec2, lora=base.lora)
+    config = UniLSConfig(base.codec, replace(base.prior, audio_dim=8), wav2vec2, lora=base.lora)
     graphdef, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
     trainable, frozen = DIALOGUE.split(shapes)
     motion, audio = (jax.ShapeDtypeStruct((2, 2, *shape), jnp.float32) for shape in ((100, 108), (64_000,)))

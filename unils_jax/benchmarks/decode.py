@@ -17,7 +17,7 @@ from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, progr
 from unils_jax.benchmarks.trace import DECODE_PARTS, sample_weights, scope_seconds, shares_line
 from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
-from unils_jax.models.unils import ModelConfig, UniLS
+from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from unils_jax.nn.params import abstract, merge
 from unils_jax.training.flops import Work, count
@@ -54,7 +54,7 @@ def cases(batch: int) -> list[Case]:
 
 
 def bench_decode(
-    config: ModelConfig,
+    config: UniLSConfig,
     params: Mapping[str, np.ndarray],
     measured: Sequence[Case],
     *,

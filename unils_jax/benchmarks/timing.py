@@ -21,20 +21,21 @@ from flax import nnx
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
-from unils_jax.models.unils import ModelConfig
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
+from unils_jax.systems.registry import system_of_config
 from unils_jax.training.flops import matrix_peak
 
 MEASURED_S = 0.5  # quick work is repeated until a measurement lasts this long
 
 
-def random_params(config: ModelConfig, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
+def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
     """A model's structure and NumPy values of its parameters: speed does not depend on what was learnt.
 
     Uniform within 1/sqrt(fan-in), norms and statistics one or zero, so that activations keep their size.
     """
-    graphdef, shapes = abstract(config.build)
+    graphdef, shapes = abstract(system_of_config(config).builder(config))
     rng = np.random.default_rng(seed)
 
     def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -48,7 +49,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> tuple[nnx.GraphDef, Par
     return graphdef, {path: value(path, shape.shape) for path, shape in shapes.items()}
 
 
-def twin_of(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Any:
+def twin_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> Any:
     """The PyTorch twin (`TwinCodec` or `TwinGenerator`, adapters included) with the same weights, on the same kind of
     device as JAX. Raises UserError where torch is missing and where the model has no twin."""
     check_twin(config)
@@ -82,10 +83,10 @@ def twin_of(config: ModelConfig, params: Mapping[str, np.ndarray]) -> Any:
     return twin.to(device)
 
 
-def check_twin(config: ModelConfig) -> None:
+def check_twin(config: object) -> None:
     """Raises UserError where the model has no PyTorch twin."""
-    if config.codec is None:
-        name = "DualTalk" if config.unitalker is None else "UniTalker"
+    if not isinstance(config, UniLSConfig):
+        name = system_of_config(config).title
         raise UserError(f"--against torch: the PyTorch twin is of UniLS, {name} has none; leave it away")
     if config.logmel is not None:
         raise UserError("--against torch needs a model with wav2vec2 or without audio: the twin has no log-mel encoder")

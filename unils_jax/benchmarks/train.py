@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
 from unils_jax.benchmarks.trace import TRAIN_PARTS, sample_weights, scope_seconds, shares_line
+from unils_jax.config import load_config, override
 from unils_jax.motion import (
     DUALTALK_DIM,
     KIND_MARK,
@@ -26,9 +27,9 @@ from unils_jax.motion import (
     WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import Objective
-from unils_jax.systems.registry import STAGES
-from unils_jax.training.config import RunConfig
+from unils_jax.systems.base import Objective, Start
+from unils_jax.systems.registry import STAGES, SYSTEMS
+from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
 from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, replicated, shard_params, shardings
 from unils_jax.training.step import hold_frozen, init_state, make_train_step
@@ -47,6 +48,31 @@ class Compiled:
     mesh: Mesh | None
     work: Work
     seconds: float
+
+
+@dataclass(frozen=True)
+class RandomMotion:
+    """What a model that follows from its data takes from random ones: our motion of unknown people."""
+
+    num_identities: int
+    kinds: Mapping[str, int] = field(default_factory=lambda: {MOTION_KIND: MOTION_DIM})
+    pca: Mapping[str, Any] = field(default_factory=dict)
+    steps_per_epoch: int = 1
+
+
+def random_data_config(name: str, batch_size: int | None, overrides: list[str]) -> RunConfig:
+    """Returns the settings of a config name or file for random data, which need no store.
+
+    `batch_size=None` keeps the config's. A model of annotations predicts ours alone.
+    """
+    config = load_config(name)
+    config.data.store = "random"
+    override(config, overrides)
+    if batch_size is not None:
+        config.data.batch_size = batch_size
+    run = run_config(config.to_dict())
+    fit = STAGES[run.stage].fit_config
+    return run if fit is None else fit(run, RandomMotion(getattr(run.model, "num_identities", 0) or 1), Start())
 
 
 def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:
@@ -90,7 +116,7 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     several devices."""
     stage, train = STAGES[config.stage], config.train
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
-    graphdef, shapes = abstract(config.model.build)
+    graphdef, shapes = abstract(SYSTEMS[config.system].builder(config.model))
     trainable, frozen = stage.split(shapes)
     frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)

@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from unils_jax.evaluation.protocols import Conversation, Predict, Protocol, decode_with, people_to_score
+from unils_jax.evaluation.protocols import Conversation, Protocol, generate_with, people_to_score
 from unils_jax.evaluation.scoring import Mesh, score_person
 from unils_jax.face.flame import FlameAsset
-from unils_jax.inference.conversations import Sampling, decode_prior
-from unils_jax.models.unils import UniLS
-from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.params import Params, merge
 from unils_jax.outputs.video import render_video
+from unils_jax.systems.base import System
 
 # The release's validation during training: its protocol with stronger guidance.
 VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)
@@ -21,18 +19,8 @@ VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)
 _DYNAMICS = ("FDD", "PDD", "JDD")
 
 
-def decode_prior_with(model: UniLS, protocol: Protocol) -> Predict:
-    """Decodes as many frames as a conversation has, of the people that the protocol scores, from their style alone."""
-    sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
-
-    def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        frames, style = conversation.motion.shape[1], conversation.style[: protocol.num_people]
-        return decode_prior(model, style, -(-frames // WINDOW_FRAMES), sampling=sampling, seed=seed)[:, :frames]
-
-    return predict
-
-
 def make_probe(
+    system: System,
     graphdef: nnx.GraphDef,
     conversations: list[Conversation],
     *,
@@ -50,7 +38,7 @@ def make_probe(
 
     def probe(step: int, params: Params) -> dict[str, float]:
         model = merge(graphdef, params)
-        predict = (decode_prior_with if model.audio_encoder is None else decode_with)(model, VALIDATION)
+        predict = generate_with(system, model, VALIDATION)
         rows: list[dict[str, float]] = []
         for i, conversation in enumerate(conversations):
             motion = predict(conversation, VALIDATION.seed)

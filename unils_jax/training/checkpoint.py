@@ -214,7 +214,7 @@ FREE = (
     "audio_encoder",
     "data.store",
     "data.sets",
-    "talker.resources",
+    "settings.resources",
     "data.stores",
     "data.num_workers",
     "data.max_bad_records",

@@ -1,6 +1,5 @@
 """The config of a run, as frozen dataclasses; the workdir and every checkpoint hold its JSON."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,12 +9,9 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.models.losses import CodecLossWeights
-from unils_jax.models.unils import ModelConfig
-from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.stack import Compute
-from unils_jax.systems.base import NoiseRates, Objective, Stage, TalkerObjective
-from unils_jax.systems.registry import STAGES
-from unils_jax.systems.unitalker.annotations import Space
+from unils_jax.systems.base import NoiseRates, Objective, Stage
+from unils_jax.systems.registry import STAGES, SYSTEMS, current_run, system_of_config, system_of_stage
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.sharding import MeshConfig
 
@@ -35,10 +31,10 @@ class DataConfig:
     # generators. Evaluation and decoding give centred styles all the same.
     centre_head: bool = True
 
-    # UniTalker's folders, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
+    # Folders of speech clips in the layout of their release, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
     # are given in addition are the annotation `motion_108`.
     sets: tuple[str, ...] = ()
-    # UniTalker's clips are cut down to a multiple of it, in seconds, so that fewer lengths are
+    # Speech clips are cut down to a multiple of it, in seconds, so that fewer lengths are
     # compiled; 0: as they are.
     clip_step_s: float = 0.0
 
@@ -57,30 +53,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class TalkerConfig:
-    """UniTalker's training; the defaults are the release's."""
-
-    # The release's folder of index lists and blendshapes; "": losses of the annotations' numbers,
-    # and no lip errors.
-    resources: str = ""
-    pivot_rate: float = 0.1  # share of the batches that train the pivot identity
-    frozen_epochs: int = 1  # epochs during which the audio encoder stays frozen; 0: none
-    frozen_steps: int = 0  # the same in steps; computed from frozen_epochs, not to be set
-    use_pca: bool = True  # whether large annotations are predicted in a PCA basis
-    # Pattern of the parameters that train instead of the stage's: "heads/NAME/.*" trains a new head
-    # alone; "": the stage's.
-    trainable: str = ""
-    as_pivot: bool = False  # whether all subjects of the data are the pivot identity
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """One training run of one stage."""
 
     stage: str  # a key of `STAGES`, for example "codec"
     num_steps: int  # optimiser steps; ignored where num_epochs is above 0
     data: DataConfig
-    model: ModelConfig
+    model: Any  # of the type that the system names
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: CodecLossWeights = CodecLossWeights()  # the codec's
     noise: NoiseRates = NoiseRates()  # the generators'
@@ -88,10 +67,10 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     expression_basis: str = "flame"  # must equal the data's; "flame" or "standin"
     # The head whose vertices the codec's mesh losses compare: "standin", a FLAME file, or "" for no
-    # mesh losses. UniTalker's losses use it for `motion_108` and for FLAME parameters.
+    # mesh losses. Losses of annotations use it for `motion_108` and for FLAME parameters.
     head: str = ""
-    # Folder or hub name of a published encoder; "" where the stage needs none. DualTalk's and
-    # UniTalker's encoders start from it, or fresh where it is "".
+    # Folder or hub name of a published encoder; "" where the stage needs none. Encoders that train
+    # start from it, or fresh where it is "".
     audio_encoder: str = ""
     seed: int = 0  # of initialisation, data order and noise
 
@@ -108,12 +87,19 @@ class RunConfig:
 
     max_bad_steps: int = 10  # consecutive steps of non-finite loss or gradient that end the run
     num_epochs: int = 0  # epochs of the data to train for, see `count_epochs`; 0: num_steps decides
-    talker: TalkerConfig = TalkerConfig()  # UniTalker's settings
+    system: str = ""  # a key of SYSTEMS; "": the stage's
+    settings: Any = None  # the system's own settings, of the type that it names; None: it has none
+    # Pattern of the parameters that train instead of the stage's; "": the stage's.
+    trainable: str = ""
 
     def __post_init__(self) -> None:
         problems = []
         if self.stage not in STAGES:
             problems.append(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        elif self.system not in ("", system_of_stage(self.stage).name):
+            problems.append(
+                f"system is {self.system!r}, but the {self.stage} stage is of {system_of_stage(self.stage).name!r}"
+            )
         elif self.model.stage != STAGES[self.stage].trained:
             problems.append(f"stage is {self.stage!r} but the model's parts make a {self.model.stage!r}")
         counts = ("num_steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints")
@@ -147,18 +133,17 @@ class RunConfig:
             problems.append(f"optimizer.release_devices must be at least 1, got {self.optimizer.release_devices}")
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
-        if self.model.stage == "dialogue" and self.model.audio_encoder is None:
-            problems.append("a dialogue model needs an audio encoder: model.wav2vec2 or model.logmel")
-        if self.model.codec is not None and self.model.codec.window_frames != WINDOW_FRAMES:
-            problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
+        problems += system_of_config(self.model).problems(self.model)
         if self.data.max_bad_records < 0:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
-        if self.data.sets and self.stage != "unitalker":
-            problems.append(f"data.sets are UniTalker's, the {self.stage} stage reads data.store")
-        if not self.data.centre_head and self.model.codec is None:
+        view = STAGES[self.stage].windows if self.stage in STAGES else ""
+        if self.data.sets and view not in ("speech", ""):
+            readers = [s.title for s in SYSTEMS.values() if any(t.windows == "speech" for t in s.stages.values())]
+            problems.append(f"data.sets are {readers[0]}'s, the {self.stage} stage reads data.store")
+        if not self.data.centre_head and view not in ("solo", "pair", ""):
             problems.append(f"data.centre_head is of codec and generators; leave it True for the {self.stage} stage")
-        if not 0 <= self.talker.pivot_rate <= 1 or min(self.talker.frozen_epochs, self.data.clip_step_s) < 0:
-            problems.append("talker.pivot_rate must be in 0..1, frozen_epochs and data.clip_step_s not negative")
+        if self.data.clip_step_s < 0:
+            problems.append(f"data.clip_step_s must not be negative, got {self.data.clip_step_s}")
         if not (self.data.store or self.data.stores or self.data.sets):
             problems.append("data.store is empty; set it with --config.data.store=DIR (`unils data synth` makes one)")
         if problems:
@@ -176,7 +161,17 @@ def run_config(values: dict[str, Any]) -> RunConfig:
     here, to the number of steps too: the result, which is saved, holds plain settings of one
     device.
     """
-    config = from_dict(RunConfig, values)
+    values = current_run(values)
+    system = SYSTEMS.get(values["system"])
+    if system is None:
+        raise UserError(f"config.system must be one of {', '.join(SYSTEMS)}, got {values['system']!r}")
+    types = {"model": system.config}
+    if system.settings is not None:
+        types["settings"] = system.settings
+        values["settings"] = values.get("settings") or {}
+    elif values.pop("settings", None):
+        raise UserError(f"config.settings: {system.title} has none of its own; leave them away")
+    config = from_dict(RunConfig, values, types=types)
     devices = config.optimizer.release_devices
     if devices == 1:
         return config
@@ -188,25 +183,23 @@ def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
 
     The result says both, so that a resumed run counts the same.
     """
-    optimizer, num_steps, talker = config.optimizer, config.num_steps, config.talker
+    optimizer, num_steps = config.optimizer, config.num_steps
     if optimizer.lr_decay_every_epochs:
         optimizer = replace(optimizer, lr_decay_every_steps=optimizer.lr_decay_every_epochs * steps_per_epoch)
     if config.num_epochs:
         num_steps = config.num_epochs * steps_per_epoch
-    if config.stage == "unitalker":
-        talker = replace(talker, frozen_steps=talker.frozen_epochs * steps_per_epoch)
-    return replace(config, num_steps=num_steps, optimizer=optimizer, talker=talker)
+    return replace(config, num_steps=num_steps, optimizer=optimizer)
 
 
 def stage_of(config: RunConfig) -> Stage:
     """Returns the stage of a run, with what the config says about what trains."""
     stage = STAGES[config.stage]
-    return replace(stage, trainable=config.talker.trainable) if config.talker.trainable else stage
+    return replace(stage, trainable=config.trainable) if config.trainable else stage
 
 
-def make_objective(config: RunConfig, head: FlameAsset | None, spaces: Mapping[str, Space] | None = None) -> Objective:
-    """Builds the loss settings of a stage; `spaces` are UniTalker's."""
-    train = config.train
+def make_objective(config: RunConfig, head: FlameAsset | None) -> Objective:
+    """Builds the loss settings of a run."""
+    train, stage = config.train, STAGES[config.stage]
     compute = Compute(jnp.dtype(train.compute_dtype), train.remat, train.scan_layers)
-    talker = TalkerObjective(spaces or {}, config.talker.pivot_rate, config.talker.frozen_steps)
-    return Objective(config.loss, config.noise, head, compute, train.mesh_frames, talker)
+    own = None if stage.objective is None else stage.objective(config, head)
+    return Objective(config.loss, config.noise, head, compute, train.mesh_frames, own)
