@@ -18,9 +18,11 @@ from unils_jax.evaluation.report import (
     markdown,
     page,
     report_paths,
+    store_page,
     write_report,
 )
 from unils_jax.evaluation.scoring import ScoreTable, jsonable
+from unils_jax.files import markdown_table
 
 
 class Tags(HTMLParser):
@@ -28,10 +30,11 @@ class Tags(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.pictures, self.outside = [], [], []
+        self.open, self.pictures, self.outside, self.seen = [], [], [], set()
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
+        self.seen.add(tag)
         self.outside += [attrs[name] for name in ("href", "src") if not attrs.get(name, "data:").startswith("data:")]
         if tag == "img":
             self.pictures.append(attrs["src"])
@@ -112,6 +115,39 @@ def test_the_page_needs_no_other_file_and_is_well_formed(report, tally):
         assert kind == "data:image/svg+xml;base64"
         assert ElementTree.fromstring(base64.b64decode(content)).tag.endswith("svg")
     assert "first &amp; &lt;foremost&gt;" in text and "runs/&lt;x&gt;" in text
+
+
+HOSTILE = "<script>alert('x')</script> & \"y\""
+
+
+def test_a_record_name_cannot_run_a_script_in_the_report(report, tally):
+    skipped = [{"name": HOSTILE, "reason": HOSTILE}]
+    traces = {which: {**trace, "name": HOSTILE} for which, trace in tally.traces().items()}
+    text = page({**report, "skipped": skipped, "notes": [HOSTILE]}, traces)
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == [] and "script" not in tags.seen
+    assert HOSTILE not in text and text.count("&lt;script&gt;") == 2 + 1 + 2 * len(traces)
+
+
+def test_a_record_name_cannot_run_a_script_in_the_page_of_a_store():
+    values = {"min": 0.0, "max": 1.0, "mean": None, "std": 0.5}
+    store = {
+        "channels": {HOSTILE: values},
+        "histograms": {},
+        "splits": {"train": {"first": HOSTILE}},
+        "speech": {},
+        "alignment": {"offset_frames": None},
+    }
+    tags = Tags()
+    text = store_page(store, f"# Store\n- {HOSTILE} is too short\n")
+    tags.feed(text)
+    assert tags.open == [] and tags.outside == [] and "script" not in tags.seen
+    assert HOSTILE not in text and text.count("&lt;script&gt;") == 3
+
+
+def test_a_cell_of_a_markdown_table_stays_in_its_cell():
+    assert markdown_table([["a", "b"], ["x | y\nz", 2]]) == ["| a | b |", "|---|---|", "| x \\| y?z | 2 |"]
 
 
 def test_the_same_report_gives_the_same_page(report, tally):

@@ -12,6 +12,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+_UNITS = {
+    "expression": "coefficient",
+    "head": "rad",
+    "jaw": "rad",
+    "eyes": "rad",
+    "loudness_db": "dB re full scale",
+    "seconds": "s",
+    "speech_share": "share of a person's frames",
+    "offset_frames": "frames that the motion is late",
+}
+
 PREDICTION, TRUTH = "#1f77b4", "#444444"
 TRACE_FRAMES = 500  # 20 s of a clip
 FPS = 25.0
@@ -26,6 +37,12 @@ def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str
         ("Spectra of gaze and head", _spectra(report["pictures"]["spectra"])),
         *((f"The {which} clip: {trace['name']}", _trace(trace)) for which, trace in traces.items()),
     ]
+    return [(title, encode(figure)) for title, figure in drawn if figure is not None]
+
+
+def store_plots(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns titles and base64-encoded SVG pictures of a store's report, those with data."""
+    drawn = [("Histograms", _histograms(report["histograms"])), ("Voice and mouth", _lags(report["alignment"]))]
     return [(title, encode(figure)) for title, figure in drawn if figure is not None]
 
 
@@ -114,4 +131,30 @@ def _trace(trace: dict[str, Any]) -> Figure | None:
         axis.set(ylabel=f"{name} (rad)")
     axes[0].legend(loc="upper right", ncols=3)
     axes[-1].set(xlabel="s")
+    return figure
+
+
+def _histograms(histograms: dict[str, Any]) -> Figure | None:
+    filled = {name: h for name, h in histograms.items() if sum(h["counts"])}
+    if not filled:
+        return None
+    columns = min(4, len(filled))
+    rows = -(-len(filled) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False)
+    for axis, (name, histogram) in zip(axes.flat, filled.items(), strict=False):
+        axis.stairs(histogram["counts"], histogram["edges"], fill=True, color=PREDICTION)
+        axis.set(title=name.replace("_", " "), xlabel=_UNITS[name], yticks=[])
+    for axis in axes.flat[len(filled) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _lags(alignment: dict[str, Any]) -> Figure | None:
+    curve = alignment.get("curve")
+    if curve is None:
+        return None
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    axis.plot(np.asarray(curve["lags"]), curve["correlation"], color=PREDICTION)
+    axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
+    axis.set(xlabel="frames that the motion is late", ylabel="correlation of jaw and loudness")
     return figure
