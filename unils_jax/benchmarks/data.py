@@ -34,6 +34,7 @@ from data_pipelines.store.reader import Store, write_store
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
 from data_pipelines.windows import RecordSource, cut_window, training_index
+from unils_jax.files import markdown_table
 from unils_jax.motion import HEAD, from_motioncode, head_mean
 
 RECORD_MINUTES = 2.0
@@ -84,21 +85,19 @@ def run(*, hours: float = 1.0, rounds: int = 5, folder: str | None = None) -> di
 def table(result: dict[str, Any]) -> str:
     """The result of `run` as a Markdown table: windows a second (and MB/s), and how many times the store is faster."""
     rates = {(row["view"], row["reader"], row["cache"]): row for row in result["rows"]}
-    lines = ["| windows/s per core (MB/s) | cache | store | release's way | LMDB, zero copy | store / release |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [["windows/s per core (MB/s)", "cache", "store", "release's way", "LMDB, zero copy", "store / release"]]
     for view, stages in VIEWS.items():
         for state in ("warm", "cold"):
             cells = [rates[view, reader, state] for reader in READERS]
             shown = [f"{cell['windows_per_s']:,.0f} ({cell['mb_per_s']:,.0f})" for cell in cells]
             ratio = result["ratios"][f"{view}_{state}"]
-            lines.append(f"| {stages} | {state} | {' | '.join(shown)} | {ratio:.1f}x |")
+            lines.append([stages, state, *shown, f"{ratio:.1f}x"])
     settings = result["settings"]
-    lines.append("")
-    lines.append(
+    method = (
         f"Medians of {settings['rounds']} interleaved rounds, {settings['hours']:g} h of dialogues of "
         f"{settings['record_minutes']:g} minutes, one thread. Warm: CPU seconds. Cold: {settings['cold']}."
     )
-    return "\n".join(lines)
+    return "\n".join([*markdown_table(lines), "", method])
 
 
 def make_records(hours: float) -> list[Record]:

@@ -20,7 +20,7 @@ from flax import nnx
 
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, markdown_table
 from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
@@ -196,14 +196,12 @@ def peak_bytes() -> int:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of rows with the same keys; floats to three digits."""
+    """Returns a Markdown table of rows with the same keys; floats have three digits."""
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(markdown_table([names, *([_digits(row[name]) for name in names] for row in rows)]))
 
 
-def _cell(value: Any) -> str:
+def _digits(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else str(value)
