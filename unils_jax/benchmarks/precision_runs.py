@@ -20,13 +20,12 @@ from data_pipelines.loader import make_loader
 from data_pipelines.store.reader import Store
 from unils_jax.config import load_config
 from unils_jax.face.standin import standin_asset
+from unils_jax.inference.sampling import DTYPES
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, abstract, split
 from unils_jax.systems.unils.system import CODEC, DIALOGUE, PRIOR
 from unils_jax.training.config import RunConfig, make_objective, run_config
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step
-
-DTYPES = ("float32", "bfloat16")
 
 
 def with_dtype(values: dict[str, Any], dtype: str, seed: int) -> RunConfig:

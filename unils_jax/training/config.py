@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
+from unils_jax.inference.sampling import DTYPES
 from unils_jax.models.losses import CodecLossWeights
 from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import WINDOW_FRAMES
@@ -18,8 +19,6 @@ from unils_jax.systems.registry import STAGES
 from unils_jax.systems.unitalker.annotations import Space
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.sharding import MeshConfig
-
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
