@@ -17,14 +17,13 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import SPLITS, Store
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
-from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
+from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
 
 MAX_LISTED = 200
 MAX_ROTATION = float(np.pi)
 ODD_EXPRESSION = 30.0
 MAX_OFFSET_FRAMES = 5.0
 CLEAR_CORRELATION = 0.2
-GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
 # Histograms: name -> the edges; what lies beyond falls into the outermost bins.
 EDGES = {
     "expression": np.linspace(-5, 5, 101),

@@ -8,17 +8,15 @@ mean something beside the same figure of the truth only; nothing here is of the 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.ndimage import binary_dilation
 
 from unils_jax.evaluation.statistics import correlation
-from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, STANDIN_SHAPES, WINDOW_FRAMES
+from unils_jax.motion import EYES, FPS, GROUPS, JAW, STANDIN_SHAPES, WINDOW_FRAMES
 
 NAN = float("nan")
 Motion = Float[np.ndarray, "T 108"]
 Mask = Bool[np.ndarray, " T"]
-
-GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
 
 BLINK_OPEN, BLINK_SHUT = 0.25, 0.5  # of a full blink: one begins and ends at half, and is over below a quarter
 MIN_BLINK_FRAMES = 25  # a rate over less than a second says nothing
@@ -144,6 +142,17 @@ def border_jumps(motion: Motion, mask: Mask, window_frames: int = WINDOW_FRAMES)
     return ratios
 
 
+def jaw_voice_correlation(
+    motion: Motion, loudness_db: Float[np.ndarray, " T2"], frames: Int[np.ndarray, " n"], lag: int
+) -> float:
+    """Returns the Pearson correlation of the jaw at `frames + lag` with the loudness at `frames`.
+
+    A negative lag means that the mouth leads. NaN with fewer than two frames, or where jaw or
+    loudness is constant over them.
+    """
+    return correlation(motion[frames + lag, JAW][:, 0], loudness_db[frames])
+
+
 class MouthLag(NamedTuple):
     """How the jaw follows the own voice: its delay in seconds (negative: the mouth leads) and the correlation there."""
 
@@ -161,9 +170,8 @@ def mouth_lag(motion: Motion, loudness_db: Float[np.ndarray, " T"], mask: Mask) 
     frames = frames[(frames >= MAX_LAG_FRAMES) & (frames < len(motion) - MAX_LAG_FRAMES)]
     if len(frames) < MIN_LAG_FRAMES:
         return MouthLag(NAN, NAN)
-    jaw, lags = motion[:, JAW][:, 0], np.arange(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)
-    heard = loudness_db[frames]
-    values = np.array([correlation(jaw[frames + lag], heard) for lag in lags])
+    lags = range(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)
+    values = np.array([jaw_voice_correlation(motion, loudness_db, frames, lag) for lag in lags])
     if not np.isfinite(values).all():
         return MouthLag(NAN, NAN)
     best = int(values.argmax())

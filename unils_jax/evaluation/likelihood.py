@@ -14,13 +14,12 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from unils_jax.evaluation.statistics import correlation
+from unils_jax.evaluation.behaviour_metrics import jaw_voice_correlation
 from unils_jax.inference.program import make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import JAW
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.systems.unils.system import generator_logits
 
@@ -117,10 +116,8 @@ def jaw_loudness_correlation(
     Lips lead the sound they make by 40-80 ms. NaN with fewer than two speaking frames or a constant jaw.
     """
     frames = min(len(motion), len(loudness) - lead_frames, len(speaking) - lead_frames)
-    jaw = motion[:frames, JAW][:, 0]
-    heard = slice(lead_frames, lead_frames + frames)
-    spoken = speaking[heard].astype(bool)
-    return correlation(jaw[spoken], loudness[heard][spoken])
+    spoken = np.flatnonzero(speaking[lead_frames : lead_frames + frames]) + lead_frames
+    return jaw_voice_correlation(motion, loudness, spoken, -lead_frames)
 
 
 def mean_over(batches: list[Batch], measure: Callable[[Batch], tuple[float, float]]) -> tuple[float, float]:

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from unils_jax.evaluation.statistics import frechet_distance, moments
-from unils_jax.motion import EXPRESSION, HEAD, JAW
+from unils_jax.motion import HEAD, JAW
 
 ROLES = ("speaking", "listening", "both")
 MESH_METRICS = ("LVE", "MHD", "FDD")
@@ -140,13 +139,3 @@ def _vertex_pieces(
             padded = np.pad(piece, ((0, CHUNK_FRAMES - len(piece)), (0, 0)), mode="edge")
             pieces.append(np.asarray(vertices(padded))[: stop - start] * np.float32(1000))
         yield slice(start, stop), *pieces
-
-
-def expression_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
-    """`expression_fid` of the frames given: see `Moments`."""
-    return frechet_distance(moments(prediction[:, EXPRESSION]), moments(truth[:, EXPRESSION]))
-
-
-def pose_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
-    """`pose_fid` of the frames given, rad^2: see `Moments`."""
-    return frechet_distance(moments(prediction[:, HEAD]), moments(truth[:, HEAD]))
