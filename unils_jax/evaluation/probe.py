@@ -32,7 +32,7 @@ def decode_prior_with(model: UniLS, protocol: Protocol) -> Predict:
     return predict
 
 
-def make_probe(
+def make_free_running_eval(
     graphdef: nnx.GraphDef,
     conversations: list[Conversation],
     *,
@@ -48,7 +48,7 @@ def make_probe(
     `<folder>/step_<step>.mp4`.
     """
 
-    def probe(step: int, params: Params) -> dict[str, float]:
+    def free_running_eval(step: int, params: Params) -> dict[str, float]:
         model = merge(graphdef, params)
         predict = (decode_prior_with if model.audio_encoder is None else decode_with)(model, VALIDATION)
         rows: list[dict[str, float]] = []
@@ -66,4 +66,4 @@ def make_probe(
         columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
         return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
-    return probe
+    return free_running_eval

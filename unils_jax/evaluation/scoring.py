@@ -20,7 +20,7 @@ from unils_jax.evaluation.dualtalk_metrics import dualtalk_metrics
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
-from unils_jax.motion import EXPRESSION, HEAD, JAW, dualtalk_channels
+from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, dualtalk_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name
 FID_CHANNELS = {"expression_fid": EXPRESSION, "pose_fid": HEAD}
@@ -87,10 +87,10 @@ class Person:
     truth: Float[np.ndarray, "T 108"]
     partner: Float[np.ndarray, "T 108"]
     speaking: Bool[np.ndarray, " T"]
-    heard: Float[np.ndarray, " T"] | None
+    loudness_db: Float[np.ndarray, " T"] | None
     head_offset: float
-    observed: Bool[np.ndarray, "108"] | None = None
-    partner_observed: Bool[np.ndarray, "108"] | None = None
+    channel_mask: Bool[np.ndarray, "108"] | None = None
+    partner_channel_mask: Bool[np.ndarray, "108"] | None = None
 
 
 def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tuple[Figures, Figures]:
@@ -114,7 +114,7 @@ def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tu
 
 def _without_missing(figures: Figures, person: Person) -> Figures:
     """The figures, those undefined that rest on channels which the truth, or the partner's, lacks altogether."""
-    own, partner = missing_groups(person.observed), missing_groups(person.partner_observed)
+    own, partner = missing_groups(person.channel_mask), missing_groups(person.partner_channel_mask)
     if not own and not partner:
         return figures
     return {
@@ -123,11 +123,11 @@ def _without_missing(figures: Figures, person: Person) -> Figures:
     }
 
 
-def missing_groups(observed: Bool[np.ndarray, "108"] | None) -> set[str]:
+def missing_groups(channel_mask: Bool[np.ndarray, "108"] | None) -> set[str]:
     """The groups of channels (expression, head, jaw, eyes) of which none is observed."""
-    if observed is None:
+    if channel_mask is None:
         return set()
-    return {group for group, channels in behaviour.GROUPS.items() if not observed[channels].any()}
+    return {group for group, channels in GROUPS.items() if not channel_mask[channels].any()}
 
 
 def _needs(name: str) -> set[str]:
@@ -135,7 +135,7 @@ def _needs(name: str) -> set[str]:
     last = name.rpartition("/")[2]
     if last in _NEEDS:
         return _NEEDS[last]
-    return {group for group in behaviour.GROUPS if last == group or last.endswith(f"_{group}")}
+    return {group for group in GROUPS if last == group or last.endswith(f"_{group}")}
 
 
 def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Figures:
@@ -150,7 +150,11 @@ def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Fig
             silence = behaviour.mouth_shut_in_silence(motion, person.truth, person.speaking, mask)
             named["mouth_shut_in_silence"] = silence
         if role == "speaking":  # a record without audio has the figures, too, undefined
-            lag = (math.nan, math.nan) if person.heard is None else behaviour.mouth_lag(motion, person.heard, mask)
+            lag = (
+                (math.nan, math.nan)
+                if person.loudness_db is None
+                else behaviour.mouth_lag(motion, person.loudness_db, mask)
+            )
             named["mouth_lag_s"], named["mouth_correlation"] = lag
         figures |= {f"behaviour/{role}/{name}": value for name, value in named.items()}
     return figures
@@ -190,7 +194,7 @@ def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
     """Moments of the people's frames by role and Fréchet distance; those who lack the channels do not count."""
 
     def of_person(person: Person, role: str, name: str, channels: slice) -> Moments:
-        counts = not _needs(name) & missing_groups(person.observed)
+        counts = not _needs(name) & missing_groups(person.channel_mask)
         return moments(getattr(person, which)[role_masks(person.speaking)[role] & counts, channels])
 
     return {
@@ -214,9 +218,7 @@ class ScoreTable:
         self.mean, self.std = mean, std
         self.conversations: list[_Conversation] = []
         self.frames = 0
-        self._counts = {
-            group: np.zeros((2, len(BINS) - 1), np.int64) for group in behaviour.GROUPS
-        }  # prediction, truth
+        self._counts = {group: np.zeros((2, len(BINS) - 1), np.int64) for group in GROUPS}  # prediction, truth
         self._spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._traces: dict[str, dict[str, np.ndarray]] = {}
 
@@ -237,15 +239,15 @@ class ScoreTable:
         self._keep_trace(name, people_by_seed[0][0])
 
     def _add_pictures(self, person: Person) -> None:
-        for group, channels in behaviour.GROUPS.items():
-            if group in missing_groups(person.observed):
+        for group, channels in GROUPS.items():
+            if group in missing_groups(person.channel_mask):
                 continue
             for row, motion in zip(self._counts[group], (person.prediction, person.truth), strict=True):
                 scaled = (motion[:, channels] - self.mean[None, channels]) / (self.std[None, channels] + 1e-8)
                 row += np.histogram(scaled.clip(BINS[0], BINS[-1]), BINS)[0]
         for role in ("speaking", "listening"):
             for what, pair in role_spectra(person, role).items():
-                if np.isfinite(pair).all() and not _needs(f"{what}_spectrum") & missing_groups(person.observed):
+                if np.isfinite(pair).all() and not _needs(f"{what}_spectrum") & missing_groups(person.channel_mask):
                     self._spectra.setdefault(f"{role}/{what}", []).append(pair)
 
     def _keep_trace(self, name: str, person: Person) -> None:
