@@ -1,4 +1,4 @@
-"""The plots of an evaluation's HTML report, as base64 of SVG."""
+"""The plots of the HTML reports of an evaluation and of a store, as base64 of SVG."""
 
 import base64
 import io
@@ -6,12 +6,14 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # before pyplot is imported: a machine without a display has no other backend
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# Units of the histograms of a store, by their names in its report.
 _UNITS = {
     "expression": "coefficient",
     "head": "rad",
@@ -29,7 +31,7 @@ FPS = 25.0
 
 
 def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str]]:
-    """Titles and base64-encoded SVG pictures; a picture that has nothing to show is left out."""
+    """Returns titles and base64-encoded SVG pictures of an evaluation, those that have data."""
     drawn = [
         ("Deviations by role", _role_bars(report["metrics"])),
         ("Fréchet distances by role", _fid_bars(report["metrics"])),
@@ -41,13 +43,13 @@ def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str
 
 
 def store_plots(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns titles and base64-encoded SVG pictures of a store's report, those with data."""
+    """Returns titles and base64-encoded SVG pictures of a store's report, those that have data."""
     drawn = [("Histograms", _histograms(report["histograms"])), ("Voice and mouth", _lags(report["alignment"]))]
     return [(title, encode(figure)) for title, figure in drawn if figure is not None]
 
 
 def encode(figure: Figure) -> str:
-    """The figure as base64 of SVG; closes it."""
+    """Returns the figure as base64 of SVG, and closes it."""
     buffer = io.BytesIO()
     # A constant salt and no date: the same report gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "unils"}):
@@ -56,8 +58,8 @@ def encode(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _bars(axis: Any, entries: dict[str, dict[str, Any]]) -> None:
-    """A bar each with its interval; undefined ones stay empty."""
+def _bars(axis: Axes, entries: dict[str, dict[str, Any]]) -> None:
+    """Draws one bar with its interval for each entry; undefined entries stay empty."""
     for place, entry in enumerate(entries.values()):
         if entry["mean"] is None:
             continue
@@ -105,6 +107,7 @@ def _spectra(spectra: dict[str, Any]) -> Figure | None:
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for side, color in (("truth", TRUTH), ("prediction", PREDICTION)):
+            # A floor keeps the line on a logarithmic axis where a frozen face has no power.
             axis.loglog(spectra["frequencies_hz"], np.maximum(spectra[name][side], 1e-12), color=color, label=side)
         axis.set(title=name.replace("/", ": "), xlabel="Hz", ylabel="rad$^2$/Hz")
     axes[0][0].legend()
@@ -135,6 +138,7 @@ def _trace(trace: dict[str, Any]) -> Figure | None:
 
 
 def _histograms(histograms: dict[str, Any]) -> Figure | None:
+    # A record without audio or speech fills no bins of theirs: an empty axis says nothing.
     filled = {name: h for name, h in histograms.items() if sum(h["counts"])}
     if not filled:
         return None

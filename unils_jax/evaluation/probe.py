@@ -1,4 +1,4 @@
-"""A look at the model while it trains: it decodes a few held-out conversations on its own, is scored, and filmed."""
+"""Decodes held-out conversations free-running while the model trains, and scores and films them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,15 @@ from unils_jax.outputs.video import render_video
 
 # The release's validation during training: its protocol with stronger guidance.
 VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)
-# What a motion that answers no audio can be held against: how much it moves, not where it is.
+# Figures of how much a motion moves, not of where it is.
 _DYNAMICS = ("FDD", "PDD", "JDD")
 
 
 def decode_prior_with(model: UniLS, protocol: Protocol) -> Predict:
-    """Decodes as many frames as a conversation has, of the people that the protocol scores, from their style alone."""
+    """Returns a `Predict` that decodes the protocol's people from their style alone.
+
+    It decodes as many frames as the conversation has.
+    """
     sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
 
     def predict(conversation: Conversation, seed: int) -> np.ndarray:
@@ -40,12 +43,19 @@ def make_free_running_eval(
     expression_basis: str,
     clips: tuple[Path, FlameAsset] | None = None,
 ) -> Callable[[int, Params], dict[str, float]]:
-    """The function `probe(step, params) -> figures` of a prior or a dialogue.
+    """Returns the function `free_running_eval(step, params) -> figures` of a prior or a dialogue.
 
-    The first person of every conversation is decoded free-running (dialogue: from both tracks' audio; prior: from the
-    style clip alone) and scored with the metrics of the UniLS family, as `unils/<role>/<name>`; means over the
-    conversations that define a figure. With `clips` (a folder and a head) the first conversation is rendered into
-    `<folder>/step_<step>.mp4`.
+    It decodes the first person of every conversation free-running (dialogue: from both tracks'
+    audio; prior: from the style clip alone) and scores the motion with the metrics of the UniLS
+    family, as `unils/<role>/<name>`. Each figure is the mean over the conversations that define it.
+
+    Args:
+        graphdef: The model's structure; `params` are all of its parameters.
+        conversations: What is decoded and scored.
+        mesh: The head to measure on; None leaves out the figures that need vertices.
+        expression_basis: The basis of the motion.
+        clips: A folder and a head; the first conversation is rendered into
+            `<folder>/step_<step>.mp4`. None renders nothing.
     """
 
     def free_running_eval(step: int, params: Params) -> dict[str, float]:
@@ -61,6 +71,7 @@ def make_free_running_eval(
                 folder, head = clips
                 path = folder / f"step_{step}.mp4"
                 render_video(path, motion, head, conversation.audio, expression_basis=expression_basis)
+        # A prior's motion answers no audio: only how much it moves compares with the truth.
         if model.audio_encoder is None:
             rows = [{n: v for n, v in row.items() if n.endswith(_DYNAMICS)} for row in rows]
         columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}

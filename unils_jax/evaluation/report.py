@@ -1,4 +1,4 @@
-"""The evaluation as files: JSON with everything, Markdown beside the published rows, an HTML page with plots."""
+"""Writes a report as files: JSON with everything, Markdown with published rows, an HTML page."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from unils_jax.files import atomic_output, markdown_table
 Report = dict[str, Any]
 Rows = list[list[str]]
 
-# The paper's table (Seamless Interaction, test): name, then the columns' values; None where the paper gives none.
+# The paper's table (Seamless Interaction, test): name, then the columns' values; None where the
+# paper gives none.
 COLUMNS = {
     "LVE": "unils/speaking/LVE",
     "MHD": "unils/speaking/MHD",
@@ -35,7 +36,8 @@ PUBLISHED: dict[str, tuple[float | None, ...]] = {
     "DualTalk": (6.35, 1.95, 37.46, 9.70, 1.02, 43.58, 10.71, 2.02, 13.143, 0.079),
     "UniLS (paper)": (5.83, 1.89, 18.41, 4.67, 0.71, 17.12, 4.75, 0.98, 4.304, 0.038),
 }
-# DualTalk's and TIMAR's tables (DualTalk's test set): FD and SID of expression, jaw and head, SID higher is better.
+# DualTalk's and TIMAR's tables (DualTalk's test set): FD and SID of expression, jaw and head; a
+# higher SID is better.
 # By their size the published FD are in units of 1, 10^-3 and 10^-2.
 DUALTALK_COLUMNS = {
     "FD expression": ("dualtalk/fd/expression", 1.0),
@@ -59,13 +61,19 @@ FAMILIES = {
 
 
 def report_paths(out: str | os.PathLike) -> dict[str, Path]:
-    """The three files of a report: `report.json`, `REPORT.md`, `report.html` for `report.json`; other stems alike."""
+    """Returns the paths of a report's three files.
+
+    They are `report.json`, `REPORT.md` and `report.html` for `report.json`; other stems alike.
+    """
     out = Path(out)
     return {"json": out, "markdown": out.with_name(f"{out.stem.upper()}.md"), "html": out.with_suffix(".html")}
 
 
 def write_report(out: str | os.PathLike, report: Report, traces: dict[str, Any]) -> dict[str, Path]:
-    """Writes the three files, each whole or not at all; `traces` are the frames of the best and the worst clip."""
+    """Writes the three files of an evaluation, each whole or not at all.
+
+    `traces` are the frames of the best and the worst clip. Returns `report_paths`.
+    """
     return write_files(out, report, markdown(report), page(report, traces))
 
 
@@ -88,7 +96,7 @@ def _interval(entry: dict[str, Any]) -> str:
 
 
 def comparison(report: Report) -> Rows:
-    """Rows of the table beside the published ones, its head first; the last row is this report's."""
+    """Returns the rows of the published table, this report's last; the head comes first."""
     metrics = report["metrics"]
     head = ["", *COLUMNS]
     rows = [[name, *map(_number, values)] for name, values in PUBLISHED.items()]
@@ -97,7 +105,7 @@ def comparison(report: Report) -> Rows:
 
 
 def dualtalk_comparison(report: Report) -> Rows:
-    """The same beside the rows that DualTalk and TIMAR published, in their units."""
+    """Returns the same for the rows that DualTalk and TIMAR published, in their units."""
     rows = [[name, *map(_number, values)] for name, values in PUBLISHED_DUALTALK.items()]
     means = [(report["metrics"][path]["mean"], scale) for path, scale in DUALTALK_COLUMNS.values()]
     own = [_number(None if mean is None else scale * mean) for mean, scale in means]
@@ -105,7 +113,7 @@ def dualtalk_comparison(report: Report) -> Rows:
 
 
 def family_table(report: Report, family: str) -> Rows:
-    """Rows of all figures of a family, their head first."""
+    """Returns the rows of all figures of a family, their head first."""
     rows = [["figure", "unit", "mean", "95 % interval", "truth", "conversations", "deviation over seeds"]]
     for path, entry in report["metrics"].items():
         if path.startswith(family + "/"):
@@ -129,7 +137,7 @@ def skipped_table(report: Report) -> Rows:
 
 
 def summary(report: Report) -> str:
-    """One line: what was scored."""
+    """Returns one line that says what was scored."""
     data, settings = report["data"], report["settings"]
     seeds = f", seeds {', '.join(map(str, settings['seeds']))}" if settings["seeds"] else ""
     return (
@@ -140,7 +148,7 @@ def summary(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report in Markdown."""
+    """Returns the report in Markdown."""
     lines = ["# Evaluation", "", summary(report) + ".", "", "## Beside the published rows", ""]
     lines += [*markdown_table(comparison(report)), "", *markdown_table(dualtalk_comparison(report)), ""]
     lines += [*(f"- {note}" for note in report["notes"]), ""]
