@@ -196,8 +196,9 @@ class PyvistaCanvas:
     """An off-screen VTK window under a parallel projection: one renderer a tile, all heads of one topology."""
 
     def __init__(self, head: DrawnHead, tiles: Tiles) -> None:
-        import pyvista
-        from vtkmodules.vtkCommonCore import vtkLogger
+        # The extra `render`: a machine without it draws with NumPy.
+        import pyvista  # noqa: PLC0415
+        from vtkmodules.vtkCommonCore import vtkLogger  # noqa: PLC0415
 
         vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)  # it reports a missing X server, then uses EGL
         if window_class() == MESA_WINDOW:

@@ -127,8 +127,8 @@ def standin_head() -> DrawnHead:
     lids = np.where(shut[:, 1:2] < 0, LIDS_FOLLOW[0], LIDS_FOLLOW[1]) * shut
     sides = [np.where((flat[:, :1] > 0) == left, lids, 0.0) for left in (True, False)]
     weights = smooth @ coarse.weights[kept].astype(np.float64)
-    sample_weights = np.stack([smooth @ np.isin(mesh.part[kept], parts).astype(np.float64) for parts in _PARTS], axis=1)
-    head = _Piece(points, faces, basis, weights, sample_weights, np.ones(len(points)), np.stack(sides, axis=2))
+    materials = np.stack([smooth @ np.isin(mesh.part[kept], parts).astype(np.float64) for parts in _PARTS], axis=1)
+    head = _Piece(points, faces, basis, weights, materials, np.ones(len(points)), np.stack(sides, axis=2))
     pieces = [head, _eye(1.0, coarse, 3), _eye(-1.0, coarse, 4), _bust()]
     colors = [_paint(palette, head, flat, hair, np.linalg.norm(shut, axis=1), pieces) for palette in PALETTES]
     return _joined(pieces, colors, coarse)
@@ -155,7 +155,7 @@ class _Piece:
     faces: np.ndarray
     basis: np.ndarray
     weights: np.ndarray
-    sample_weights: np.ndarray
+    materials: np.ndarray
     follow: np.ndarray
     lids: np.ndarray | None = None
 
@@ -163,9 +163,9 @@ class _Piece:
 def _joined(pieces: list[_Piece], colors: list[np.ndarray], coarse: FlameAsset) -> DrawnHead:
     starts = np.cumsum([0, *(len(piece.points) for piece in pieces)])[:-1]
     faces = np.concatenate([piece.faces + start for piece, start in zip(pieces, starts, strict=True)])
-    points, basis, weights, sample_weights, follow = (
+    points, basis, weights, materials, follow = (
         np.concatenate([getattr(piece, name) for piece in pieces])
-        for name in ("points", "basis", "weights", "sample_weights", "follow")
+        for name in ("points", "basis", "weights", "materials", "follow")
     )
     posedirs = np.zeros((len(points), 3, NUM_POSE), np.float32)
     for piece, start in zip(pieces, starts, strict=True):
@@ -179,14 +179,14 @@ def _joined(pieces: list[_Piece], colors: list[np.ndarray], coarse: FlameAsset) 
         j_regressor=joint_regressor(points, basis, weights, joints).astype(np.float32),
         weights=weights.astype(np.float32),
         faces=faces.astype(np.int32),
-        lips=np.flatnonzero(sample_weights[:, _LIPS] > 0.5).astype(np.int32),
+        lips=np.flatnonzero(materials[:, _LIPS] > 0.5).astype(np.int32),
         upper_face=np.zeros(0, np.int32),
         name="standin",
     )
     head = DrawnHead(
         asset=asset,
         colors=np.stack(colors),
-        gloss=(sample_weights @ _GLOSS).astype(np.float32),
+        gloss=(materials @ _GLOSS).astype(np.float32),
         follow=follow.astype(np.float32),
         centre=(0.0, -0.028),
         half=0.168,
@@ -278,10 +278,10 @@ def _eye(side: float, coarse: FlameAsset, joint: int) -> _Piece:
     centre = coarse.j_regressor[joint].astype(np.float64) @ coarse.v_template.astype(np.float64)
     num = len(ball)
     faces = sm.grid_faces(len(polar), 32, closed=True)[:, ::-1]
-    weights, sample_weights = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
-    weights[:, joint] = sample_weights[:, _EYE] = 1.0
+    weights, materials = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
+    weights[:, joint] = materials[:, _EYE] = 1.0
     basis = np.zeros((num, 3, NUM_EXPRESSION))
-    return _Piece(ball * EYE_RADIUS + centre, faces, basis, weights, sample_weights, np.ones(num))
+    return _Piece(ball * EYE_RADIUS + centre, faces, basis, weights, materials, np.ones(num))
 
 
 def _bust() -> _Piece:
@@ -307,13 +307,13 @@ def _bust() -> _Piece:
     dip = np.interp(row, [2, 3, 4, 8, 9], [0.0, 0.008, 0.018, 0.018, 0.0])  # the collar is lower at the throat
     points[:, 1] -= dip * sm.smoothstep((points[:, 2] + 0.02) / 0.05)
     num = len(points)
-    weights, sample_weights = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
+    weights, materials = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
     weights[:, 1] = 1.0
-    sample_weights[row <= 4, _SKIN] = sample_weights[row > 4, _SHIRT] = 1.0
+    materials[row <= 4, _SKIN] = materials[row > 4, _SHIRT] = 1.0
     follow = 1.0 - sm.smoothstep((-0.045 - points[:, 1]) / 0.085)
     follow[row >= 5] = 0.0
     faces = sm.grid_faces(len(rings), 48, closed=True)[:, ::-1]
-    return _Piece(points, faces, np.zeros((num, 3, NUM_EXPRESSION)), weights, sample_weights, follow)
+    return _Piece(points, faces, np.zeros((num, 3, NUM_EXPRESSION)), weights, materials, follow)
 
 
 def _paint(
@@ -324,10 +324,10 @@ def _paint(
     table[[_SKIN, _LIPS, _SHIRT]] = palette.skin, palette.lips, palette.shirt
     table[[_BAG_PART, _TEETH_PART, _EDGE, _EYE]] = _BAG, _TEETH, _LASHES, _WHITE
     table[_BROW] = palette.hair
-    colors = [piece.sample_weights @ table for piece in pieces]
+    colors = [piece.materials @ table for piece in pieces]
     x, y, z = flat.T
-    skin, front = head.sample_weights[:, _SKIN], z > 0
-    lips = head.sample_weights[:, _LIPS]
+    skin, front = head.materials[:, _SKIN], z > 0
+    lips = head.materials[:, _LIPS]
     layers = (
         (0.40 * skin * sm.bump(np.abs(x) - 0.043, 0.017) * sm.bump(y + 0.033, 0.017) * front, palette.blush),
         (0.30 * skin * sm.bump(x, 0.012) * sm.bump(y + 0.036, 0.010) * front, palette.blush),
@@ -360,6 +360,6 @@ def _eye_colors(eye: _Piece, palette: Palette) -> np.ndarray:
 def _neck_shade(bust: _Piece) -> np.ndarray:
     """The shadow of chin and jaw on the neck, and of the collar."""
     _, y, z = bust.points.T
-    skin = bust.sample_weights[:, _SKIN]
+    skin = bust.materials[:, _SKIN]
     shadow = 0.42 * skin * sm.smoothstep((y + 0.128) / 0.035) * sm.smoothstep((z + 0.04) / 0.06)
     return 1.0 - shadow - 0.15 * skin * sm.smoothstep((-0.118 - y) / 0.02)

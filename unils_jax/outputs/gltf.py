@@ -36,6 +36,11 @@ class _File:
     binary: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    meshes: list[dict[str, Any]] = field(default_factory=list)
+    skins: list[dict[str, Any]] = field(default_factory=list)
+    channels: list[dict[str, Any]] = field(default_factory=list)  # of the one animation
+    samplers: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, values: np.ndarray, target: int | None = None, *, normalized: bool = False) -> int:
         """Appends an array [n] or [n, width]; returns its accessor's number."""
@@ -57,6 +62,12 @@ class _File:
             }
         )
         return len(self.accessors) - 1
+
+    def animate(self, node: int, path: str, times: int, values: np.ndarray) -> None:
+        """Keys a property of a node, one value for each time of the accessor `times`."""
+        sampler = {"input": times, "output": self.add(values.astype(np.float32)), "interpolation": "LINEAR"}
+        self.samplers.append(sampler)
+        self.channels.append({"sampler": len(self.samplers) - 1, "target": {"node": node, "path": path}})
 
 
 def write_glb(
@@ -80,23 +91,21 @@ def write_glb(
         )
     motion = shown_motion(motion.astype(np.float32), asset, expression_basis)
     head, file = drawn_head(asset), _File()
-    shared = _shared(file, head)
-    tree: dict[str, Any] = {"nodes": [], "meshes": [], "skins": []}
-    animation: dict[str, Any] = {"name": "conversation", "channels": [], "samplers": []}
-    times = file.add((np.arange(motion.shape[1]) / FPS).astype(np.float32))
-    roots = [
-        _person(file, tree, animation, head, shared, times, person, p, len(motion)) for p, person in enumerate(motion)
-    ]
+    shared = _shared(file, head, motion.shape[1])
+    places = (np.arange(len(motion)) - (len(motion) - 1) / 2) * DISTANCE
+    roots = [_person(file, head, shared, motion[p], p, float(x)) for p, x in enumerate(places)]
     licence = {"copyright": "Geometry: FLAME, licensed by its makers"} if asset.name == "flame" else {}
     document = {
         "asset": {"version": "2.0", "generator": f"unils_jax {__version__}", **licence},
         "scene": 0,
         "scenes": [{"name": "conversation", "nodes": roots}],
-        **tree,
+        "nodes": file.nodes,
+        "meshes": file.meshes,
+        "skins": file.skins,
         "materials": [
             {"name": "vertex colours", "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 0.6}}
         ],
-        "animations": [animation],
+        "animations": [{"name": "conversation", "channels": file.channels, "samplers": file.samplers}],
         "accessors": file.accessors,
         "bufferViews": file.views,
         "buffers": [{"byteLength": len(file.binary)}],
@@ -120,9 +129,10 @@ class _Shared:
     names: list[str]
     per_coefficient: np.ndarray
     inverse_bind: int
+    times: int
 
 
-def _shared(file: _File, head: DrawnHead) -> _Shared:
+def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
     asset, s = head.asset, head.asset.skinning
     points = asset.v_template
     joints, weights = _skin(head)
@@ -148,7 +158,8 @@ def _shared(file: _File, head: DrawnHead) -> _Shared:
     matrices = np.tile(np.eye(4, dtype=np.float32), (len(places), 1, 1))
     matrices[:, 3, :3] = -places  # column-major, so that the last row is the translation
     inverse_bind = file.add(matrices.reshape(-1, 16))
-    return _Shared(attributes, indices, targets, names, per_coefficient, inverse_bind)
+    times = file.add((np.arange(num_frames) / FPS).astype(np.float32))
+    return _Shared(attributes, indices, targets, names, per_coefficient, inverse_bind, times)
 
 
 def _skin(head: DrawnHead) -> tuple[np.ndarray, np.ndarray]:
@@ -181,22 +192,15 @@ def _linear(colors: np.ndarray) -> np.ndarray:
     return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], axis=1)
 
 
-def _person(
-    file: _File,
-    tree: dict[str, Any],
-    animation: dict[str, Any],
-    head: DrawnHead,
-    shared: _Shared,
-    times: int,
-    motion: np.ndarray,
-    person: int,
-    num_people: int,
-) -> int:
-    """Adds one person's nodes, mesh, skin and keys; returns the number of the node that holds them."""
-    nodes, colors = tree["nodes"], head.colors[person % len(head.colors)]
+def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, person: int, x: float) -> int:
+    """Adds one person's nodes, mesh, skin and keys; returns the number of the node that holds them.
+
+    The person is at `x` metres; number `person` picks the palette and the names.
+    """
+    nodes, colors = file.nodes, head.colors[person % len(head.colors)]
     attributes = {**shared.attributes, "COLOR_0": file.add(_linear(colors), _VERTEX_BUFFER, normalized=True)}
     primitive = {"attributes": attributes, "indices": shared.indices, "targets": shared.targets, "material": 0}
-    tree["meshes"].append(
+    file.meshes.append(
         {
             "name": f"person {person + 1}",
             "primitives": [primitive],
@@ -206,29 +210,22 @@ def _person(
     )
     first = len(nodes)
     mesh, joints = first + 1, [first + 2 + j for j in range(len(JOINTS))]
-    tree["skins"].append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
-    at = (person - (num_people - 1) / 2) * DISTANCE
+    file.skins.append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
     template = head.asset.skinning.joint_template.astype(np.float64)
     places = [template[0], np.zeros(3), *(template[1:] - template[0])]  # each in its parent's frame
-    nodes.append({"name": f"person {person + 1}", "translation": [at, 0.0, 0.0], "children": [mesh, joints[0]]})
-    nodes.append({"name": f"face {person + 1}", "mesh": len(tree["meshes"]) - 1, "skin": len(tree["skins"]) - 1})
+    nodes.append({"name": f"person {person + 1}", "translation": [x, 0.0, 0.0], "children": [mesh, joints[0]]})
+    nodes.append({"name": f"face {person + 1}", "mesh": len(file.meshes) - 1, "skin": len(file.skins) - 1})
     children = ([joints[1]], joints[2:], [], [], [])
     for name, place, below in zip(JOINTS, places, children, strict=True):
         node = {"name": f"{name} {person + 1}", "translation": place.tolist()}
         nodes.append({**node, "children": below} if below else node)
-
-    def key(node: int, path: str, values: np.ndarray) -> None:
-        sampler = {"input": times, "output": file.add(values.astype(np.float32)), "interpolation": "LINEAR"}
-        animation["samplers"].append(sampler)
-        target = {"node": node, "path": path}
-        animation["channels"].append({"sampler": len(animation["samplers"]) - 1, "target": target})
-
     turns, weights, translations = _tracks(head.asset, motion, shared.per_coefficient)
-    key(mesh, "weights", weights.reshape(-1))
+    file.animate(mesh, "weights", shared.times, weights.reshape(-1))
     for joint, turn, places_T in zip(joints[1:], turns, translations, strict=True):
-        key(joint, "rotation", turn.as_quat(canonical=True))
-        if np.ptp(places_T, axis=0).max() > 1e-7:  # joints follow the expression in FLAME, not in the stand-in
-            key(joint, "translation", places_T)
+        file.animate(joint, "rotation", shared.times, turn.as_quat(canonical=True))
+        # Joints follow the expression in FLAME, not in the stand-in, whose keys would say nothing.
+        if np.ptp(places_T, axis=0).max() > 1e-7:
+            file.animate(joint, "translation", shared.times, places_T)
     return first
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
@@ -236,8 +237,6 @@ def _labels(
 
 
 def _caption_strip(texts: Sequence[str], tiles: Tiles) -> np.ndarray:
-    from PIL import Image, ImageDraw, ImageFont
-
     height, width = tiles.shape
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)
