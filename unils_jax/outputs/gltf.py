@@ -1,8 +1,9 @@
 """Motion as a binary glTF 2.0 file (.glb): skinned heads with morph targets and one animation.
 
-Frame t is a key at t/25 s. Morph targets are the named shapes fully expressed (the stand-in's) or a unit of coefficient
-(FLAME's), with pose correctives as further targets; their weights and the rotations of head, jaw and eyes are keyed
-in every frame. A reader that skins and morphs as the specification says gets the vertices of `models.flame.vertices`.
+Frame t is a key at t/25 s. Morph targets are the named shapes fully expressed (the stand-in's)
+or a unit of coefficient (FLAME's), with pose correctives as further targets; their weights and
+the rotations of head, jaw and eyes are keyed in every frame. A reader that skins and morphs as
+the specification says gets the vertices of `face.flame.vertices`.
 """
 
 import json
@@ -31,7 +32,7 @@ JOINTS = ("shoulders", "head", "jaw", "eye_left", "eye_right")
 
 @dataclass
 class _File:
-    """The parts of a file while it grows: bytes, their views and accessors, and the JSON's lists."""
+    """A file while it grows: its bytes, their views and accessors, and the JSON's lists."""
 
     binary: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +50,7 @@ class _File:
         view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": values.nbytes}
         self.views.append(view if target is None else {**view, "target": target})
         self.binary += np.ascontiguousarray(values).tobytes()
-        self.binary += bytes(-len(self.binary) % 4)
+        self.binary += bytes(-len(self.binary) % 4)  # accessors must begin at multiples of four
         self.accessors.append(
             {
                 "bufferView": len(self.views) - 1,
@@ -64,7 +65,7 @@ class _File:
         return len(self.accessors) - 1
 
     def animate(self, node: int, path: str, times: int, values: np.ndarray) -> None:
-        """Keys a property of a node, one value for each time of the accessor `times`."""
+        """Adds keys of a node's property, one for each time of the accessor `times`."""
         sampler = {"input": times, "output": self.add(values.astype(np.float32)), "interpolation": "LINEAR"}
         self.samplers.append(sampler)
         self.channels.append({"sampler": len(self.samplers) - 1, "target": {"node": node, "path": path}})
@@ -78,10 +79,10 @@ def write_glb(
     expression_basis: str,
     embed_flame: bool = False,
 ) -> None:
-    """Writes people side by side, 0.42 m apart, metres, y up, looking along +z.
+    """Writes people side by side, 0.42 m apart, metres, y up, facing +z.
 
-    Motion of another basis than the head's moves jaw, gaze and head only. Raises UserError for an output that cannot be
-    written, and for FLAME geometry without `embed_flame`.
+    Motion of another basis than the head's moves jaw, gaze and head only. Raises UserError for
+    an output that cannot be written, and for FLAME geometry without `embed_flame`.
     """
     path = check_output(path, ".glb")
     if asset.name == "flame" and not embed_flame:
@@ -111,7 +112,7 @@ def write_glb(
         "buffers": [{"byteLength": len(file.binary)}],
     }
     text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
+    text += b" " * (-len(text) % 4)  # chunks, too
     with atomic_output(path) as partial, open(partial, "wb") as out:
         out.write(struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(file.binary)))
         out.write(struct.pack("<I4s", len(text), b"JSON") + text)
@@ -121,15 +122,15 @@ def write_glb(
 
 @dataclass(frozen=True)
 class _Shared:
-    """Accessors that everybody's mesh uses, and what a coefficient of 1 is worth in weights of its target."""
+    """The accessors that the meshes of all people share."""
 
     attributes: dict[str, int]
     indices: int
-    targets: list[dict[str, int]]
-    names: list[str]
-    per_coefficient: np.ndarray
+    targets: list[dict[str, int]]  # morph targets
+    names: list[str]  # of the targets
+    per_coefficient: np.ndarray  # what a coefficient of 1 is worth in weights of its target
     inverse_bind: int
-    times: int
+    times: int  # seconds of the keys
 
 
 def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
@@ -154,7 +155,7 @@ def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
         "WEIGHTS_0": file.add(weights, _VERTEX_BUFFER),
     }
     indices = file.add(asset.faces.astype(np.uint32).ravel(), _INDEX_BUFFER)
-    places = np.concatenate([s.joint_template[:1], s.joint_template])  # shoulders stand where the head turns
+    places = np.concatenate([s.joint_template[:1], s.joint_template])  # the shoulders' joint is where the head turns
     matrices = np.tile(np.eye(4, dtype=np.float32), (len(places), 1, 1))
     matrices[:, 3, :3] = -places  # column-major, so that the last row is the translation
     inverse_bind = file.add(matrices.reshape(-1, 16))
@@ -163,12 +164,16 @@ def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
 
 
 def _skin(head: DrawnHead) -> tuple[np.ndarray, np.ndarray]:
-    """The four strongest of the five joints for every vertex, and their weights, which sum to one."""
+    """Returns the four strongest of the five joints for every vertex, and their weights.
+
+    The weights sum to one.
+    """
     s = head.asset.skinning
     moved = s.weights.T.astype(np.float64)
     rest = np.clip(1.0 - moved.sum(axis=1), 0.0, None)
     follow = head.follow.astype(np.float64)
     weights = np.column_stack([(1.0 - follow) * rest, follow * rest, moved])
+    # Readers support four joints a vertex; a stable sort gives the same file every time.
     order = np.argsort(-weights, axis=1, kind="stable")[:, :4]
     strongest = np.take_along_axis(weights, order, axis=1)
     strongest /= strongest.sum(axis=1, keepdims=True)
@@ -185,7 +190,7 @@ def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _linear(colors: np.ndarray) -> np.ndarray:
-    """sRGB bytes as linear RGBA bytes, as COLOR_0 has them."""
+    """Converts sRGB bytes to linear RGBA bytes, as COLOR_0 has them."""
     x = colors.astype(np.float64) / 255
     x = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     rgb = np.round(255 * x).astype(np.uint8)
@@ -232,10 +237,12 @@ def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, p
 def _tracks(
     asset: FlameAsset, motion: np.ndarray, per_coefficient: np.ndarray
 ) -> tuple[list[Rotation], np.ndarray, list[np.ndarray]]:
-    """Over time, for head, jaw and eyes: rotations, translations in the parent's frame; and the targets' weights.
+    """Returns rotations, translations and the targets' weights over time.
 
-    A joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its node applies
-    R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the head's J0, that less this J0.
+    Rotations and translations, in the parent's frame, are those of head, jaw and both eyes. A
+    joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its
+    node applies R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the
+    head's J0, that less this J0.
     """
     s = asset.skinning
     expression = motion[:, EXPRESSION][:, : s.num_expression].astype(np.float64)
