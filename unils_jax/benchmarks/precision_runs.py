@@ -1,6 +1,7 @@
-"""The three stages trained in float32 and in bfloat16 from the same seeds: the same batches, the same noise.
+"""Trains the three stages in float32 and in bfloat16 from the same seeds, batches and noise.
 
-At the size of the smoke configs, three seeds, on a store of `unils data synth` (an hour and a half on two cores):
+At the size of the smoke configs, three seeds, on a store of `unils data synth` (an hour and a
+half on two cores):
 
     python -m unils_jax.benchmarks.precision_runs data/synthetic report.json
 """
@@ -29,7 +30,7 @@ from unils_jax.training.step import hold_frozen, init_state, make_eval_step, mak
 
 
 def with_dtype(values: dict[str, Any], dtype: str, seed: int) -> RunConfig:
-    """The config at this precision and seed."""
+    """Returns the config at this precision and seed."""
     return run_config({**values, "seed": seed, "train": {**values["train"], "compute_dtype": dtype}})
 
 
@@ -47,7 +48,10 @@ class Precision:
         self.evaluate = make_eval_step(self.stage, graphdef, objective)
 
     def train(self, seed: int, parent: Params) -> tuple[float, Params]:
-        """Validation loss of the averaged weights after the last step, and all weights, averaged."""
+        """Trains from a parent's weights; returns the validation loss and all weights, averaged.
+
+        The loss is that of the averaged weights after the last step.
+        """
         config = with_dtype(self.values, self.dtype, seed)
         store = config.data.store
         params = split(UniLS(config.model, rngs=nnx.Rngs(seed)))[1]
@@ -68,8 +72,11 @@ class Precision:
 def compare(
     stages: dict[str, dict[str, Any]], seeds: tuple[int, ...], report: Path | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Validation losses by stage and precision, one a seed. Both start from the parent that was trained in float32.
-    `report` is written after every stage."""
+    """Returns validation losses by stage and precision, one a seed.
+
+    Both precisions start from the parent that was trained in float32. `report` is written after
+    every stage.
+    """
     losses: dict[str, dict[str, list[float]]] = {}
     parents: list[Params] = [{} for _ in seeds]
     for name, values in stages.items():
@@ -85,7 +92,7 @@ def compare(
 
 
 def smoke_configs(store: Path | str, **changes: int) -> dict[str, dict[str, Any]]:
-    """The values of the three smoke configs on this store, `changes` made in each."""
+    """Returns the values of the three smoke configs on this store, `changes` made in each."""
     configs = {}
     for stage in (CODEC.name, PRIOR.name, DIALOGUE.name):
         config = load_config(f"smoke/{stage}")
