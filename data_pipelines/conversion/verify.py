@@ -17,6 +17,7 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import SPLITS, Store
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
+from unils_jax.files import markdown_table
 from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
 
 MAX_LISTED = 200
@@ -272,15 +273,14 @@ def summary(report: dict[str, Any]) -> str:
     """The report in Markdown, without its histograms."""
     problems, warnings, alignment = report["problems"], report["warnings"], report["alignment"]
     hours = sum(split["hours"] for split in report["splits"].values())
+    splits = [[name, split["count"], f"{split['hours']:.4f}"] for name, split in report["splits"].items()]
     lines = [
         "# Store",
         "",
         f"{report['store']}: {sum(split['count'] for split in report['splits'].values())} records, {hours:.4f} h, "
         f"{report['expression_basis']} basis. **{problems['count']} problems, {warnings['count']} warnings.**",
         "",
-        "| split | records | hours |",
-        "|---|---|---|",
-        *(f"| {name} | {split['count']} | {split['hours']:.4f} |" for name, split in report["splits"].items()),
+        *markdown_table([["split", "records", "hours"], *splits]),
         "",
     ]
     speech = report["speech"]

@@ -149,7 +149,7 @@ def summary(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """Returns the report in Markdown."""
-    lines = ["# Evaluation", "", summary(report) + ".", "", "## Beside the published rows", ""]
+    lines = ["# Evaluation", "", summary(report) + ".", "", "## With the published rows", ""]
     lines += [*markdown_table(comparison(report)), "", *markdown_table(dualtalk_comparison(report)), ""]
     lines += [*(f"- {note}" for note in report["notes"]), ""]
     for family, title in FAMILIES.items():
@@ -180,7 +180,7 @@ def page(report: Report, traces: dict[str, Any]) -> str:
     published = [comparison(report), dualtalk_comparison(report)]
     sections = [
         Section(paragraph=summary(report) + "."),
-        Section("Beside the published rows", tables=published, own_last=True, notes=notes),
+        Section("With the published rows", tables=published, own_last=True, notes=notes),
         *(Section(title, picture=picture) for title, picture in plots(report, traces)),
         *(Section(title, tables=[family_table(report, name)], folded=True) for name, title in FAMILIES.items()),
     ]
