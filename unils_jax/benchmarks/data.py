@@ -121,6 +121,7 @@ def write_lmdb(path: Path, records: Sequence[Record], view: str) -> None:
 
     It holds `motioncode [T, 112]`; for pairs also audio and speech mask.
     """
+    # LMDB needs its size beforehand; the file is sparse, so that too much costs nothing.
     size = sum(record.motion.size * 3 + record.audio.nbytes for record in records) + (64 << 20)
     with lmdb.open(str(path), map_size=2 * size) as env:
         for record in records:
@@ -211,7 +212,7 @@ def drop_from_page_cache(folder: Path) -> None:
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(descriptor)
+                os.fsync(descriptor)  # pages not yet written cannot be dropped
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)

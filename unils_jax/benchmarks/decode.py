@@ -70,7 +70,7 @@ def cases(batch: int) -> list[Case]:
     return [Case(people, conversations, encodes) for encodes in (True, False) for people, conversations in sizes]
 
 
-def bench_decode(
+def bench_decode(  # noqa: PLR0913 - named options of one measurement
     config: ModelConfig,
     params: Mapping[str, np.ndarray],
     measured: Sequence[Case],
@@ -98,6 +98,7 @@ def bench_decode(
         if twin is not None and case.conversations == 1:
             contenders["torch"] = torch_decode(twin, case, np.asarray(ours.audio[0]))
             contenders["torch"](1)
+        # The program is compiled by now: this is a conversation's latency, not a process's.
         first = [seconds_of(ours.first_chunk) for _ in range(FIRST_TRIES)]
         waits = wait_for_each(ours.run, latencies)
         seconds = interleaved(contenders, rounds)
@@ -186,6 +187,7 @@ def torch_decode(twin: TorchModule, case: Case, audio: np.ndarray) -> Callable[[
         def forward(self, audio: torch.Tensor) -> torch.Tensor:
             return self.features
 
+    # Features given: the encoder is replaced, so that both sides skip the same work.
     device = next(twin.parameters()).device
     tracks = torch.tensor(audio, device=device)
     encoder = twin.audio_encoder
@@ -209,6 +211,7 @@ def wait_for_each(run: Callable[[int], None], most: int) -> list[float]:
 
     Where they last beyond WAITING_S there are fewer, but at least three.
     """
+    # Percentiles of a few slow chunks say little, but more would take minutes.
     waits: list[float] = []
     while len(waits) < min(most, 3) or (len(waits) < most and sum(waits) < WAITING_S):
         waits.append(seconds_of(run, 1))

@@ -41,6 +41,7 @@ class Precision:
         self.values, self.dtype = values, dtype
         config = with_dtype(values, dtype, 0)
         self.stage = {stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)}[config.stage]
+        # One compilation serves all seeds: a seed changes weights and batches, not shapes.
         head = standin_asset() if config.head else None
         objective = make_objective(config, head)
         graphdef, _ = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
@@ -65,6 +66,7 @@ class Precision:
             state, metrics = self.step(state, held, batch, key)
         assert metrics["finite"] == 1
         batches = islice(iter(make_loader(store, "val", seed=0, **view)), config.eval_batches)
+        # Validation batches have one seed: every run is measured on the same ones.
         losses = [float(self.evaluate(state.ema, held, batch)["loss"]) for batch in batches]
         return float(np.mean(losses)), {**frozen, **state.ema}
 
@@ -85,6 +87,7 @@ def compare(
             precision = Precision(values, dtype)
             runs[dtype] = [precision.train(seed, parent) for seed, parent in zip(seeds, parents, strict=True)]
         losses[name] = {dtype: [loss for loss, _ in runs[dtype]] for dtype in DTYPES}
+        # Both precisions of the next stage start alike, so that only its own precision differs.
         parents = [weights for _, weights in runs["float32"]]
         if report is not None:
             report.write_text(json.dumps(losses, indent=1))

@@ -80,6 +80,7 @@ def summarise(
     sums: dict[str, dict[str, float]] = {name: defaultdict(float) for name in ("phase", "part", "kind")}
     for name, seconds in events:
         operation = known.get(name)
+        # Other programs' operations are in the trace, too.
         if operation is None or operation.opcode in CONTAINERS:
             continue
         scopes = names(operation.scope)

@@ -147,6 +147,7 @@ def bench_train(
     _, params = random_params(config.model)
     batch = random_batch(config)
     contenders = {"ours": our_steps(config, compiled, params, batch)}
+    # Peak memory is read before the reference runs, which would add its own.
     contenders["ours"](1)
     peak_memory = peak_bytes()
     if against_torch:
@@ -206,6 +207,7 @@ def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], pe
     backward of what leads to a trained parameter), by the measured peak; `without_encoder`
     leaves the encoder's products out and its time in.
     """
+    # Items without a fixed length are random clips of PARTNER_FRAMES here.
     frames = config.data.batch_size * (STAGES[config.stage].item_frames or PARTNER_FRAMES)
     step_s = statistics.median(seconds["ours"])
     figures = {

@@ -157,7 +157,7 @@ def nearest(frames: Frames, centres: Float[np.ndarray, "K C"]) -> Int[np.ndarray
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     squared = (x**2).sum(axis=1)[:, None] - 2 * x @ y.T + (y**2).sum(axis=1)[None]
-    return np.maximum(squared, 0)
+    return np.maximum(squared, 0)  # the expanded square may round below zero
 
 
 def _plus_plus(x: np.ndarray, num_clusters: int, rng: np.random.RandomState) -> np.ndarray:
@@ -169,6 +169,7 @@ def _plus_plus(x: np.ndarray, num_clusters: int, rng: np.random.RandomState) -> 
     num_trials = 2 + int(np.log(num_clusters))
     chosen = [int(rng.choice(len(x), p=np.full(len(x), 1 / len(x))))]
     left = _squared_distances(x, x[chosen])[:, 0]
+    # `left` is each frame's squared distance to its nearest centre so far.
     for _ in range(num_clusters - 1):
         draws = rng.uniform(size=num_trials) * left.sum()
         tried = np.searchsorted(np.cumsum(left), draws).clip(max=len(x) - 1)
@@ -184,7 +185,8 @@ def _cluster_means(x: np.ndarray, labels: np.ndarray, centres: np.ndarray) -> np
     sums = np.zeros_like(centres)
     np.add.at(sums, labels, x)
     empty = np.flatnonzero(counts == 0)
-    sums[empty], counts[empty] = centres[empty], 1  # where no frame can be spared an empty cluster stays
+    sums[empty], counts[empty] = centres[empty], 1  # an empty cluster stays where no frame can be spared
+    # A frame may move only out of a cluster that keeps another.
     distances = ((x - centres[labels]) ** 2).sum(axis=1)
     spare = (f for f in distances.argsort()[::-1] if distances[f] > 0 and counts[labels[f]] > 1)
     for cluster, frame in zip(empty, spare, strict=False):

@@ -77,6 +77,7 @@ def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: 
         return clips.reshape(pairs, people, *clips.shape[1:])
 
     graphdef, params = split(model)
+    # Teacher forcing: a bit that flips must not change what later scales are decoded from.
     bits = _bits(graphdef, params, jnp.asarray(batch["motion"]))
     controls = make_controls([sampling] * pairs, [0] * pairs, [0] * pairs)
     style, prev = features("style"), features("prev")
@@ -98,6 +99,7 @@ def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, .
     """
     total = 0.0
     for tokens in scale_slices(scales):
+        # A bit that never changes has no entropy, and a logarithm of zero.
         p = bits[:, tokens].mean((0, 1)).clip(1e-9, 1 - 1e-9)
         entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
         total += entropy * (tokens.stop - tokens.start)
@@ -125,6 +127,7 @@ def jaw_loudness_correlation(
     frames or a constant jaw.
     """
     frames = min(len(motion), len(loudness) - lead_frames, len(speaking) - lead_frames)
+    # Frames of voice that have a frame of motion before them.
     spoken = np.flatnonzero(speaking[lead_frames : lead_frames + frames]) + lead_frames
     return jaw_voice_correlation(motion, loudness, spoken, -lead_frames)
 

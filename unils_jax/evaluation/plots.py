@@ -93,6 +93,7 @@ def _distributions(counts: dict[str, Any]) -> Figure | None:
     figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 2.8), layout="constrained", squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
         for side, color in (("truth", TRUTH), ("prediction", PREDICTION)):
+            # As shares: groups differ in their number of channels.
             values = np.asarray(counts[group][side], float)
             axis.step(middles, values / max(values.sum(), 1), where="mid", color=color, label=side)
         axis.set(title=group, xlabel="deviations from the training mean", yticks=[])
@@ -117,6 +118,7 @@ def _spectra(spectra: dict[str, Any]) -> Figure | None:
 def _trace(trace: dict[str, Any]) -> Figure | None:
     tracks = [name for name in trace if name not in ("name", "speaking")]
     figure, axes = plt.subplots(len(tracks), 1, figsize=(10, 1.8 * len(tracks)), layout="constrained", sharex=True)
+    # A whole conversation would be a black band: its beginning shows the movement.
     seconds = np.arange(min(TRACE_FRAMES, len(trace["speaking"]))) / FPS
     for axis, name in zip(axes, tracks, strict=True):
         frames = trace[name][: len(seconds)]

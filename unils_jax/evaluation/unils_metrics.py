@@ -146,6 +146,7 @@ def _vertex_pieces(
         pieces = []
         for motion in (prediction, truth):
             piece = np.asarray(motion[start:stop], np.float32)
+            # Edge frames fill the last piece: any motion would do, for their vertices are cut off.
             padded = np.pad(piece, ((0, CHUNK_FRAMES - len(piece)), (0, 0)), mode="edge")
             pieces.append(np.asarray(vertices(padded))[: stop - start] * np.float32(1000))
         yield slice(start, stop), *pieces

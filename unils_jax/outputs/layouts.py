@@ -57,6 +57,7 @@ def write_dualtalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]
     paths = dualtalk_paths(path, len(motion))
     for file_path, person in zip(paths, motion, strict=True):
         channels = dualtalk_channels(person)
+        # Our order is jaw, head; theirs is head, jaw.
         pose = np.concatenate([channels[:, 53:], channels[:, 50:53]], axis=1)
         with atomic_output(file_path) as partial, open(partial, "wb") as file:
             np.savez(file, exp=channels[:, :50], pose=pose)
@@ -69,6 +70,7 @@ def read_dualtalk(paths: list[Path]) -> Float32[np.ndarray, "P T 108"]:
     Raises UserError, naming the file.
     """
     people = [_finite(path, read_motion(path)) for path in paths]
+    # The files of one conversation may differ by a frame.
     num_frames = min(len(person) for person in people)
     if not num_frames:
         raise UserError(f"{paths[0]} holds no frames; give a file with motion in it")
@@ -124,6 +126,7 @@ def read_csv(path: Path) -> tuple[Float32[np.ndarray, "P T 108"], str]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     heading = rows[0] if rows else []
+    # The names of the expression channels tell the basis.
     basis = next((b for b in BASES if set(channel_names(b)) <= set(heading)), None)
     if basis is None or "person" not in heading:
         missing = [name for name in ["person", *channel_names("flame")] if name not in heading]
@@ -131,6 +134,7 @@ def read_csv(path: Path) -> tuple[Float32[np.ndarray, "P T 108"], str]:
             f"{path} must have a column `person` and the 108 channels of a basis in its first line; it lacks "
             f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; see `unils convert-motion`"
         )
+    # By name, so that a table whose columns a spreadsheet has moved still reads right.
     columns = [heading.index(name) for name in channel_names(basis)]
     people: dict[str, list[list[float]]] = {}
     for line, row in enumerate(rows[1:], start=2):
@@ -145,6 +149,7 @@ def read_csv(path: Path) -> tuple[Float32[np.ndarray, "P T 108"], str]:
 
 
 def _finite(path: Path, values: np.ndarray) -> np.ndarray:
+    # Integers are no motion: such a file is most likely another one than meant.
     if values.dtype.kind != "f" or not np.isfinite(values).all():
         raise UserError(f"{path} must hold finite floating numbers, got {values.dtype} with NaN, infinity or integers")
     return values

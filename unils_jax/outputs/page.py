@@ -55,7 +55,7 @@ class PageSummary:
         return self.total - self.audio - self.script
 
 
-def make_page(
+def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
     asset: FlameAsset,
@@ -118,6 +118,7 @@ def make_page(
         "audio": None if sound is None else {"type": "audio/flac", "data": _flac(sound)},
     }
     if truth is not None:
+        # The same length as the motion, so that one cursor serves both.
         fitted = truth.astype(np.float32)[:, :num_frames]
         fitted = np.pad(fitted, ((0, 0), (0, num_frames - fitted.shape[1]), (0, 0)), mode="edge")
         data["truth"] = _motion(shown_motion(fitted, asset, expression_basis, quiet=True), num_expression)
@@ -134,6 +135,7 @@ def page_script() -> tuple[str, str]:
     """
     folder = importlib.resources.files("unils_jax.outputs.viewer") / "dist"
     script, licence = folder / "viewer.js", folder / "LICENSE.three.txt"
+    # The licence of three.js asks to be in every copy: without it no page is made either.
     if not script.is_file() or not licence.is_file():
         raise UserError(
             "the page's script is not built: run `make viewer` (needs Node 20.19 or newer), or install a wheel of "
@@ -179,6 +181,7 @@ def _packed(values: np.ndarray, step: np.ndarray | None = None) -> dict[str, Any
 
     The bytes are little-endian, sorted by significance (they repeat then), deflated.
     """
+    # Bytes of one significance resemble one another: sorted, they deflate far better.
     stored = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<")))
     planes = stored.view(np.uint8).reshape(-1, stored.dtype.itemsize).T
     return {
@@ -204,6 +207,7 @@ def _motion(motion: np.ndarray, num_expression: int) -> dict[str, Any]:
     Each channel has its own step. Values are differences from frame to frame (modulo 2^16),
     which are small.
     """
+    # Differences wrap around in int16 as the page's sums do: nothing is lost where they overflow.
     used = np.concatenate([motion[..., EXPRESSION][..., :num_expression], motion[..., HEAD.start :]], axis=-1)
     step = np.maximum(np.abs(used).max(axis=(0, 1)).astype(np.float64) / 32767, MOTION_STEP)
     levels = np.round(used / step).astype(np.int16)
@@ -271,6 +275,7 @@ def _html(title: str, data: dict[str, Any], script: str, licence: str, flame: bo
 
     In JSON a `<` is escaped, in scripts `</script`: nothing can end its element.
     """
+    # The licence must survive in the file itself, whatever happens to the notice on the page.
     stamp = f'<meta name="licence-of-geometry" content="{html.escape(FLAME_STAMP)}">\n' if flame else ""
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (

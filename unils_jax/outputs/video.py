@@ -62,6 +62,7 @@ def _frames_of_vertices(head: DrawnHead, motion_PTM: np.ndarray) -> Iterator[np.
     turns_whole, follow = bool((head.follow == 1).all()), jnp.asarray(head.follow)
     for start in range(0, num_frames, piece_frames):
         piece = motion_PTM[:, start : start + piece_frames].swapaxes(0, 1).reshape(-1, MOTION_DIM)
+        # The last piece is padded, too: another shape would compile the program again.
         padded = np.pad(piece, ((0, max(0, PIECE_ROWS - len(piece))), (0, 0)))
         points = np.asarray(_posed(head.asset, turns_whole, jnp.asarray(padded), follow))
         for row in range(0, len(piece), num_people):
@@ -89,6 +90,7 @@ def _tiles(num_people: int, with_truth: bool, size: int | tuple[int, int], probl
             problems.append(f"size must be an even number from 64 to 2048, got {size}; 512 is usual")
         return Tiles(rows, columns, size, size, palettes)
     width, height = size
+    # H.264 with 4:2:0 colour needs even sides, and so does every tile's cut.
     if width % (2 * columns) or height % (2 * rows) or min(width // columns, height // rows) < 64:
         problems.append(f"a picture of {width} x {height} does not divide into {columns} x {rows} tiles of even size")
     return Tiles(rows, columns, width // columns, height // rows, palettes)
@@ -119,7 +121,7 @@ def render_frame(
         canvas.close()
 
 
-def render_video(
+def render_video(  # noqa: PLR0913 - a public entry point: its options are named
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
     asset: FlameAsset,
@@ -229,6 +231,7 @@ def _encode(
                 frame.sample_rate, frame.pts = SAMPLE_RATE, t * SAMPLES_PER_FRAME
                 frame.time_base = Fraction(1, SAMPLE_RATE)
                 container.mux(sound.encode(frame))
+        # None flushes what the encoders still hold.
         container.mux(video.encode(None))
         if sound is not None:
             container.mux(sound.encode(None))
