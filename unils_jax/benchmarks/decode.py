@@ -27,7 +27,7 @@ from unils_jax.benchmarks.timing import (
     twin_of,
 )
 from unils_jax.benchmarks.trace import DECODE_PARTS, as_shares, scope_seconds, shares_line
-from unils_jax.inference.program import make_program
+from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import ModelConfig, UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
@@ -134,9 +134,9 @@ class OurDecode:
         self.clips = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32)
         zero = self._features()
         self.free = jnp.array(zero)
-        arguments = (self.sound, zero, jnp.array(zero), self.free, self.controls)
-        self.work: Work = count(self.program.chunk, *arguments)
-        lowered = self.program.lower(*arguments)
+        inputs = self._inputs(zero, jnp.array(zero))
+        self.work: Work = count(self.program.chunk, inputs)
+        lowered = self.program.lower(inputs)
         started = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_s = time.perf_counter() - started
@@ -144,6 +144,9 @@ class OurDecode:
         self.style, self.prev = zero, jnp.array(zero)
         self.run(1)
         self.memory["peak"] = peak_bytes()
+
+    def _inputs(self, style: jax.Array, prev: jax.Array) -> StepInputs:
+        return StepInputs(self.sound, style, prev, self.free, self.controls)
 
     def _features(self) -> jax.Array:
         features = self.program.features(self.clips)
@@ -155,7 +158,7 @@ class OurDecode:
         Returns when the last chunk's motion is there.
         """
         for _ in range(chunks):
-            chunk, self.prev = self.program.chunk(self.sound, self.style, self.prev, self.free, self.controls)
+            chunk, self.prev = self.program.chunk(self._inputs(self.style, self.prev))
         chunk.motion.block_until_ready()
 
     def first_chunk(self) -> np.ndarray:
@@ -164,7 +167,7 @@ class OurDecode:
         That is: clips to features, one chunk, motion to the host.
         """
         style, prev = self._features(), self._features()
-        return np.asarray(self.program.chunk(self.sound, style, prev, self.free, self.controls)[0].motion)
+        return np.asarray(self.program.chunk(self._inputs(style, prev))[0].motion)
 
 
 def torch_decode(twin: TorchModule, case: Case, audio: np.ndarray) -> Callable[[int], None]:

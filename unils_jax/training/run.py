@@ -30,7 +30,7 @@ def train_stage(
     from unils_jax.training.checkpoint import check_workdir
     from unils_jax.training.config import count_epochs, make_objective, run_config, stage_of
     from unils_jax.training.distributed import PreemptionGuard
-    from unils_jax.training.loop import InitialState, TrainOptions, train
+    from unils_jax.training.loop import InitialState, TrainOptions, TrainSetup, train
     from unils_jax.training.profiling import parse_steps
     from unils_jax.training.sharding import make_mesh
 
@@ -75,7 +75,8 @@ def train_stage(
         log.warning("no head is given: the codec trains without mesh and lip losses")
     probe = make_probe(config, workdir, graphdef) if config.probe_every else None
     extras = TrainOptions(stop or PreemptionGuard(), probe, profile_steps, options.allow_changes, matrix_peak(config))
-    return train(config, workdir, mesh, graphdef, start, objective, data, held_out, extras)
+    setup = TrainSetup(mesh, graphdef, objective, start)
+    return train(config, workdir, setup, data, held_out, extras)
 
 
 def make_data(config: Any, view: str, mesh: Any) -> tuple[Any, Callable[[], Any]]:
