@@ -181,11 +181,14 @@ def test_bad_overrides_are_named_with_the_remedy(assignment, message):
         ({"model": {"lora": {"rank": 0}}}, ["lora.rank must be at least 1"]),
         (
             {"model": {"codec": None}},
-            ["give codec (and what stands on it), or dualtalk or unitalker alone; got nothing"],
+            ["config.model.codec must be a group of settings, got None"],
         ),
-        ({"model": {"dualtalk": {}, "lora": {}}}, ["dualtalk or unitalker alone; got codec, lora"]),
+        ({"stage": "dualtalk", "model": {"lora": {}}}, ["config.model has no setting 'lora'"]),
+        ({"stage": "dualtalk", "system": "unils"}, ["system is 'unils', but the dualtalk stage is of 'dualtalk'"]),
+        ({"system": "unity"}, ["config.system must be one of unils, artalk, dualtalk, unitalker, got 'unity'"]),
+        ({"settings": {"pivot_rate": 0.2}}, ["config.settings: UniLS has none of its own"]),
         (
-            {"model": {"codec": None, "dualtalk": {"width": 30, "dropout_rate": 1.0}}},
+            {"stage": "dualtalk", "model": {"width": 30, "dropout_rate": 1.0}},
             ["width must be even and a multiple of num_heads, got 30 and 4", "must be in 0..1, got 1.0, 0.5"],
         ),
     ],

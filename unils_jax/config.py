@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -99,10 +100,13 @@ def _parse(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+def from_dict(
+    kind: type, values: dict[str, Any], where: str = "config", *, types: Mapping[str, type] | None = None
+) -> Any:
     """The frozen dataclass `kind` from plain values; lists become tuples, dicts nested dataclasses.
 
-    Unknown and missing names and values of a wrong type are collected in one UserError.
+    `types` are those of fields whose own annotation does not tell them. Unknown and missing names and values of a wrong
+    type are collected in one UserError.
     """
     known = {field.name: field for field in fields(kind)}
     problems = [f"{where} has no setting {name!r}{_near(name, known)}" for name in values if name not in known]
@@ -112,7 +116,7 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     for name, value in values.items():
         try:
             if name in known:
-                chosen[name] = _value(known[name].type, value, f"{where}.{name}")
+                chosen[name] = _value((types or {}).get(name, known[name].type), value, f"{where}.{name}")
         except UserError as error:
             problems.append(str(error))
     try:

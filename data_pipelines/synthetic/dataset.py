@@ -7,13 +7,20 @@ time. Expression channels are in the stand-in basis (`motion.STANDIN_SHAPES` nam
 The unpaired set, for codec and prior, is of single persons in other situations and without audio (`scenes`).
 """
 
+import logging
+import os
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipelines.record import Record
+from data_pipelines.store.reader import MANIFEST, read_manifest, write_store
 from data_pipelines.synthetic import behaviour, scenes
 from data_pipelines.synthetic.behaviour import Habits
 from data_pipelines.synthetic.conversation import Phrase, SynthConfig, Turn, plan_conversation, speech_mask
@@ -29,6 +36,8 @@ from data_pipelines.synthetic.voice import (
 )
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS
+
+log = logging.getLogger(__name__)
 
 # Raised whenever the same settings would give other data.
 SYNTH_VERSION = 2
@@ -254,3 +263,36 @@ def settings(config: SynthConfig, seed: int, num_records: int, *, unpaired: bool
         "scenes" if unpaired else "conversations": num_records,
         "config": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
     }
+
+
+def write(
+    out: str | os.PathLike, num_records: int, *, minutes: float = 2.0, seed: int = 0, unpaired: bool = False
+) -> str:
+    """Writes a synthetic store, unless the same one is there already; returns one line that describes it.
+
+    With `unpaired` its records are single people without audio, otherwise conversations. Raises UserError for bad
+    settings and for a folder that holds anything else.
+    """
+    config = SynthConfig(minutes=minutes)
+    out, what = Path(out), "single persons" if unpaired else "conversations"
+    wanted = settings(config, seed, num_records, unpaired=unpaired)
+    described = f"{num_records} {what}, {num_records * config.duration_s / 3600:.2f} hours, seed {seed}"
+    if (out / MANIFEST).exists():
+        if read_manifest(out)["settings"] != wanted:
+            raise UserError(f"{out} holds a store made with other settings; choose another folder or remove it")
+        return f"{out}: already there ({described})"
+    started = time.monotonic()
+    records = (make_scenes if unpaired else make_records)(config, seed, num_records)
+    write_store(out, _counted(records, num_records, what), settings=wanted)
+    return f"{out}: {described}, made in {time.monotonic() - started:.1f} s"
+
+
+def _counted(records: Iterable[tuple[str, Record]], total: int, what: str) -> Iterator[tuple[str, Record]]:
+    """Passes records on and shows the progress: a bar on a terminal, plain lines elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(records, total=total, unit=" " + what, file=sys.stderr)
+        return
+    for done, item in enumerate(records, start=1):
+        yield item
+        if done % max(1, total // 10) == 0 or done == total:
+            log.info("made %d of %d %s", done, total, what)

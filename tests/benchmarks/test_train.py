@@ -13,9 +13,15 @@ from data_pipelines.speech_loader import make_speech_loader
 from unils_jax.benchmarks import timing as bench
 from unils_jax.benchmarks.timing import random_params, torch_reference_of
 from unils_jax.benchmarks.trace import TRAIN_PARTS, Operation, operations, summarise
-from unils_jax.benchmarks.train import batch_shapes, bench_train, random_batch, table, torch_reference_loss
+from unils_jax.benchmarks.train import (
+    batch_shapes,
+    bench_train,
+    random_batch,
+    random_data_config,
+    table,
+    torch_reference_loss,
+)
 from unils_jax.checkpoints.torch_keys import torch_views
-from unils_jax.cli.bench import train_config
 from unils_jax.face.standin import standin_asset
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract, merge
@@ -83,8 +89,8 @@ def test_figures_follow_from_the_rounds(torch, monkeypatch):
     assert row["times_torch"] == statistics.median(b / a for a, b in zip(ours, references, strict=True))
     assert {"forward", "backward", "update"} <= row["profile"]["phase"].keys()
     assert {"self_attn", "mlp"} <= row["profile"]["part"].keys()
-    for sample_weights in row["profile"].values():
-        assert sum(sample_weights.values()) == pytest.approx(1)
+    for shares in row["profile"].values():
+        assert sum(shares.values()) == pytest.approx(1)
     text = table({"stages": [row], "against": "torch"})
     assert "| prior | 2 |" in text and "prior: " in text
 
@@ -92,7 +98,7 @@ def test_figures_follow_from_the_rounds(torch, monkeypatch):
 @pytest.mark.slow
 def test_a_full_dialogue_step_has_the_stated_work():
     """At most 73 TFLOP for the paper's 128 pairs; the encoder, once a track, 147 GFLOP of 4 seconds."""
-    config = train_config("dialogue", 128, [])
+    config = random_data_config("dialogue", 128, [])
     stage, (graphdef, params) = STAGES["dialogue"], abstract(lambda rngs: UniLS(config.model, rngs=rngs))
     trainable, frozen = stage.split(params)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)

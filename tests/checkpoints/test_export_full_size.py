@@ -59,7 +59,7 @@ def assert_relative(actual: torch.Tensor, expected: jax.Array) -> None:
 @torch.no_grad()
 def test_the_file_has_the_released_keys_and_the_torch_reference_agrees(name, tmp_path):
     checkpoint, model = random_checkpoint(name)
-    exported = export(tmp_path / "x.pt", checkpoint, "card")
+    exported = export(checkpoint, tmp_path / "x.pt")
     assert {key: list(array.shape) for key, array in exported.state.items()} == MANIFEST[name]["state_dict"]
     saved = torch.load(tmp_path / "x.pt", weights_only=True)
     assert {key: list(value.shape) for key, value in saved["model"].items()} == MANIFEST[name]["state_dict"]

@@ -10,12 +10,11 @@ import pytest
 from tiny_runs import STAGES, run_unils
 
 from unils_jax.checkpoints.checkpoint import Checkpoint
-from unils_jax.checkpoints.exporting import export, release_contents
+from unils_jax.checkpoints.exporting import export, make_meta_cfg, release_contents
 from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
-from unils_jax.systems.unils.layout import make_meta_cfg
 from unils_jax.training.config import run_config
 
 RELEASED = json.loads((Path(__file__).parents[1] / "support" / "meta_cfg.json").read_text())
@@ -110,7 +109,7 @@ def test_weights_that_float16_cannot_hold_are_refused(tiny_runs, tmp_path):
     checkpoint = load(tiny_runs.workdirs["codec"])
     params = checkpoint.params | {"codec/motion_mean": np.full(108, 1e5, np.float32)}
     with pytest.raises(UserError, match="not finite"):
-        export(tmp_path / "x.safetensors", replace(checkpoint, params=params), "card", half=True)
+        export(replace(checkpoint, params=params), tmp_path / "x.safetensors", half=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -162,7 +161,7 @@ def test_the_code_of_the_card_runs(release, tmp_path):
     out = tmp_path / "x.pt"
     checkpoint = load(release.prior)
     card = model_card(checkpoint, str(out))
-    export(out, checkpoint, card)
+    export(checkpoint, out)
     blocks = [block.split("```")[0] for block in card.split("```python")[1:]]
     assert len(blocks) == 2
     for block in blocks:
@@ -227,17 +226,17 @@ def test_weights_that_are_not_finite_are_refused_by_name(release, tmp_path):
     broken[0] = np.nan
     checkpoint = replace(checkpoint, params={**checkpoint.params, "codec/encoder/out/bias": broken})
     with pytest.raises(UserError, match="not finite: encoder.code_mapping.bias"):
-        export(tmp_path / "x.safetensors", checkpoint, "card")
+        export(checkpoint, tmp_path / "x.safetensors")
 
 
 def test_a_file_that_reads_back_differently_never_appears(release, tmp_path, monkeypatch):
     checkpoint, out = load(release.codec), tmp_path / "x.safetensors"
-    export(out, checkpoint, "old card")
+    export(checkpoint, out, license="the old one")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     changed = {**checkpoint.params, "codec/motion_mean": checkpoint.params["codec/motion_mean"] + 1}
     monkeypatch.setattr("unils_jax.checkpoints.exporting.load", lambda path: checkpoint)
     with pytest.raises(UserError, match="read back, these differ: motion_mean"):
-        export(out, replace(checkpoint, params=changed), "new card")
+        export(replace(checkpoint, params=changed), out, license="the new one")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

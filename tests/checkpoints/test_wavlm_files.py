@@ -13,7 +13,8 @@ from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.wavlm import WavLMConfig
-from unils_jax.systems.unitalker.training import _published
+from unils_jax.systems.base import Start
+from unils_jax.systems.unitalker.training import published_encoder
 from unils_jax.training.config import run_config
 
 SIZES = WavLMConfig(8, 2, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2, num_buckets=16)
@@ -137,7 +138,7 @@ def test_unitalker_starts_from_a_wavlm(tmp_path):
     values = load_config("smoke/unitalker").to_dict()
     values["data"]["store"] = "any"
     encoder = {"width": 8, "depth": 2, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "num_buckets": 16}
-    values["model"]["unitalker"] |= {"wav2vec2": None, "wavlm": encoder | {"pos_conv_kernel": 4, "pos_conv_groups": 2}}
+    values["model"] |= {"wav2vec2": None, "wavlm": encoder | {"pos_conv_kernel": 4, "pos_conv_groups": 2}}
     values["audio_encoder"] = folder(tmp_path / "wavlm", state())
-    params = _published(run_config(values))
+    params = published_encoder(run_config(values), Start(load_encoder=load_audio_encoder))
     assert {path.split("/")[0] for path in params} == {"speech_encoder"} and len(params) == len(state())

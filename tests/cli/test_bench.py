@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import STAGES, quick_compiles, run_unils, write_tiny_config
 
-from unils_jax.cli.bench import train_config
-from unils_jax.cli.gpu_smoke import gpu_smoke
+from unils_jax.benchmarks.gpu_smoke import gpu_smoke
+from unils_jax.benchmarks.train import random_data_config
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
@@ -51,7 +51,7 @@ def test_ahead_of_time_needs_no_data_and_its_figures_go_to_a_file(tmp_path, caps
     assert (row["stage"], row["batch_size"]) == ("codec", 1) and "steps_per_s" not in row
     assert row["step_flops"] > row["backward_flops"] > 0 == row["encoder_flops"]
     assert row["program_bytes"] == sum(row["memory_bytes"].values()) > row["memory_bytes"]["arguments"]
-    model = train_config(str(config), 1, []).model
+    model = random_data_config(str(config), 1, []).model
     trained, _ = STAGE_DATA["codec"].split(abstract(lambda rngs: UniLS(model, rngs=rngs))[1])
     state_bytes = 4 * 4 * sum(shape.size for shape in trained.values())  # parameters, average and two moments
     assert row["memory_bytes"]["arguments"] > state_bytes

@@ -11,7 +11,7 @@ from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.nn.params import abstract
 from unils_jax.systems.registry import STAGES
@@ -21,15 +21,15 @@ STATISTICS = 216  # mean and deviation of 108 channels, which the published coun
 
 @cache
 def published(name: str) -> dict:
-    """The shapes of a published config's model, by path, as the stage trains it."""
-    config = from_dict(ModelConfig, load_config(name).model.to_dict(), "model")
+    """Returns the shapes of a published config's model, by path, as the stage trains it."""
+    config = from_dict(UniLSConfig, load_config(name).model.to_dict(), "model")
     shapes = abstract(lambda rngs: UniLS(replace(config, wav2vec2=None), rngs=rngs))[1]
     return shapes | (encoder(config.wav2vec2) if config.wav2vec2 else {})
 
 
 @cache
 def encoder(config: Wav2Vec2Config) -> dict:
-    """The shapes of the audio encoder, which several configs share."""
+    """Returns the shapes of the audio encoder, which several configs share."""
     shapes = abstract(lambda rngs: Wav2Vec2(config, rngs=rngs))[1]
     return {f"audio_encoder/{path}": shape for path, shape in shapes.items()}
 
@@ -98,20 +98,20 @@ def test_the_parts_of_a_model_tell_its_stage(stage):
 )
 def test_sizes_that_do_not_fit_are_refused(parts, message):
     with pytest.raises(UserError, match=message):
-        ModelConfig(**parts)
+        UniLSConfig(**parts)
 
 
 def test_all_problems_are_named_at_once():
     with pytest.raises(UserError, match="codec.width.*prior.width"):
-        ModelConfig(codec=CodecConfig(width=30), prior=PriorConfig(width=30))
+        UniLSConfig(codec=CodecConfig(width=30), prior=PriorConfig(width=30))
 
 
 def test_a_config_is_read_back_from_plain_values():
     plain = {"codec": {"scales": [1, 100], "width": 16, "num_heads": 2}, "prior": None, "lora": {"rank": 4}}
-    config = from_dict(ModelConfig, plain)
-    assert config == ModelConfig(CodecConfig(scales=(1, 100), width=16, num_heads=2), lora=LoRAConfig(rank=4))
+    config = from_dict(UniLSConfig, plain)
+    assert config == UniLSConfig(CodecConfig(scales=(1, 100), width=16, num_heads=2), lora=LoRAConfig(rank=4))
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_known_one():
     with pytest.raises(UserError, match="config.codec has no setting 'widht', did you mean 'width'"):
-        from_dict(ModelConfig, {"codec": {"widht": 16}})
+        from_dict(UniLSConfig, {"codec": {"widht": 16}})

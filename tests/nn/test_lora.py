@@ -8,7 +8,7 @@ from flax import nnx
 from tiny_models import CONFIGS, jitted, sample_keys, tiny_model
 
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.nn.layers import Linear
 from unils_jax.nn.lora import LoRALinear, add_lora, merge_lora
 from unils_jax.nn.params import abstract, split
@@ -68,7 +68,7 @@ def test_factors_start_like_a_linear_and_like_zero():
 
 def test_surgery_leaves_kernels_and_biases_where_they_were():
     config = CONFIGS["dialogue"]
-    plain = ModelConfig(config.codec, config.prior, logmel=config.logmel)
+    plain = UniLSConfig(config.codec, config.prior, logmel=config.logmel)
     before, after = (abstract(lambda rngs, c=c: UniLS(c, rngs=rngs))[1] for c in (plain, config))
     added = set(after) - set(before)
     assert set(before) <= set(after)
@@ -77,7 +77,7 @@ def test_surgery_leaves_kernels_and_biases_where_they_were():
 
 def test_surgery_names_what_it_changed_and_spares_the_rest():
     config = CONFIGS["dialogue"]
-    model = UniLS(ModelConfig(config.codec, config.prior, logmel=config.logmel), rngs=nnx.Rngs(0))
+    model = UniLS(UniLSConfig(config.codec, config.prior, logmel=config.logmel), rngs=nnx.Rngs(0))
     paths = add_lora(model.prior, LORA_PATTERN, rank=1, alpha=1.0, dropout_rate=0.0, rngs=nnx.Rngs(1))
     blocks = [
         f"blocks/{i}/{name}" for i in (0, 1) for name in ("self_attn/to_qkv", "self_attn/to_out", "mlp/up", "mlp/down")
@@ -98,7 +98,7 @@ def test_a_model_with_fresh_adapters_computes_what_it_did():
 
 
 def test_the_paper_adapts_34_layers_with_two_million_values():
-    config = ModelConfig(prior=PriorConfig(audio_dim=1024), lora=LoRAConfig())
+    config = UniLSConfig(prior=PriorConfig(audio_dim=1024), lora=LoRAConfig())
     shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))[1]
     factors = {path: shape for path, shape in shapes.items() if "/lora_" in path}
     assert len([path for path in factors if path.endswith("/lora_a")]) == 34

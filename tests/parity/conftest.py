@@ -10,7 +10,7 @@ from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.face.flame import FlameAsset
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract, merge
 
@@ -43,7 +43,7 @@ def wav2vec2_config(w2v: dict) -> Wav2Vec2Config:
     )
 
 
-def load_model(config: ModelConfig, params: dict) -> UniLS:
+def load_model(config: UniLSConfig, params: dict) -> UniLS:
     graphdef, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
     check_params({path: shape.shape for path, shape in shapes.items()}, params, "golden")
     return merge(graphdef, {path: jnp.asarray(params[path]) for path in shapes})
@@ -52,22 +52,22 @@ def load_model(config: ModelConfig, params: dict) -> UniLS:
 @pytest.fixture(scope="session")
 def codec_model(golden) -> UniLS:
     case = golden("codec")
-    return load_model(ModelConfig(codec_config(case.config["model"])), to_paths(case.weights, "codec"))
+    return load_model(UniLSConfig(codec_config(case.config["model"])), to_paths(case.weights, "codec"))
 
 
 @pytest.fixture(scope="session")
 def prior_model(golden) -> UniLS:
     case = golden("freegen")
     model = case.config["model"]
-    config = ModelConfig(codec_config(model["VAE_CONFIG"]), prior_config(model, None))
+    config = UniLSConfig(codec_config(model["VAE_CONFIG"]), prior_config(model, None))
     return load_model(config, to_paths(case.weights, "prior"))
 
 
 @pytest.fixture(scope="session")
-def dialogue_config(golden) -> ModelConfig:
+def dialogue_config(golden) -> UniLSConfig:
     config = golden("loragen").config
     wav2vec2 = wav2vec2_config(config["w2v"])
-    return ModelConfig(
+    return UniLSConfig(
         codec_config(config["model"]["VAE_CONFIG"]), prior_config(config["model"], wav2vec2.width), wav2vec2
     )
 
@@ -87,7 +87,7 @@ def lora_model(golden, dialogue_config, encoder_params) -> UniLS:
     case = golden("loragen_peft")
     settings = case.config["lora"]
     lora = LoRAConfig(settings["r"], float(settings["alpha"]), settings["dropout"])
-    config = ModelConfig(dialogue_config.codec, dialogue_config.prior, dialogue_config.wav2vec2, lora=lora)
+    config = UniLSConfig(dialogue_config.codec, dialogue_config.prior, dialogue_config.wav2vec2, lora=lora)
     base, adapters = (load_file(case.folder / f"{name}.safetensors") for name in ("base", "lora"))
     # The base holds the cross-attentions as they were before training, the adapters as they are.
     adapters = {key.replace(".modules_to_save.default", ""): value for key, value in adapters.items()}

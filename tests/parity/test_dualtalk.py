@@ -19,12 +19,12 @@ from unils_jax.nn.layers import resample
 from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.base import Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, num_frames
-from unils_jax.systems.dualtalk.system import DUALTALK
+from unils_jax.systems.dualtalk.system import DUALTALK_STAGE
 from unils_jax.training.optimizer import OptimizerConfig, learning_rate
 from unils_jax.training.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
-QUIET = dataclasses.replace(DUALTALK, draw=None)
+QUIET = dataclasses.replace(DUALTALK_STAGE, draw=None)
 SUPPORT = Path(__file__).parents[1] / "support"
 MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest_dualtalk.json.gz").read_bytes()))
 # Adding the same to every key moves no softmax: gradients of key biases are zero but for rounding (below 1e-6), which
@@ -164,7 +164,7 @@ def training(case, config, params, batch) -> Training:
         learning_rate=1e-4, warmup_steps=0, final_factor=1.0, weight_decay=0.0, max_grad_norm=0.0, ema_decay=0.0
     )
     graphdef = abstract(lambda rngs: DualTalk(config, rngs=rngs))[0]
-    trainable, frozen = DUALTALK.split(params)
+    trainable, frozen = DUALTALK_STAGE.split(params)
     step = make_train_step(QUIET, graphdef, Objective(), settings)
     state, losses, states = init_state(trainable, settings), [], []
     for _ in case.outputs["adam_losses"]:
@@ -193,7 +193,7 @@ def test_every_gradient_matches(case, training):
 
 
 def test_only_the_convolutions_are_frozen(case, params):
-    _, frozen = DUALTALK.split(params)
+    _, frozen = DUALTALK_STAGE.split(params)
     assert {key for key, _ in torch_views(frozen, "dualtalk")} == set(case.config["frozen"])
 
 
@@ -237,7 +237,7 @@ def test_tracks_of_other_lengths_follow_the_own_audio(config):
     def run(params, batch):
         model = merge(graphdef, params)
         motion = model(batch["audio"], batch["partner_audio"], batch["partner_motion"])
-        return motion, DUALTALK.loss(model, batch, None, Objective(), None)[0]
+        return motion, DUALTALK_STAGE.loss(model, batch, None, Objective(), None)[0]
 
     motion, loss = jax.eval_shape(run, shapes, arrays)
     assert (motion.shape, loss.shape) == ((1, 29, 56), ())
@@ -248,7 +248,7 @@ def test_every_published_key_has_a_path_and_back():
     params = to_paths(published, "dualtalk")
     assert not [path for path in params if path.startswith(UNKNOWN)]
     assert {key: list(view.shape) for key, view in torch_views(params, "dualtalk")} == MANIFEST["state_dict"]
-    trainable, frozen = ({p: v.size for p, v in part.items()} for part in DUALTALK.split(params))
+    trainable, frozen = ({p: v.size for p, v in part.items()} for part in DUALTALK_STAGE.split(params))
     assert (len(params), sum(trainable.values()), sum(frozen.values())) == (932, 638_816_696, 8_420_352)
 
 

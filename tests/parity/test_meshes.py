@@ -5,7 +5,7 @@ import pytest
 from mesh_runs import assert_alike, run
 
 from parity.conftest import codec_config, prior_config
-from unils_jax.models.unils import LoRAConfig, ModelConfig
+from unils_jax.models.unils import LoRAConfig, UniLSConfig
 from unils_jax.nn.params import split
 
 BATCH_SIZE = 16
@@ -31,14 +31,14 @@ def check(folder, config, model, batch) -> None:
 @pytest.mark.slow
 def test_every_mesh_learns_the_codec_that_one_device_learns(tmp_path, golden, codec_model):
     case = golden("codec")
-    config = ModelConfig(codec_config(case.config["model"]))
+    config = UniLSConfig(codec_config(case.config["model"]))
     check(tmp_path, config, codec_model, {"motion": case.inputs["motion"]})
 
 
 @pytest.mark.slow
 def test_every_mesh_learns_the_prior_that_one_device_learns(tmp_path, golden, prior_model, solo_batch):
     model = golden("freegen").config["model"]
-    config = ModelConfig(codec_config(model["VAE_CONFIG"]), prior_config(model, None))
+    config = UniLSConfig(codec_config(model["VAE_CONFIG"]), prior_config(model, None))
     check(tmp_path, config, prior_model, solo_batch)
 
 
@@ -48,5 +48,5 @@ def test_every_mesh_learns_the_dialogue_that_one_device_learns(
 ):
     settings = golden("loragen_peft").config["lora"]
     lora = LoRAConfig(settings["r"], float(settings["alpha"]), settings["dropout"])
-    config = ModelConfig(dialogue_config.codec, dialogue_config.prior, dialogue_config.wav2vec2, lora=lora)
+    config = UniLSConfig(dialogue_config.codec, dialogue_config.prior, dialogue_config.wav2vec2, lora=lora)
     check(tmp_path, config, lora_model, pair_batch)

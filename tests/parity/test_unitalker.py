@@ -29,7 +29,7 @@ MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest_unitalker.json.gz").r
 UNTRAINED = ("speech_encoder/convs/", "pca/")
 PIVOT = 9
 WHOLE = jnp.ones(1)  # the one item's share
-KINDS = dict(zip(SETS, talker_config("xlsr_conv").kinds, strict=True))
+KINDS = dict(zip(SETS, talker_config("xlsr_conv").annotations, strict=True))
 
 
 # Zero in exact arithmetic: what is left is rounding.

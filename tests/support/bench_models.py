@@ -3,7 +3,7 @@
 from tiny_models import CODEC, CONFIGS
 
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig
+from unils_jax.models.unils import LoRAConfig, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import MOTION_KIND
 from unils_jax.systems.unitalker.model import UniTalkerConfig
@@ -15,10 +15,10 @@ ENCODER = Wav2Vec2Config(
 TALKER = UniTalkerConfig((MOTION_KIND,), (108,), (0,), ENCODER, num_identities=4, width=8)
 MODELS = {
     "dualtalk": CONFIGS["dualtalk"],
-    "unitalker": ModelConfig(codec=None, unitalker=TALKER),
-    "codec": ModelConfig(CODEC),
-    "prior": ModelConfig(CODEC, PriorConfig(16, 2, 2)),
-    "dialogue": ModelConfig(CODEC, PriorConfig(16, 2, 2, 16), wav2vec2=ENCODER, lora=LoRAConfig(2, 4.0, 0.1)),
+    "unitalker": TALKER,
+    "codec": UniLSConfig(CODEC),
+    "prior": UniLSConfig(CODEC, PriorConfig(16, 2, 2)),
+    "dialogue": UniLSConfig(CODEC, PriorConfig(16, 2, 2, 16), wav2vec2=ENCODER, lora=LoRAConfig(2, 4.0, 0.1)),
 }
 
 

@@ -13,7 +13,7 @@ from unils_jax.face.flame import fold
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, merge
-from unils_jax.systems.unitalker.annotations import Space, load_spaces, parameter_space
+from unils_jax.systems.unitalker.annotations import VertexSpace, load_spaces, parameter_space
 from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig, prepare_audio
 
 CASES = ("xlsr_conv", "xlsr_transformer", "wavlm_conv")
@@ -47,7 +47,7 @@ def talker_config(case: str, **changes) -> UniTalkerConfig:
     else:
         encoders = {"wav2vec2": Wav2Vec2Config(**sizes)}
     settings = {
-        "kinds": tuple(about["annot_type"][name] for name in SETS),
+        "annotations": tuple(about["annot_type"][name] for name in SETS),
         "dims": tuple(about["annot_dim"][name] for name in SETS),
         "components": tuple(PCA_ROWS.get(name, 0) for name in SETS),
         "num_identities": about["identity_num"],
@@ -100,7 +100,7 @@ def write_resources(folder: Path) -> Path:
     return folder
 
 
-def talker_spaces(folder: Path) -> dict[str, Space]:
+def talker_spaces(folder: Path) -> dict[str, VertexSpace]:
     """Spaces by data set, read from `write_resources(folder)`; FLAME's from the goldens' own small head."""
     write_resources(folder)
     kinds = read_golden("unitalker/xlsr_conv").config["annot_type"]

@@ -11,35 +11,34 @@ import numpy as np
 from flax import nnx
 
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.encoder_noise import EncoderRates
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
-from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2Config
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
+from unils_jax.systems.registry import system_of_config
 
 SCALES = (1, 4, 100)
 CODE_DIM = 8
 CODEC = CodecConfig(code_dim=CODE_DIM, scales=SCALES, width=16, depth=1, num_heads=2)
 LOGMEL = LogMelConfig(num_mels=6, context_frames=0)
 CONFIGS = {
-    "codec": ModelConfig(CODEC),
-    "prior": ModelConfig(CODEC, PriorConfig(16, 2, 2)),
-    "dialogue": ModelConfig(
+    "codec": UniLSConfig(CODEC),
+    "prior": UniLSConfig(CODEC, PriorConfig(16, 2, 2)),
+    "dialogue": UniLSConfig(
         CODEC, PriorConfig(16, 2, 2, LOGMEL.feature_dim), logmel=LOGMEL, lora=LoRAConfig(2, 4.0, 0.5)
     ),
 }
 
-CONFIGS["dualtalk"] = ModelConfig(
-    codec=None,
-    dualtalk=DualTalkConfig(
-        Wav2Vec2Config(8, 1, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2),
-        width=8,
-        num_heads=2,
-        hidden_dim=16,
-        depth=1,
-        rates=EncoderRates(attention=0.0, activation=0.0, projection=0.0),  # draws take long to compile
-    ),
+CONFIGS["dualtalk"] = DualTalkConfig(
+    Wav2Vec2Config(8, 1, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2),
+    width=8,
+    num_heads=2,
+    hidden_dim=16,
+    depth=1,
+    rates=EncoderRates(attention=0.0, activation=0.0, projection=0.0),  # draws take long to compile
 )
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
 for audio_condition in ("own", "mixed"):
@@ -54,7 +53,7 @@ def tiny_model(stage: str, seed: int = 0) -> UniLS | DualTalk:
     return random_model(CONFIGS[stage], seed)
 
 
-def random_model(config: ModelConfig, seed: int) -> UniLS | DualTalk:
+def random_model(config: UniLSConfig | DualTalkConfig, seed: int) -> UniLS | DualTalk:
     """A model with values drawn by NumPy (quick): no adapter is zero, no statistic trivial."""
     graphdef, shapes = abstract_model(config)
     rng = np.random.default_rng(seed)
@@ -68,9 +67,9 @@ def random_model(config: ModelConfig, seed: int) -> UniLS | DualTalk:
 
 
 @cache
-def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+def abstract_model(config: UniLSConfig | DualTalkConfig) -> tuple[nnx.GraphDef, Params]:
     """Structure and shapes."""
-    return abstract(config.build)
+    return abstract(system_of_config(config).builder(config))
 
 
 def random_motion(*shape: int, seed: int = 0) -> jax.Array:

@@ -7,25 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from mesh_runs import assert_alike, run
+from mesh_runs import assert_alike, bytes_per_device, run
 from tiny_models import CONFIGS, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract, split
 from unils_jax.systems.dualtalk.model import DualTalkConfig
-from unils_jax.systems.registry import STAGES
+from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.systems.unitalker.model import UniTalkerConfig
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.sharding import (
     MIN_CUT_SIZE,
     MeshConfig,
-    bytes_per_device,
     global_batch,
     make_mesh,
     param_shardings,
@@ -35,23 +34,21 @@ from unils_jax.training.sharding import (
 from unils_jax.training.step import init_state
 
 FULL = {
-    "codec": ModelConfig(CodecConfig()),
-    "prior": ModelConfig(CodecConfig(), PriorConfig()),
-    "dialogue": ModelConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
-    "artalk": ModelConfig(CodecConfig(), PriorConfig(audio_dim=200), logmel=LogMelConfig()),
-    "dualtalk": ModelConfig(codec=None, dualtalk=DualTalkConfig(Wav2Vec2Config(depth=2))),  # its layers are alike
-    "unitalker": ModelConfig(
-        codec=None,
-        unitalker=UniTalkerConfig(("vertices", "weights"), (70_110, 52), (512, 0), wavlm=WavLMConfig(depth=2)),
-    ),
+    "codec": UniLSConfig(CodecConfig()),
+    "prior": UniLSConfig(CodecConfig(), PriorConfig()),
+    "dialogue": UniLSConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
+    "artalk": UniLSConfig(CodecConfig(), PriorConfig(audio_dim=200), logmel=LogMelConfig()),
+    "dualtalk": DualTalkConfig(Wav2Vec2Config(depth=2)),  # its layers are alike
+    "unitalker": UniTalkerConfig(("vertices", "weights"), (70_110, 52), (512, 0), wavlm=WavLMConfig(depth=2)),
 }
 
 
 def tiny_case(stage: str, batch_size: int) -> tuple[dict, dict]:
-    """(params, batch): a tiny model and a batch in which much is missing.
+    """Returns (params, batch): a tiny model and a batch in which much is missing.
 
-    Each with the weights under which rounding stays small: a fresh codec's gradients agree to 4e-7, but its weights
-    part by 2e-4 in five updates; the dialogue with weights drawn wide agrees to 4e-5 in its gradients only.
+    Each stage has the weights under which rounding stays small: a fresh codec's gradients agree to
+    4e-7, but its weights part by 2e-4 in five updates; the dialogue with weights drawn wide agrees
+    to 4e-5 in its gradients only.
     """
     lead = (batch_size, 2) if stage == "dialogue" else (batch_size,)
     rng = np.random.default_rng(0)
@@ -82,7 +79,7 @@ def test_eight_devices_in_parts_learn_what_one_learns(tmp_path, stage):
 
 
 def full_size_mesh(data: int, fsdp: int) -> jax.sharding.AbstractMesh:
-    """The layout of a mesh without its devices."""
+    """Returns the layout of a mesh without its devices."""
     types = (jax.sharding.AxisType.Auto,) * 2
     return jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp"), axis_types=types)
 
@@ -96,7 +93,7 @@ EACH_STAGE = pytest.mark.parametrize(
 
 @EACH_STAGE
 def test_rules_cover_every_parameter_of_the_full_models(stage):
-    _, shapes = abstract(FULL[stage].build)
+    _, shapes = abstract(system_of_config(FULL[stage]).builder(FULL[stage]))
     laid = param_shardings(full_size_mesh(2, 4), shapes)
     assert laid.keys() == shapes.keys()
     large = [path for path, shape in shapes.items() if shape.size >= 1 << 18]
@@ -107,8 +104,8 @@ def test_rules_cover_every_parameter_of_the_full_models(stage):
 
 @EACH_STAGE
 def test_bytes_on_a_device_fall_with_fsdp(stage):
-    """What is cut is at least 98 % of a train state: n devices hold little more than an n-th each."""
-    _, shapes = abstract(FULL[stage].build)
+    """Shows that n devices hold little more than an n-th each: at least 98 % of a state is cut."""
+    _, shapes = abstract(system_of_config(FULL[stage]).builder(FULL[stage]))
     trainable, _ = STAGES[stage].split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, OptimizerConfig()), trainable)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

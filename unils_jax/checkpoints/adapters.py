@@ -25,7 +25,7 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.models.logmel import LogMelConfig
-from unils_jax.models.unils import LoRAConfig, ModelConfig, UniLS
+from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.unils.layout import MAX_SIZE
@@ -61,7 +61,7 @@ def split_adapter(params: Mapping[str, Any]) -> tuple[Params, Params]:
     return base, {path: value for path, value in params.items() if PATHS.fullmatch(path)}
 
 
-def base_hash(config: ModelConfig, params: Mapping[str, Any]) -> str:
+def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
     """SHA-256 of a base: the sizes of codec and prior and every weight but the adapter's.
 
     Training a dialogue leaves its base as it was, so a prior and every dialogue trained from it have one hash.
@@ -79,13 +79,13 @@ def base_hash(config: ModelConfig, params: Mapping[str, Any]) -> str:
 
 
 def save_adapter(
-    path: str | os.PathLike, config: ModelConfig, params: Mapping[str, Any], expression_basis: str, name: str
+    path: str | os.PathLike, config: UniLSConfig, params: Mapping[str, Any], expression_basis: str, name: str
 ) -> Adapter:
     """Writes the adapter of a dialogue with unmerged parameters, reads it back and compares before it appears.
 
     Raises UserError where the parameters hold none, and where writing fails.
     """
-    if config.lora is None or config.prior is None or config.prior.audio_dim is None:
+    if not isinstance(config, UniLSConfig) or config.lora is None or config.stage != "dialogue":
         raise UserError(
             "the checkpoint holds no adapter apart from its base: adapters are written from a workdir of the dialogue "
             "stage; in a .pt or .safetensors they are merged"
@@ -137,14 +137,16 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
     return Adapter(info, to_paths(tensors, "dialogue"))
 
 
-def apply_adapter(config: ModelConfig, params: Params, adapter: Adapter, source: str) -> tuple[ModelConfig, Params]:
+def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source: str) -> tuple[UniLSConfig, Params]:
     """The dialogue of a base (a prior, or a dialogue whose own adapter goes) and an adapter, not merged.
 
     Raises UserError where the adapter was trained on another base and where a key is missing or misshapen; `source`
     names the adapter in the message.
     """
-    if config.prior is None:
-        raise UserError(f"adapter {source} needs a prior as its base, the checkpoint is a codec; give the prior")
+    if not isinstance(config, UniLSConfig) or config.prior is None:
+        raise UserError(
+            f"adapter {source} needs a prior as its base, the checkpoint is a {config.stage}; give the prior"
+        )
     found = base_hash(config, params)
     if found != adapter.info.base:
         raise UserError(
@@ -152,7 +154,7 @@ def apply_adapter(config: ModelConfig, params: Params, adapter: Adapter, source:
             "the prior that it was trained from, or its own dialogue workdir"
         )
     prior = replace(config.prior, audio_dim=adapter.info.audio_dim, audio_condition=adapter.info.audio_condition)
-    config = ModelConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
+    config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
     check_params({path: tuple(shape.shape) for path, shape in shapes.items()}, params, source)

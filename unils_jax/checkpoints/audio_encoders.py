@@ -12,11 +12,11 @@ from unils_jax.checkpoints.torch_files import _read_json, read_tensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.checkpoints.torch_zip import open_archive, shown, state_dict
 from unils_jax.errors import UserError
-from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2, Wav2Vec2Config
+from unils_jax.models.encoder_noise import EncoderRates
+from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.nn.params import Params, abstract, as_float32
-
-DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
+from unils_jax.systems.unils.system import DEFAULT_ENCODER
 
 
 def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[Wav2Vec2Config | WavLMConfig, Params]:
@@ -66,13 +66,6 @@ def _fetch(name: str) -> Path:
             f"audio encoder {name!r} is no folder here and could not be fetched ({type(error).__name__}); fetch it "
             f"where there is a network with `hf download {name}`, or give its folder"
         ) from None
-
-
-def _encoder_needed(source: str) -> str:
-    return (
-        f"{source} needs its audio encoder, {DEFAULT_ENCODER}; give --audio_encoder {DEFAULT_ENCODER} where there is "
-        f"a network, or the folder that `hf download {DEFAULT_ENCODER} --local-dir DIR` wrote"
-    )
 
 
 # What transformers takes for a field that config.json leaves out.

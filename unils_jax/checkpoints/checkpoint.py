@@ -7,92 +7,60 @@ from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 
 from unils_jax.checkpoints.adapters import apply_adapter, read_adapter
-from unils_jax.checkpoints.audio_encoders import _encoder_needed
 from unils_jax.errors import UserError
-from unils_jax.models.unils import ModelConfig, UniLS
-from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params, abstract, merge
-from unils_jax.systems.dualtalk.model import DualTalk
-from unils_jax.systems.unitalker.model import UniTalker
-
-PCA = "pca/"  # where the PCA of UniTalker's annotations lies
+from unils_jax.systems.base import System
+from unils_jax.systems.registry import SYSTEMS, system_of_config
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint, everything float32.
+    """A loaded checkpoint, everything float32."""
 
-    `params` lack the audio encoder's where it is a published one and was not given; so does the config of a release
-    file, which says nothing of the encoder's sizes. `run` is the resolved config of the run that made a workdir,
-    `meta_cfg` the config tree of a release file.
-    """
-
-    config: ModelConfig
-    params: Params
+    config: Any  # the model's, of its system's `config` type; without the sizes of a published encoder of a file
+    params: Params  # by path; without a published audio encoder's where it was not given
     expression_basis: str
-    source: dict[str, Any]
-    run: Mapping[str, Any] | None = None
-    meta_cfg: dict[str, Any] | None = None
+    source: dict[str, Any]  # where it came from
+    run: Mapping[str, Any] | None = None  # resolved config of the run that made a workdir; None: a file
+    meta_cfg: dict[str, Any] | None = None  # config tree of a release file; None: it has none
+
+    @property
+    def system(self) -> System:
+        """The system that the model is of."""
+        name = (self.run or {}).get("system")
+        return SYSTEMS[name] if name in SYSTEMS else system_of_config(self.config)
 
     @cached_property
-    def model(self) -> UniLS | DualTalk | UniTalker:
-        """The module. Raises UserError where the audio encoder's weights are needed and were not given."""
-        graphdef, shapes = abstract(self.config.build)
-        lacks_config = self.config.stage == "dialogue" and self.config.audio_encoder is None
-        if lacks_config or any(path not in self.params for path in shapes if path.startswith("audio_encoder/")):
-            raise UserError(_encoder_needed(self.source["checkpoint"]))
-        if any(path.startswith(PCA) and path not in self.params for path in shapes):
-            raise UserError(f"{self.source['checkpoint']} lacks the PCA of its annotations; give it by `with_pca`")
+    def model(self) -> nnx.Module:
+        """The module. Raises UserError where weights are needed that were not given."""
+        lacking = self.system.lacks(self.config, self.params, self.source["checkpoint"])
+        if lacking:
+            raise UserError(lacking)
+        graphdef, shapes = abstract(self.system.builder(self.config))
         return merge(graphdef, {path: jnp.asarray(self.params[path]) for path in shapes})
 
-    def with_pca(self, bases: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "Checkpoint":
-        """UniTalker with components [n, D] and mean [D] of some kinds, which its published files leave out: those of
-        `pca.npz` in the kind's set. Raises UserError where they do not fit the kind's head."""
-        talker, params = self.config.unitalker, dict(self.params)
-        dims, components = list(talker.dims), list(talker.components)
-        for kind, (rows, mean) in bases.items():
-            index = talker.kinds.index(kind)
-            if min(talker.pca_dim, *rows.shape) != talker.num_outputs(kind):
-                raise UserError(
-                    f"{kind} predicts {talker.num_outputs(kind)} coefficients, its PCA is {list(rows.shape)}"
-                )
-            components[index], dims[index] = rows.shape
-            params |= {f"{PCA}{kind}/components": rows, f"{PCA}{kind}/mean": mean}
-        talker = replace(talker, dims=tuple(dims), components=tuple(components))
-        return replace(self, config=replace(self.config, unitalker=talker), params=params)
+    def select(self, *annotations: str) -> "Checkpoint":
+        """Returns the model of these annotations alone, of none: of the default one.
 
-    def with_kinds(self, kinds: tuple[str, ...]) -> "Checkpoint":
-        """UniTalker with the heads of these annotations alone, so that no other needs its PCA. Raises UserError where
-        it has no head for one."""
-        talker = self.config.unitalker
-        unknown = [kind for kind in kinds if kind not in talker.kinds]
-        if unknown:
-            raise UserError(
-                f"{self.source['checkpoint']} has no head for {', '.join(unknown)}; it knows {', '.join(talker.kinds)}"
-            )
-        indices = [talker.kinds.index(kind) for kind in kinds]
-        rows = {name: tuple(getattr(talker, name)[i] for i in indices) for name in ("dims", "components")}
-        return replace(self, config=replace(self.config, unitalker=replace(talker, kinds=tuple(kinds), **rows)))
-
-    def without_pca(self) -> tuple[str, ...]:
-        """UniTalker's annotations whose PCA the checkpoint lacks."""
-        rows = zip(self.config.unitalker.kinds, self.config.unitalker.components, strict=True)
-        return tuple(kind for kind, count in rows if count and f"{PCA}{kind}/components" not in self.params)
+        The same checkpoint where the system has one kind of output. Raises UserError for an annotation
+        that the model lacks.
+        """
+        if self.system.select is None:
+            return self
+        return replace(self, config=self.system.select(self.config, annotations, self.source["checkpoint"]))
 
     def merged(self) -> "Checkpoint":
-        """The same with LoRA merged into the kernels."""
-        lora = self.config.lora
-        if lora is None:
+        """Returns the same model with its adapters merged into the kernels."""
+        if self.system.merge is None:
             return self
-        return replace(
-            self, config=replace(self.config, lora=None), params=merge_lora(self.params, lora.alpha / lora.rank)
-        )
+        config, params = self.system.merge(self.config, self.params)
+        return self if config is self.config else replace(self, config=config, params=params)
 
     def with_adapter(self, adapter: str | os.PathLike, *, merge: bool = True) -> "Checkpoint":
-        """The dialogue that this base and an adapter file make; one base serves many.
+        """Returns the dialogue that this base and an adapter file make; one base serves many.
 
         The base is a prior, or a dialogue loaded with `merge=False`. Raises UserError for any other base.
         """
@@ -105,6 +73,7 @@ class Checkpoint:
         return dialogue.merged() if merge else dialogue
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    _, shapes = abstract(config.build)
+def param_shapes(system: System, config: object) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a model's parameters by path; nothing is allocated."""
+    _, shapes = abstract(system.builder(config))
     return {path: tuple(shape.shape) for path, shape in shapes.items()}

@@ -17,11 +17,10 @@ from safetensors.numpy import save
 
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
+from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch, torch_views
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, check_output
-from unils_jax.systems.unils.layout import make_meta_cfg
-from unils_jax.systems.unitalker.layout import position_table
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,43 @@ class Exported:
     warnings: list[str]
 
 
-def export(path: str | os.PathLike, checkpoint: Checkpoint, card: str, *, half: bool = False) -> Exported:
-    """Writes a `.pt` or a `.safetensors` with its JSON, and the model card beside it, `<file name>.md`. A `.pt` of
-    DualTalk or UniTalker is its bare state dict, and has a JSON too.
+def export(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike,
+    *,
+    license: str | None = None,
+    raw: bool = False,
+    half: bool = False,
+) -> Exported:
+    """Writes a `.pt` or a `.safetensors` with its JSON, and a model card, `<file name>.md`.
 
-    With `half` the weights are rounded to float16, in half the bytes; what reads them computes in float32 all the same.
-    All files appear together, after the weights were read back and found equal bit for bit. Raises UserError for
-    another suffix, an unwritable folder, weights that are not finite, and a `.pt` where torch is not installed.
+    A `.pt` of a system whose release is a bare state dict has a JSON too. All files appear together,
+    after the weights were read back and found equal bit for bit. Raises UserError for another suffix,
+    an unwritable folder, weights that are not finite, and a `.pt` where torch is not installed.
+
+    Args:
+        checkpoint: The model; its adapters are merged.
+        path: The file to write.
+        license: Of the weights, for the model card; None says that none was stated.
+        raw: Whether the weights are those of the last step, for the model card.
+        half: Rounds the weights to float16, half the bytes; what reads them computes in float32 anyway.
     """
     path = check_output(path, ".pt", ".safetensors")
     checkpoint = checkpoint.merged()
     if half:
         checkpoint = _rounded(checkpoint)
-    exported = release_contents(checkpoint)
+    try:
+        card = model_card(checkpoint, path.name, license=license, raw=raw)
+        exported = release_contents(checkpoint)
+    except (KeyError, TypeError, AttributeError) as error:
+        if checkpoint.run is None:
+            raise
+        # The run's settings are a file's: of one that was cut the name of what is missing is the error.
+        raise UserError(
+            f"{checkpoint.source['checkpoint']}: its config lacks {error}; copy the workdir again"
+        ) from None
     dtype = np.float16 if half else np.float32
-    bare = checkpoint.config.stage in ("dualtalk", "unitalker")
+    bare = checkpoint.system.layout.bare
     write = _write_safetensors if path.suffix == ".safetensors" else _write_bare_pt if bare else _write_pt
     try:
         with ExitStack() as stack:
@@ -93,29 +114,25 @@ def release_contents(checkpoint: Checkpoint) -> Exported:
     # Copies, not ascontiguousarray: that leaves odd strides on axes of length 1, and the bytes of a file should repeat.
     views = sorted(torch_views(params, checkpoint.config.stage), key=lambda item: item[0])
     state = {key: np.array(view, np.float32, order="C") for key, view in views}
-    if checkpoint.config.unitalker is not None:
-        state |= position_table(checkpoint.config.unitalker)
+    state |= checkpoint.system.layout.tensors(checkpoint.config)
     broken = [key for key, array in state.items() if not np.isfinite(array).all()]
     if broken:
         raise UserError(
             f"{len(broken)} tensors hold values that are not finite: {', '.join(broken[:10])}; export an earlier step"
         )
-    warnings = []
-    if checkpoint.config.logmel is not None:
-        warnings.append(
-            "the model hears through our log-mel front end, which the release's code lacks: there the weights load, "
-            "but speech means nothing to them"
-        )
-    if checkpoint.config.prior is not None and checkpoint.config.prior.audio_condition != "pair":
-        warnings.append(
-            "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
-            "unils_jax's PyTorch reference"
-        )
+    warnings = checkpoint.system.layout.warnings(checkpoint.config)
     if checkpoint.expression_basis != "flame":
         warnings.append(
             f"the expression channels are of the {checkpoint.expression_basis!r} basis: a FLAME head shows them wrongly"
         )
     return Exported(state, _as_json(make_meta_cfg(checkpoint)), warnings)
+
+
+def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the config tree of a checkpoint; a release file's own is passed on as it is."""
+    if checkpoint.meta_cfg is not None:
+        return checkpoint.meta_cfg
+    return checkpoint.system.layout.json_of(checkpoint.config, checkpoint.expression_basis, checkpoint.run)
 
 
 def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
@@ -154,13 +171,13 @@ def _torch_save(path: Path, layout: Callable[[dict], Any], state: Mapping[str, n
 def _compare(found: Checkpoint, wanted: Checkpoint, exported: Exported) -> None:
     """Raises OSError where what was read back is not what was written."""
     differences = [name for name in ("expression_basis",) if getattr(found, name) != getattr(wanted, name)]
-    if found.config != replace(wanted.config, wav2vec2=None):
+    encoder = wanted.system.encoder
+    if found.config != (wanted.config if encoder is None else encoder.put(wanted.config, None)):
         differences.append("sizes")
     if _as_json(make_meta_cfg(found)) != exported.meta_cfg:
         differences.append("meta_cfg")
     state = to_torch(found.params, found.config.stage)
-    if found.config.unitalker is not None:
-        state |= position_table(found.config.unitalker)
+    state |= found.system.layout.tensors(found.config)
     if set(state) != set(exported.state):
         differences.append("keys")
     else:

@@ -2,30 +2,20 @@
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unils_jax.checkpoints.adapters import find_adapter
 from unils_jax.checkpoints.audio_encoders import load_audio_encoder
-from unils_jax.checkpoints.checkpoint import PCA, Checkpoint, _shapes
+from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.checkpoints.workdir import _load_ours
-from unils_jax.config import from_dict
 from unils_jax.errors import UserError
-from unils_jax.models.codec import CodecConfig
-from unils_jax.models.logmel import LogMelConfig
-from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
-from unils_jax.systems.dualtalk.layout import dualtalk_config, is_dualtalk
-from unils_jax.systems.unils.layout import model_sizes
-from unils_jax.systems.unitalker.layout import is_unitalker, unitalker_config
+from unils_jax.systems.registry import system_of_keys
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +23,7 @@ PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     *,
     audio_encoder: str | None = None,
     stage: str | tuple[str, ...] | None = None,
@@ -41,14 +31,21 @@ def load(
     merge: bool = True,
     raw: bool = False,
 ) -> Checkpoint:
-    """Reads a checkpoint; `audio_encoder` is a transformers folder or a hub name of wav2vec2.
+    """Reads a checkpoint.
 
-    `adapter` (a .safetensors, or a name in the checkpoint's folder `adapters`) makes a dialogue of a base. LoRA is
-    merged unless `merge` is False. A workdir's averaged weights are taken, with `raw` the ones without averaging.
-    Raises UserError where the path is none of the known kinds or damaged, where keys or shapes do not fit (all named
-    at once), and where the checkpoint is not of `stage` (or of one of them).
+    Raises UserError where the path is none of the known kinds or damaged, where keys or shapes do not
+    fit (all named at once), and where the checkpoint is not of `stage`.
+
+    Args:
+        path: A workdir, the folder of a step, a .pt or a .safetensors; None is the package's demo model.
+        audio_encoder: A transformers folder or a hub name, for models whose own files leave it out.
+        stage: The kind of model that is needed, or several kinds; None takes any.
+        adapter: A .safetensors, or a name in the checkpoint's folder `adapters`, that makes a dialogue
+            of a base; None adds nothing.
+        merge: False leaves adapters apart from the kernels.
+        raw: True takes a workdir's weights of the last step instead of the averaged ones.
     """
-    path = Path(path)
+    path = pretrained() if path is None else Path(path)
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; give a workdir, a step's folder, a .pt or a .safetensors")
     if path.is_dir():
@@ -57,7 +54,7 @@ def load(
         raise UserError(f"{path} holds one set of weights; those without averaging are in a workdir only")
     else:
         contents = read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path)
-        checkpoint = _from_release(path, contents)
+        checkpoint = _from_file(path, contents)
     if adapter is not None:
         checkpoint = checkpoint.with_adapter(find_adapter(path, adapter), merge=merge)
     elif merge:
@@ -69,9 +66,10 @@ def load(
             f"{path} is a checkpoint of the {checkpoint.config.stage} stage, a {stage} is needed; "
             f"give the {stage} stage's workdir or file"
         )
-    if audio_encoder and checkpoint.config.stage == "dialogue" and checkpoint.config.logmel is None:
+    published = checkpoint.system.encoder
+    if audio_encoder and published is not None and published.needed(checkpoint.config):
         encoder, params = load_audio_encoder(audio_encoder)
-        config = replace(checkpoint.config, wav2vec2=encoder)
+        config = published.put(checkpoint.config, encoder)
         checkpoint = replace(checkpoint, config=config, params={**checkpoint.params, **params})
     return checkpoint
 
@@ -89,34 +87,19 @@ def pretrained() -> Path:
     return PRETRAINED
 
 
-def _from_release(path: Path, contents: dict[str, Any]) -> Checkpoint:
-    state, meta_cfg = contents["model"], contents["meta_cfg"]
-    basis = meta_cfg.get("EXPRESSION_BASIS", "flame")  # our addition, as is LOGMEL; the releases know FLAME only
+def _from_file(path: Path, contents: dict[str, Any]) -> Checkpoint:
+    """Reads the checkpoint of a torch state dict and its config tree."""
+    state, tree = contents["model"], contents["meta_cfg"]
+    basis = tree.get("EXPRESSION_BASIS", "flame")  # our addition, as is LOGMEL; the releases know FLAME only
     if basis not in BASES:
         raise UserError(f"{path}: meta_cfg.EXPRESSION_BASIS must be one of {', '.join(BASES)}, got {basis!r:.40}")
-    if is_dualtalk(state):
-        config = ModelConfig(codec=None, dualtalk=dualtalk_config(state, meta_cfg, str(path)))
-        return _checked(path, config, state, basis, None)
-    if is_unitalker(state):
-        config = ModelConfig(codec=None, unitalker=unitalker_config(state, meta_cfg, str(path)))
-        return _checked(path, config, state, basis, None)
-    sizes = model_sizes(meta_cfg, state)
-    prior = logmel = None
-    if sizes["prior"] is not None:
-        prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"], audio_condition=sizes["audio_condition"])
-    if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
-        fields = meta_cfg["MODEL"]["LOGMEL"]
-        fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
-        logmel = from_dict(LogMelConfig, fields, f"{path}: meta_cfg.MODEL.LOGMEL")
-    return _checked(path, ModelConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel), state, basis, meta_cfg)
-
-
-def _checked(
-    path: Path, config: ModelConfig, state: Mapping[str, np.ndarray], basis: str, meta_cfg: dict[str, Any] | None
-) -> Checkpoint:
-    """The checkpoint of a torch state dict. Raises UserError where that does not fit the config."""
+    system = system_of_keys(state)
+    config = system.layout.config_of(state, tree, str(path))
     params = to_paths(state, config.stage)
-    expected = {p: shape for p, shape in _shapes(config).items() if p in params or not p.startswith(PCA)}
+    optional = system.layout.optional
+    shapes = param_shapes(system, config)
+    expected = {p: shape for p, shape in shapes.items() if p in params or not p.startswith(optional)}
     check_params(expected, params, str(path))
     source = {"checkpoint": str(path), "stage": config.stage}
+    meta_cfg = None if system.layout.bare else tree
     return Checkpoint(config, as_float32(params), basis, source, meta_cfg=meta_cfg)

@@ -1,8 +1,8 @@
 """The three sources of weights that PyTorch programs wrote; neither torch nor transformers is needed.
 
-A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder
-of wav2vec2 or WavLM. No pickled code is run (see `torch_zip`), and what is returned is plain:
-arrays, and config trees of dict, list, text, numbers and None.
+A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder of wav2vec2 or WavLM.
+No pickled code is run (see `torch_zip`), and what is returned is plain: arrays, and config trees of dict, list, text,
+numbers and None.
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from unils_jax.checkpoints.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dict, widen
 from unils_jax.errors import UserError
-from unils_jax.systems.torch_layout import DUALTALK_MARK, UNITALKER_MARK
+from unils_jax.systems.registry import SYSTEMS
 
 MAX_JSON_BYTES = 16 << 20
 MAX_CONFIG_NODES = 100_000
@@ -23,14 +23,12 @@ MAX_CONFIG_DEPTH = 32
 
 
 def read_pt(path: str | os.PathLike) -> dict[str, Any]:
-    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries
-    are left out. A bare state dict of DualTalk or UniTalker has the JSON beside it for `meta_cfg`,
-    an empty one where there is none.
+    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries are left out. A bare
+    state dict has the JSON beside it for `meta_cfg`, an empty one where there is none.
 
-    Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory.
-    Nothing that the file names is imported or run. Raises UserError for a missing, truncated,
-    damaged, legacy or TorchScript file, a global outside `ALLOWED_GLOBALS`, a tensor that leaves
-    its storage, and a layout other than the release's.
+    Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory. Nothing that the
+    file names is imported or run. Raises UserError for a missing, truncated, damaged, legacy or TorchScript file, a
+    global outside `ALLOWED_GLOBALS`, a tensor that leaves its storage, and a layout other than the release's.
     """
     path = Path(path)
     with open_archive(path) as archive:
@@ -50,9 +48,10 @@ def read_pt(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _is_bare(top: Any) -> bool:
-    return isinstance(top, dict) and any(
-        type(key) is str and key.startswith((DUALTALK_MARK, UNITALKER_MARK)) for key in top
-    )
+    if not isinstance(top, dict):
+        return False
+    keys = [key for key in top if type(key) is str]
+    return any(system.layout.bare and system.layout.matches(keys) for system in SYSTEMS.values())
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.systems.torch_layout import ALIASES, TABLES
+from unils_jax.systems.base import System
+from unils_jax.systems.registry import SYSTEMS
+from unils_jax.systems.torch_layout import ENCODER_ALIASES, ENCODER_ROWS, Row
 
-STAGES = tuple(TABLES)
+ENCODER = "audio_encoder"  # the table of an audio encoder alone
 UNKNOWN = "unknown/"  # the paths of keys that are not in the table
 MAX_NAMED = 10
 MAX_NAME_LENGTH = 160
 
 # What fine-tuned and pre-training files of wav2vec2 hold beside the encoder.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
-# Of UniTalker: tables that follow from the sizes, the PCA's components transposed, its coefficients' statistics.
-DERIVED = (".PPE.pe", ".biased_mask", ".data_to_feat", ".feat_mean", ".feat_std")
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,38 @@ class _Rule:
     path_pattern: re.Pattern
 
 
+def _tables() -> dict[str, System]:
+    """Returns the systems by the kinds of model that they have a key table for."""
+    systems: dict[str, System] = {}
+    for system in SYSTEMS.values():
+        for stage in system.layout.rows:
+            systems.setdefault(stage, system)
+    return systems
+
+
+def _rows(stage: str) -> tuple[Row, ...]:
+    systems = _tables()
+    if stage == ENCODER:
+        return ENCODER_ROWS
+    if stage not in systems:
+        raise ValueError(f"stage must be one of {(*systems, ENCODER)}, got {stage!r}")
+    return systems[stage].layout.rows[stage]
+
+
 @cache
 def _rules(stage: str) -> tuple[_Rule, ...]:
-    if stage not in TABLES:
-        raise ValueError(f"stage must be one of {STAGES}, got {stage!r}")
     return tuple(
         _Rule(key + key_end, path + path_end, flip, _pattern(key + key_end), _pattern(path + path_end))
-        for key, path, kind in TABLES[stage]
+        for key, path, kind in _rows(stage)
         for key_end, path_end, flip in kind
     )
+
+
+@cache
+def _aliases(stage: str) -> tuple[tuple[str, str], ...]:
+    if stage == ENCODER:
+        return ENCODER_ALIASES
+    return _tables()[stage].layout.aliases.get(stage, ()) if stage in _tables() else ()
 
 
 def _pattern(template: str) -> re.Pattern:
@@ -74,7 +97,7 @@ def _fill(template: str, index: int, match: re.Match) -> str:
 @lru_cache(maxsize=8192)
 def path_of(key: str, stage: str) -> tuple[str, bool] | None:
     """Our path of torch's `key` and whether the axes are reversed; None where the table does not know the key."""
-    for pattern, name in ALIASES.get(stage, ()):
+    for pattern, name in _aliases(stage):
         key = re.sub(pattern, name, key)
     for rule in _rules(stage):
         match = rule.key_pattern.fullmatch(key)
@@ -95,17 +118,20 @@ def key_of(path: str, stage: str) -> tuple[str, bool] | None:
 
 
 def is_ignored(key: str, stage: str) -> bool:
-    """True for keys of `IGNORED_HEADS`, heads that other uses of wav2vec2 put on the encoder, and for what UniTalker's
-    files hold twice or use for nothing."""
-    if stage == "unitalker":
-        return key.endswith(DERIVED)
-    return stage == "audio_encoder" and key.removeprefix("wav2vec2.").removeprefix("wavlm.").startswith(IGNORED_HEADS)
+    """Returns True for keys that no parameter is read from.
+
+    Those are `IGNORED_HEADS`, which other uses of wav2vec2 put on the encoder, and what a system's own
+    files hold twice or use for nothing.
+    """
+    if stage == ENCODER:
+        return key.removeprefix("wav2vec2.").removeprefix("wavlm.").startswith(IGNORED_HEADS)
+    return stage in _tables() and key.endswith(_tables()[stage].layout.derived)
 
 
 def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:
     """Our flat parameters from a torch state dict; kernels are views with reversed axes, nothing is copied.
 
-    Stages are those of `STAGES`; the codec's keys stand bare in a codec's file and under `base_codec.` in the others.
+    `stage` is a kind of model, or "audio_encoder"; the codec's keys stand bare in a codec's file and under `base_codec.` in the others.
     Keys that the table does not know are kept under `unknown/<key>`, where `check_params` finds and names them.
     Raises UserError where two keys name one parameter (a weight norm in both namings, say).
     """
@@ -147,6 +173,8 @@ def check_params(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, An
     expected: path -> shape in our layout. found: path -> anything with a shape, as `to_paths` returns it.
     source: the file's name for the message. At most ten names of each sort are spelt out, with the count of all.
     """
+    if found.keys() == expected.keys() and all(tuple(found[p].shape) == tuple(s) for p, s in expected.items()):
+        return
     stage = _stage_of(expected)
     missing = [_torch_name(path, stage) for path in expected if path not in found]
     unexpected = [_torch_name(path, stage) for path in found if path not in expected]
@@ -172,16 +200,13 @@ def _some(names: list[str]) -> str:
 
 
 def _stage_of(paths: Iterable[str]) -> str:
-    """The stage whose torch names the paths have: without `prior/` paths the codec's keys stand bare."""
+    """Returns the kind of model whose table knows the most of the paths, the first of several."""
     paths = list(paths)
-    for prefix, stage in (("partner_encoder/", "dualtalk"), ("speech_encoder/", "unitalker")):
-        if any(path.startswith(prefix) for path in paths):
-            return stage
-    return "dialogue" if any(path.startswith("prior/") for path in paths) else "codec"
+    return max(_tables(), key=lambda stage: sum(key_of(path, stage) is not None for path in paths))
 
 
 def _known(path: str, stage: str) -> tuple[str, bool] | None:
-    return key_of(path, "audio_encoder" if path.startswith("audio_encoder/") else stage)
+    return key_of(path, ENCODER if path.startswith("audio_encoder/") else stage)
 
 
 def _torch_name(path: str, stage: str) -> str:

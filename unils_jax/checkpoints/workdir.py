@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from unils_jax.checkpoints.checkpoint import Checkpoint, _shapes
+from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_keys import check_params
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
-from unils_jax.models.unils import ModelConfig
 from unils_jax.motion import BASES
 from unils_jax.nn.params import Params
+from unils_jax.systems.registry import SYSTEMS, current_run
 
 ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our checkpoints
 
@@ -24,8 +24,13 @@ ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our chec
 def _load_ours(path: Path, weights: str) -> Checkpoint:
     step_folder = _newest_step(path)
     meta = _read_meta(step_folder)
-    config = from_dict(ModelConfig, meta["config"]["model"], "model")
-    expected = {p: s for p, s in _shapes(config).items() if not p.startswith("audio_encoder/")}
+    run = current_run(meta["config"])
+    if run["system"] not in SYSTEMS:
+        known = ", ".join(SYSTEMS)
+        raise UserError(f"{step_folder} is a model of the system {run['system']!r:.40}; known are {known}")
+    system = SYSTEMS[run["system"]]
+    config = from_dict(system.config, run["model"], "model")
+    expected = {p: s for p, s in param_shapes(system, config).items() if not p.startswith("audio_encoder/")}
     restored: Params = {}
     for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
@@ -34,7 +39,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
             raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))
     source = {"checkpoint": str(path), "step": meta["step"], "stage": config.stage}
-    return Checkpoint(config, restored, meta["config"]["expression_basis"], source, run=meta["config"])
+    return Checkpoint(config, restored, run["expression_basis"], source, run=run)
 
 
 def array_items(meta: Mapping[str, Any]) -> Sequence[str]:

@@ -1,12 +1,36 @@
-"""`unils data ...`: make training data, bring other people's into a store, check it."""
+"""`unils data ...`: makes training data, brings other people's into a store, checks it."""
 
 import argparse
+import json
 import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.conversion import convert as conversion
+from data_pipelines.conversion import verify as verification
+from data_pipelines.conversion.unitalker_pca import write_pca
+from data_pipelines.sources.base import Source, folders_left_out
+from data_pipelines.sources.dualtalk import DualTalkSource
+from data_pipelines.sources.folder import FilesSource
+from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
+from data_pipelines.sources.unitalker import PCA_FILE
+from data_pipelines.speech_loader import parse_sets
+from data_pipelines.statistics import ChannelStatistics
+from data_pipelines.store.reader import Store
+from data_pipelines.store.writer import Dtypes
+from data_pipelines.synthetic import dataset
+from unils_jax.cli.arguments import Request
+from unils_jax.errors import UserError
+from unils_jax.evaluation.report import store_page, write_files
+from unils_jax.files import atomic_output, check_output
+from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
 
 EXAMPLES = {
     "synth": "unils data synth --out data/synthetic --conversations 60 --minutes 2 --seed 0\n"
@@ -19,39 +43,115 @@ EXAMPLES = {
     "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",
     "stats": "unils data stats data/seamless data/talk --out stats.json",
 }
+# Layouts that are folders of files; the only other one, the release, is an LMDB with an index.
+FOLDERS = {"dualtalk": DualTalkSource, "files": FilesSource}
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SynthRequest(Request):
+    """The flags of `unils data synth`."""
+
+    out: str
+    conversations: int = 60
+    unpaired: int | None = None  # so many single persons instead of conversations
+    minutes: float = 2.0  # of each record
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest(Request):
+    """The flags of `unils data convert`."""
+
+    layout: str
+    source: str
+    out: str
+    index: str | None = None  # the release's; None: the one beside the LMDB
+    split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
+    shards: int | None = None  # None: by the hours
+    workers: int | None = None  # None: one a core
+    shard: str = "1/1"  # part i/n of the work, for several machines
+    dtype: str = "float16"  # of motion; audio is int16 with float16
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The number of this part, from 1, and the number of parts."""
+        number, slash, of = self.shard.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal()):
+            raise UserError(f"--shard must be i/n like 2/8, got {self.shard!r}")
+        return int(number), int(of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest(Request):
+    """The flags of `unils data verify`."""
+
+    store: str
+    out: str | None = None  # None: verify.json in the store
+
+    def __post_init__(self):
+        if "://" in self.store and not self.out:
+            raise UserError(f"the report on {self.store} needs a place on this machine; give --out FILE.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsRequest(Request):
+    """The flags of `unils data stats`."""
+
+    stores: list[str]
+    out: str | None = None  # None: nothing is written
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcaRequest(Request):
+    """The flags of `unils data pca`."""
+
+    set: str
+    out: str | None = None  # None: in the set, where training and evaluation find it
+    components: int = 512
+    batch_size: int = 1024  # frames
+    seed: int = 0  # of the frames' order
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, got {self.seed}")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sets the description, a working example and the sub-commands of `unils data`."""
+    """Adds the sub-commands of `unils data`, each with a working example."""
     parser.description = "Make training data, convert it, check it. See `unils data convert --help` and so on."
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = parser.add_subparsers(dest="data_command", metavar="{synth,convert,verify,stats,pca}", required=True)
 
-    def kind(name: str, summary: str, description: str) -> argparse.ArgumentParser:
-        epilog = f"example:\n  {EXAMPLES[name]}"
-        return kinds.add_parser(
+    def kind(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str
+    ) -> argparse.ArgumentParser:
+        added = kinds.add_parser(
             name,
             help=summary,
             description=description,
-            epilog=epilog,
+            epilog=f"example:\n  {EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        added.set_defaults(run=run)
+        return added
 
-    _synth_arguments(
+    _add_synth_arguments(
         kind(
             "synth",
+            run_synth,
             "a deterministic synthetic dialogue set",
             "Makes a store of synthetic conversations: motion, two audio tracks, speech masks, events. "
             "The same flags give the same data; about 80/10/10 of the conversations are train, val and test, and "
             "nobody is in two of them. With --unpaired: single persons without audio, for codec and prior.",
         )
     )
-    _convert_arguments(
+    _add_convert_arguments(
         kind(
             "convert",
+            run_convert,
             "any known source into a store; resumable",
             "Converts the published release (LMDB and JSON index), a DualTalk folder, or a folder of .wav and motion\n"
             ".npz into a store. Run again after any interruption it goes on and ends in the same bytes. What cannot\n"
@@ -60,6 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     verify = kind(
         "verify",
+        run_verify,
         "checks a store",
         "Checks checksums, schema, values, lengths, ranges, speech masks, and that mouths move with voices.\n"
         "Writes a report (JSON, Markdown, HTML with histograms). Exit status 2 where there is a problem.",
@@ -70,14 +171,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     stats = kind(
         "stats",
+        run_stats,
         "channel statistics of one store or of several together",
         "Mean and standard deviation of the 108 channels over the train splits, merged exactly.",
     )
     stats.add_argument("stores", nargs="+", metavar="DIR", help="the stores")
     stats.add_argument("--out", metavar="FILE.json", help="all 108 channels as JSON")
-    _pca_arguments(
+    _add_pca_arguments(
         kind(
             "pca",
+            run_pca,
             "the PCA of a large annotation, for UniTalker",
             "Fits scikit-learn's incremental PCA (extra `pca`) to the training frames of a set in UniTalker's layout,\n"
             "less their subjects' templates, and writes it into the set, where training and evaluation find it.",
@@ -85,23 +188,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _pca_arguments(pca: argparse.ArgumentParser) -> None:
-    pca.add_argument("set", metavar="DIR=SCALE", help="the set, scaled as in training")
-    pca.add_argument("--out", metavar="FILE.npz", help="where to write (default: DIR/pca.npz)")
-    pca.add_argument("--components", type=int, default=512, metavar="N", help="to keep (default: %(default)s)")
-    pca.add_argument(
-        "--batch_size", type=int, default=1024, metavar="B", help="frames, at least N; full ones only (default: 1024)"
+def _add_synth_arguments(synth: argparse.ArgumentParser) -> None:
+    synth.add_argument("--out", required=True, metavar="DIR", help="folder of the store, new or empty")
+    kind = synth.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--conversations",
+        type=int,
+        default=SynthRequest.conversations,
+        metavar="N",
+        help="at least 3 (default: %(default)s)",
     )
-    pca.add_argument("--seed", type=int, default=0, metavar="S", help="of the frames' order (default: %(default)s)")
+    kind.add_argument(
+        "--unpaired", type=int, metavar="N", help="N single persons instead: monologue, idle, laughing, reading"
+    )
+    synth.add_argument(
+        "--minutes", type=float, default=SynthRequest.minutes, metavar="M", help="of each (default: %(default)s)"
+    )
+    synth.add_argument(
+        "--seed", type=int, default=SynthRequest.seed, metavar="S", help="not negative (default: %(default)s)"
+    )
 
 
-def _convert_arguments(convert: argparse.ArgumentParser) -> None:
+def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
-        "--from",
-        dest="layout",
-        required=True,
-        choices=("release", "dualtalk", "files"),
-        help="how the source is laid out",
+        "--from", dest="layout", required=True, choices=("release", *FOLDERS), help="how the source is laid out"
     )
     convert.add_argument("--source", required=True, metavar="DIR", help="the LMDB, or the folder of files")
     convert.add_argument("--index", metavar="FILE", help="the release's JSON index (default: the one beside the LMDB)")
@@ -109,167 +219,119 @@ def _convert_arguments(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--out", required=True, metavar="DIR", help="folder of the store: new, empty or unfinished")
     convert.add_argument("--shards", type=int, metavar="N", help="about so many (default: by the hours)")
     convert.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    convert.add_argument("--shard", default="1/1", metavar="i/n", help="does part i of n, for several machines")
     convert.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of motion; audio is int16 with float16"
+        "--shard", default=ConvertRequest.shard, metavar="i/n", help="does part i of n, for several machines"
+    )
+    convert.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default=ConvertRequest.dtype,
+        help="of motion; audio is int16 with float16",
     )
 
 
-def _synth_arguments(synth: argparse.ArgumentParser) -> None:
-    synth.add_argument("--out", required=True, metavar="DIR", help="folder of the store, new or empty")
-    kind = synth.add_mutually_exclusive_group()
-    kind.add_argument("--conversations", type=int, default=60, metavar="N", help="at least 3 (default: %(default)s)")
-    kind.add_argument(
-        "--unpaired", type=int, metavar="N", help="N single persons instead: monologue, idle, laughing, reading"
+def _add_pca_arguments(pca: argparse.ArgumentParser) -> None:
+    pca.add_argument("set", metavar="DIR=SCALE", help="the set, scaled as in training")
+    pca.add_argument("--out", metavar="FILE.npz", help="where to write (default: DIR/pca.npz)")
+    pca.add_argument(
+        "--components", type=int, default=PcaRequest.components, metavar="N", help="to keep (default: %(default)s)"
     )
-    synth.add_argument("--minutes", type=float, default=2.0, metavar="M", help="of each (default: %(default)s)")
-    synth.add_argument("--seed", type=int, default=0, metavar="S", help="not negative (default: %(default)s)")
+    pca.add_argument(
+        "--batch_size",
+        type=int,
+        default=PcaRequest.batch_size,
+        metavar="B",
+        help="frames, at least N; full ones only (default: 1024)",
+    )
+    pca.add_argument(
+        "--seed", type=int, default=PcaRequest.seed, metavar="S", help="of the frames' order (default: %(default)s)"
+    )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Does what the sub-command says. Raises UserError for mistakes and for stores that are not sound."""
-    commands = {"synth": _synth, "convert": _convert, "verify": _verify, "stats": _stats, "pca": _pca}
-    commands[args.data_command](args)
+def run_synth(args: argparse.Namespace) -> None:
+    """Makes a synthetic store; where the same one is there already, says so."""
+    synth(SynthRequest.from_args(args))
 
 
-def _synth(args: argparse.Namespace) -> None:
-    """Makes the store; where the same one is there already, says so and is done.
-
-    Raises UserError for bad settings and for a folder that holds anything else.
-    """
-    from data_pipelines.store import reader as store
-    from data_pipelines.synthetic import dataset as synthetic
-    from unils_jax.errors import UserError
-
-    config = synthetic.SynthConfig(minutes=args.minutes)
-    unpaired = args.unpaired is not None
-    count, what = (args.unpaired, "single persons") if unpaired else (args.conversations, "conversations")
-    wanted = synthetic.settings(config, args.seed, count, unpaired=unpaired)
-    out = Path(args.out)
-    described = f"{count} {what}, {count * config.duration_s / 3600:.2f} hours, seed {args.seed}"
-    if (out / store.MANIFEST).exists():
-        if store.read_manifest(out)["settings"] != wanted:
-            raise UserError(f"{out} holds a store made with other settings; choose another folder or remove it")
-        print(f"{out}: already there ({described})")
-        return
-    started = time.monotonic()
-    make = synthetic.make_scenes if unpaired else synthetic.make_records
-    store.write_store(out, _counted(make(config, args.seed, count), count, what), settings=wanted)
-    print(f"{out}: {described}, made in {time.monotonic() - started:.1f} s")
+def synth(request: SynthRequest) -> None:
+    """Makes a synthetic store and prints a line. Raises UserError as `dataset.write`."""
+    unpaired = request.unpaired is not None
+    count = request.unpaired if unpaired else request.conversations
+    print(dataset.write(request.out, count, minutes=request.minutes, seed=request.seed, unpaired=unpaired))
 
 
-def _counted(records, total: int, what: str):
-    """Passes records on and tells how far it is: a bar on a terminal, plain lines elsewhere."""
-    from tqdm import tqdm
-
-    if sys.stderr.isatty():
-        yield from tqdm(records, total=total, unit=" " + what, file=sys.stderr)
-        return
-    for done, item in enumerate(records, start=1):
-        yield item
-        if done % max(1, total // 10) == 0 or done == total:
-            log.info("made %d of %d %s", done, total, what)
-
-
-def _convert(args: argparse.Namespace) -> None:
+def run_convert(args: argparse.Namespace) -> None:
     """Writes this part's shards; the part that completes the last one finishes the store."""
-    from data_pipelines.conversion import convert
-    from data_pipelines.store.writer import Dtypes
-
-    source, out = _source(args), Path(args.out)
-    dtypes = Dtypes("float32", "float32") if args.dtype == "float32" else Dtypes()
+    request = ConvertRequest.from_args(args)
+    source, out = open_source(request), Path(request.out)
+    dtypes = Dtypes("float32", "float32") if request.dtype == "float32" else Dtypes()
     started = time.monotonic()
-    plan = convert.make_plan(source, num_shards=args.shards, dtypes=dtypes)
-    workers = os.cpu_count() or 1 if args.workers is None else args.workers
-    with _Progress("converted") as progress:
-        outcome = convert.convert(
-            source, out, plan, num_workers=workers, part=_part(args.shard), dtypes=dtypes, progress=progress
+    plan = conversion.make_plan(source, num_shards=request.shards, dtypes=dtypes)
+    workers = os.cpu_count() or 1 if request.workers is None else request.workers
+    with Progress("converted") as progress:
+        outcome = conversion.convert(
+            source, out, plan, num_workers=workers, part=request.part, dtypes=dtypes, progress=progress
         )
     if not outcome.finished:
         left = f"{outcome.missing} shards of other parts are missing" if outcome.missing else "another part finishes it"
-        print(f"{out}: part {args.shard} is done; {left}")
+        print(f"{out}: part {request.shard} is done; {left}")
         return
     report = outcome.report
     for reason, counts in report["reasons"].items():
-        log.warning("left out %d sequences: %s (see %s)", counts["entries"], reason, out / convert.SUMMARY)
+        log.warning("left out %d sequences: %s (see %s)", counts["entries"], reason, out / conversion.SUMMARY)
     print(
         f"{out}: {report['records']} records, {report['hours']['out']:.2f} of {report['hours']['in']:.2f} hours, "
         f"{len(report['dropped'])} sequences left out, in {time.monotonic() - started:.1f} s"
     )
 
 
-def _source(args: argparse.Namespace) -> Any:
-    """The reader of the layout. Raises UserError for flags that another layout takes."""
-    from data_pipelines.sources.base import folders_left_out
-    from data_pipelines.sources.dualtalk import DualTalkSource
-    from data_pipelines.sources.folder import FilesSource
-    from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
-    from unils_jax.errors import UserError
-
-    source = Path(args.source)
+def open_source(request: ConvertRequest) -> Source:
+    """Returns the reader of the layout. Raises UserError for flags that another layout takes."""
+    source = Path(request.source)
     if not source.exists():
         raise UserError(f"--source {source} does not exist; check the path")
-    if args.layout == "release":
-        if args.split is not None:
+    if request.layout not in FOLDERS:
+        if request.split is not None:
             raise UserError("--split is of folders of files; the release's index tells the splits, leave it out")
-        return ReleaseSource(source, Path(args.index) if args.index else find_index(source))
-    if args.index is not None:
-        raise UserError(f"--index is of --from release, not of --from {args.layout}; leave it out")
-    others = [] if args.split else folders_left_out(source)
+        return ReleaseSource(source, Path(request.index) if request.index else find_index(source))
+    if request.index is not None:
+        raise UserError(f"--index is of --from release, not of --from {request.layout}; leave it out")
+    others = [] if request.split else folders_left_out(source)
     if others:
         remedy = f"convert each apart, like --source {source / others[0]} --split test"
         log.warning("%s: the folders %s are no split and are left out; %s", source, ", ".join(others), remedy)
-    kind = DualTalkSource if args.layout == "dualtalk" else FilesSource
-    return kind(source, args.split or "")
+    return FOLDERS[request.layout](source, request.split or "")
 
 
-def _part(text: str) -> tuple[int, int]:
-    from unils_jax.errors import UserError
+def run_verify(args: argparse.Namespace) -> None:
+    """Writes the report on a store.
 
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise UserError(f"--shard must be i/n like 2/8, got {text!r}")
-    return int(number), int(of)
-
-
-def _verify(args: argparse.Namespace) -> None:
-    """Writes the report; a store with problems is a UserError that names the first."""
-    from data_pipelines.conversion import verify
-    from unils_jax.errors import UserError
-    from unils_jax.evaluation.report import page, write_files
-    from unils_jax.files import check_output
-
-    if "://" in args.store and not args.out:
-        raise UserError(f"the report on {args.store} needs a place on this machine; give --out FILE.json")
-    out = check_output(args.out or Path(args.store) / "verify.json", ".json")
-    with _Progress("checked") as progress:
-        report = verify.verify(args.store, progress)
-    summary = verify.summary(report)
-    paths = write_files(out, report, summary, page(report, summary))
+    Raises UserError, naming the first problem, where it has any.
+    """
+    request = VerifyRequest.from_args(args)
+    out = check_output(request.out or Path(request.store) / "verify.json", ".json")
+    with Progress("checked") as progress:
+        report = verification.verify(request.store, progress)
+    summary = verification.summary(report)
+    paths = write_files(out, report, summary, store_page(report, summary))
     problems, warnings = report["problems"], report["warnings"]
     if problems["count"]:
         first, all_of_them = problems["first"][0], paths["markdown"]
-        raise UserError(f"{args.store} has {problems['count']} problems, the first: {first}; all in {all_of_them}")
+        raise UserError(f"{request.store} has {problems['count']} problems, the first: {first}; all in {all_of_them}")
     hours = sum(split["hours"] for split in report["splits"].values())
     offset = report["alignment"]["offset_frames"]
     aligned = "" if offset is None else f", the jaw {offset:+.1f} frames after the voice"
-    print(f"{args.store}: sound, {hours:.2f} hours{aligned}, {warnings['count']} warnings; report {paths['html']}")
+    print(f"{request.store}: sound, {hours:.2f} hours{aligned}, {warnings['count']} warnings; report {paths['html']}")
 
 
-def _stats(args: argparse.Namespace) -> None:
-    """Prints the merged statistics by group; writes all channels where asked to."""
-    import json
+def run_stats(args: argparse.Namespace) -> None:
+    """Prints the merged statistics by group of channels.
 
-    import numpy as np
-
-    from data_pipelines.statistics import ChannelStatistics
-    from data_pipelines.store.reader import Store
-    from unils_jax.errors import UserError
-    from unils_jax.files import atomic_output, check_output
-    from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
-
-    out = check_output(args.out, ".json") if args.out else None
-    stores = [Store(path) for path in args.stores]
+    Writes all channels where a file is named.
+    """
+    request = StatsRequest.from_args(args)
+    out = check_output(request.out, ".json") if request.out else None
+    stores = [Store(path) for path in request.stores]
     bases = sorted({store.expression_basis for store in stores})
     if len(bases) > 1:
         raise UserError(f"the stores are of different expression bases, {' and '.join(bases)}; give stores of one")
@@ -289,49 +351,43 @@ def _stats(args: argparse.Namespace) -> None:
     print(f"{len(stores)} stores, {hours:.2f} person-hours of train; deviations (root mean square): {groups}")
 
 
-def _pca(args: argparse.Namespace) -> None:
+def run_pca(args: argparse.Namespace) -> None:
     """Fits and writes the PCA of one set."""
-    from data_pipelines.conversion.unitalker_pca import write_pca
-    from data_pipelines.sources.unitalker import PCA_FILE
-    from data_pipelines.speech_loader import parse_sets
-    from unils_jax.errors import UserError
-    from unils_jax.files import check_output
-
-    if args.seed < 0:
-        raise UserError(f"--seed must not be negative, got {args.seed}")
-    (one,) = parse_sets([args.set])
+    request = PcaRequest.from_args(args)
+    (one,) = parse_sets([request.set])
     if not one.folder.is_dir():
         raise UserError(f"{one.folder} is no folder; give that of one of UniTalker's sets")
-    out, started = check_output(args.out or one.folder / PCA_FILE, ".npz"), time.monotonic()
-    frames = write_pca(out, one, args.components, args.batch_size, args.seed)
-    print(f"{out}: {args.components} components of {frames} training frames, in {time.monotonic() - started:.1f} s")
+    out, started = check_output(request.out or one.folder / PCA_FILE, ".npz"), time.monotonic()
+    frames = write_pca(out, one, request.components, request.batch_size, request.seed)
+    seconds = time.monotonic() - started
+    print(f"{out}: {request.components} components of {frames} training frames, in {seconds:.1f} s")
 
 
-class _Progress:
-    """Called with hours done and the share of the work: a bar on a terminal, now and then a line elsewhere."""
+class Progress:
+    """The progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, verb: str):
         self.verb, self.started, self.last = verb, time.monotonic(), 0.0
-        self.bar = None
+        self.bar: tqdm | None = None
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         if sys.stderr.isatty():
-            from tqdm import tqdm
-
             layout = "{l_bar}{bar}| {postfix} [{elapsed} gone, {remaining} left]"
             self.bar = tqdm(total=1.0, file=sys.stderr, bar_format=layout, leave=False)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
     def __call__(self, hours: float, share: float) -> None:
+        """Shows the hours of conversation that are done, and the share of the work, 0 to 1."""
         if self.bar is not None:
             self.bar.set_postfix_str(f"{self.verb} {hours:.2f} h", refresh=False)
             self.bar.update(share - self.bar.n)
             return
         gone = time.monotonic() - self.started
+        # Between the first line and the last, one every ten seconds is enough for a log file.
         if share < 1 and gone - self.last < 10:
             return
         self.last = gone

@@ -1,4 +1,8 @@
-"""`unils doctor`: what is installed, what there is to compute and draw with, which outside files are found."""
+"""`unils doctor`: checks what is installed, what computes and draws, and outside files.
+
+The package's own modules are imported where they are needed: the first section must appear even
+where a library that they need is missing.
+"""
 
 import argparse
 import importlib.metadata
@@ -7,8 +11,12 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from unils_jax import __version__
+from unils_jax.errors import UserError
 
 ENCODER = "facebook/wav2vec2-xls-r-300m"
 FLAME_FILE = "generic_model.pkl"
@@ -22,21 +30,30 @@ OK, ABSENT, BROKEN = "ok", "--", "!!"
 
 
 class Finding(NamedTuple):
-    """One line: `OK`, `ABSENT` (not needed for everything) or `BROKEN`; what; how it is; what to do about it."""
+    """One line of the answer."""
 
-    status: str
+    status: str  # OK, ABSENT (not needed for everything) or BROKEN
     what: str
-    text: str
-    remedy: str = ""
+    text: str  # how it is
+    remedy: str = ""  # what to do about it; "": nothing
 
     def lines(self) -> list[str]:
-        """The finding for a terminal."""
+        """Returns the finding for a terminal."""
         first = f"  {self.status}  {self.what}: {self.text}"
         return [first, f"        {self.remedy}"] if self.remedy else [first]
 
 
+@dataclass(frozen=True)
+class DoctorRequest:
+    """The flags of `unils doctor`: files to check. None: only the usual places are searched."""
+
+    flame: str | None
+    audio_encoder: str | None
+    checkpoint: str | None
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sets the description, a working example and the flags."""
+    """Adds the flags of `unils doctor`, with working examples."""
     parser.description = (
         "Says what is installed, which devices there are, what draws videos and pages, and which outside files are "
         "found or missing, with the way to get each. Files that are named here are opened and checked. Exits 2 where "
@@ -48,15 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020 to check")
     parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2 folder of transformers to check")
     parser.add_argument("--checkpoint", metavar="PATH", help="workdir, .pt or .safetensors to check")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Looks everywhere and prints what it finds. Exits 2 where something is broken."""
+    """Prints a section after the other. Exits with status 2 where something is broken."""
+    request = DoctorRequest(args.flame, args.audio_encoder, args.checkpoint)
     sections = {
         "installed": installed(),
         "devices": devices(),
         "pictures": pictures(),
-        "outside files": outside_files(args.flame, args.audio_encoder, args.checkpoint),
+        "outside files": outside_files(request),
     }
     broken = 0
     for title, findings in sections.items():
@@ -70,9 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def installed() -> Iterator[Finding]:
-    """Python, this package, what it needs and its extras."""
-    from unils_jax import __version__
-
+    """Lists Python, this package, the libraries it needs and its extras."""
     remedy = "" if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed"
     status = BROKEN if remedy else OK
     yield Finding(status, "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", remedy)
@@ -100,10 +117,10 @@ def _version(name: str) -> str | None:
 
 
 def devices() -> Iterator[Finding]:
-    """What JAX would compute on."""
+    """Lists what JAX would compute on."""
     yield Finding(OK, "processors", f"{os.cpu_count()} cores")
     try:
-        import jax
+        import jax  # noqa: PLC0415  (see the module)
 
         found = jax.devices()
     except Exception as error:  # whatever a broken driver raises is the finding
@@ -117,10 +134,9 @@ def devices() -> Iterator[Finding]:
 
 
 def pictures() -> Iterator[Finding]:
-    """What videos are drawn with, and whether pages can be made."""
-    from unils_jax.errors import UserError
-    from unils_jax.outputs.canvas import graphics, pick_backend
-    from unils_jax.outputs.page import page_script
+    """Says what draws videos, and whether pages can be made."""
+    from unils_jax.outputs.canvas import graphics, pick_backend  # noqa: PLC0415  (see the module)
+    from unils_jax.outputs.page import page_script  # noqa: PLC0415  (see the module)
 
     backend = pick_backend()
     if backend == "numpy":
@@ -136,36 +152,37 @@ def pictures() -> Iterator[Finding]:
         yield Finding(ABSENT, "pages", "the script is not built, so `unils view` cannot work", f"make viewer ({node})")
 
 
-def outside_files(flame: str | None, audio_encoder: str | None, checkpoint: str | None) -> Iterator[Finding]:
-    """What is not ours: named files are opened, the usual places are looked at for the others."""
-    from unils_jax.errors import UserError
+def outside_files(request: DoctorRequest) -> Iterator[Finding]:
+    """Checks the files that come from others.
 
+    Opens those that are named, searches the usual places for the rest.
+    """
     try:
-        yield _encoder(audio_encoder)
+        yield _encoder(request.audio_encoder)
     except UserError as error:
         yield Finding(BROKEN, "wav2vec2", str(error))
     try:
-        yield _flame(flame)
+        yield _flame(request.flame)
     except UserError as error:
         yield Finding(BROKEN, "FLAME", str(error))
-    if checkpoint is None:
+    if request.checkpoint is None:
         remedy = "from the authors' project page; our own come out of `unils demo` and `unils train`"
         yield Finding(ABSENT, "checkpoint", "none named with --checkpoint", remedy)
         return
     try:
-        from unils_jax.checkpoints.loading import load
+        from unils_jax.checkpoints.loading import load  # noqa: PLC0415  (see the module)
 
-        source = load(checkpoint, audio_encoder=audio_encoder).source
-        yield Finding(OK, "checkpoint", f"{checkpoint} can be read: {source}")
+        source = load(request.checkpoint, audio_encoder=request.audio_encoder).source
+        yield Finding(OK, "checkpoint", f"{request.checkpoint} can be read: {source}")
     except UserError as error:
         yield Finding(BROKEN, "checkpoint", str(error))
 
 
 def _encoder(folder: str | None) -> Finding:
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (see the module)
 
     if folder is not None:
-        from unils_jax.checkpoints.audio_encoders import load_audio_encoder
+        from unils_jax.checkpoints.audio_encoders import load_audio_encoder  # noqa: PLC0415  (see the module)
 
         config, _ = load_audio_encoder(folder)
         return Finding(OK, "wav2vec2", f"{folder} can be read: {config.depth} layers of {config.width}")
@@ -181,7 +198,7 @@ def _encoder(folder: str | None) -> Finding:
 def _flame(file: str | None) -> Finding:
     path = file or next((str(p) for p in (Path(FLAME_FILE), Path("flame") / FLAME_FILE) if p.is_file()), None)
     if path is not None:
-        from unils_jax.face.flame_file import load_flame
+        from unils_jax.face.flame_file import load_flame  # noqa: PLC0415  (see the module)
 
         asset = load_flame(path)
         return Finding(

@@ -2,12 +2,51 @@
 
 import argparse
 import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from unils_jax.checkpoints.adapters import save_adapter
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.exporting import export
+from unils_jax.checkpoints.loading import load
+from unils_jax.cli.arguments import Request
+from unils_jax.errors import UserError
+from unils_jax.files import check_output
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(Request):
+    """The flags of `unils export`."""
+
+    checkpoint: str
+    out: str | None = None  # model file to write
+    adapter: str | None = None  # file for the adapter alone
+    merge: str | None = None  # adapter to merge into the base for `out`
+    raw: bool = False  # the last step's weights instead of the averaged ones
+    float16: bool = False
+    license: str | None = None  # of the weights, for the model card
+
+    def __post_init__(self):
+        if not self.out and not self.adapter:
+            raise UserError(
+                "nothing to write: give --out FILE.pt, --out FILE.safetensors or --adapter FILE.safetensors"
+            )
+        if self.merge and self.adapter:
+            raise UserError(
+                "--merge makes a merged model for --out, --adapter writes what is not merged; give one of them"
+            )
+        if self.float16 and not self.out:
+            raise UserError("--float16 is of a model file; name one with --out")
+        if self.out:
+            check_output(self.out, ".pt", ".safetensors")
+        if self.adapter:
+            check_output(self.adapter, ".safetensors")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sets the description, a working example and the flags."""
+    """Adds the flags of `unils export`, with working examples."""
     parser.description = (
         "Writes weights that travel: a .pt in the release's layout (needs the extra torch), a .safetensors with its "
         "config as .json, or with --adapter what a dialogue learnt on top of its prior. A model card (.md) stands "
@@ -26,43 +65,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of the averaged ones")
     parser.add_argument("--float16", action="store_true", help="round the weights for --out to half the bytes")
     parser.add_argument("--license", metavar="TEXT", help="the weights' licence, for the model card")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Exports. Raises UserError for every mistake of the user, before anything is written."""
-    from pathlib import Path
+    """Exports a checkpoint.
 
-    from unils_jax.checkpoints.adapters import save_adapter
-    from unils_jax.checkpoints.exporting import export
-    from unils_jax.checkpoints.loading import load
-    from unils_jax.checkpoints.model_card import model_card
-    from unils_jax.errors import UserError
-    from unils_jax.files import check_output
+    Raises UserError for every mistake of the user, before anything is written.
+    """
+    request = ExportRequest.from_args(args)
+    checkpoint = load(request.checkpoint, adapter=request.merge, merge=False, raw=request.raw)
+    if request.adapter:
+        export_adapter(Path(request.adapter), checkpoint)
+    if request.out:
+        export_model(request, checkpoint)
 
-    if not args.out and not args.adapter:
-        raise UserError("nothing to write: give --out FILE.pt, --out FILE.safetensors or --adapter FILE.safetensors")
-    if args.merge and args.adapter:
-        raise UserError("--merge makes a merged model for --out, --adapter writes what is not merged; give one of them")
-    if args.float16 and not args.out:
-        raise UserError("--float16 is of a model file; name one with --out")
-    if args.out:
-        check_output(args.out, ".pt", ".safetensors")
-    if args.adapter:
-        check_output(args.adapter, ".safetensors")
-    checkpoint = load(args.checkpoint, adapter=args.merge, merge=False, raw=args.raw)
-    if args.adapter:
-        path = Path(args.adapter)
-        parts = checkpoint.config, checkpoint.params, checkpoint.expression_basis
-        adapter = save_adapter(path, *parts, name=path.stem)
-        size = sum(value.size for value in adapter.params.values())
-        print(f"{path}: adapter {path.stem!r} of base {adapter.info.base[:12]}, {size:,} values, read back and equal")
-    if args.out:
-        card = model_card(checkpoint.merged(), Path(args.out).name, license=args.license, raw=args.raw)
-        exported = export(args.out, checkpoint, card, half=args.float16)
-        for warning in exported.warnings:
-            log.warning("warning: %s", warning)
-        size = sum(array.size for array in exported.state.values())
-        count = len(exported.state)
-        print(
-            f"{args.out}: {checkpoint.config.stage}, {count} tensors, {size:,} values, read back and equal bit for bit"
-        )
+
+def export_adapter(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes what a dialogue learnt on top of its prior and prints a line."""
+    parts = checkpoint.config, checkpoint.params, checkpoint.expression_basis
+    adapter = save_adapter(path, *parts, name=path.stem)
+    size = sum(value.size for value in adapter.params.values())
+    print(f"{path}: adapter {path.stem!r} of base {adapter.info.base[:12]}, {size:,} values, read back and equal")
+
+
+def export_model(request: ExportRequest, checkpoint: Checkpoint) -> None:
+    """Writes the whole model and its card and prints a line."""
+    exported = export(checkpoint, request.out, license=request.license, raw=request.raw, half=request.float16)
+    for warning in exported.warnings:
+        log.warning("warning: %s", warning)
+    size = sum(array.size for array in exported.state.values())
+    count = len(exported.state)
+    print(
+        f"{request.out}: {checkpoint.config.stage}, {count} tensors, {size:,} values, read back and equal bit for bit"
+    )

@@ -3,15 +3,59 @@
 import argparse
 import json
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from unils_jax.training.run import Options, train_stage
+import jax
+
+from unils_jax.cli.arguments import Request
+from unils_jax.config import load_config, override
+from unils_jax.errors import UserError
+from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
+from unils_jax.training.run import train
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest(Request):
+    """The flags of `unils train`."""
+
+    config: str  # name or .py file
+    workdir: str
+    parent: str | None = None
+    dry_run: bool = False
+    allow_changes: bool = False
+    profile_steps: str | None = None  # FIRST:LAST; None: no trace
+    compile_cache: str | None = None  # None: where the environment says
+    coordinator: str | None = None  # the three flags of several processes go together
+    process_id: int | None = None
+    num_processes: int | None = None
+    distributed: bool = False  # all three from the environment
+    overrides: list[str] = field(default_factory=list)  # a.b=value of the config
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether the flags name other processes; a UserError where they do not fit together."""
+        given = {
+            "--coordinator": self.coordinator,
+            "--process_id": self.process_id,
+            "--num_processes": self.num_processes,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == len(given) and not self.distributed:
+            return False
+        if self.distributed and len(missing) < len(given):
+            raise UserError("--distributed reads everything from the environment; leave the other flags away")
+        if missing and not self.distributed:
+            raise UserError(f"several processes need {', '.join(given)} together; {', '.join(missing)} is missing")
+        if not self.distributed and not 0 <= self.process_id < self.num_processes:
+            raise UserError(f"--process_id must be from 0 to {self.num_processes - 1}, got {self.process_id}")
+        return True
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sets the description, a working example and the flags."""
+    """Adds the flags of `unils train`, with working examples."""
     parser.description = (
         "Trains the stage that the config names. Run again with the same workdir, it resumes. Every setting can be "
         "given as --config.a.b=value. SIGTERM or SIGUSR1 saves and ends with exit status 75: run it again then."
@@ -40,53 +84,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several.add_argument(
         "--distributed", action="store_true", help="take all three from the environment: SLURM, Open MPI, Cloud TPU"
     )
+    parser.set_defaults(run=run, overrides=[])
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains. Raises UserError for every mistake of the user before the first step; exits with status 75 where it was
-    told to stop and has saved."""
-    import jax
+    """Trains a stage. Raises UserError for every mistake of the user before the first step.
 
-    from unils_jax.config import load_config, override
-    from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard
-
-    config = load_config(args.config)
-    override(config, args.overrides)
-    workdir = Path(args.workdir)
-    join_others(args)
-    if args.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(args.compile_cache).absolute()))
-    options = Options(args.dry_run, args.allow_changes, args.profile_steps)
+    Exits with status 75 where a signal stopped the run after it had saved.
+    """
+    request = TrainRequest.from_args(args)
+    config, workdir = load_config(request.config), Path(request.workdir)
+    override(config, request.overrides)
+    if request.several_processes and not request.dry_run:
+        join(request.coordinator, request.process_id, request.num_processes)
+    if request.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(request.compile_cache).absolute()))
     with PreemptionGuard() as stop:
         try:
-            metrics = train_stage(config.to_dict(), workdir, args.parent, options, stop)
+            metrics = train(
+                config.to_dict(),
+                workdir,
+                parent=request.parent,
+                dry_run=request.dry_run,
+                allow_changes=request.allow_changes,
+                profile_steps=request.profile_steps,
+                stop=stop,
+            )
         except Preempted as preempted:
             waited = f", {stop.waited_s():.1f} s after the signal" if stop.requested else ""
             log.warning("%s: %s%s; run the same command again to go on", workdir, preempted, waited)
             raise SystemExit(EXIT_STATUS) from None
-    if args.dry_run:
-        print(f"{args.config}: config, data, parent and shapes fit; nothing was trained")
+    if request.dry_run:
+        print(f"{request.config}: config, data, parent and shapes fit; nothing was trained")
     elif jax.process_index() == 0:
         shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
         num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
         print(f"{workdir}: trained {num_steps} steps, {', '.join(shown) or 'nothing was left to do'}")
-
-
-def join_others(args: argparse.Namespace) -> None:
-    """Joins the other processes where flags name them; a dry run checks the flags alone."""
-    from unils_jax.errors import UserError
-
-    given = {"--coordinator": args.coordinator, "--process_id": args.process_id, "--num_processes": args.num_processes}
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given) and not args.distributed:
-        return
-    if args.distributed and len(missing) < len(given):
-        raise UserError("--distributed reads everything from the environment; leave the other flags away")
-    if missing and not args.distributed:
-        raise UserError(f"several processes need {', '.join(given)} together; {', '.join(missing)} is missing")
-    if not args.distributed and not 0 <= args.process_id < args.num_processes:
-        raise UserError(f"--process_id must be from 0 to {args.num_processes - 1}, got {args.process_id}")
-    if not args.dry_run:
-        from unils_jax.training.distributed import join
-
-        join(args.coordinator, args.process_id, args.num_processes)

@@ -1,10 +1,28 @@
-"""What `unils evaluate` does with a UniTalker without a store: lip errors per annotation on sets in its own layout."""
+"""Lip errors per annotation of a UniTalker, on sets in its own layout instead of a store."""
 
-import argparse
-import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from data_pipelines.speech_loader import Item, SetSpeech, parse_sets
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
+from unils_jax.errors import UserError
+from unils_jax.evaluation.run import host, versions
+from unils_jax.evaluation.scoring import jsonable
+from unils_jax.evaluation.statistics import bootstrap_interval
+from unils_jax.systems.unitalker.annotations import VertexSpace, lip_errors
+from unils_jax.systems.unitalker.heads import with_pca, without_pca
+from unils_jax.systems.unitalker.inference import normalizes, predict
+from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig, prepare_audio
+from unils_jax.systems.unitalker.training import released_spaces
 
 log = logging.getLogger(__name__)
 
@@ -14,88 +32,85 @@ NOTE = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that name sets and what their lips are measured on."""
-    sets = parser.add_argument_group("UniTalker", "its own sets instead of a store, without --data")
-    sets.add_argument(
-        "--sets", nargs="+", metavar="DIR=SCALE", help="in the order of training (default: those it was trained on)"
-    )
-    sets.add_argument(
-        "--resources", metavar="DIR", help="the release's binary_resources (default: those it was trained with)"
-    )
+@dataclass(frozen=True)
+class SetSettings:
+    """Which sets are scored, and how."""
+
+    sets: Sequence[str] | None = None  # DIR=SCALE each; None: those of the training
+    split: str = "test"
+    resources: str | None = None  # the release's binary_resources; None: those of the training
+    flame: str | None = None  # FLAME's model file; None: that of the training
+    limit: int | None = None  # the first records only; None: all
+    dtype: str = "float32"
 
 
-def run(args: argparse.Namespace, where: dict[str, Any]) -> None:
-    """Scores the split and writes the JSON, with `where` it was made.
+def evaluate_sets(path: str | os.PathLike, settings: SetSettings) -> dict[str, Any]:
+    """Scores a checkpoint on a split of its sets; returns the report as plain values.
 
-    Raises UserError for every mistake of the user before that.
+    Raises UserError for every mistake of the user.
     """
-    from data_pipelines.speech_loader import SetSpeech, parse_sets
-    from unils_jax.checkpoints.loading import load
-    from unils_jax.errors import UserError
-    from unils_jax.evaluation.scoring import jsonable
-    from unils_jax.files import atomic_output
-
-    checkpoint = load(args.checkpoint)
-    if checkpoint.config.stage != "unitalker":
-        raise UserError(f"{args.checkpoint} is of the {checkpoint.config.stage} stage; give the store with --data DIR")
+    checkpoint = load(path)
+    if not isinstance(checkpoint.config, UniTalkerConfig):
+        raise UserError(f"{path} is of the {checkpoint.config.stage} stage; give the store with --data DIR")
     trained = checkpoint.run or {}
-    texts = args.sets or (trained["data"]["sets"] if trained else ())
+    texts = settings.sets or (trained["data"]["sets"] if trained else ())
     if not texts:
-        raise UserError(f"{args.checkpoint} names no sets; give them with --sets DIR=SCALE, or a store with --data DIR")
-    source = SetSpeech(parse_sets(texts), args.split)
+        raise UserError(f"{path} names no sets; give them with --sets DIR=SCALE, or a store with --data DIR")
+    source = SetSpeech(parse_sets(texts), settings.split)
     items = list(source.items(0))
     if not items:
-        raise UserError(f"split {args.split} of {', '.join(texts)} holds no record of at least 0.5 s; give another")
+        raise UserError(f"split {settings.split} of {', '.join(texts)} holds no record of at least 0.5 s; give another")
     kinds = tuple(dict.fromkeys(item.kind for item in items))
     checkpoint = complete(checkpoint, source, kinds)
     rows = knows_subjects(checkpoint, trained, texts, source)
-    spaces = find_spaces(args, trained, kinds)
-    chosen = items[: args.limit]
-    scores = score(checkpoint.model, source, chosen, spaces, rows, args.dtype)
+    spaces = find_spaces(settings, trained, kinds)
+    chosen = items[: settings.limit]
+    scores = score(checkpoint.model, source, chosen, spaces, rows, settings.dtype)
     report = {
         "metrics": {kind: summary([row for row in scores if row["kind"] == kind]) for kind in kinds},
         "per_set": {name: summary([r for r in scores if r["set"] == name]) for name in {r["set"]: 0 for r in scores}},
         "settings": {
             "sets": list(texts),
-            "split": args.split,
-            "identities": "as annotated" if rows else "nobody in particular",
-            "limit": args.limit,
+            "split": settings.split,
+            "identities": "as annotated" if rows else "the pivot",
+            "limit": settings.limit,
             "source": checkpoint.source,
-            "dtype": args.dtype,
+            "dtype": settings.dtype,
         },
         "data": {"records": len(chosen), "left_out_as_short": len(source.split.entries) - len(items)},
         "per_record": scores,
         "notes": [NOTE],
-        **where,
+        "versions": versions(),
+        "host": host(),
     }
-    with atomic_output(args.out) as partial:
-        partial.write_text(json.dumps(jsonable(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{args.out}: {len(chosen)} records; {headline(report['metrics'])}")
+    return jsonable(report)
 
 
-def complete(checkpoint: Any, source: Any, kinds: tuple[str, ...]) -> Any:
-    """The checkpoint with the heads of these kinds, and with the sets' PCA where it lacks that."""
-    from unils_jax.errors import UserError
-
-    checkpoint = checkpoint.with_kinds(kinds)
-    lacking = checkpoint.without_pca()
+def complete(checkpoint: Checkpoint, source: SetSpeech, kinds: tuple[str, ...]) -> Checkpoint:
+    """Keeps the heads of these annotations, and adds the sets' PCA where it is missing."""
+    checkpoint = checkpoint.select(*kinds)
+    lacking = without_pca(checkpoint.config, checkpoint.params)
     found = source.pca() if lacking else {}
     missing = [kind for kind in lacking if kind not in found]
     if missing:
         raise UserError(
             f"neither the checkpoint nor a set has the PCA of {', '.join(missing)}; put pca.npz into the set"
         )
-    return checkpoint.with_pca({kind: found[kind] for kind in lacking})
+    bases = {kind: found[kind] for kind in lacking}
+    config, params = with_pca(checkpoint.config, checkpoint.params, bases)
+    return replace(checkpoint, config=config, params=params)
 
 
-def knows_subjects(checkpoint: Any, trained: Any, texts: Any, source: Any) -> bool:
-    """Whether the rows of the identity table are those of the sets' subjects: the run's own sets, or as many rows."""
-    own = bool(trained) and not trained["talker"]["as_pivot"]
+def knows_subjects(checkpoint: Checkpoint, trained: Mapping[str, Any], texts: Sequence[str], source: SetSpeech) -> bool:
+    """Returns whether the rows of the identity table are the sets' subjects.
+
+    They are where the sets are the run's own, or have as many subjects as the table has rows.
+    """
+    own = bool(trained) and not trained["settings"]["as_pivot"]
     own = own and [_folder(text) for text in texts] == [_folder(text) for text in trained["data"]["sets"]]
-    known = own or source.split.num_identities == checkpoint.config.unitalker.num_identities
+    known = own or source.split.num_identities == checkpoint.config.num_identities
     if not known:
-        log.warning("the sets are not those of the checkpoint's identities: everybody is nobody in particular")
+        log.warning("the sets are not those of the checkpoint's identities: all people are the pivot")
     return known
 
 
@@ -103,13 +118,11 @@ def _folder(text: str) -> str:
     return text.rpartition("=")[0] or text
 
 
-def find_spaces(args: argparse.Namespace, trained: Any, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """The spaces in which lips are measured. Kinds without one are said: their numbers alone are compared."""
-    from unils_jax.systems.unitalker.training import released_spaces
-
-    resources = args.resources or (trained["talker"]["resources"] if trained else "")
+def find_spaces(settings: SetSettings, trained: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, VertexSpace]:
+    """Loads the spaces in which lips are measured; a warning names annotations that have none."""
+    resources = settings.resources or (trained["settings"]["resources"] if trained else "")
     head = trained["head"] if trained and trained["head"] != "standin" else ""
-    spaces = released_spaces(kinds, resources, args.flame or head)
+    spaces = released_spaces(kinds, resources, settings.flame or head)
     without = [kind for kind in kinds if kind not in spaces]
     if without:
         log.warning("no lip errors of %s: give --resources, and --flame for FLAME parameters", ", ".join(without))
@@ -117,16 +130,13 @@ def find_spaces(args: argparse.Namespace, trained: Any, kinds: tuple[str, ...]) 
 
 
 def score(
-    model: Any, source: Any, items: list[Any], spaces: dict[str, Any], rows: bool, dtype: str
+    model: UniTalker, source: SetSpeech, items: list[Item], spaces: Mapping[str, VertexSpace], rows: bool, dtype: str
 ) -> list[dict[str, Any]]:
-    """The figures of every record: MSE of the numbers, LVE and LVD where the kind has lips; `still_` those of the
-    template."""
-    import numpy as np
-    from tqdm import tqdm
+    """Scores every record: MSE of the numbers, LVE and LVD where the annotation has lips.
 
-    from unils_jax.systems.unitalker.inference import normalizes, predict
-    from unils_jax.systems.unitalker.model import prepare_audio
-
+    Figures that begin with `still_` are those of the template alone. `rows`: subjects have rows of
+    the identity table.
+    """
     scores = []
     for item in tqdm(items, "evaluate", disable=None, unit="record"):
         clip = source.read(item)
@@ -141,14 +151,12 @@ def score(
     return scores
 
 
-def measure_in(space: Any) -> Callable[[Any, Any], dict[str, float]]:
-    """Figures of one prediction against its truth, both [T, D]."""
-    import jax.numpy as jnp
-    import numpy as np
+def measure_in(
+    space: VertexSpace | None,
+) -> Callable[[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]], dict[str, float]]:
+    """Returns a function that scores one prediction against its truth."""
 
-    from unils_jax.systems.unitalker.annotations import lip_errors
-
-    def measure(found: Any, truth: Any) -> dict[str, float]:
+    def measure(found: Float[np.ndarray, "T D"], truth: Float[np.ndarray, "T D"]) -> dict[str, float]:
         figures = {"MSE": float(np.square(found - truth).mean())}
         if space is not None:
             errors = lip_errors(space, *(jnp.asarray(x, jnp.float32)[None] for x in (found, truth)))
@@ -159,11 +167,7 @@ def measure_in(space: Any) -> Callable[[Any, Any], dict[str, float]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over records, with 95 % bootstrap intervals, and the template's."""
-    import numpy as np
-
-    from unils_jax.evaluation.statistics import bootstrap_interval
-
+    """Averages over records, with 95 % bootstrap intervals, and the template's means."""
     figures: dict[str, Any] = {"records": len(rows)}
     for name in ("LVE", "LVD", "MSE"):
         values = np.array([row[name] for row in rows if name in row])
@@ -174,10 +178,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    """The figures of the summary line."""
-    said = []
+def headline(metrics: Mapping[str, Any]) -> str:
+    """Returns the main figures for a summary line."""
+    parts = []
     for kind, figures in metrics.items():
         shown = [f"{name} {figures[name]['mean']:.4g}" for name in ("LVE", "LVD", "MSE") if name in figures]
-        said.append(f"{kind} {', '.join(shown)}")
-    return "; ".join(said)
+        parts.append(f"{kind} {', '.join(shown)}")
+    return "; ".join(parts)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float
 
 from data_pipelines.record import Record
@@ -14,13 +15,9 @@ from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
 from unils_jax.evaluation.scoring import Person
-from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-from unils_jax.models.unils import UniLS
-from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, center_head
-from unils_jax.systems.dualtalk.model import DualTalk
-from unils_jax.systems.dualtalk.system import respond
-from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S, speak
-from unils_jax.systems.unitalker.model import UniTalker
+from unils_jax.inference.sampling import Sampling
+from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head
+from unils_jax.systems.base import Inputs, Options, System
 
 MAX_LENGTH_DIFFERENCE_FRAMES = 25
 
@@ -51,10 +48,12 @@ class Protocol:
         """The first frame that is scored."""
         return WINDOW_FRAMES if self.held_out_style else 0
 
-    def settings(self, *, decodes: bool = True, partner: bool = False, alone: bool = False) -> dict[str, object]:
-        """Everything the protocol fixes, for the report; motion that is not decoded here has conditions of its own. A
-        model that sees its `partner`, or hears its own audio `alone`, has no style, no previous motion and draws
-        nothing."""
+    def settings(self, system: System | None) -> dict[str, object]:
+        """Returns everything the protocol fixes, for the report.
+
+        Motion that no system of ours generates (None) has conditions of its own, and so has a system that
+        draws nothing.
+        """
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
         scored = {
             "name": self.name,
@@ -63,13 +62,10 @@ class Protocol:
             "head_rotation": "prediction and truth centred per sequence" if self.centred else "as it is",
             "smoothing": "none",
         }
-        if partner:
-            return scored | {"partner": "audio and true motion of the whole sequence, head rotation as tracked"}
-        if alone:
-            windows = f"windows of {WINDOW_S} s every {STRIDE_S} s, cross-faded"
-            return scored | {"heard": f"own audio alone, in {windows}", "identity": "nobody in particular"}
-        if not decodes:
+        if system is None:
             return scored
+        if not system.draws:
+            return scored | dict(system.conditions)
         return scored | {
             "style": f"{WINDOW_FRAMES} frames of the truth, {style}",
             "previous_motion": "zero",
@@ -139,37 +135,26 @@ def conversation_of(record: Record, protocol: Protocol) -> Conversation:
     return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"], observed, tracked)
 
 
-def decode_with(model: UniLS, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """Decodes the people that the protocol scores, one conversation at a time."""
-    sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
+def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: str = "float32") -> Predict:
+    """Returns what generates motion of the people that the protocol scores, one conversation at a time.
+
+    Of what a conversation holds, the system gets the inputs that it reads: both tracks, the style clips,
+    and the true motion of the partner as it was tracked. A system of several annotations predicts ours.
+    """
     people = protocol.num_people
-    program = make_program(model, people=people, guided=sampling.cfg > 1, dtype=dtype)
+    sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
 
     def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        request = Request(*conversation.audio, conversation.style[:people], sampling=sampling, seed=seed)
-        return next(decode_many(program, [request]))[1]
-
-    return predict
-
-
-def respond_with(model: DualTalk, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """DualTalk's motion of the people that the protocol scores, each with the other's true motion; no seed matters."""
-
-    def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        audio, seen = conversation.audio, conversation.tracked
-        people = [respond(model, audio[p], audio[1 - p], seen[1 - p], dtype=dtype) for p in range(protocol.num_people)]
-        return np.stack(people)
-
-    return predict
-
-
-def talk_with(model: UniTalker, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """UniTalker's motion of the people that the protocol scores, each from the own audio alone; no seed matters."""
-    neutral = np.zeros(MOTION_DIM, np.float32)
-
-    def predict(conversation: Conversation, seed: int) -> np.ndarray:
-        tracks = conversation.audio[: protocol.num_people]
-        return np.stack([speak(model, track, MOTION_KIND, int(FPS), neutral, dtype=dtype) for track in tracks])
+        own, other = (None, None) if conversation.audio is None else conversation.audio
+        held = {
+            "other_audio": other,
+            "other_motion": conversation.tracked,
+            "style": conversation.style[:people],
+            "annotation": MOTION_KIND,
+        }
+        read = {name: value for name, value in held.items() if name in system.inputs}
+        inputs = Inputs(audio=own, num_frames=conversation.motion.shape[1], **read)
+        return system.generate(model, inputs, Options(sampling, seed, people, dtype)).values
 
     return predict
 
@@ -200,19 +185,19 @@ def people_to_score(
     scores = center_head(scores) if protocol.centred else scores
     people = []
     for person in range(protocol.num_people):
-        heard = None
+        loudness_db = None
         if conversation.audio is not None:
-            heard = frame_loudness(conversation.audio[person])[scored]
+            loudness_db = frame_loudness(conversation.audio[person])[scored]
         people.append(
             Person(
                 prediction=np.where(conversation.observed[person], scores[person, scored], np.float32(0)),
                 truth=conversation.motion[person, scored],
                 partner=conversation.motion[1 - person, scored],
                 speaking=conversation.speaking[person, scored],
-                heard=heard,
+                loudness_db=loudness_db,
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
-                observed=conversation.observed[person],
-                partner_observed=conversation.observed[1 - person],
+                channel_mask=conversation.observed[person],
+                partner_channel_mask=conversation.observed[1 - person],
             )
         )
     return people

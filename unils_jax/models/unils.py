@@ -1,4 +1,4 @@
-"""UniLS as one module: codec, then prior, then audio encoder, as far as a stage has them; and what to build at all."""
+"""UniLS as one module: codec, prior and audio encoder, as far as a stage has them."""
 
 from dataclasses import asdict, dataclass
 
@@ -15,46 +15,31 @@ from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.motion import AUDIO_CONDITIONS, MOTION_DIM
 from unils_jax.nn.lora import add_lora
 from unils_jax.nn.stack import FLOAT32, Compute
-from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
-from unils_jax.systems.unitalker.model import UniTalker, UniTalkerConfig
 
 EncoderConfig = Wav2Vec2Config | LogMelConfig
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Rank, alpha and dropout of every adapter; the defaults are the paper's."""
+    """Sizes of the adapters; the defaults are the paper's."""
 
-    rank: int = 32
-    alpha: float = 32.0
-    dropout_rate: float = 0.1
+    rank: int = 32  # of every adapter's two factors
+    alpha: float = 32.0  # an adapter's product is scaled by alpha / rank
+    dropout_rate: float = 0.1  # of an adapter's input, in training
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """What to build. Absent parts are None: a codec has no prior, a prior no audio encoder, a merged model no LoRA.
-    `dualtalk` and `unitalker` are other models: each stands alone."""
+class UniLSConfig:
+    """The parts of a UniLS model and their sizes."""
 
-    codec: CodecConfig | None = CodecConfig()
-    prior: PriorConfig | None = None
-    wav2vec2: Wav2Vec2Config | None = None
-    logmel: LogMelConfig | None = None
-    lora: LoRAConfig | None = None
-    dualtalk: DualTalkConfig | None = None
-    unitalker: UniTalkerConfig | None = None
+    codec: CodecConfig = CodecConfig()
+    prior: PriorConfig | None = None  # None: a codec alone
+    wav2vec2: Wav2Vec2Config | None = None  # audio encoder; None: another one, or no audio
+    logmel: LogMelConfig | None = None  # features without weights in place of `wav2vec2`
+    lora: LoRAConfig | None = None  # None: no adapters, or merged ones
 
     def __post_init__(self) -> None:
         """Raises UserError, with all problems at once, where parts or sizes do not fit together."""
-        parts = ("codec", "prior", "wav2vec2", "logmel", "lora")
-        alone = [name for name in ("dualtalk", "unitalker") if getattr(self, name) is not None]
-        if alone or self.codec is None:
-            more = [name for name in parts if getattr(self, name) is not None]
-            if more or len(alone) != 1:
-                raise UserError(
-                    "model: give codec (and what stands on it), or dualtalk or unitalker alone; got "
-                    f"{', '.join(more or alone) or 'nothing'}"
-                )
-            return
         problems = []
         for name, part in (("codec", self.codec), ("prior", self.prior), ("wav2vec2", self.wav2vec2)):
             if part is None:
@@ -91,27 +76,21 @@ class ModelConfig:
 
     @property
     def audio_encoder(self) -> EncoderConfig | None:
+        """The audio encoder's sizes; None without audio, and where they are not known."""
         return self.wav2vec2 or self.logmel
 
     @property
     def stage(self) -> str:
-        if self.dualtalk is not None or self.unitalker is not None:
-            return "unitalker" if self.dualtalk is None else "dualtalk"
+        """What kind of model this is: "codec", "prior" or "dialogue"."""
         if self.prior is None:
             return "codec"
         return "prior" if self.prior.audio_dim is None else "dialogue"
-
-    def build(self, rngs: nnx.Rngs) -> "UniLS | DualTalk | UniTalker":
-        """The module that this describes, with fresh weights."""
-        if self.unitalker is not None:
-            return UniTalker(self.unitalker, rngs=rngs)
-        return UniLS(self, rngs=rngs) if self.dualtalk is None else DualTalk(self.dualtalk, rngs=rngs)
 
 
 class UniLS(nnx.Module):
     """`codec`, `prior` and `audio_encoder`; the parts a stage lacks are None."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: UniLSConfig, *, rngs: nnx.Rngs):
         self.codec = Codec(config.codec, rngs=rngs)
         self.prior = None if config.prior is None else MotionPrior(config.prior, config.codec, rngs=rngs)
         if config.lora is not None and self.prior is not None:

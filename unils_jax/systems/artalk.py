@@ -1,12 +1,14 @@
 """ARTalk: UniLS' generator from scratch on a codec, without the audio-free stage."""
 
+from dataclasses import replace
+
 from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.systems.base import Stage
-from unils_jax.systems.unils.system import generator_loss, sample_noise
+from unils_jax.systems.unils.system import UNILS, generator_loss, init, sample_noise
 
-# ARTalk: no audio-free stage, all of it from scratch on a codec. What it listens to stands in the config: the own track
-# (ARTalk itself, the people of a pair as people of their own), or the partner's too.
-ARTALK = Stage(
+# The audio that it is conditioned on is the config's choice: the own track (ARTalk itself, where the two people of a
+# pair are people of their own), or the partner's too.
+ARTALK_STAGE = Stage(
     "artalk",
     "codec",
     "pair",
@@ -16,4 +18,7 @@ ARTALK = Stage(
     item_frames=2 * WINDOW_FRAMES,
     decodes=True,
     model="dialogue",
+    init=init,
 )
+
+ARTALK = replace(UNILS, name="artalk", title="ARTalk", stages={ARTALK_STAGE.name: ARTALK_STAGE})

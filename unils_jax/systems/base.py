@@ -1,25 +1,28 @@
-"""The stages of training as data: which parent, which windows, which parameters train, which objective.
+"""What a published system is, as data: its stages of training, its inputs and outputs, its files.
 
-Losses and noise are of the whole batch, by item: every loss is a sum over items, weighted by their shares in the whole,
-so a batch that is cut over devices or worked off in parts gives what it gives in one piece.
+Losses and noise are of the whole batch, by item: every loss is a sum over items, weighted by their
+shares in the whole. A batch that is cut over devices or computed in parts gives the same as in one.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
 from unils_jax.face import flame
+from unils_jax.inference.sampling import Sampling
 from unils_jax.models.losses import CodecLossWeights, SampleWeights, observed_sample_weights
-from unils_jax.models.unils import UniLS
-from unils_jax.motion import WINDOW_FRAMES
+from unils_jax.motion import FPS, MOTION_KIND, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
-from unils_jax.systems.unitalker.annotations import Space
+from unils_jax.systems.torch_layout import TorchLayout
 
 Batch = dict[str, Array]
 GradientMask = dict[str, bool | Array]
@@ -36,27 +39,16 @@ class NoiseRates:
     max_flip_percent: int = 30
 
 
-@dataclass(frozen=True, eq=False)
-class TalkerObjective:
-    """What UniTalker's objective needs: the space of each kind (without one: its numbers), how often a batch is
-    nobody's, and for how many updates the audio encoder stays frozen at first."""
-
-    spaces: Mapping[str, Space] = field(default_factory=dict)
-    pivot_rate: float = 0.1
-    frozen_steps: int = 0
-
-
 @dataclass(frozen=True)
 class Objective:
-    """What an objective needs beside model and batch: loss weights and head of the codec (`mesh_frames` of a window at
-    a time, see `mesh_losses`), rates of the generators, UniTalker's settings, and how the model is run."""
+    """What a stage's loss needs besides model and batch."""
 
     weights: CodecLossWeights = CodecLossWeights()
-    noise: NoiseRates = NoiseRates()
-    head: flame.FlameAsset | None = None
-    compute: Compute = FLOAT32
-    mesh_frames: int = 10
-    talker: TalkerObjective = TalkerObjective()
+    noise: NoiseRates = NoiseRates()  # of the generators
+    head: flame.FlameAsset | None = None  # whose vertices mesh losses compare; None: no such losses
+    compute: Compute = FLOAT32  # how the model is run
+    mesh_frames: int = 10  # of a window, whose vertices are in memory at once
+    system: object = None  # what the stage's `objective` made: settings that its own loss alone knows
 
 
 @dataclass(frozen=True)
@@ -67,35 +59,72 @@ class GlobalBatch:
     bit_probabilities: Array | None = None
 
 
+class Loaded(Protocol):
+    """A loaded checkpoint, as far as a run that starts from one needs it."""
+
+    config: Any
+    params: Params
+    expression_basis: str
+    source: Mapping[str, Any]
+    run: Mapping[str, Any] | None
+
+
+class Run(Protocol):
+    """A training run's config, as far as its system needs it; `dataclasses.replace` changes it."""
+
+    model: Any  # of the system's `config` type
+    settings: Any  # of the system's `settings` type
+    expression_basis: str
+    head: str
+    audio_encoder: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with besides its config and data."""
+
+    parent: Loaded | None = None  # the checkpoint it starts from; None: scratch, or a resumed run
+    saved: Any = None  # the model's config in the workdir that the run resumes; None: a new run
+    # (folder or hub name, family) -> sizes and parameters, under `audio_encoder/`, of a published encoder.
+    load_encoder: Callable[[str, str], tuple[Any, Params]] | None = None
+
+
 @dataclass(frozen=True)
 class Stage:
-    """`trainable` is a pattern of parameter paths; `windows` names the loader's view, whose items hold `item_frames`
-    frames of motion to predict (0: the loader says how many on average). `decodes`: the model decodes long
-    conversations while it trains, see `probe`. `model` names what comes out where that is another stage's
-    kind of model.
-
-    `loss(model, batch, noise, objective, whole)` gives (loss, metrics), in evaluation mode where `noise` is None; the
-    batch is all there is where `whole` is None. `draw(key, batch, model, objective)` draws a whole batch's noise (None:
-    the stage has none). `gradient_mask(paths, batch, noise, updates, objective)` says which parameters the step gives a
-    gradient, and whether the optimiser is made anew before it, after so many updates (None: all, never).
-    `bit_probabilities` is what `GlobalBatch.bit_probabilities` of a batch in parts is summed from (None: not needed).
-    """
+    """One training stage, as data: what it starts from, reads, trains and minimises."""
 
     name: str
-    parent: str | None
-    windows: str
-    trainable: str
+    parent: str | None  # kind of model that it must start from; None: scratch
+    windows: str  # the loader's view: "solo", "pair", "partners" or "speech"
+    trainable: str  # pattern of parameter paths, a full match
+    # (model, batch, noise, objective, global batch) -> (loss, metrics). In evaluation mode where the noise is None;
+    # the batch is all there is where the global batch is None.
     loss: Callable[[Any, Batch, Any, Objective, GlobalBatch | None], tuple[Array, Metrics]]
+    # (key, batch, model, objective) -> the noise of a whole batch. None: the stage has none.
     draw: Callable[[RandomKey, Batch, Any, Objective], Any] | None = None
-    bit_probabilities: Callable[[UniLS, Batch, Objective, SampleWeights], Array] | None = None
+    # What `GlobalBatch.bit_probabilities` of a batch in parts is summed from. None: not needed.
+    bit_probabilities: Callable[[Any, Batch, Objective, SampleWeights], Array] | None = None
+    # (paths, batch, noise, updates, objective) -> which parameters the step gives a gradient, and whether the
+    # optimiser is made anew before it, after so many updates. None: all of them, never.
     gradient_mask: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
-    item_frames: int = WINDOW_FRAMES
-    decodes: bool = False
-    model: str = ""
+    item_frames: int = WINDOW_FRAMES  # of motion to predict in an item; 0: the loader says how many on average
+    decodes: bool = False  # whether the model decodes long conversations while it trains, see `probe`
+    model: str = ""  # what kind of model comes out; "": one named like the stage
+    continues: bool = False  # whether it may start from a checkpoint of the kind that it trains
+    uses_head: bool = False  # whether the loss compares vertices of a head
+    without_head: str = ""  # what the log says of a run without one
+    # (config, data, start) -> the config with what follows from data or parent. Called twice: before the data are
+    # opened (data None) and with them. None: the config says everything.
+    fit_config: Callable[[Run, Any, Start], Run] | None = None
+    # (config, shapes, data, start) -> the parameters of a new run that are not drawn, host arrays. None: all are drawn.
+    init: Callable[[Run, Params, Any, Start], Params] | None = None
+    objective: Callable[[Run, flame.FlameAsset | None], object] | None = None  # -> `Objective.system`
+    # What the view's loader takes from the config, besides what every loader takes.
+    view_settings: Callable[[Run], Mapping[str, Any]] | None = None
 
     @property
     def trained(self) -> str:
-        """What kind of model comes out: `ModelConfig.stage` of the run's config."""
+        """The kind of model that comes out: `stage` of the model's config."""
         return self.model or self.name
 
     def split(self, params: Params) -> tuple[Params, Params]:
@@ -111,3 +140,97 @@ def batch_sample_weights(batch: Batch) -> SampleWeights:
     if observed is None:
         observed = jnp.ones((*batch["motion"].shape[:-2], batch["motion"].shape[-1]))
     return observed_sample_weights(jnp.asarray(observed))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One conversation, as a system generates motion from it. Audio is 16 kHz mono float32."""
+
+    audio: Float[np.ndarray, " N"] | None = None  # None: a prior, which has no audio
+    other_audio: Float[np.ndarray, " N2"] | None = None  # None: silence
+    # Head rotation as tracked: of the partner [T, 108], or of both people in their order [2, T, 108]. None: zero.
+    other_motion: Float[np.ndarray, "*P T 108"] | None = None
+    style: Float[np.ndarray, "P 100 108"] | None = None  # one clip serves both people; None: zero motion
+    prev: Float[np.ndarray, "P 100 108"] | None = None  # the 100 frames before the first; None: zero motion
+    annotation: str | None = None  # which annotation to predict; None: motion, or the model's only one
+    identity: int | None = None  # a row of the model's identities; None: the pivot
+    template: Float[np.ndarray, " D"] | None = None  # the neutral face of an annotation; None: zero
+    num_frames: int | None = None  # of a prior, which has no audio to take its length from
+
+
+# The fields of `Inputs` that not every system reads; `System.inputs` names those that it does.
+OPTIONAL_INPUTS = ("other_audio", "other_motion", "style", "prev", "annotation", "identity", "template")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How motion is generated."""
+
+    sampling: Sampling = Sampling()  # of systems that draw
+    seed: int = 0  # the same seed gives the same motion
+    people: int = 1  # 2: of both people of the conversation
+    dtype: str = "float32"  # or "bfloat16", of what a system computes in it
+    fps: int | None = None  # of annotations without a frame rate of their own; None: the published one
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a system made of one conversation."""
+
+    values: Float[np.ndarray, "P T D"]  # motion of 108 channels, or the numbers of an annotation
+    annotation: str = MOTION_KIND
+    fps: float = FPS
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says of a model's own kind."""
+
+    title: str
+    data: str  # what its numbers are
+    facts: Sequence[str]  # sizes, a line each
+
+
+@dataclass(frozen=True)
+class PublishedEncoder:
+    """A published audio encoder that a system's own files leave out; its paths begin with `audio_encoder/`."""
+
+    needed: Callable[[Any], bool]  # whether a model of this config needs it
+    get: Callable[[Any], Any]  # its sizes in a config; None: not known, or none
+    put: Callable[[Any, Any], Any]  # the config with these sizes, or with None
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system: how it is built, trained, run and stored."""
+
+    name: str  # key of SYSTEMS, and `system` of a run's config
+    title: str  # as its authors write it
+    config: type  # dataclass of a run's `model`; its `stage` says what kind of model one instance describes
+    build: type[nnx.Module]  # the module's class, made by `build(config, rngs=rngs)`
+    stages: Mapping[str, Stage]  # how it trains, by name
+    inputs: frozenset[str]  # the fields of `Inputs` that it reads
+    draws: bool  # whether motion depends on the seed
+    generate: Callable[[nnx.Module, Inputs, Options], Generated]  # one conversation
+    layout: TorchLayout  # its files for PyTorch
+    card: Callable[[Any, str], Card]  # (the model's config, expression basis) -> text of the model card
+    settings: type | None = None  # dataclass of a run's `settings`; None: the system has none of its own
+    conditions: Mapping[str, str] = field(default_factory=dict)  # what a report says of how motion is generated
+    encoder: PublishedEncoder | None = None
+    # (config, parameters) -> the same model with adapters merged into its kernels. None: it has no adapters.
+    merge: Callable[[Any, Params], tuple[Any, Params]] | None = None
+    # (config, annotations, file's name) -> the model of these annotations alone, () for the default one. None: one
+    # model, one annotation.
+    select: Callable[[Any, tuple[str, ...], str], Any] | None = None
+    # (config, parameters) -> the annotations whose PCA the file left out. None: no annotation has one.
+    without_pca: Callable[[Any, Params], tuple[str, ...]] | None = None
+    # (config, parameters, components [n, D] and mean [D] by annotation) -> the model with them.
+    with_pca: Callable[[Any, Params, Mapping[str, tuple[np.ndarray, np.ndarray]]], tuple[Any, Params]] | None = None
+    # (config, parameters, file's name) -> what a loaded checkpoint lacks to be run, "" where it is complete.
+    lacks: Callable[[Any, Params, str], str] = lambda config, params, source: ""
+    # What is wrong with a model's config that is to be trained.
+    problems: Callable[[Any], Sequence[str]] = lambda config: ()
+
+    def builder(self, config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
+        """Returns the function that builds the model of a config."""
+        return lambda rngs: self.build(config, rngs=rngs)

@@ -1,6 +1,5 @@
-"""Everything a run is told, as frozen dataclasses; its JSON stands in the workdir and in every checkpoint."""
+"""The config of a run, as frozen dataclasses; the workdir and every checkpoint hold its JSON."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,111 +8,97 @@ import jax.numpy as jnp
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
+from unils_jax.inference.sampling import DTYPES
 from unils_jax.models.losses import CodecLossWeights
-from unils_jax.models.unils import ModelConfig
-from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.stack import Compute
-from unils_jax.systems.base import NoiseRates, Objective, Stage, TalkerObjective
-from unils_jax.systems.registry import STAGES
-from unils_jax.systems.unitalker.annotations import Space
+from unils_jax.systems.base import NoiseRates, Objective, Stage
+from unils_jax.systems.registry import STAGES, SYSTEMS, current_run, system_of_config, system_of_stage
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.sharding import MeshConfig
-
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`store` is a folder that `unils data` wrote, or its URL; `stores` several instead, each `PATH=WEIGHT`, windows
-    drawn from each by its weight. `batch_size` counts windows, of one person or of a pair, over all devices and
-    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable. `centre_head`
-    False leaves head rotation as it was, as ARTalk does, in windows and statistics of codec and generators; what scores
-    and decodes them gives centred styles all the same.
+    """The data of a run."""
 
-    UniTalker: `sets` are folders in its layout, each `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS`; stores beside them
-    are the annotation `motion_108`. Clips are cut down to a multiple of `clip_step_s` (0: as they are), so that fewer
-    lengths are compiled."""
-
-    store: str
-    batch_size: int
-    num_workers: int = 0
-    stores: tuple[str, ...] = ()
-    max_bad_records: int = 0
+    store: str  # a folder that `unils data` wrote, or its URL; "" where stores or sets are given
+    batch_size: int  # windows, of one person or of a pair, over all devices and processes
+    num_workers: int = 0  # processes that cut windows; 0: the training process does
+    stores: tuple[str, ...] = ()  # several stores instead, each "PATH=WEIGHT" of its windows; (): one
+    max_bad_records: int = 0  # different records that may be unreadable before the run stops
+    # False leaves head rotation as it was, as ARTalk does, in windows and statistics of codec and
+    # generators. Evaluation and decoding give centred styles all the same.
     centre_head: bool = True
+
+    # Folders of speech clips in the layout of their release, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
+    # are given in addition are the annotation `motion_108`.
     sets: tuple[str, ...] = ()
+    # Speech clips are cut down to a multiple of it, in seconds, so that fewer lengths are
+    # compiled; 0: as they are.
     clip_step_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a step is computed; none of it changes what is learnt beyond rounding, `compute_dtype` apart.
+    """How a step is computed: beyond rounding, only `compute_dtype` changes what is learnt."""
 
-    `remat` and `scan_layers` as in `Compute`; `accumulate_steps` works a batch off in so many parts, with the gradient
-    of the whole; `mesh_frames` of every window have their vertices in memory at once (codec; 100: all, none computed
-    twice).
-    """
-
-    compute_dtype: str = "float32"
-    remat: bool = False
-    scan_layers: bool = False
-    accumulate_steps: int = 1
+    compute_dtype: str = "float32"  # or "bfloat16"; weights, moments, norms and losses stay float32
+    remat: bool = False  # recomputes blocks in the backward pass, see `Compute`: less memory, slower
+    scan_layers: bool = False  # compiles one block for all, see `Compute`: compiles faster
+    accumulate_steps: int = 1  # parts that a batch is processed in, with the gradient of the whole
+    # Frames of every window whose vertices are in memory at once, for the codec's mesh losses; 100:
+    # all, and none is computed twice.
     mesh_frames: int = 10
 
 
 @dataclass(frozen=True)
-class TalkerConfig:
-    """UniTalker's training; the defaults are the release's. `resources` is its folder of index lists and blendshapes
-    (empty: losses of the numbers, no lip errors). For `frozen_epochs` the audio encoder stays frozen, which sets
-    `frozen_steps`. `trainable`, where it is not empty, is the pattern of what trains: `heads/NAME/.*` trains a new head
-    alone. `as_pivot`: the data's subjects are nobody in particular."""
-
-    resources: str = ""
-    pivot_rate: float = 0.1
-    frozen_epochs: int = 1
-    frozen_steps: int = 0
-    use_pca: bool = True
-    trainable: str = ""
-    as_pivot: bool = False
-
-
-@dataclass(frozen=True)
 class RunConfig:
-    """One training run. `expression_basis` is the store's (checked); `head` is whose vertices the codec's mesh losses
-    see: `standin`, a FLAME file, or empty for none; `audio_encoder` a folder or hub name of wav2vec2, empty where none
-    is needed (DualTalk's encoders start from it, or fresh where it is empty). `num_epochs` above 0 counts in epochs of
-    the data instead of `num_steps`, see `count_epochs`. Every `probe_every` steps (0: never) the averaged model decodes
-    `probe_conversations` held-out conversations, is scored, and filmed where `probe_clips` says so. `max_bad_steps`
-    steps in a row whose loss or gradient is not finite end the run."""
+    """One training run of one stage."""
 
-    stage: str
-    num_steps: int
+    stage: str  # a key of `STAGES`, for example "codec"
+    num_steps: int  # optimiser steps; ignored where num_epochs is above 0
     data: DataConfig
-    model: ModelConfig
+    model: Any  # of the type that the system names
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss: CodecLossWeights = CodecLossWeights()
-    noise: NoiseRates = NoiseRates()
+    loss: CodecLossWeights = CodecLossWeights()  # the codec's
+    noise: NoiseRates = NoiseRates()  # the generators'
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
-    expression_basis: str = "flame"
+    expression_basis: str = "flame"  # must equal the data's; "flame" or "standin"
+    # The head whose vertices the codec's mesh losses compare: "standin", a FLAME file, or "" for no
+    # mesh losses. Losses of annotations use it for `motion_108` and for FLAME parameters.
     head: str = ""
+    # Folder or hub name of a published encoder; "" where the stage needs none. Encoders that train
+    # start from it, or fresh where it is "".
     audio_encoder: str = ""
-    seed: int = 0
+    seed: int = 0  # of initialisation, data order and noise
+
+    # Periods, in steps. probe_every 0 switches the free-running evaluation off; the others must be
+    # at least 1.
     log_every: int = 50
-    eval_every: int = 1000
-    eval_batches: int = 8
+    eval_every: int = 1000  # validation losses
+    eval_batches: int = 8  # of each validation
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    probe_every: int = 0
-    probe_conversations: int = 2
-    probe_clips: bool = False
-    max_bad_steps: int = 10
-    num_epochs: int = 0
-    talker: TalkerConfig = TalkerConfig()
+    keep_checkpoints: int = 3  # the newest ones
+    probe_every: int = 0  # the averaged model decodes held-out conversations and is scored
+    probe_conversations: int = 2  # of each such evaluation
+    probe_clips: bool = False  # whether the first of them is rendered as a video
+
+    max_bad_steps: int = 10  # consecutive steps of non-finite loss or gradient that end the run
+    num_epochs: int = 0  # epochs of the data to train for, see `count_epochs`; 0: num_steps decides
+    system: str = ""  # a key of SYSTEMS; "": the stage's
+    settings: Any = None  # the system's own settings, of the type that it names; None: it has none
+    # Pattern of the parameters that train instead of the stage's; "": the stage's.
+    trainable: str = ""
 
     def __post_init__(self) -> None:
         problems = []
         if self.stage not in STAGES:
             problems.append(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        elif self.system not in ("", system_of_stage(self.stage).name):
+            problems.append(
+                f"system is {self.system!r}, but the {self.stage} stage is of {system_of_stage(self.stage).name!r}"
+            )
         elif self.model.stage != STAGES[self.stage].trained:
             problems.append(f"stage is {self.stage!r} but the model's parts make a {self.model.stage!r}")
         counts = ("num_steps", "log_every", "eval_every", "eval_batches", "checkpoint_every", "keep_checkpoints")
@@ -147,35 +132,45 @@ class RunConfig:
             problems.append(f"optimizer.release_devices must be at least 1, got {self.optimizer.release_devices}")
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
-        if self.model.stage == "dialogue" and self.model.audio_encoder is None:
-            problems.append("a dialogue model needs an audio encoder: model.wav2vec2 or model.logmel")
-        if self.model.codec is not None and self.model.codec.window_frames != WINDOW_FRAMES:
-            problems.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {self.model.codec.scales}")
+        problems += system_of_config(self.model).problems(self.model)
         if self.data.max_bad_records < 0:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
-        if self.data.sets and self.stage != "unitalker":
-            problems.append(f"data.sets are UniTalker's, the {self.stage} stage reads data.store")
-        if not self.data.centre_head and self.model.codec is None:
+        view = STAGES[self.stage].windows if self.stage in STAGES else ""
+        if self.data.sets and view not in ("speech", ""):
+            readers = [s.title for s in SYSTEMS.values() if any(t.windows == "speech" for t in s.stages.values())]
+            problems.append(f"data.sets are {readers[0]}'s, the {self.stage} stage reads data.store")
+        if not self.data.centre_head and view not in ("solo", "pair", ""):
             problems.append(f"data.centre_head is of codec and generators; leave it True for the {self.stage} stage")
-        if not 0 <= self.talker.pivot_rate <= 1 or min(self.talker.frozen_epochs, self.data.clip_step_s) < 0:
-            problems.append("talker.pivot_rate must be in 0..1, frozen_epochs and data.clip_step_s not negative")
+        if self.data.clip_step_s < 0:
+            problems.append(f"data.clip_step_s must not be negative, got {self.data.clip_step_s}")
         if not (self.data.store or self.data.stores or self.data.sets):
             problems.append("data.store is empty; set it with --config.data.store=DIR (`unils data synth` makes one)")
         if problems:
             raise UserError("config: " + "; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them; `run_config` reads them back."""
+        """Returns plain values, as JSON holds them; `run_config` reads them back."""
         return asdict(self)
 
 
 def run_config(values: dict[str, Any]) -> RunConfig:
-    """A RunConfig from a ConfigDict's or JSON's plain values; unknown keys are a UserError.
+    """Builds a RunConfig from a ConfigDict's or JSON's plain values.
 
-    The release's rule for `optimizer.release_devices` is applied here, to the number of steps too: what comes back and
-    what is saved holds plain settings of one device.
+    Unknown keys raise UserError. The release's rule for `optimizer.release_devices` is applied
+    here, to the number of steps too: the result, which is saved, holds plain settings of one
+    device.
     """
-    config = from_dict(RunConfig, values)
+    values = current_run(values)
+    system = SYSTEMS.get(values["system"])
+    if system is None:
+        raise UserError(f"config.system must be one of {', '.join(SYSTEMS)}, got {values['system']!r}")
+    types = {"model": system.config}
+    if system.settings is not None:
+        types["settings"] = system.settings
+        values["settings"] = values.get("settings") or {}
+    elif values.pop("settings", None):
+        raise UserError(f"config.settings: {system.title} has none of its own; leave them away")
+    config = from_dict(RunConfig, values, types=types)
     devices = config.optimizer.release_devices
     if devices == 1:
         return config
@@ -183,26 +178,27 @@ def run_config(values: dict[str, Any]) -> RunConfig:
 
 
 def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
-    """The config in steps, where it counts in epochs: what is saved says both, and a resumed run counts the same."""
-    optimizer, num_steps, talker = config.optimizer, config.num_steps, config.talker
+    """Converts what the config counts in epochs to steps.
+
+    The result says both, so that a resumed run counts the same.
+    """
+    optimizer, num_steps = config.optimizer, config.num_steps
     if optimizer.lr_decay_every_epochs:
         optimizer = replace(optimizer, lr_decay_every_steps=optimizer.lr_decay_every_epochs * steps_per_epoch)
     if config.num_epochs:
         num_steps = config.num_epochs * steps_per_epoch
-    if config.stage == "unitalker":
-        talker = replace(talker, frozen_steps=talker.frozen_epochs * steps_per_epoch)
-    return replace(config, num_steps=num_steps, optimizer=optimizer, talker=talker)
+    return replace(config, num_steps=num_steps, optimizer=optimizer)
 
 
 def stage_of(config: RunConfig) -> Stage:
-    """The stage of a run, with what the config says of what trains."""
+    """Returns the stage of a run, with what the config says about what trains."""
     stage = STAGES[config.stage]
-    return replace(stage, trainable=config.talker.trainable) if config.talker.trainable else stage
+    return replace(stage, trainable=config.trainable) if config.trainable else stage
 
 
-def make_objective(config: RunConfig, head: FlameAsset | None, spaces: Mapping[str, Space] | None = None) -> Objective:
-    """What the stage's loss is told of a run; `spaces` are UniTalker's."""
-    train = config.train
+def make_objective(config: RunConfig, head: FlameAsset | None) -> Objective:
+    """Builds the loss settings of a run."""
+    train, stage = config.train, STAGES[config.stage]
     compute = Compute(jnp.dtype(train.compute_dtype), train.remat, train.scan_layers)
-    talker = TalkerObjective(spaces or {}, config.talker.pivot_rate, config.talker.frozen_steps)
-    return Objective(config.loss, config.noise, head, compute, train.mesh_frames, talker)
+    own = None if stage.objective is None else stage.objective(config, head)
+    return Objective(config.loss, config.noise, head, compute, train.mesh_frames, own)

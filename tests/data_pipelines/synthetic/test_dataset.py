@@ -608,7 +608,8 @@ def test_a_set_holds_its_conversations_in_their_splits():
 def run_command(*flags: str) -> None:
     parser = argparse.ArgumentParser()
     data_command.add_arguments(parser)
-    data_command.run(parser.parse_args(["synth", *flags]))
+    args = parser.parse_args(["synth", *flags])
+    args.run(args)
 
 
 def test_the_command_makes_a_store_once(tmp_path, capsys):

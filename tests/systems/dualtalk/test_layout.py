@@ -15,11 +15,11 @@ from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError
-from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract
 from unils_jax.systems.dualtalk.layout import config_tree
 from unils_jax.systems.dualtalk.model import DualTalkConfig
+from unils_jax.systems.dualtalk.system import DUALTALK
 
 # Heads as the published ones: 4, and 64 channels each in the audio encoders.
 SIZES = DualTalkConfig(
@@ -29,9 +29,9 @@ SIZES = DualTalkConfig(
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    config = ModelConfig(codec=None, dualtalk=SIZES)
+    config = SIZES
     rng = np.random.default_rng(0)
-    shapes = abstract(config.build)[1]
+    shapes = abstract(DUALTALK.builder(config))[1]
     params = {path: rng.standard_normal(shape.shape, np.float32) for path, shape in shapes.items()}
     return Checkpoint(config, params, "flame", {"checkpoint": "runs/x", "stage": "dualtalk"})
 
@@ -58,9 +58,9 @@ def test_the_published_file_alone_tells_its_sizes(checkpoint, tmp_path, suffix):
 @pytest.mark.parametrize("basis", ["flame", "standin"])
 def test_an_exported_file_returns_bit_for_bit_with_its_config(checkpoint, tmp_path, basis):
     sizes = replace(SIZES, num_heads=2, strength=0.2, sigmoid=True, fusion_rate=0.25)
-    ours = replace(checkpoint, config=ModelConfig(codec=None, dualtalk=sizes), expression_basis=basis)
+    ours = replace(checkpoint, config=sizes, expression_basis=basis)
     path = tmp_path / "ours.safetensors"
-    exported = export(path, ours, model_card(ours, path.name))
+    exported = export(ours, path)
     assert set(exported.state) == set(published(checkpoint)) and bool(exported.warnings) == (basis == "standin")
     found = load(path)
     assert found.config == ours.config and found.expression_basis == basis
@@ -71,7 +71,7 @@ def test_an_exported_file_returns_bit_for_bit_with_its_config(checkpoint, tmp_pa
 def test_an_exported_pt_is_the_bare_state_dict_with_its_config_beside(checkpoint, tmp_path):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
     path = tmp_path / "ours.pt"
-    export(path, checkpoint, model_card(checkpoint, path.name))
+    export(checkpoint, path)
     state = torch.load(path, weights_only=True)
     assert {key: value.numpy().tobytes() for key, value in state.items()} == {
         key: value.tobytes() for key, value in published(checkpoint).items()

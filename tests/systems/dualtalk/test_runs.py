@@ -27,8 +27,8 @@ from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, sa
 from unils_jax.nn.params import split
 from unils_jax.systems.base import Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
-from unils_jax.systems.dualtalk.system import DUALTALK, respond
-from unils_jax.training.step import gradients
+from unils_jax.systems.dualtalk.system import DUALTALK_STAGE, respond
+from unils_jax.training.step import TrainTask, gradients
 
 CONFIG = """
     from unils_jax.config import load_config
@@ -37,16 +37,16 @@ CONFIG = """
         config = load_config("smoke/dualtalk")
         config.num_steps = 4
         config.data.update({{"store": {store!r}, "batch_size": 2}})
-        config.model.dualtalk.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1, "dropout_rate": 0.1}})
-        config.model.dualtalk.logmel, config.model.dualtalk.alignment = None, False
-        config.model.dualtalk.wav2vec2.update({{
+        config.model.update({{"width": 8, "num_heads": 2, "hidden_dim": 16, "depth": 1, "dropout_rate": 0.1}})
+        config.model.logmel, config.model.alignment = None, False
+        config.model.wav2vec2.update({{
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,
         }})
         config.optimizer.update({{"learning_rate": 1e-3, "warmup_steps": 0, "final_factor": 1.0, "max_grad_norm": 0.0}})
         # Draws take long to compile: some of each kind are enough.
         rates = {{"layer_drop": 0.0, "attention": 0.0, "activation": 0.0, "projection": 0.0}}
-        config.model.dualtalk.rates.update(rates)
+        config.model.rates.update(rates)
         config.update({{"log_every": 1, "eval_every": 2, "eval_batches": 1, "checkpoint_every": 2}})
         return config
 """
@@ -75,7 +75,7 @@ def test_the_small_form_on_log_mel_features_trains_whole_and_travels(run, tmp_pa
     (tmp_path / "dualtalk.py").write_text(text.replace("num_steps = 4", "num_steps = 2"))
     assert train(tmp_path / "run", tmp_path / "run") == 0
     checkpoint = load(tmp_path / "run")
-    assert checkpoint.config.dualtalk.alignment and not [path for path in checkpoint.params if "encoder/convs" in path]
+    assert checkpoint.config.alignment and not [path for path in checkpoint.params if "encoder/convs" in path]
     assert checkpoint.params.keys() == item(tmp_path / "run", 2, "params").keys()
     assert run_unils("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "model.safetensors") == 0
     back = load(tmp_path / "model.safetensors")
@@ -131,7 +131,7 @@ def test_both_biases_of_the_lstm_learn_alike(run):
 @pytest.mark.slow
 def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     graphdef, params = split(tiny_model("dualtalk"))
-    trainable, frozen = DUALTALK.split(params)
+    trainable, frozen = DUALTALK_STAGE.split(params)
     rng = np.random.default_rng(0)
     shapes = {"audio": (4, 12_800), "partner_audio": (4, 12_800), "motion": (4, 20, 56), "partner_motion": (4, 20, 56)}
     batch = {name: jnp.asarray(rng.normal(0, 1, shape), jnp.float32) for name, shape in shapes.items()}
@@ -140,7 +140,9 @@ def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     def run(parts: int):
         arguments = (trainable, frozen, batch, jax.random.key(1))
         with quick_compiles():
-            return jax.jit(lambda *x: gradients(DUALTALK, graphdef, Objective(), *x, parts))(*arguments)
+            return jax.jit(lambda *x: gradients(TrainTask(DUALTALK_STAGE, graphdef, Objective()), *x, parts))(
+                *arguments
+            )
 
     (grads, metrics), (cut, again) = run(1), run(2)
     assert float(again["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)

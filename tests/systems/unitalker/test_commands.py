@@ -17,14 +17,13 @@ from data_pipelines.windows import whole_sequence
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load, pretrained
-from unils_jax.checkpoints.model_card import model_card
-from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import JAW, MOTION_KIND, load_motion
 from unils_jax.nn.params import abstract
 from unils_jax.systems.unitalker.annotations import lip_errors, vertex_space
 from unils_jax.systems.unitalker.inference import cross_fade, predict, speak, window_bounds
 from unils_jax.systems.unitalker.model import UniTalkerConfig, frames_of, prepare_audio
+from unils_jax.systems.unitalker.system import UNITALKER
 
 VERTICES, WEIGHTS = "BIWI_23370_vertices", "3DETF_blendshape_weight"
 KINDS, DIMS = (MOTION_KIND, VERTICES, WEIGHTS), {MOTION_KIND: 108, VERTICES: 12, WEIGHTS: 5}
@@ -41,19 +40,20 @@ def rng(seed: int) -> np.random.Generator:
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory) -> Path:
     """A file of ours with three annotations, one of them with a PCA, in the stand-in basis."""
-    config = ModelConfig(codec=None, unitalker=SIZES)
+    config = SIZES
     params = {
-        p: rng(1).normal(0, 0.3, shape.shape).astype(np.float32) for p, shape in abstract(config.build)[1].items()
+        p: rng(1).normal(0, 0.3, shape.shape).astype(np.float32)
+        for p, shape in abstract(UNITALKER.builder(config))[1].items()
     }
     checkpoint = Checkpoint(config, params, "standin", {"checkpoint": "tiny", "stage": "unitalker"})
     path = tmp_path_factory.mktemp("talker") / "talker.safetensors"
-    export(path, checkpoint, model_card(checkpoint, path.name))
+    export(checkpoint, path)
     return path
 
 
 def head(talker: Path, kind: str):
     """The model with the head of one annotation, as the commands load it: nothing compiles twice."""
-    return load(talker).with_kinds((kind,)).model
+    return load(talker).select(kind).model
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_published_file_takes_the_pca_of_its_set_and_asks_for_it_only_where_it
     [
         (("--annotation", "lips"), rf"--annotation must be one of {MOTION_KIND}, {VERTICES}.*got 'lips'"),
         (("--subject", "6"), "--subject must be from 0 to 5, got 6"),
-        (("--style", "x.npz", "--batch", "2"), "--style, --batch is of other models"),
+        (("--style", "x.npz", "--batch", "2"), "--style, --batch is of UniLS"),
         (("--template", "x.npy"), "has 25 fps, no template and no PCA"),
         (("--annotation", WEIGHTS, "--template", "face.npy"), "must hold 5 finite numbers"),
         (("--annotation", WEIGHTS, "--pca", "."), "needs no PCA"),
@@ -242,7 +242,7 @@ def test_lip_errors_per_annotation_are_means_over_records_of_the_true_subjects(t
     assert report["settings"]["identities"] == "as annotated"
     assert report["data"] == {"records": 6, "left_out_as_short": 2}
     assert set(report["metrics"]) == {VERTICES, WEIGHTS} == set(report["per_set"])
-    errors, still, model = [], [], load(talker).with_kinds((VERTICES, WEIGHTS)).model
+    errors, still, model = [], [], load(talker).select(VERTICES, WEIGHTS).model
     for i, subject in enumerate((1, 2, 0)):
         folder = tmp_path / VERTICES
         template = 0.5 * np.load(folder / "id_template.npy")[subject]

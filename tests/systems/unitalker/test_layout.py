@@ -11,14 +11,14 @@ from safetensors.numpy import load_file, save_file
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load
-from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError
-from unils_jax.models.unils import ModelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
 from unils_jax.nn.params import abstract
+from unils_jax.systems.unitalker.heads import with_pca
 from unils_jax.systems.unitalker.model import UniTalkerConfig
+from unils_jax.systems.unitalker.system import UNITALKER
 
 ENCODER = {"width": 64, "depth": 1, "num_heads": 1, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4}
 ENCODER |= {"pos_conv_groups": 32}
@@ -34,9 +34,9 @@ VARIANTS = {
 
 
 def make(sizes: UniTalkerConfig) -> Checkpoint:
-    config = ModelConfig(codec=None, unitalker=sizes)
+    config = sizes
     rng = np.random.default_rng(0)
-    shapes = abstract(config.build)[1]
+    shapes = abstract(UNITALKER.builder(config))[1]
     params = {path: rng.standard_normal(shape.shape, np.float32) for path, shape in shapes.items()}
     return Checkpoint(config, params, "flame", {"checkpoint": "runs/x", "stage": "unitalker"})
 
@@ -54,10 +54,10 @@ def test_a_state_dict_alone_tells_its_sizes(tmp_path, variant, suffix):
     state = to_torch(checkpoint.params, "unitalker")
     save_file(state, path) if suffix == ".safetensors" else write_pt(path, state)
     found = load(path, stage="unitalker")
-    assert replace(found.config.unitalker, kinds=(), dims=(), components=()) == replace(
-        checkpoint.config.unitalker, kinds=(), dims=(), components=()
+    assert replace(found.config, annotations=(), dims=(), components=()) == replace(
+        checkpoint.config, annotations=(), dims=(), components=()
     )
-    rows = (found.config.unitalker.kinds, found.config.unitalker.dims, found.config.unitalker.components)
+    rows = (found.config.annotations, found.config.dims, found.config.components)
     assert set(zip(*rows, strict=True)) == {("weights", 5, 0), ("parts", 12, 4)}
     assert_same_weights(found, checkpoint)
 
@@ -65,7 +65,7 @@ def test_a_state_dict_alone_tells_its_sizes(tmp_path, variant, suffix):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_exported_file_returns_bit_for_bit_with_its_config(tmp_path, variant):
     checkpoint, path = make(VARIANTS[variant]), tmp_path / "model.safetensors"
-    export(path, checkpoint, model_card(checkpoint, path.name))
+    export(checkpoint, path)
     found = load(path, stage="unitalker")
     assert found.config == checkpoint.config
     assert_same_weights(found, checkpoint)
@@ -81,7 +81,7 @@ def test_a_file_without_its_pca_takes_one(tmp_path):
     checkpoint, path = make(SIZES), tmp_path / "model.safetensors"
     state = to_torch(checkpoint.params, "unitalker")
     save_file({key: value for key, value in state.items() if not key.startswith("pca_layer_dict")}, path)
-    assert load(path).config.unitalker.components == (0, 0)  # `parts` are no kind of the release: three numbers
+    assert load(path).config.components == (0, 0)  # `parts` are no kind of the release: three numbers
     path.with_suffix(".json").write_text(
         json.dumps({"MODEL": {"NAME": "UniTalker", "CONFIG": as_config(SIZES)}, "EXPRESSION_BASIS": "flame"})
     )
@@ -89,15 +89,21 @@ def test_a_file_without_its_pca_takes_one(tmp_path):
     with pytest.raises(UserError, match="lacks the PCA of its annotations"):
         _ = found.model
     components, mean = (checkpoint.params[f"pca/parts/{name}"] for name in ("components", "mean"))
-    whole = found.with_pca({"parts": (components, mean)})
+    config, params = with_pca(found.config, found.params, {"parts": (components, mean)})
+    whole = replace(found, config=config, params=params)
     assert_same_weights(whole, checkpoint)
     assert whole.model.pca["parts"].num_used == 3
     with pytest.raises(UserError, match="parts predicts 3 coefficients"):
-        found.with_pca({"parts": (components[:2], mean)})
+        with_pca(found.config, found.params, {"parts": (components[:2], mean)})
 
 
 def as_config(sizes: UniTalkerConfig) -> dict:
-    return {"kinds": sizes.kinds, "dims": sizes.dims, "components": sizes.components, "num_identities": 6} | {
+    return {
+        "annotations": sizes.annotations,
+        "dims": sizes.dims,
+        "components": sizes.components,
+        "num_identities": 6,
+    } | {
         "wav2vec2": ENCODER,
         "width": 8,
         "pca_dim": 3,
@@ -105,11 +111,11 @@ def as_config(sizes: UniTalkerConfig) -> dict:
 
 
 def test_the_published_kinds_with_a_pca_are_known_by_their_heads(tmp_path):
-    sizes = replace(SIZES, kinds=("BIWI_23370_vertices",), dims=(70_110,), components=(3,))
+    sizes = replace(SIZES, annotations=("BIWI_23370_vertices",), dims=(70_110,), components=(3,))
     checkpoint, path = make(sizes), tmp_path / "model.safetensors"
     state = to_torch(checkpoint.params, "unitalker")
     save_file({key: value for key, value in state.items() if not key.startswith("pca_layer_dict")}, path)
-    assert load(path).config.unitalker == sizes
+    assert load(path).config == sizes
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ CONFIG = """
         config = load_config("smoke/unitalker")
         config.num_epochs = 2
         config.data.update({{"store": {store!r}, "sets": {sets!r}, "batch_size": 2, "clip_step_s": 1.0}})
-        config.model.unitalker.width = 8
-        config.model.unitalker.pca_dim = 3
-        config.model.unitalker.wav2vec2.update({{
+        config.model.width = 8
+        config.model.pca_dim = 3
+        config.model.wav2vec2.update({{
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,
         }})
@@ -85,7 +85,7 @@ def run(tmp_path_factory, compile_cache) -> Path:
 
     def make(folder: Path) -> None:
         sets = write_sets(folder)
-        more = f'config.talker.resources = "{folder / "resources"}"; config.head = ""'
+        more = f'config.settings.resources = "{folder / "resources"}"; config.head = ""'
         config = write_config(folder / "unitalker.py", "", sets, more)
         assert train(config, folder / "run") == 0
 
@@ -94,7 +94,7 @@ def run(tmp_path_factory, compile_cache) -> Path:
 
 def steps_of(run: Path) -> tuple[int, int]:
     config = json.loads((run / "config.json").read_text())
-    return config["num_steps"], config["talker"]["frozen_steps"]
+    return config["num_steps"], config["settings"]["frozen_steps"]
 
 
 @slow
@@ -110,8 +110,8 @@ def test_an_epoch_holds_every_set_as_often_as_it_says_and_a_batch_one_kind(run):
 @slow
 def test_the_model_is_settled_by_the_data(run):
     checkpoint = load(run)
-    talker = checkpoint.config.unitalker
-    assert talker.kinds == ("BIWI_23370_vertices", "3DETF_blendshape_weight")
+    talker = checkpoint.config
+    assert talker.annotations == ("BIWI_23370_vertices", "3DETF_blendshape_weight")
     assert talker.dims == (12, 5) and talker.components == (4, 0) and talker.num_identities == 4
     assert checkpoint.params["heads/BIWI_23370_vertices/kernel"].shape == (8, 3)
     components = np.load(run.parent / "vertices" / "pca.npz")["components_to_data"].astype(np.float32)
@@ -175,13 +175,13 @@ def outputs(checkpoint, kind: str, dim: int) -> np.ndarray:
 @slow
 def test_a_new_annotation_of_a_store_trains_its_head_alone(run, tiny_store, tmp_path):
     """FLAME-like parameters at 25 fps from a store of ours as a new head: all else keeps every bit."""
-    more = f'config.num_epochs = 0; config.num_steps = 3; config.talker.trainable = "heads/{MOTION_KIND}/.*"; '
-    more += "config.talker.as_pivot = True; config.talker.frozen_epochs = 0; config.data.batch_size = 1"
+    more = f'config.num_epochs = 0; config.num_steps = 3; config.trainable = "heads/{MOTION_KIND}/.*"; '
+    more += "config.settings.as_pivot = True; config.settings.frozen_epochs = 0; config.data.batch_size = 1"
     config = write_config(tmp_path / "head.py", str(tiny_store), (), more)
     assert train(config, tmp_path / "head", "--parent", run) == 0
     before, after = load(run), load(tmp_path / "head")
-    assert after.config.unitalker.kinds == (*before.config.unitalker.kinds, MOTION_KIND)
-    assert after.config.unitalker.num_identities == before.config.unitalker.num_identities
+    assert after.config.annotations == (*before.config.annotations, MOTION_KIND)
+    assert after.config.num_identities == before.config.num_identities
     assert_same({path: after.params[path] for path in before.params}, before.params)
     assert np.abs(after.params[f"heads/{MOTION_KIND}/kernel"]).max() > 0
     for kind, dim in (("BIWI_23370_vertices", 12), ("3DETF_blendshape_weight", 5)):
@@ -205,7 +205,7 @@ def test_with_other_subjects_every_row_becomes_the_parents_last(run, tiny_store,
     [
         (("--config.data.sets=('x=0*1',)",), r"must hold PATH=SCALE\*REPEATS with positive numbers, got 'x=0\*1'"),
         (("--config.stage=codec",), "data.sets are UniTalker's"),
-        (("--config.talker.pivot_rate=2.0",), "pivot_rate must be in 0..1"),
+        (("--config.settings.pivot_rate=2.0",), "pivot_rate must be in 0..1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, capfd, flags, problem):

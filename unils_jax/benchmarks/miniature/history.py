@@ -1,4 +1,6 @@
-"""What a system of a finished miniature decodes after its own motion, also without guidance and top-p, and after the
+"""An experiment on a finished miniature: how much a system's own history costs it.
+
+Each system decodes after its own motion, after its own without guidance and top-p, and after the
 true motion before every chunk.
 
 A minute a system on a core, seed 0:
@@ -31,7 +33,7 @@ SAMPLING = Sampling(PROTOCOL.tau, PROTOCOL.cfg, PROTOCOL.top_p)
 
 
 def on_their_own(conversations: Sequence[Conversation]) -> list[list[Request]]:
-    """One request a conversation, as it is scored everywhere."""
+    """Makes one request a conversation, as it is scored everywhere."""
     return [
         [Request(*c.audio, c.style, sampling=SAMPLING, seed=PROTOCOL.seed, name=f"{i} 0")]
         for i, c in enumerate(conversations)
@@ -39,13 +41,13 @@ def on_their_own(conversations: Sequence[Conversation]) -> list[list[Request]]:
 
 
 def as_they_are(conversations: Sequence[Conversation]) -> list[list[Request]]:
-    """On their own, without guidance and top-p."""
+    """Makes the requests of `on_their_own` without guidance and top-p."""
     plain = Sampling(PROTOCOL.tau, cfg=1.0, top_p=1.0)
     return [[replace(request, sampling=plain) for request in of] for of in on_their_own(conversations)]
 
 
 def after_the_truth(conversations: Sequence[Conversation]) -> list[list[Request]]:
-    """One request a chunk; the first has none before it."""
+    """Makes one request a chunk, each after the true motion; the first has none before it."""
 
     def chunk(i: int, c: Conversation, k: int) -> Request:
         audio = c.audio[:, k * CHUNK_SAMPLES : (k + 1) * CHUNK_SAMPLES]
@@ -56,7 +58,7 @@ def after_the_truth(conversations: Sequence[Conversation]) -> list[list[Request]
 
 
 def main(folder: Path, *systems: str) -> None:
-    """Prints the mean figures of every system, all three ways."""
+    """Prints the mean figures of every system, decoded in all three ways."""
     plan = Plan(**json.loads((folder / "plan.json").read_text()))
     mean, std = Store(folder / "paired").statistics()
     for system in systems:

@@ -1,4 +1,4 @@
-"""What `unils miniature` compares: trainings, systems, and in which order all of it can be done."""
+"""What the miniature compares: trainings, systems, and the order in which all of it can be done."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,21 @@ MINUTES, SEED = 0.6, 0
 
 
 class Run(NamedTuple):
-    """A training: its config, its store, and the run it starts from. A run that is not `seeded` serves all seeds."""
+    """One training."""
 
     config: str
-    store: str
-    parent: str | None = None
-    seeded: bool = True
+    store: str  # "paired" or "unpaired"
+    parent: str | None = None  # the run it starts from; None: from scratch
+    seeded: bool = True  # False: one run serves all seeds
 
 
 class System(NamedTuple):
-    """A row of the table: what it is called, the run it decodes with (None: no model), how its motion comes, and
-    whether the picture has it."""
+    """A row of the table."""
 
     title: str
-    run: str | None
-    motion: str = "decode"
-    pictured: bool = True
+    run: str | None  # the run that gives its motion; None: no model
+    motion: str = "decode"  # how the motion is made, a key of `motions.MAKERS`
+    pictured: bool = True  # whether the picture of listeners has it
 
 
 RUNS = {
@@ -59,47 +58,52 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a folder of results was made with; `configs` is the folder of the trainings' configs (empty: ours)."""
+    """What a folder of results is made with; it is saved there as JSON."""
 
-    conversations: int
-    people_alone: int
-    seeds: int
-    times: float
-    configs: str = ""
+    conversations: int  # of the paired store
+    people_alone: int  # of the unpaired store
+    seeds: int  # trainings of each system
+    times: float  # factor on the configs' steps
+    configs: str = ""  # folder of the trainings' configs; "": ours
 
 
 @dataclass(frozen=True)
 class Job:
     """One piece of work of a phase: a training, or the motion or the scores of a system."""
 
-    kind: str
-    name: str
-    seed: int
-    out: str
+    kind: str  # "train", "move" or "score"
+    name: str  # a key of RUNS to train, else of SYSTEMS
+    seed: int  # -1: one job serves all seeds
+    out: str  # folder of all results
     plan: Plan
-    jobs: int
+    jobs: int  # so many share the cores
 
     @property
     def done(self) -> Path:
-        """What is there once the job is done."""
+        """The file that exists once the job is done."""
         if self.kind == "train":
             return self.workdir(self.name) / "done.json"
         return self.motion(self.name) if self.kind == "move" else Path(self.out) / "scores" / f"{self.name}.json"
 
     def workdir(self, run: str) -> Path:
-        """Where a run of this job's seed is."""
+        """Returns the workdir of a run of this job's seed."""
         return Path(self.out) / "runs" / self._label(run, run)
 
     def motion(self, system: str) -> Path:
-        """Where the motion of a system, of this job's seed, is."""
+        """Returns the file of a system's motion, of this job's seed."""
         return Path(self.out) / "motion" / f"{self._label(system, SYSTEMS[system].run)}.npz"
 
     def _label(self, name: str, run: str | None) -> str:
         return f"{name}-{self.seed}" if is_seeded(run) else name
 
 
+def config_file(folder: str, name: str) -> Path:
+    """Returns the file of a config in a folder of configs other than ours."""
+    return Path(folder) / f"{name.removeprefix('miniature/')}.py"
+
+
 def phases(out: Path, plan: Plan, jobs: int) -> list[list[Job]]:
-    """Jobs that may run side by side, phase after phase, the long ones of each first."""
+    """Returns the jobs that may run at the same time, phase after phase, the long ones first."""
     make = partial(Job, out=str(out), plan=plan, jobs=jobs)
 
     def trainings(*names: str) -> list[Job]:
@@ -119,10 +123,10 @@ def phases(out: Path, plan: Plan, jobs: int) -> list[list[Job]]:
 
 
 def seeds_of(run: str | None, plan: Plan) -> Sequence[int]:
-    """The seeds of a run, -1 for one that serves all."""
+    """Returns the seeds of a run; (-1,) for one that serves all seeds."""
     return range(plan.seeds) if is_seeded(run) else (-1,)
 
 
 def is_seeded(run: str | None) -> bool:
-    """Whether there is a run for every seed."""
+    """Returns whether there is one run for every seed."""
     return run is not None and RUNS[run].seeded

@@ -1,4 +1,4 @@
-"""The miniature's table beside the paper's, what of its order holds, and the picture of stiff and living listeners."""
+"""The miniature's report: tables, which parts of the paper's order hold, and the picture."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unils_jax.benchmarks.miniature.scores import BLINKS, PROTOCOL
-from unils_jax.evaluation.report import COLUMNS, PUBLISHED, table
+from unils_jax.evaluation.report import COLUMNS, PUBLISHED
+from unils_jax.files import markdown_table as table
 from unils_jax.motion import FPS
 
 Scores = Mapping[str, dict[str, Any]]  # by system
@@ -46,18 +47,18 @@ NOTES = (
 
 
 class Verdict(NamedTuple):
-    """Whether a figure's order holds: the difference (second less first), its interval, and the words for it."""
+    """Whether the paper's order of two systems holds in one figure."""
 
     figure: str
-    better: str
+    better: str  # the paper's better system
     worse: str
-    difference: float
-    interval: tuple[float, float] | None
+    difference: float  # worse less better
+    interval: tuple[float, float] | None  # of the difference; None: of a figure of the whole split
     words: str
 
 
 def rows(scores: Scores, titles: Mapping[str, str]) -> list[list[str]]:
-    """The table of the systems, its head first; the truth's blinks stand in the head."""
+    """Returns the table of the systems, its head first; the head names the truth's blinks."""
     truth = next(iter(scores.values()))["metrics"][BLINKS]["truth"]
     head = ["", *COLUMNS, f"blinks/min (truth {_number(truth)})", "nods (chance)", "smiles (chance)"]
     lines = [head]
@@ -70,18 +71,21 @@ def rows(scores: Scores, titles: Mapping[str, str]) -> list[list[str]]:
 
 
 def published_rows() -> list[list[str]]:
-    """The paper's table with its ablations, which give three columns."""
+    """Returns the paper's table with its ablations, which give three columns."""
     names = list(COLUMNS)
     lines = [["", *names], *([name, *map(_number, values)] for name, values in PUBLISHED.items())]
     for name, values in ABLATIONS.items():
-        told = dict(zip((LVE, LISTENING_FDD, F_FID), values, strict=True))
-        lines.append([f"UniLS {name}", *(_number(told.get(path)) for path in COLUMNS.values())])
+        known = dict(zip((LVE, LISTENING_FDD, F_FID), values, strict=True))
+        lines.append([f"UniLS {name}", *(_number(known.get(path)) for path in COLUMNS.values())])
     return lines
 
 
 def verdicts(scores: Scores) -> list[Verdict]:
-    """What of the paper's order holds. Differences are of the same conversations; conversations and training seeds are
-    resampled. Of Fréchet distances, which belong to no conversation, the intervals are compared as they are."""
+    """Decides for each comparison of the paper whether its order holds.
+
+    Differences are of the same conversations; conversations and training seeds are resampled.
+    Fréchet distances belong to no conversation: their own intervals are compared.
+    """
     return [_verdict(scores, *order) for order in ORDER]
 
 
@@ -102,7 +106,7 @@ def _verdict(scores: Scores, figure: str, better: str, worse: str) -> Verdict:
 
 
 def _paired_interval(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """Of the mean difference [conversations, seeds], seeds of each system drawn on their own."""
+    """Resamples the mean difference of [conversations, seeds]; each system draws its own seeds."""
     rng = np.random.default_rng(0)
     count = len(first)
     differences = []
@@ -115,7 +119,7 @@ def _paired_interval(first: np.ndarray, second: np.ndarray, draws: int = 2000) -
 
 
 def markdown(scores: Scores, titles: Mapping[str, str], summary: str) -> str:
-    """Tables, verdicts and notes."""
+    """Writes tables, verdicts and notes as Markdown."""
     lines = ["# The paper in miniature", "", summary, "", *table(rows(scores, titles)), ""]
     lines += [
         "![how lively listeners are](listening.png)",
@@ -128,18 +132,18 @@ def markdown(scores: Scores, titles: Mapping[str, str], summary: str) -> str:
     lines += ["## What of the paper's order holds", ""]
     names = {path: name for name, path in COLUMNS.items()}
     for verdict in verdicts(scores):
-        told = (
+        interval = (
             "" if verdict.interval is None else f" ({_number(verdict.interval[0])} to {_number(verdict.interval[1])})"
         )
         lines.append(
             f"- {names[verdict.figure]}, {titles[verdict.better]} below {titles[verdict.worse]}: {verdict.words}; "
-            f"difference {_number(verdict.difference)}{told}"
+            f"difference {_number(verdict.difference)}{interval}"
         )
     return "\n".join([*lines, "", *(f"- {note}" for note in NOTES), ""])
 
 
 def picture(scores: Scores, titles: Mapping[str, str]) -> Figure:
-    """How lively listeners are over time: the truth in black, who stays near it lives, who stays low is stiff."""
+    """Plots how lively listeners are over time, the truth in black; a low curve is a stiff face."""
     figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
     truth = _smooth(next(iter(scores.values()))["liveliness"]["truth"])
     seconds = PROTOCOL.first_frame / FPS + np.arange(len(truth)) / FPS

@@ -1,10 +1,10 @@
-"""The motion of one system of the miniature against the truth: every figure, answers to the partner, liveliness."""
+"""The scores of one system of the miniature: every figure, answers to the partner, liveliness."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.ndimage import uniform_filter1d
 
 from data_pipelines.record import Record
@@ -27,11 +27,12 @@ def score(
     mean: Float[np.ndarray, "108"],
     std: Float[np.ndarray, "108"],
 ) -> dict[str, Any]:
-    """Figures of a system as plain values. `motions` holds for every record one motion a training seed; mean and
-    deviation are the training split's.
+    """Scores a system; returns its figures as plain values.
 
-    `metrics` as in a report of `unils evaluate`, `values` of every record by seed, `reactions` (rate of answers,
-    chance, 95 % interval of the rate less chance), `liveliness` of listeners over time (see there) and the truth's.
+    `motions` holds for every record one motion a training seed; `mean` and `std` are the training
+    split's. The result has `metrics` as in a report of `unils evaluate`, `values` of every record
+    by seed, `reactions` (rate of answers, chance, 95 % interval of the rate less chance), and
+    `liveliness` of the system's listeners over time (see there) and of the truth's.
     """
     tally = ScoreTable(mesh, "standin", mean, std)
     answers: dict[str, list[Reactions]] = {"nods": [], "smiles": []}
@@ -56,8 +57,11 @@ def score(
 
 
 def liveliness(motion: Float[np.ndarray, "T 108"], std: Float[np.ndarray, "108"]) -> Float[np.ndarray, " T"]:
-    """How much a face moves: deviation over the second around each frame, in deviations of the training split, mean
-    over the first 50 expression channels."""
+    """Measures how much a face moves at each frame.
+
+    It is the standard deviation over the second around the frame, in deviations of the training
+    split, mean over the first 50 expression channels.
+    """
     scaled = motion[:, LIVELY_CHANNELS].astype(np.float64) / std[None, LIVELY_CHANNELS]
     mean, square = (uniform_filter1d(x, LIVELY_FRAMES, axis=0) for x in (scaled, scaled**2))
     return np.sqrt(np.maximum(square - mean**2, 0)).mean(axis=1)
@@ -69,7 +73,8 @@ class Curve:
     def __init__(self):
         self.total = self.count = np.zeros(0)
 
-    def add(self, values: np.ndarray, mask: np.ndarray) -> None:
+    def add(self, values: Float[np.ndarray, " T"], mask: Bool[np.ndarray, " T"]) -> None:
+        """Adds a person's values at the frames of the mask."""
         if not len(self.total):
             self.total, self.count = np.zeros(len(values)), np.zeros(len(values))
         frames = min(len(self.total), len(values))
@@ -77,7 +82,7 @@ class Curve:
         self.count[:frames] += mask[:frames]
 
     def mean(self) -> list[float]:
-        """NaN where nobody counts."""
+        """Returns the mean over people; NaN at frames of no mask."""
         return np.where(self.count > 0, self.total / np.maximum(self.count, 1), np.nan).tolist()
 
 
@@ -98,7 +103,10 @@ def _sum(counts: Sequence[Reactions]) -> Reactions:
 
 
 def _rate(counts: list[Reactions]) -> dict[str, Any]:
-    """Rate and chance over all conversations, and the interval of their difference, conversations resampled."""
+    """Computes rate and chance over all conversations, and the interval of their difference.
+
+    Conversations are resampled for the interval.
+    """
     columns = np.array(counts, np.float64)
     draws = np.random.default_rng(0).integers(len(columns), size=(2000, len(columns)))
 

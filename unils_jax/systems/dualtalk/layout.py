@@ -1,53 +1,62 @@
-"""DualTalk's published layout: a bare state dict, and what its tensors and the JSON beside it say of the sizes.
+"""DualTalk's published layout: a bare state dict, and how its sizes are found.
 
-The published file has no config. Ours stands as JSON beside the weights, `MODEL.CONFIG` the fields of DualTalkConfig;
-without it sizes are read off the tensors, and heads are the published ones: 4, of 64 channels in the audio encoders.
+The published file has no config. Ours is a JSON next to the weights, whose `MODEL.CONFIG` holds the
+fields of DualTalkConfig. Without it sizes are read off the tensors, and heads are the published ones:
+4, of 64 channels in the audio encoders.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from unils_jax.config import from_dict
-from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.systems.dualtalk.model import DualTalkConfig
-from unils_jax.systems.torch_layout import DUALTALK_MARK
+from unils_jax.systems.torch_layout import (
+    LINEAR,
+    OLD_WEIGHT_NORM,
+    TorchLayout,
+    attention_rows,
+    encoder_rows,
+    lstm_rows,
+    named_config,
+    named_tree,
+    postnorm_rows,
+)
 
 NAME = "DualTalk"
 ENCODER = "joint_encoder.audio_encoder1"
 ENCODER_HEAD_DIM = 64
 
 
-def is_dualtalk(state: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict has DualTalk's keys."""
-    return any(key.startswith(DUALTALK_MARK) for key in state)
+ROWS = (
+    *encoder_rows("joint_encoder.audio_encoder1", "own_encoder", OLD_WEIGHT_NORM),
+    *encoder_rows("joint_encoder.audio_encoder2", "partner_encoder", OLD_WEIGHT_NORM),
+    ("joint_encoder.audio_projection", "audio_proj", LINEAR),
+    ("joint_encoder.blendshape_encoder.0", "motion_encoder/up", LINEAR),
+    ("joint_encoder.blendshape_encoder.2", "motion_encoder/out", LINEAR),
+    *attention_rows("temporal_enhancer.cross_attention", "partner_attn"),
+    *lstm_rows("temporal_enhancer.temporal_lstm", "partner_lstm"),
+    *postnorm_rows("interaction_module.interaction_encoder.layers.{i}", "interaction/{i}", decoder=False),
+    *attention_rows("interaction_module.self_attention", "fusion_attn"),
+    *postnorm_rows("synthesis_module.synthesis_decoder.layers.{i}", "synthesis/{i}", decoder=True),
+    ("synthesis_module.modulation_layer", "modulation", LINEAR),
+    ("synthesis_module.blendshape_predictor", "head", LINEAR),
+)
 
 
-def config_tree(config: DualTalkConfig, expression_basis: str) -> dict[str, Any]:
-    """The JSON beside exported weights."""
-    return {"MODEL": {"NAME": NAME, "CONFIG": asdict(config)}, "EXPRESSION_BASIS": expression_basis}
+def _matches(keys: Iterable[str]) -> bool:
+    return any(key.startswith("joint_encoder.") for key in keys)
 
 
-def dualtalk_config(state: Mapping[str, np.ndarray], tree: Mapping[str, Any], source: str) -> DualTalkConfig:
-    """The sizes of a file's model. Raises UserError, naming `source`, where its JSON is of another model, and where
-    there is none and a tensor that would tell a size is missing or of another rank."""
-    if tree:
-        model = tree.get("MODEL")
-        fields = model.get("CONFIG") if isinstance(model, Mapping) and model.get("NAME") == NAME else None
-        if not isinstance(fields, Mapping):
-            raise UserError(f"{source}: the JSON beside it must hold MODEL with NAME {NAME!r} and CONFIG; remove it")
-        return from_dict(DualTalkConfig, dict(fields), f"{source}: MODEL.CONFIG")
-    try:
-        return _from_shapes({key: array.shape for key, array in state.items()})
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{source} does not tell the sizes of a {NAME} ({error} is missing or of another rank); use the published "
-            "state dict, or put the config of the model beside it as .json"
-        ) from None
+def _config_of(state: Mapping[str, np.ndarray], tree: Mapping[str, Any], source: str) -> DualTalkConfig:
+    shapes = {key: array.shape for key, array in state.items()}
+    return named_config(DualTalkConfig, NAME, tree, source, lambda: _from_shapes(shapes))
+
+
+def _json_of(config: DualTalkConfig, expression_basis: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
+    return named_tree(config, NAME, expression_basis)
 
 
 def _from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> DualTalkConfig:
@@ -76,3 +85,17 @@ def _from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> DualTalkConfig:
         depth=count(rf"{re.escape(layer)}\.(\d+)\."),
         decoder_depth=count(r"synthesis_module\.synthesis_decoder\.layers\.(\d+)\."),
     )
+
+
+LAYOUT = TorchLayout(
+    rows={"dualtalk": ROWS},
+    matches=_matches,
+    config_of=_config_of,
+    json_of=_json_of,
+    aliases={
+        "dualtalk": (
+            (r"(\.encoder\.pos_conv_embed\.conv)\.parametrizations\.weight\.original0$", r"\1.weight_g"),
+            (r"(\.encoder\.pos_conv_embed\.conv)\.parametrizations\.weight\.original1$", r"\1.weight_v"),
+        )
+    },
+)

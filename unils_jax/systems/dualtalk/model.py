@@ -6,6 +6,7 @@ paper's text says something else, it is an option. Motion has 56 channels: expre
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
+from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise
 from unils_jax.models.logmel import LogMel, LogMelConfig
-from unils_jax.models.wav2vec2 import EncoderNoise, EncoderRates, Wav2Vec2, Wav2Vec2Config, draw_encoder_noise
+from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, FPS, SAMPLE_RATE
 from unils_jax.nn.layers import Linear, RandomKey, SampleKeys, dropout, split_key
 from unils_jax.nn.lstm import BidirectionalLSTM
@@ -26,27 +28,25 @@ from unils_jax.nn.stack import FLOAT32, Compute
 
 @dataclass(frozen=True)
 class DualTalkConfig:
-    """Sizes; the defaults are the paper's. `width` is a feature's, audio and motion together are twice as wide.
-    `logmel` stands in for both audio encoders at sizes where a published one is too large: features without weights.
+    """Sizes of the model; the defaults are the paper's."""
 
-    `sigmoid` is the paper's form of the modulation, `strength * sigmoid(W x)`; the published code has no sigmoid.
-    `alignment`, after the paper's text too, has the attention between interaction and synthesis look at its own frame
-    alone; in the published code it starts as the mean of all frames, without a way around it.
-    `dropout_rate` acts in encoder and decoder layers, `fusion_rate` before the decoder.
-    """
+    stage: ClassVar[str] = "dualtalk"
 
-    wav2vec2: Wav2Vec2Config = Wav2Vec2Config()
-    width: int = 256
+    wav2vec2: Wav2Vec2Config = Wav2Vec2Config()  # of either audio encoder
+    width: int = 256  # of a feature; audio and motion together are twice as wide
     num_heads: int = 4
-    hidden_dim: int = 2048
-    depth: int = 3
-    decoder_depth: int = 1
-    strength: float = 0.1
-    sigmoid: bool = False
+    hidden_dim: int = 2048  # of the feed-forward parts
+    depth: int = 3  # layers of the interaction
+    decoder_depth: int = 1  # layers of the synthesis
+    strength: float = 0.1  # of the modulation
+    sigmoid: bool = False  # True: strength * sigmoid(W x), the paper's text; the published code has no sigmoid
+    # True, the paper's text: the attention between interaction and synthesis sees its own frame alone. In the
+    # published code it starts as the mean of all frames, without a way around it.
     alignment: bool = False
-    dropout_rate: float = 0.1
-    fusion_rate: float = 0.5
-    rates: EncoderRates = field(default_factory=EncoderRates)
+    dropout_rate: float = 0.1  # in encoder and decoder layers
+    fusion_rate: float = 0.5  # dropout before the decoder
+    rates: EncoderRates = field(default_factory=EncoderRates)  # of the audio encoders, in training
+    # In place of both audio encoders, at sizes where a published one is too large: features without weights.
     logmel: LogMelConfig | None = None
 
     def __post_init__(self) -> None:

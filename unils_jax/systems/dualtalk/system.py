@@ -1,4 +1,4 @@
-"""DualTalk's motion of a whole recording at once: no chunks, no sampling, no smoothing."""
+"""DualTalk as a system. Its motion is of a whole recording at once: no chunks, no sampling."""
 
 from functools import partial
 
@@ -10,12 +10,28 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.audio import normalize_record
-from unils_jax.motion import PARTNER_FRAMES, dualtalk_channels, from_dualtalk
+from unils_jax.errors import UserError
+from unils_jax.motion import MOTION_DIM, PARTNER_FRAMES, dualtalk_channels, from_dualtalk
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
-from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
-from unils_jax.systems.dualtalk.model import DualTalk, DualTalkNoise, dualtalk_losses
+from unils_jax.systems.base import (
+    Batch,
+    Card,
+    Generated,
+    GlobalBatch,
+    Inputs,
+    Metrics,
+    Objective,
+    Options,
+    Run,
+    Stage,
+    Start,
+    System,
+    batch_sample_weights,
+)
+from unils_jax.systems.dualtalk.layout import LAYOUT
+from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig, DualTalkNoise, dualtalk_losses
 
 
 def respond(
@@ -43,6 +59,26 @@ def _respond(graphdef: nnx.GraphDef, compute: Compute, params: Params, *conversa
     return merge(graphdef, params)(*conversation, compute)
 
 
+def generate(model: DualTalk, inputs: Inputs, options: Options) -> Generated:
+    """Generates motion of one person, or of both, each of whom sees the other's motion.
+
+    Without `other_audio` the partner is silent, without `other_motion` still. Raises UserError where both people are
+    asked for and the motion of one is given.
+    """
+    own, seen = inputs.audio, inputs.other_motion
+    other = np.zeros_like(own) if inputs.other_audio is None else inputs.other_audio
+    if seen is None:
+        seen = np.zeros((1, MOTION_DIM), np.float32)
+    motions = seen[None] if seen.ndim == 2 else seen
+    if len(motions) < options.people and inputs.other_motion is not None:
+        raise UserError("both people see each other; give other_motion of both, [2, T, 108]")
+    # With one motion alone it is the partner's, whoever is asked for.
+    partners = (motions[-1], motions[0])
+    tracks = (own, other)
+    people = [respond(model, tracks[p], tracks[1 - p], partners[p], dtype=options.dtype) for p in range(options.people)]
+    return Generated(np.stack([person[: min(map(len, people))] for person in people]))
+
+
 def dualtalk_loss(
     model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
@@ -67,8 +103,22 @@ def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objecti
     return model.draw(key, *batch["audio"].shape)
 
 
+def init(config: Run, shapes: Params, data: object, start: Start) -> Params:
+    """Returns a published wav2vec2 as the start of both audio encoders; nothing where the config names none."""
+    if not config.audio_encoder:
+        return {}
+    encoder, params = start.load_encoder(config.audio_encoder, "wav2vec2")
+    if encoder != config.model.wav2vec2:
+        raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
+    return {
+        path.replace("audio_encoder/", f"{side}_encoder/", 1): value
+        for side in ("own", "partner")
+        for path, value in params.items()
+    }
+
+
 # All but the audio encoders' convolutions.
-DUALTALK = Stage(
+DUALTALK_STAGE = Stage(
     "dualtalk",
     None,
     "partners",
@@ -76,4 +126,33 @@ DUALTALK = Stage(
     dualtalk_loss,
     sample_dualtalk_noise,
     item_frames=PARTNER_FRAMES,
+    init=init,
+)
+
+
+def card(config: DualTalkConfig, expression_basis: str) -> Card:
+    """Returns the lines of a model card."""
+    encoder = config.wav2vec2
+    encoders = f"two wav2vec2 of width {encoder.width} and depth {encoder.depth}, trained along and in this file"
+    if config.logmel is not None:
+        encoders = "log-mel features instead of two wav2vec2; **the authors' code cannot load it**"
+    return Card(
+        "DualTalk: own audio, the partner's audio and motion to own facial motion",
+        f"56 channels at 25 frames/s in the {expression_basis!r} basis: expression 50, jaw 3, head rotation 3.",
+        [f"width {config.width}, {config.depth} layers of interaction; {encoders}"],
+    )
+
+
+DUALTALK = System(
+    name="dualtalk",
+    title="DualTalk",
+    config=DualTalkConfig,
+    build=DualTalk,
+    stages={DUALTALK_STAGE.name: DUALTALK_STAGE},
+    inputs=frozenset({"audio", "other_audio", "other_motion"}),
+    draws=False,
+    generate=generate,
+    layout=LAYOUT,
+    card=card,
+    conditions={"partner": "audio and true motion of the whole sequence, head rotation as tracked"},
 )

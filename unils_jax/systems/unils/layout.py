@@ -1,29 +1,24 @@
 """The release's `meta_cfg`, read and written: which model it describes, and the config of ours in its words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import ModelConfig
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import AUDIO_CONDITIONS, FPS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
 from unils_jax.systems.base import NoiseRates
-from unils_jax.systems.dualtalk.layout import config_tree
-from unils_jax.systems.unitalker import layout as unitalker_files
-from unils_jax.training.config import RunConfig, run_config
+from unils_jax.systems.torch_layout import TorchLayout
+from unils_jax.systems.unils.rows import ALIASES, ROWS
 
 LOADERS = {"unils_codec.UniLSCodec": "codec", "unils_freegen.UniLSFreeGen": "prior", "unils_gen.UniLSGen": "dialogue"}
-
-
 AUDIO_VECTORS = ("attn_blocks.self_pos", "attn_blocks.audio_pos")  # of two cross-attentions, of one
-
-
 MAX_DEPTH = 1000
-
-
 MAX_SIZE = 1 << 16
 
 
@@ -155,24 +150,33 @@ LOSS_NAMES = {
 UNKNOWN = "..."  # paths of other machines: the release's code sets those that it needs
 
 
-def make_meta_cfg(checkpoint: Any) -> dict[str, Any]:
-    """The release's config tree of a checkpoint; a release file's own is passed on as it is.
+def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], source: str) -> UniLSConfig:
+    """Returns the model's config that a release file describes.
 
-    Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths are left out.
-    Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front end, and MODEL.AUDIO_CONDITION where it
-    has one audio cross-attention.
+    Raises UserError, naming `source`, where the config tree is not one of the release's.
     """
-    if checkpoint.meta_cfg is not None:
-        return checkpoint.meta_cfg
-    if checkpoint.config.dualtalk is not None:
-        return config_tree(checkpoint.config.dualtalk, checkpoint.expression_basis)
-    if checkpoint.config.unitalker is not None:
-        return unitalker_files.config_tree(checkpoint.config.unitalker, checkpoint.expression_basis)
-    stage = checkpoint.config.stage
-    run = None if checkpoint.run is None else run_config(dict(checkpoint.run))
+    sizes = model_sizes(meta_cfg, state)
+    prior = logmel = None
+    if sizes["prior"] is not None:
+        prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"], audio_condition=sizes["audio_condition"])
+    if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
+        fields = meta_cfg["MODEL"]["LOGMEL"]
+        fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
+        logmel = from_dict(LogMelConfig, fields, f"{source}: meta_cfg.MODEL.LOGMEL")
+    return UniLSConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel)
+
+
+def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Builds the release's config tree of a model.
+
+    Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths
+    are left out. Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front
+    end, and MODEL.AUDIO_CONDITION where it has one audio cross-attention.
+    """
+    stage = config.stage
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
-    frames = checkpoint.config.codec.window_frames
-    model = _model_tree(checkpoint.config, NoiseRates() if run is None else run.noise)
+    frames = config.codec.window_frames
+    model = _model_tree(config, NoiseRates() if run is None else NoiseRates(**run["noise"]))
     return {
         "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
         "DATASET": {
@@ -192,11 +196,11 @@ def make_meta_cfg(checkpoint: Any) -> dict[str, Any]:
         "EXP_STR": f"{model['NAME']}_{dataset}",
         "TIME_STR": UNKNOWN,
         "DUMP_DIR": UNKNOWN,
-        "EXPRESSION_BASIS": checkpoint.expression_basis,
+        "EXPRESSION_BASIS": expression_basis,
     }
 
 
-def _model_tree(config: ModelConfig, noise: NoiseRates) -> dict[str, Any]:
+def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
     stage, prior = config.stage, config.prior
     loader = next(loader for loader, of in LOADERS.items() if of == stage)
     tree: dict[str, Any] = {"NAME": NAMES[stage] + ("S" if _is_small(config.codec, prior) else ""), "LOADER": loader}
@@ -239,24 +243,54 @@ def _is_small(codec: CodecConfig, prior: PriorConfig | None) -> bool:
     return codec == small and (prior is None or (prior.width, prior.depth, prior.num_heads) == (384, 6, 6))
 
 
-def _trainer_tree(run: RunConfig) -> dict[str, Any]:
-    optimizer = run.optimizer
+def _trainer_tree(run: Mapping[str, Any]) -> dict[str, Any]:
+    optimizer = run["optimizer"]
     return {
-        "BATCH_SIZE": run.data.batch_size,
-        "TRAIN_ITER": run.num_steps,
-        "CHECK_INTERVAL": run.checkpoint_every,
+        "BATCH_SIZE": run["data"]["batch_size"],
+        "TRAIN_ITER": run["num_steps"],
+        "CHECK_INTERVAL": run["checkpoint_every"],
         "NAME": "Adam",
-        "WARMUP_ITER": optimizer.warmup_steps,
-        "LR_DECAY_RATE": optimizer.final_factor,
-        "LR_DECAY_ITER": optimizer.decay_steps,
-        "LEARNING_RATE": optimizer.learning_rate,
+        "WARMUP_ITER": optimizer["warmup_steps"],
+        "LR_DECAY_RATE": optimizer["final_factor"],
+        "LR_DECAY_ITER": optimizer["decay_steps"],
+        "LEARNING_RATE": optimizer["learning_rate"],
         "USING_EMA": True,
-        "EMA_DECAY": optimizer.ema_decay,
+        "EMA_DECAY": optimizer["ema_decay"],
         "EMA_UPDATE_FREQ": 1,
     }
 
 
-def _loss_tree(run: RunConfig) -> dict[str, float]:
-    if run.stage != "codec":
+def _loss_tree(run: Mapping[str, Any]) -> dict[str, float]:
+    if run["stage"] != "codec":
         return {"CE_WEIGHT": 1.0}
-    return {name: getattr(run.loss, ours) for ours, name in LOSS_NAMES.items()}  # ARTalk's terms have no name there
+    return {name: run["loss"][ours] for ours, name in LOSS_NAMES.items()}  # ARTalk's terms have no name there
+
+
+def _matches(keys: Iterable[str]) -> bool:
+    return any(key.startswith(("base_codec.", "encoder.inp_mapping.")) for key in keys)
+
+
+def _warnings(config: UniLSConfig) -> list[str]:
+    warnings = []
+    if config.logmel is not None:
+        warnings.append(
+            "the model hears through our log-mel front end, which the release's code lacks: there the weights load, "
+            "but speech means nothing to them"
+        )
+    if config.prior is not None and config.prior.audio_condition != "pair":
+        warnings.append(
+            "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
+            "unils_jax's PyTorch reference"
+        )
+    return warnings
+
+
+LAYOUT = TorchLayout(
+    rows=ROWS,
+    matches=_matches,
+    config_of=config_of,
+    json_of=json_of,
+    bare=False,
+    aliases=ALIASES,
+    warnings=_warnings,
+)

@@ -1,21 +1,51 @@
 """UniLS: the losses and noise of its three training stages."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from unils_jax.errors import UserError
 from unils_jax.face import flame
+from unils_jax.inference import conversations
 from unils_jax.models.losses import SampleWeights, mesh_losses, motion_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
-from unils_jax.models.unils import UniLS
-from unils_jax.motion import WINDOW_FRAMES
+from unils_jax.models.unils import UniLS, UniLSConfig
+from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
+from unils_jax.nn.lora import merge_lora
+from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
-from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.base import (
+    Batch,
+    Card,
+    Generated,
+    GlobalBatch,
+    Inputs,
+    Loaded,
+    Metrics,
+    Objective,
+    Options,
+    PublishedEncoder,
+    Run,
+    Stage,
+    Start,
+    System,
+    batch_sample_weights,
+)
+from unils_jax.systems.unils.layout import LAYOUT
+
+DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
+TITLES = {
+    "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",
+    "prior": "UniLS motion prior: facial motion without audio, over the codec's bits",
+    "dialogue": "UniLS dialogue: the audio of a conversation to the facial motion of both people",
+}
 
 
 @dataclass(frozen=True)
@@ -130,13 +160,52 @@ def _drop(x: Array, drop: Array) -> Array:
     return jnp.where(drop, jnp.zeros_like(x), x)
 
 
+def init(config: Run, shapes: Params, data: Any, start: Start) -> Params:
+    """Returns what a new run does not draw: the data's statistics, and the parent's parameters.
+
+    Raises UserError where the parent has other sizes than the config, then the shapes may fit and the
+    model be another, or another expression basis.
+    """
+    mean, std = data.mixture.statistics(centred=config.data.centre_head)
+    given = {"codec/motion_mean": mean, "codec/motion_std": std}
+    return given if start.parent is None else given | _inherited(config, start.parent)
+
+
+def _inherited(config: Run, parent: Loaded) -> Params:
+    ours, theirs = config.model, parent.config
+    parts = [("codec", theirs.codec, ours.codec)]
+    if theirs.prior is not None:
+        parts.append(("prior", theirs.prior, ours.prior.without_audio()))
+    problems = [
+        f"{part}.{name} is {getattr(old, name)} in it and {getattr(new, name)} in the config"
+        for part, old, new in parts
+        for name in vars(new)
+        if getattr(old, name) != getattr(new, name)
+    ]
+    if parent.expression_basis != config.expression_basis:
+        problems.append(f"its motion is of the {parent.expression_basis!r} basis, the config's of another")
+    centred = (parent.run or {}).get("data", {}).get("centre_head", True)
+    if parent.run is not None and centred != config.data.centre_head:
+        problems.append(f"data.centre_head is {centred} in it and {config.data.centre_head} in the config")
+    if problems:
+        name = parent.source["checkpoint"]
+        raise UserError(f"parent {name} does not fit: {'; '.join(problems)}; use the config of the same family")
+    return parent.params
+
+
 CODEC = Stage(
-    "codec", None, "solo", r"codec/(encoder|decoder)/.*", codec_loss, bit_probabilities=codec_bit_probabilities
+    "codec",
+    None,
+    "solo",
+    r"codec/(encoder|decoder)/.*",
+    codec_loss,
+    bit_probabilities=codec_bit_probabilities,
+    uses_head=True,
+    without_head="no head is given: the codec trains without mesh and lip losses",
+    init=init,
 )
 
-
-PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, sample_noise, decodes=True)
-
+PRIOR = Stage("prior", "codec", "solo", r"prior/.*", generator_loss, sample_noise, decodes=True, init=init)
 
 DIALOGUE = Stage(
     "dialogue",
@@ -147,4 +216,101 @@ DIALOGUE = Stage(
     sample_noise,
     item_frames=2 * WINDOW_FRAMES,
     decodes=True,
+    init=init,
+)
+
+
+def card(config: UniLSConfig, expression_basis: str) -> Card:
+    """Returns the lines of a model card."""
+    data = "108 channels at 25 frames/s in FLAME's basis: expression 100, head rotation 3, jaw 1, eyes 4."
+    if expression_basis != "flame":
+        data = (
+            "108 channels at 25 frames/s in the basis of our procedural stand-in head, **not FLAME's**: the expression "
+            "channels mean nothing on a FLAME head; jaw, gaze and head rotation do."
+        )
+    codec, prior = config.codec, config.prior
+    facts = [f"codec: width {codec.width}, depth {codec.depth}, {codec.code_dim} bits, scales {list(codec.scales)}"]
+    if prior is not None:
+        facts.append(f"prior: width {prior.width}, depth {prior.depth}, {prior.num_heads} heads")
+        if prior.audio_condition != "pair":
+            track = "the own track alone" if prior.audio_condition == "own" else "the sum of both tracks"
+            facts.append(f"one audio cross-attention, to {track}; **the release's code has two** and cannot load it")
+    if config.logmel is not None:
+        facts.append(
+            f"audio: our log-mel front end, {config.logmel.num_mels} bands. **The release's code has no such "
+            "encoder**: there the file loads, but speech means nothing to it"
+        )
+    elif config.stage == "dialogue":
+        facts.append("audio: wav2vec2-xls-r-300m, frozen; not in this file")
+    return Card(TITLES[config.stage], data, facts)
+
+
+def merge(config: UniLSConfig, params: Params) -> tuple[UniLSConfig, Params]:
+    """Merges the adapters into the kernels."""
+    lora = config.lora
+    if lora is None:
+        return config, params
+    return replace(config, lora=None), merge_lora(params, lora.alpha / lora.rank)
+
+
+def lacks(config: UniLSConfig, params: Params, source: str) -> str:
+    """Says what a dialogue needs whose published audio encoder was not given."""
+    if not ENCODER.needed(config) or any(path.startswith("audio_encoder/") for path in params):
+        return ""
+    return (
+        f"{source} needs its audio encoder, {DEFAULT_ENCODER}; give --audio_encoder {DEFAULT_ENCODER} where there is "
+        f"a network, or the folder that `hf download {DEFAULT_ENCODER} --local-dir DIR` wrote"
+    )
+
+
+def problems(config: UniLSConfig) -> list[str]:
+    """Lists what is wrong with a config that is to be trained."""
+    found = []
+    if config.stage == "dialogue" and config.audio_encoder is None:
+        found.append("a dialogue model needs an audio encoder: model.wav2vec2 or model.logmel")
+    if config.codec.window_frames != WINDOW_FRAMES:
+        found.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {config.codec.scales}")
+    return found
+
+
+ENCODER = PublishedEncoder(
+    needed=lambda config: config.stage == "dialogue" and config.logmel is None,
+    get=lambda config: config.wav2vec2,
+    put=lambda config, encoder: replace(config, wav2vec2=encoder),
+)
+INPUTS = frozenset({"audio", "other_audio", "style", "prev"})
+
+
+def generate(model: UniLS, inputs: Inputs, options: Options) -> Generated:
+    """Generates motion of one person or both: of a dialogue from audio, of a prior from the style clip alone.
+
+    A prior's style is its first previous motion, too, and `num_frames` its length.
+    """
+    sampling, seed, people = options.sampling, options.seed, options.people
+    if model.prior is not None and model.audio_encoder is None:
+        style = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32) if inputs.style is None else inputs.style
+        num_frames = inputs.num_frames or WINDOW_FRAMES
+        chunks = -(-num_frames // WINDOW_FRAMES)
+        motion = conversations.decode_prior(model, style[:people], chunks, sampling=sampling, seed=seed)
+        return Generated(motion[:, :num_frames])
+    settings = {"style": inputs.style, "prev": inputs.prev, "sampling": sampling, "seed": seed}
+    settings |= {"people": people, "dtype": options.dtype}
+    return Generated(conversations.decode(model, inputs.audio, inputs.other_audio, **settings))
+
+
+UNILS = System(
+    name="unils",
+    title="UniLS",
+    config=UniLSConfig,
+    build=UniLS,
+    stages={stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)},
+    inputs=INPUTS,
+    draws=True,
+    generate=generate,
+    layout=LAYOUT,
+    card=card,
+    encoder=ENCODER,
+    merge=merge,
+    lacks=lacks,
+    problems=problems,
 )

@@ -1,7 +1,7 @@
 """What the loss and the metrics of an annotation kind are measured in: vertices, whatever its numbers are.
 
 Source: UniTalker's paper and release. An annotation's numbers are vertices themselves, weights of blendshapes, or
-parameters of a head model; a `Space` makes vertices of them.
+parameters of a head model; a `VertexSpace` makes vertices of them.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ FACE_LIST, FLAME_LIPS = "flame_humanface_index.npy", "02_flame_mouth_idx.npy"
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class VertexSpace:
     """`vertices` makes [B, T, V, 3] of [B, T, D]; `lips` lists those that LVE and LVD look at; `measured` those that
     the loss compares (None: all; repeats count). `number_weight` is that of the squared error of the numbers. A space
     without vertices or lips has no lip errors."""
@@ -50,17 +50,17 @@ class Space:
 
 
 # Of kinds without assets: the numbers themselves. For those that are vertices the loss is the release's all the same.
-NUMBERS = Space(None, None, number_weight=1.0)
+NUMBERS = VertexSpace(None, None, number_weight=1.0)
 
 
-def vertex_space(lips: Int[np.ndarray, " n"]) -> Space:
+def vertex_space(lips: Int[np.ndarray, " n"]) -> VertexSpace:
     """Of numbers that are coordinates, vertex by vertex."""
-    return Space(lambda x: x.reshape(*x.shape[:-1], -1, 3), lips)
+    return VertexSpace(lambda x: x.reshape(*x.shape[:-1], -1, 3), lips)
 
 
 def blendshape_space(
     mean: Float[np.ndarray, "V 3"], basis: Float[np.ndarray, "n V 3"], lips: Int[np.ndarray, " m"]
-) -> Space:
+) -> VertexSpace:
     """Of weights of `basis` on `mean`."""
     flat = np.ascontiguousarray(basis.reshape(len(basis), -1), np.float32)
     offset = np.ascontiguousarray(mean.reshape(-1), np.float32)
@@ -68,26 +68,28 @@ def blendshape_space(
     def of_weights(x: Array) -> Array:
         return (x @ flat + jnp.asarray(offset)[None, None]).reshape(*x.shape[:-1], -1, 3)
 
-    return Space(of_weights, lips, number_weight=BLENDSHAPE_WEIGHT)
+    return VertexSpace(of_weights, lips, number_weight=BLENDSHAPE_WEIGHT)
 
 
-def parameter_space(head: Skinning, face: Int[np.ndarray, " n"], lips: Int[np.ndarray, " m"]) -> Space:
+def parameter_space(head: Skinning, face: Int[np.ndarray, " n"], lips: Int[np.ndarray, " m"]) -> VertexSpace:
     """Of FLAME parameters as D5 has them: coefficients, jaw 3, then ten that nothing is asked of."""
 
     def of_parameters(x: Array) -> Array:
         coefficients, jaw = x[..., : -TRAILING - JAW_DIM], x[..., -TRAILING - JAW_DIM : -TRAILING]
         return parameter_vertices(head, coefficients, jaw)
 
-    return Space(of_parameters, lips, measured=face)
+    return VertexSpace(of_parameters, lips, measured=face)
 
 
-def motion_space(head: FlameAsset) -> Space:
+def motion_space(head: FlameAsset) -> VertexSpace:
     """Of this project's 108 motion channels at 25 fps: the head's vertices without head rotation, and all channels by
     their squared error, so that head and eyes are learnt too."""
-    return Space(lambda x: vertices(head, x, head_rotation=False), head.lips, number_weight=1.0)
+    return VertexSpace(lambda x: vertices(head, x, head_rotation=False), head.lips, number_weight=1.0)
 
 
-def reconstruction_loss(space: Space, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]) -> Float[Array, " B"]:
+def reconstruction_loss(
+    space: VertexSpace, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]
+) -> Float[Array, " B"]:
     """Of each item the mean squared error of the measured vertices' coordinates, in the square of their units, and of
     the numbers by their weight."""
     numbers = space.number_weight * jnp.square(pred - truth).mean((1, 2)) if space.number_weight else 0.0
@@ -102,7 +104,7 @@ def reconstruction_loss(space: Space, pred: Float[Array, "B T D"], truth: Float[
 
 
 def lip_errors(
-    space: Space, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]
+    space: VertexSpace, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """LVE and LVD of each sequence: means over frames of d and of its root, with d the largest squared distance of a
     lip vertex. In the annotation's scaled units, squared and plain. Source: the release, whose LVE is
@@ -112,7 +114,7 @@ def lip_errors(
     return largest.mean(-1), jnp.sqrt(largest).mean(-1)
 
 
-def load_spaces(folder: Path, kinds: tuple[str, ...], head: Path | None = None) -> dict[str, Space]:
+def load_spaces(folder: Path, kinds: tuple[str, ...], head: Path | None = None) -> dict[str, VertexSpace]:
     """The spaces of the release's kinds from its `resources/binary_resources`; `head` is FLAME's model file.
 
     Raises UserError for a kind that the release has no assets for and for files that are missing or misshapen.
@@ -153,7 +155,7 @@ def _blendshapes(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def talker_losses(
-    space: Space,
+    space: VertexSpace,
     pred: Float[Array, "B T D"],
     truth: Float[Array, "B T D"],
     coefficients: Float[Array, "B T k"] | None,

@@ -15,12 +15,14 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.models.wavlm import WavLM
-from unils_jax.motion import SAMPLE_RATE
+from unils_jax.motion import FPS, MOTION_KIND, SAMPLE_RATE
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
+from unils_jax.systems.base import Generated, Inputs, Options
 from unils_jax.systems.unitalker.model import UniTalker, frames_of, prepare_audio
 
 WINDOW_S, STRIDE_S = 25, 20
+BIWI = "BIWI_23370_vertices"
 # (audio [1, N], number of frames) -> motion [1, T, D].
 Predict = Callable[[np.ndarray, int], np.ndarray]
 
@@ -103,3 +105,42 @@ def _predict(
     graphdef: nnx.GraphDef, kind: str, num_frames: int, compute: Compute, params: Params, *arrays: Array
 ) -> Array:
     return merge(graphdef, params)(*arrays, kind, num_frames, None, compute).motion
+
+
+def generate(model: UniTalker, inputs: Inputs, options: Options) -> Generated:
+    """Predicts one annotation of one person or both, each from the own audio alone.
+
+    Raises UserError for an annotation or an identity that the model lacks, and for a template of another length.
+    """
+    annotation = inputs.annotation or default_annotation(tuple(model.heads))
+    if annotation not in model.heads:
+        raise UserError(f"annotation must be one of {', '.join(model.heads)}, got {annotation!r}")
+    dim, rows = model.num_values(annotation), len(model.decoder.identity_embed[...])
+    if inputs.identity is not None and not 0 <= inputs.identity < rows:
+        raise UserError(f"identity must be from 0 to {rows - 1}, got {inputs.identity}")
+    template = np.zeros(dim, np.float32) if inputs.template is None else inputs.template
+    if template.shape != (dim,):
+        raise UserError(f"template must hold {dim} numbers, as {annotation} has, got {list(template.shape)}")
+    fps = options.fps or default_fps(annotation)
+    given = (inputs.audio, inputs.other_audio)
+    length = max(len(track) for track in given if track is not None)
+    tracks = [np.pad(track, (0, length - len(track))) for track in given[: options.people]]
+    values = [speak(model, track, annotation, fps, template, inputs.identity, dtype=options.dtype) for track in tracks]
+    return Generated(np.stack(values), annotation, float(fps))
+
+
+def default_annotation(annotations: Sequence[str]) -> str:
+    """Returns the annotation that is meant where none is named: our motion, or the only one.
+
+    Raises UserError where there are several and none is our motion.
+    """
+    if MOTION_KIND in annotations:
+        return MOTION_KIND
+    if len(annotations) > 1:
+        raise UserError(f"annotation must be one of {', '.join(annotations)}, got nothing")
+    return annotations[0]
+
+
+def default_fps(annotation: str) -> int:
+    """Returns the published frame rate of an annotation: 25 of our motion and of BIWI, else 30."""
+    return int(FPS) if annotation in (MOTION_KIND, BIWI) else 30

@@ -7,35 +7,67 @@ with a PCA whose numbers a frame the file does not tell, the published number is
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from unils_jax.config import from_dict
-from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.models.wavlm import WavLMConfig
-from unils_jax.systems.torch_layout import UNITALKER_MARK
+from unils_jax.systems.torch_layout import (
+    AUDIO_ENCODER,
+    CONV,
+    LEAF,
+    LINEAR,
+    NORM,
+    WAVLM,
+    WEIGHT,
+    WEIGHT_NORM,
+    TorchLayout,
+    encoder_rows,
+    named_config,
+    named_tree,
+    postnorm_rows,
+)
 from unils_jax.systems.unitalker.annotations import VERTEX_LISTS
 from unils_jax.systems.unitalker.model import UniTalkerConfig, periodic_positions
 
 NAME = "UniTalker"
+MARK = "decoder.learnable_style_emb"
 ENCODER, HEADS = "audio_encoder", "out_head_dict"
 ENCODER_HEAD_DIM = 64
 MAX_FRAMES = 3000  # of the release's table of positions
 DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the kinds with a PCA
 
 
-def is_unitalker(state: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict has UniTalker's keys."""
-    return any(key.startswith(UNITALKER_MARK) for key in state)
+ROWS = (
+    *encoder_rows("audio_encoder", "speech_encoder", WEIGHT_NORM, AUDIO_ENCODER + WAVLM),
+    ("decoder.learnable_style_emb", "decoder/identity_embed", WEIGHT),
+    ("decoder.audio_feature_map", "decoder/audio_proj", LINEAR),
+    ("decoder.tcn.first_net.conv_layers.{i}.conv", "decoder/blocks/{i}/conv", CONV),
+    ("decoder.tcn.first_net.conv_layers.{i}.norm", "decoder/blocks/{i}/norm", NORM),
+    ("decoder.tcn.first_net.conv_layers.{i}.residual_layer.0", "decoder/blocks/{i}/residual", CONV),
+    *postnorm_rows("decoder.transformer_decoder.layers.0", "decoder/layer", decoder=True),
+    ("out_head_dict.{name}", "heads/{name}", LINEAR),
+    ("out_head_dict.{name}.head_layer.{2i}", "heads/{name}/layers/{i}", LINEAR),
+    ("pca_layer_dict.{name}.feat_to_data", "pca/{name}/components", LEAF),
+    ("pca_layer_dict.{name}.data_bias", "pca/{name}/mean", LEAF),
+)
 
 
-def config_tree(config: UniTalkerConfig, expression_basis: str) -> dict[str, Any]:
-    """The JSON beside exported weights."""
-    return {"MODEL": {"NAME": NAME, "CONFIG": asdict(config)}, "EXPRESSION_BASIS": expression_basis}
+def _matches(keys: Iterable[str]) -> bool:
+    return any(key.startswith(MARK) for key in keys)
+
+
+def _config_of(state: Mapping[str, np.ndarray], tree: Mapping[str, Any], source: str) -> UniTalkerConfig:
+    shapes = {key: array.shape for key, array in state.items()}
+    return named_config(
+        UniTalkerConfig, NAME, tree, source, lambda: UniTalkerConfig(**_encoder(shapes), **_rest(shapes))
+    )
+
+
+def _json_of(config: UniTalkerConfig, expression_basis: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
+    return named_tree(config, NAME, expression_basis)
 
 
 def position_table(config: UniTalkerConfig) -> dict[str, np.ndarray]:
@@ -44,27 +76,6 @@ def position_table(config: UniTalkerConfig) -> dict[str, np.ndarray]:
         return {}
     frames = (MAX_FRAMES // config.period + 1) * config.period
     return {"decoder.PPE.pe": periodic_positions(frames, config.width, config.period)[None]}
-
-
-def unitalker_config(state: Mapping[str, np.ndarray], tree: Mapping[str, Any], source: str) -> UniTalkerConfig:
-    """The sizes of a file's model. Raises UserError, naming `source`, where its JSON is of another model, and where
-    there is none and a tensor that would tell a size is missing or of another rank."""
-    if tree:
-        model = tree.get("MODEL")
-        fields = model.get("CONFIG") if isinstance(model, Mapping) and model.get("NAME") == NAME else None
-        if not isinstance(fields, Mapping):
-            raise UserError(f"{source}: the JSON beside it must hold MODEL with NAME {NAME!r} and CONFIG; remove it")
-        return from_dict(UniTalkerConfig, dict(fields), f"{source}: MODEL.CONFIG")
-    shapes = {key: array.shape for key, array in state.items()}
-    try:
-        return UniTalkerConfig(**_encoder(shapes), **_rest(shapes))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, StopIteration) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{source} does not tell the sizes of a {NAME} ({error} is missing or of another rank); use the published "
-            "state dict, or put the config of the model beside it as .json"
-        ) from None
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
@@ -107,12 +118,30 @@ def _rest(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         dims.append(dim)
         components.append(0 if dim == num_outputs else rows)
     return {
-        "kinds": kinds,
+        "annotations": kinds,
         "dims": tuple(dims),
         "components": tuple(components),
-        "num_identities": shapes[f"{UNITALKER_MARK}.weight"][0],
+        "num_identities": shapes[f"{MARK}.weight"][0],
         "decoder": "transformer" if any("transformer_decoder." in key for key in shapes) else "conv",
         "width": shapes["decoder.audio_feature_map.weight"][0],
         "head_layers": deep or 1,
         "pca_dim": max([n for n, rows in zip(outputs, components, strict=True) if rows], default=512),
     }
+
+
+LAYOUT = TorchLayout(
+    rows={"unitalker": ROWS},
+    matches=_matches,
+    config_of=_config_of,
+    json_of=_json_of,
+    aliases={
+        "unitalker": (
+            (r"(\.encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
+            (r"(\.encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
+        )
+    },
+    # Tables that follow from the sizes, the PCA's components transposed, its coefficients' statistics.
+    derived=(".PPE.pe", ".biased_mask", ".data_to_feat", ".feat_mean", ".feat_std"),
+    optional=("pca/",),
+    tensors=position_table,
+)

@@ -5,6 +5,7 @@ Audio encoder -> as many frames as the motion has -> a decoder told who speaks -
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,8 @@ from jaxtyping import Float, Int
 
 from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
-from unils_jax.models.wav2vec2 import (
-    Conv,
-    EncoderNoise,
-    EncoderRates,
-    Wav2Vec2,
-    Wav2Vec2Config,
-    draw_encoder_noise,
-)
+from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise
+from unils_jax.models.wav2vec2 import Conv, Wav2Vec2, Wav2Vec2Config
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, SampleKeys, dropout, resample, split_key
@@ -39,40 +34,39 @@ FORBIDDEN = set("./ ")  # in the name of an annotation kind: it is part of paths
 
 @dataclass(frozen=True)
 class UniTalkerConfig:
-    """What to build; the defaults are the release's, but for the encoder and the annotations. Without `kinds` and with
-    no `num_identities` it is a plan: a training run takes them from its data.
+    """What to build; the defaults are the release's, but for the encoder and the annotations.
 
-    `kinds` names the annotations, `dims` their numbers a frame, `components` the rows of their PCA (0: none), of which
-    the first `pca_dim` are used. `resample_at` says behind which part audio frames become motion frames. The last row
-    of the identity table is the pivot: whoever is not known.
+    Without `annotations` and with no `num_identities` it is a plan: a run takes them from its data.
     """
 
-    kinds: tuple[str, ...] = ()
-    dims: tuple[int, ...] = ()
-    components: tuple[int, ...] = ()
-    wav2vec2: Wav2Vec2Config | None = None
+    stage: ClassVar[str] = "unitalker"
+
+    annotations: tuple[str, ...] = ()  # names, one head each
+    dims: tuple[int, ...] = ()  # numbers a frame of each
+    components: tuple[int, ...] = ()  # rows of each one's PCA; 0: none
+    wav2vec2: Wav2Vec2Config | None = None  # the audio encoder is this or `wavlm`
     wavlm: WavLMConfig | None = None
-    num_identities: int = 935
-    decoder: str = "conv"
-    width: int = 256
-    period: int = 30
-    head_layers: int = 1
-    pca_dim: int = 512
-    resample_at: str = "encoder"
-    dropout: float = 0.1
-    rates: EncoderRates = EncoderRates(activation=0.0, mask_prob=0.075)
+    num_identities: int = 935  # rows of the identity table; the last is the pivot, for unknown people
+    decoder: str = "conv"  # or "transformer"
+    width: int = 256  # of the decoder
+    period: int = 30  # of the transformer's positions, in frames
+    head_layers: int = 1  # linear layers of each head
+    pca_dim: int = 512  # rows of a PCA that are used
+    resample_at: str = "encoder"  # the part after which audio frames become motion frames; see PLACES
+    dropout: float = 0.1  # in the decoder
+    rates: EncoderRates = EncoderRates(activation=0.0, mask_prob=0.075)  # of the audio encoder, in training
 
     def __post_init__(self) -> None:
         """Raises UserError, with all problems at once, where settings do not fit together."""
         problems = []
         if (self.wav2vec2 is None) == (self.wavlm is None):
             problems.append("give one audio encoder, wav2vec2 or wavlm")
-        if len({len(self.kinds), len(self.dims), len(self.components)}) > 1:
-            problems.append(f"kinds, dims and components must be equally many, got {self.kinds}")
-        bad = [kind for kind in self.kinds if not kind or kind.isdigit() or FORBIDDEN & set(kind)]
-        if bad or len(set(self.kinds)) < len(self.kinds):
+        if len({len(self.annotations), len(self.dims), len(self.components)}) > 1:
+            problems.append(f"annotations, dims and components must be equally many, got {self.annotations}")
+        bad = [name for name in self.annotations if not name or name.isdigit() or FORBIDDEN & set(name)]
+        if bad or len(set(self.annotations)) < len(self.annotations):
             problems.append(
-                f"kinds must be different names (no numbers) without dots, slashes and spaces, got {self.kinds}"
+                f"annotations must be different names (no numbers) without dots, slashes and spaces, got {self.annotations}"
             )
         if min((*self.dims, self.width, self.period, self.head_layers, self.pca_dim)) < 1 or self.num_identities < 0:
             problems.append("dims, width, period, head_layers, pca_dim and num_identities must be at least 1")
@@ -92,7 +86,7 @@ class UniTalkerConfig:
 
     @property
     def pivot(self) -> int:
-        """The identity of nobody in particular."""
+        """The identity of unknown people."""
         return self.num_identities - 1
 
     @property
@@ -101,7 +95,7 @@ class UniTalkerConfig:
 
     def num_outputs(self, kind: str) -> int:
         """How many numbers a frame the head of `kind` predicts: coefficients k where it has a PCA."""
-        index = self.kinds.index(kind)
+        index = self.annotations.index(kind)
         dim, components = self.dims[index], self.components[index]
         return min(self.pca_dim, dim, components) if components else dim
 
@@ -253,13 +247,13 @@ class UniTalker(nnx.Module):
     """The parameters lie under `speech_encoder`, `decoder`, `heads/<kind>` and, fixed, `pca/<kind>`."""
 
     def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
-        if not (config.kinds and config.num_identities):
-            raise UserError("model.unitalker names no kinds or identities; name them, or train on data that do")
+        if not (config.annotations and config.num_identities):
+            raise UserError("model.unitalker names no annotations or identities; name them, or train on data that do")
         encoder = WavLM if config.wav2vec2 is None else Wav2Vec2
         self.speech_encoder = encoder(config.audio_encoder, config.rates, rngs=rngs)
         self.decoder = (ConvDecoder if config.decoder == "conv" else TransformerDecoder)(config, rngs=rngs)
-        self.heads = nnx.Dict({kind: make_head(config, kind, rngs) for kind in config.kinds})
-        with_pca = [row for row in zip(config.kinds, config.dims, config.components, strict=True) if row[2]]
+        self.heads = nnx.Dict({kind: make_head(config, kind, rngs) for kind in config.annotations})
+        with_pca = [row for row in zip(config.annotations, config.dims, config.components, strict=True) if row[2]]
         self.pca = nnx.Dict({kind: PCA(rows, dim, config.num_outputs(kind)) for kind, dim, rows in with_pca})
         self.resample_at, self.rates = config.resample_at, config.rates
 
@@ -323,6 +317,13 @@ class UniTalker(nnx.Module):
             noise = replace(noise, skipped=noise.skipped.at[:, 0].set(False))
         pivot = jnp.broadcast_to(jax.random.bernoulli(pivot_key, pivot_rate), (batch_size,))
         return TalkerNoise(noise, jax.random.split(decoder_key, batch_size), pivot)
+
+    def num_values(self, annotation: str) -> int:
+        """Returns how many numbers a frame of an annotation has."""
+        if annotation in self.pca:
+            return self.pca[annotation].mean.shape[0]
+        head = self.heads[annotation]
+        return (head.layers[-1] if isinstance(head, DeepHead) else head).kernel.shape[1]
 
     def truth_coefficients(
         self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], kind: str

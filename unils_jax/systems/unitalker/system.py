@@ -8,14 +8,31 @@ from jax import Array
 
 from unils_jax.motion import KIND_MARK
 from unils_jax.nn.layers import RandomKey
-from unils_jax.systems.base import Batch, GlobalBatch, GradientMask, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.base import (
+    Batch,
+    Card,
+    GlobalBatch,
+    GradientMask,
+    Metrics,
+    Objective,
+    Stage,
+    System,
+    batch_sample_weights,
+)
+from unils_jax.systems.unitalker import heads, training
 from unils_jax.systems.unitalker.annotations import NUMBERS, lip_errors, talker_losses
-from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker
+from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S, generate
+from unils_jax.systems.unitalker.layout import LAYOUT
+from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker, UniTalkerConfig
 
 
 def kind_of(batch: Batch) -> str:
     """The annotation kind of a batch of UniTalker: an empty array tells it by its name, so that it is static."""
     return next(name.removeprefix(KIND_MARK) for name in batch if name.startswith(KIND_MARK))
+
+
+def _settings(objective: Objective) -> training.TalkerObjective:
+    return objective.system or training.TalkerObjective()
 
 
 def unitalker_loss(
@@ -24,7 +41,7 @@ def unitalker_loss(
     """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
     kind, motion, template = kind_of(batch), batch["motion"], batch["template"]
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
-    space = objective.talker.spaces.get(kind, NUMBERS)
+    space = _settings(objective).spaces.get(kind, NUMBERS)
     predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
     true = model.truth_coefficients(motion, template, kind)
     losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, sample_weights)
@@ -39,7 +56,7 @@ def unitalker_loss(
 
 def sample_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
     """Dropout, skipped layers, time masks, and whether the batch is nobody's."""
-    return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], objective.talker.pivot_rate)
+    return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], _settings(objective).pivot_rate)
 
 
 def talker_gradient_mask(
@@ -47,7 +64,7 @@ def talker_gradient_mask(
 ) -> tuple[GradientMask, Array]:
     """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
     where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
-    frozen_steps, head = objective.talker.frozen_steps, f"heads/{kind_of(batch)}/"
+    frozen_steps, head = _settings(objective).frozen_steps, f"heads/{kind_of(batch)}/"
     free, present = updates >= frozen_steps, {}
     for path in paths:
         if path.startswith("heads/"):
@@ -63,7 +80,7 @@ def talker_gradient_mask(
 
 
 # All but the audio encoder's convolutions and the PCA.
-UNITALKER = Stage(
+UNITALKER_STAGE = Stage(
     "unitalker",
     None,
     "speech",
@@ -72,4 +89,48 @@ UNITALKER = Stage(
     sample_talker_noise,
     gradient_mask=talker_gradient_mask,
     item_frames=0,
+    continues=True,
+    uses_head=True,
+    fit_config=training.fit_config,
+    init=training.init,
+    objective=training.objective,
+    view_settings=training.view_settings,
+)
+
+
+def card(config: UniTalkerConfig, expression_basis: str) -> Card:
+    """Returns the lines of a model card."""
+    pairs = zip(config.annotations, config.dims, strict=True)
+    annotations = ", ".join(f"`{name}` ({dim} numbers a frame)" for name, dim in pairs)
+    encoder = config.audio_encoder
+    return Card(
+        "UniTalker: the audio of one person to motion in any of several annotations",
+        f"Annotations: {annotations}; {config.num_identities} identities, the last is the pivot.",
+        [
+            f"{config.decoder} decoder of width {config.width}; {'WavLM' if config.wavlm else 'wav2vec2'} of width "
+            f"{encoder.width} and depth {encoder.depth}, trained along and in this file"
+        ],
+    )
+
+
+UNITALKER = System(
+    name="unitalker",
+    title="UniTalker",
+    config=UniTalkerConfig,
+    build=UniTalker,
+    stages={UNITALKER_STAGE.name: UNITALKER_STAGE},
+    inputs=frozenset({"audio", "other_audio", "annotation", "identity", "template"}),
+    draws=False,
+    generate=generate,
+    layout=LAYOUT,
+    card=card,
+    settings=training.TalkerSettings,
+    conditions={
+        "heard": f"own audio alone, in windows of {WINDOW_S} s every {STRIDE_S} s, cross-faded",
+        "identity": "the pivot",
+    },
+    select=heads.select,
+    lacks=heads.lacks,
+    without_pca=heads.without_pca,
+    with_pca=heads.with_pca,
 )

@@ -1,41 +1,45 @@
-"""`unils bench gpu-smoke`: the way from data to motion once through, on a GPU, in minutes."""
+"""`unils bench gpu-smoke`: the whole path from data to motion once, on a GPU, in minutes."""
 
-import argparse
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.synthetic import dataset
+from unils_jax.checkpoints.loading import load
+from unils_jax.config import load_config
+from unils_jax.errors import UserError
+from unils_jax.inference.conversations import decode
+from unils_jax.training.run import train
 
 NUM_STEPS = 3
 STAGES = ("codec", "prior", "dialogue")
 
+log = logging.getLogger(__name__)
 
-def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu: bool = False) -> str:
-    """Makes data, trains every stage three steps from the checkpoint of the one before, decodes from the last.
 
-    `configs` are by stage (default: the smoke configs). Returns one line that says what ran, where and how long. Raises
-    UserError where there is no GPU and where `out` holds anything; RuntimeError where a result is not finite.
+def gpu_smoke(out: Path, configs: Mapping[str, ConfigDict] | None = None, *, allow_cpu: bool = False) -> str:
+    """Makes data, trains each stage three steps from the stage before, decodes with the last one.
+
+    `configs` are by stage (default: the smoke configs). Returns one line that says what ran, where
+    and how long. Raises UserError where there is no GPU and where `out` holds anything;
+    RuntimeError where a result is not finite.
     """
-    import jax
-    import numpy as np
-
-    from unils_jax.checkpoints.loading import load
-    from unils_jax.config import load_config
-    from unils_jax.errors import UserError
-    from unils_jax.inference.conversations import decode
-    from unils_jax.training.run import train_stage
-
     started = time.perf_counter()
     device = find_device(allow_cpu)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty, and a smoke test starts from nothing; remove it or name another --out")
-    make_data(out / "data")
+    log.info(dataset.write(out / "data", 3, minutes=0.2))
     losses, parent = {}, None
     for stage in STAGES:
         config = configs[stage] if configs else load_config(f"smoke/{stage}")
         config.update({"num_steps": NUM_STEPS, "log_every": 1, "eval_batches": 1, "checkpoint_every": NUM_STEPS})
         config.data.update({"store": str(out / "data"), "num_workers": 0})
-        metrics = train_stage(config.to_dict(), out / stage, parent)
+        metrics = train(config.to_dict(), out / stage, parent=parent)
         losses[stage], parent = metrics["train/loss"], str(out / stage)
     model = load(out / "dialogue").model
     motion = decode(model, *np.random.default_rng(0).standard_normal((2, 80_000), np.float32) / 10)
@@ -43,17 +47,16 @@ def gpu_smoke(out: Path, configs: Mapping[str, Any] | None = None, *, allow_cpu:
     broken += [] if np.isfinite(motion).all() else ["decode"]
     if broken:
         raise RuntimeError(f"not finite on {device.device_kind} with jax {jax.__version__}: {', '.join(broken)}")
-    told = ", ".join(f"{name} loss {loss:.3f}" for name, loss in losses.items())
+    shown = ", ".join(f"{name} loss {loss:.3f}" for name, loss in losses.items())
     shape = " x ".join(map(str, motion.shape))
-    return f"gpu-smoke passed on {device.device_kind} in {time.perf_counter() - started:.0f} s: {told}, motion {shape}"
+    return f"gpu-smoke passed on {device.device_kind} in {time.perf_counter() - started:.0f} s: {shown}, motion {shape}"
 
 
-def find_device(allow_cpu: bool) -> Any:
-    """The first device. Raises UserError, saying what to do, where it is a CPU and that is not allowed."""
-    import jax
+def find_device(allow_cpu: bool) -> jax.Device:
+    """Returns the first device.
 
-    from unils_jax.errors import UserError
-
+    Raises UserError, saying what to do, where it is a CPU and that is not allowed.
+    """
     try:
         device = jax.devices()[0]
     except RuntimeError as error:  # JAX_PLATFORMS names one that is not there, or the driver does not fit
@@ -65,12 +68,3 @@ def find_device(allow_cpu: bool) -> Any:
             "`pip install 'unils-jax[cuda]'`, or run on the CPU with --allow_cpu"
         )
     return device
-
-
-def make_data(path: Path) -> None:
-    """A store of a few seconds of conversation, through the very command a user would give."""
-    from unils_jax.cli import data
-
-    parser = argparse.ArgumentParser()
-    data.add_arguments(parser)
-    data.run(parser.parse_args(["synth", "--out", str(path), "--conversations", "3", "--minutes", "0.2"]))

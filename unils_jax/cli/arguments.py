@@ -1,0 +1,120 @@
+"""What several commands share: the step from flags to a request, and common flags."""
+
+import argparse
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from unils_jax.errors import UserError
+from unils_jax.motion import WINDOW_FRAMES, load_motion
+from unils_jax.systems.registry import SYSTEMS
+
+RequestOf = TypeVar("RequestOf", bound="Request")
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Request:
+    """The flags of one command as a frozen dataclass.
+
+    Nothing below the command line meets argparse.
+    """
+
+    @classmethod
+    def from_args(cls: type[RequestOf], args: argparse.Namespace) -> RequestOf:
+        """Builds the request from the flags that have the names of its fields."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleRequest(Request):
+    """A motion file and what is shown with it."""
+
+    motion: str
+    audio: str | None = None  # the first person's track; None: silent
+    audio2: str | None = None  # the second person's track
+    truth: str | None = None  # motion file to compare with
+    flame: str | None = None  # FLAME's model file; None: the stand-in head
+
+
+def add_people_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> None:
+    """Adds the flags of a `PeopleRequest`; `embed_in` as for `add_head_arguments`."""
+    parser.add_argument("motion", metavar="M.npz", help="motion file, as `unils decode --out` writes it")
+    parser.add_argument("--audio", metavar="A", help="the first person's track, any rate and format")
+    parser.add_argument("--audio2", metavar="B", help="the second person's track")
+    parser.add_argument("--truth", metavar="T.npz", help="motion file of what the people really did, to compare with")
+    add_head_arguments(parser, embed_in)
+
+
+def add_head_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> None:
+    """Adds --flame, and --embed_flame where an output can hold FLAME's geometry.
+
+    `embed_in` names that output.
+    """
+    parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020 (default: the stand-in head)")
+    if embed_in:
+        parser.add_argument(
+            "--embed_flame",
+            action="store_true",
+            help=f"put FLAME's geometry into the {embed_in}, which is then under FLAME's licence; with --flame",
+        )
+
+
+def add_encoder_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --audio_encoder, which a checkpoint without its own published encoder needs."""
+    parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
+
+
+def readers_of(name: str) -> str:
+    """Returns the titles of the systems that read an input."""
+    return ", ".join(system.title for system in SYSTEMS.values() if name in system.inputs)
+
+
+def add_partner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what the second person does."""
+    partner = parser.add_argument_group(
+        readers_of("other_motion"), "what the partner does, which this model sees (default: nothing)"
+    ).add_mutually_exclusive_group()
+    partner.add_argument("--motion2", metavar="M.npz", help="motion file of the second person, or of both in order")
+    partner.add_argument("--motion2_by", metavar="PATH", help="UniLS dialogue that first predicts it from the audio")
+
+
+def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which annotation is predicted, and of which subject."""
+    group = parser.add_argument_group(readers_of("annotation"), "which annotation, and who it is")
+    group.add_argument(
+        "--annotation", metavar="NAME", help="one that it was trained on (default: motion_108 or its only)"
+    )
+    group.add_argument("--subject", type=int, metavar="N", help="row of its identity table (default: nobody's)")
+    group.add_argument(
+        "--template", metavar="F.npy", help="the neutral face [D], scaled as in training (default: zero)"
+    )
+    group.add_argument("--pca", metavar="DIR", help="set with the pca.npz that a published checkpoint leaves out")
+    group.add_argument(
+        "--fps", type=int, choices=(25, 30), help="of the annotation (default: 25 of motion_108 and BIWI, else 30)"
+    )
+
+
+def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Float[np.ndarray, "P 100 108"] | None:
+    """Reads the 100 frames of a motion file that style (its middle) or prev (its end) take.
+
+    One person's clip serves both; None stays None. Raises UserError where it is too short, of
+    another number of people, or of another expression basis.
+    """
+    if path is None:
+        return None
+    clip = load_motion(path)
+    motion, (people, frames) = clip.motion, clip.motion.shape[:2]
+    if clip.expression_basis != basis:
+        raise UserError(
+            f"--{name} {path} is of the {clip.expression_basis!r} expression basis, the checkpoint of {basis!r}; "
+            "use motion that this checkpoint or its data made"
+        )
+    if frames < WINDOW_FRAMES:
+        raise UserError(f"--{name} {path} has {frames} frames; at least {WINDOW_FRAMES} are needed")
+    if people not in (1, num_people):
+        raise UserError(f"--{name} {path} holds {people} people, the decode {num_people}; give one or as many")
+    start = (frames - WINDOW_FRAMES) // 2 if name == "style" else frames - WINDOW_FRAMES
+    return motion[:, start : start + WINDOW_FRAMES]

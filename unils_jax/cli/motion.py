@@ -1,0 +1,357 @@
+"""`unils render`, `unils view` and `unils convert-motion`: motion files in other forms."""
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from unils_jax.audio import read_audio, speaking_frames
+from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, add_people_arguments
+from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset
+from unils_jax.files import check_output
+from unils_jax.motion import BASES, EYES, MotionFile, load_motion, save_motion, smooth
+from unils_jax.outputs import arkit
+from unils_jax.outputs.gltf import write_glb
+from unils_jax.outputs.layouts import (
+    read_artalk,
+    read_csv,
+    read_dualtalk,
+    write_artalk,
+    write_csv,
+    write_dualtalk,
+    write_table,
+)
+from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
+from unils_jax.outputs.rendering import load_head
+from unils_jax.outputs.video import FULL_HD, render_video
+
+log = logging.getLogger(__name__)
+
+# Layouts that can be written, with the suffixes of their files; all but ARKit's can be read back.
+SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "dualtalk": (".npz",), "artalk": (".npz",), "arkit": (".csv",)}
+READABLE = ("unils", "dualtalk", "artalk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderRequest(PeopleRequest):
+    """The flags of `unils render`."""
+
+    video: str
+    size: str = "512"  # pixels of a person's square, or "1080p"
+    no_captions: bool = False
+
+    def __post_init__(self):
+        check_output(self.video, ".mp4")
+        if self.size != "1080p" and not self.size.isdecimal():
+            raise UserError(f"--size must be a number of pixels such as 512, or 1080p, got {self.size!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRequest(PeopleRequest):
+    """The flags of `unils view`."""
+
+    out: str
+    names: list[str] | None = None  # of the people; None: person 1, person 2
+    title: str | None = None  # None: the motion file's name
+    embed_flame: bool = False
+
+    def __post_init__(self):
+        check_output(self.out, ".html")
+        page_script()  # fails where the script has not been built, before any file is read
+        if self.embed_flame and not self.flame:
+            raise UserError("--embed_flame puts the geometry of --flame into the page; name the file with --flame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest(Request):
+    """The flags of `unils convert-motion`."""
+
+    motion: list[str]
+    out: Path
+    layout: str = "unils"  # of what is written
+    source: str = "unils"  # layout of what is read
+    basis: str = "flame"  # of what is read in another layout than ours
+    arkit_basis: str | None = None  # shapes to fit by least squares; None: by name
+    flame: str | None = None
+    embed_flame: bool = False
+
+    def __post_init__(self):
+        check_output(self.out, *SUFFIXES[self.layout])
+        if self.arkit_basis and self.layout != "arkit":
+            raise UserError("--arkit_basis is what --layout arkit fits; add --layout arkit or leave it away")
+        if self.flame and self.out.suffix != ".glb" and not self.arkit_basis:
+            raise UserError("--flame is the head of a .glb or of --arkit_basis; leave it away here")
+
+
+def add_render_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils render`, with a working example."""
+    parser.description = (
+        "Draws the people of a motion file side by side, on FLAME's head with --flame and on a stand-in without, and "
+        "adds the audio: the first person is heard left, the second right, and who speaks is written below. Motion is "
+        "smoothed a little, the truth is not."
+    )
+    parser.epilog = """example:
+  unils render motion.npz --video video.mp4 --audio a.wav --audio2 b.wav"""
+    add_people_arguments(parser)
+    parser.add_argument("--video", required=True, metavar="V.mp4", help="video to write")
+    parser.add_argument(
+        "--size",
+        default=RenderRequest.size,
+        metavar="PIXELS",
+        help="side of each person's square, or 1080p: a picture of 1920 x 1080 (default: %(default)s)",
+    )
+    parser.add_argument("--no_captions", action="store_true", help="leave away who is who, and who speaks")
+    parser.set_defaults(run=run_render)
+
+
+def add_view_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils view`, with a working example."""
+    parser.description = (
+        "Makes one HTML file that any browser opens offline: the people of a motion file in 3D, their voices "
+        "in sync, and curves of voice, jaw, lids and head over time. Space plays; `keys` on the page tells the rest."
+    )
+    parser.epilog = """example:
+  unils view motion.npz --audio a.wav --audio2 b.wav --out page.html"""
+    add_people_arguments(parser, embed_in="page")
+    parser.add_argument("--out", required=True, metavar="PAGE.html", help="page to write")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the people (default: person 1, person 2)")
+    parser.add_argument("--title", help="of the page (default: the motion file's name)")
+    parser.set_defaults(run=run_view)
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils convert-motion`, with working examples."""
+    parser.description = (
+        "Takes motion elsewhere, and back. The suffix of --out chooses the kind of file, --layout the channels: our "
+        "108 (unils: .csv, .npz, .glb), DualTalk's 56 (.npz, one file a person), ARTalk's 106 (.npz), ARKit's 52 "
+        "blendshapes (.csv). Motion in the stand-in basis becomes ARKit's by name; with "
+        "--arkit_basis any motion does, by least squares on the vertices of the head."
+    )
+    parser.epilog = """examples:
+  unils convert-motion motion.npz --out motion.csv
+  unils convert-motion motion.npz --out motion.glb
+  unils convert-motion motion.npz --out arkit.csv --layout arkit
+  unils convert-motion motion.npz --out talk.npz --layout dualtalk
+  unils convert-motion talk_speaker1.npz talk_speaker2.npz --from dualtalk --out motion.npz"""
+    parser.add_argument("motion", nargs="+", metavar="FILE", help="motion file (.npz) or table (.csv); see --from")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".csv, .npz or .glb to write")
+    parser.add_argument(
+        "--layout",
+        choices=tuple(SUFFIXES),
+        default=ConvertRequest.layout,
+        help="of what is written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--from",
+        choices=READABLE,
+        default=ConvertRequest.source,
+        dest="source",
+        help="layout of what is read (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--basis",
+        choices=tuple(BASES),
+        default=ConvertRequest.basis,
+        help="of what --from dualtalk or artalk reads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--arkit_basis", metavar="B.npz", help="names [K], shapes [K, V, 3] in metres, on the head's mesh"
+    )
+    add_head_arguments(parser, embed_in=".glb")
+    parser.set_defaults(run=run_convert)
+
+
+def run_render(args: argparse.Namespace) -> None:
+    """Renders a video.
+
+    Raises UserError for every mistake of the user, before anything is written.
+    """
+    request = RenderRequest.from_args(args)
+    people = read_people(request)
+    file = people.file
+    summary = render_video(
+        request.video,
+        smooth(file.motion),
+        people.head,
+        people.audio,
+        expression_basis=file.expression_basis,
+        size=FULL_HD if request.size == "1080p" else int(request.size),
+        captions=[""] * len(file.motion) if request.no_captions else None,
+        speaking=None if request.no_captions else people.speaking(),
+        truth=people.truth,
+    )
+    print(
+        f"{request.video}: {len(file.motion)} head(s), {summary.num_frames / file.fps:.1f} s, "
+        f"{summary.frames_per_s:.1f} frames/s ({summary.graphics})"
+    )
+
+
+def run_view(args: argparse.Namespace) -> None:
+    """Makes a page. Raises UserError for every mistake of the user, before anything is written."""
+    view(ViewRequest.from_args(args))
+
+
+def view(request: ViewRequest) -> None:
+    """Writes the page of a motion file and prints its size."""
+    people = read_people(request)
+    file = people.file
+    if request.embed_flame:
+        log.warning("licence: %s", FLAME_STAMP)
+    summary = make_page(
+        request.out,
+        file.motion,
+        people.head,
+        people.audio,
+        expression_basis=file.expression_basis,
+        truth=people.truth,
+        names=request.names,
+        title=request.title or Path(request.motion).stem,
+        embed_flame=request.embed_flame,
+    )
+    num_people, frames = file.motion.shape[:2]
+    print(
+        f"{request.out}: {num_people} x {frames} frames, {summary.total / 1e6:.1f} MB (head and motion "
+        f"{summary.motion / 1e6:.2f}, audio {summary.audio / 1e6:.2f}, script {summary.script / 1e6:.2f})"
+    )
+
+
+@dataclass(frozen=True)
+class People:
+    """A motion file with what is shown beside it."""
+
+    file: MotionFile
+    truth: Float[np.ndarray, "Q U 108"] | None
+    audio: list[Float[np.ndarray, " _"]] | None  # one or two tracks at 16 kHz; None: no audio
+    head: FlameAsset
+
+    def speaking(self) -> Bool[np.ndarray, "P T"] | None:
+        """Returns the frames in which each person speaks; None where not everybody has a track."""
+        people, frames = self.file.motion.shape[:2]
+        if self.audio is None or len(self.audio) != people:
+            return None
+        speaking = np.zeros((people, frames), bool)
+        found = speaking_frames(self.audio)[:, :frames]
+        speaking[:, : found.shape[1]] = found
+        return speaking
+
+
+def read_people(request: PeopleRequest) -> People:
+    """Reads the files that a request names.
+
+    Raises UserError where one is missing or unfit, or the truth does not belong to the motion.
+    """
+    if request.audio2 and not request.audio:
+        raise UserError("--audio2 is the second person's track; give the first with --audio")
+    file = load_motion(request.motion)
+    truth = load_motion(request.truth) if request.truth else None
+    if truth is not None and truth.expression_basis != file.expression_basis:
+        raise UserError(
+            f"--truth {request.truth} is of the {truth.expression_basis!r} expression basis, the motion of "
+            f"{file.expression_basis!r}; give motion of the same basis"
+        )
+    audio = [read_audio(path) for path in (request.audio, request.audio2) if path] or None
+    return People(file, None if truth is None else truth.motion, audio, load_head(request.flame))
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Converts motion.
+
+    Raises UserError for every mistake of the user, before anything is written.
+    """
+    request = ConvertRequest.from_args(args)
+    file = read_motion(request)
+    if request.out.suffix == ".glb":
+        written = convert_to_glb(request, file)
+    elif request.layout == "arkit":
+        written = convert_to_arkit(request, file)
+    else:
+        written = convert_channels(request, file)
+    people, frames = file.motion.shape[:2]
+    print(f"{written}: {people} x {frames} frames")
+
+
+def read_motion(request: ConvertRequest) -> MotionFile:
+    """Reads motion of any known layout. Raises UserError, naming the file."""
+    paths = [Path(name) for name in request.motion]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"motion file {path} does not exist")
+    if len(paths) > (2 if request.source == "dualtalk" else 1):
+        raise UserError(
+            f"{len(paths)} files were given; one is read, or with --from dualtalk one for each of two people"
+        )
+    origin = {"converted_from": [path.name for path in paths], "layout": request.source}
+    if request.source == "dualtalk":
+        return MotionFile(read_dualtalk(paths), request.basis, origin)
+    if request.source == "artalk":
+        return MotionFile(read_artalk(paths[0]), request.basis, origin)
+    if paths[0].suffix == ".csv":
+        return MotionFile(*read_csv(paths[0]), origin)
+    return load_motion(paths[0])
+
+
+def convert_channels(request: ConvertRequest, file: MotionFile) -> str:
+    """Writes a motion file, a table or another project's channels; returns the paths in words."""
+    if request.layout != "unils":
+        warn_of_losses(request.layout, file)
+    if request.layout == "dualtalk":
+        return ", ".join(str(path) for path in write_dualtalk(request.out, file.motion))
+    if request.layout == "artalk":
+        write_artalk(request.out, file.motion)
+    elif request.out.suffix == ".csv":
+        write_csv(request.out, file.motion, file.expression_basis)
+    else:
+        save_motion(request.out, file.motion, expression_basis=file.expression_basis, source=file.source)
+    return str(request.out)
+
+
+def warn_of_losses(layout: str, file: MotionFile) -> None:
+    """Warns of channels that another project's layout cannot hold or takes for something else."""
+    if file.expression_basis != "flame":
+        log.warning(
+            "motion has the %s basis: in %s's layout the channels keep their numbers, not the meaning of FLAME's",
+            file.expression_basis,
+            layout,
+        )
+    lost = {"eyes": file.motion[..., EYES]}
+    if layout == "dualtalk":
+        lost["expression 50 to 99"] = file.motion[..., 50:100]
+    for name, values in lost.items():
+        if np.any(values):
+            log.warning("%s's layout has no room for %s, which is left out", layout, name)
+
+
+def convert_to_glb(request: ConvertRequest, file: MotionFile) -> str:
+    """Writes glTF; returns its path."""
+    if request.embed_flame and not request.flame:
+        raise UserError("--embed_flame puts the geometry of --flame into the file; name the model with --flame")
+    head = load_head(request.flame)
+    if request.embed_flame:
+        log.warning("licence: the file contains FLAME's geometry; all who hold or share it are bound by its licence")
+    write_glb(request.out, file.motion, head, expression_basis=file.expression_basis, embed_flame=request.embed_flame)
+    return str(request.out)
+
+
+def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
+    """Writes a table of the 52 coefficients; returns its path and, for a fit, what remains."""
+    basis = file.expression_basis
+    if request.arkit_basis is None:
+        if basis != "standin":
+            raise UserError(
+                f"motion has the {basis} basis, whose channels have no names: give --arkit_basis, 52 shapes on FLAME's "
+                "mesh, and --flame"
+            )
+        found, how = arkit.by_name(file.motion), "by name"
+    else:
+        head = load_head(request.flame)
+        if head.name != basis:
+            remedy = "give --flame" if basis == "flame" else "leave --flame away"
+            raise UserError(f"motion has the {basis} basis, the head is {head.name}: {remedy}")
+        found = arkit.by_fit(file.motion, head, *arkit.read_basis(request.arkit_basis, head))
+        how = f"fit: {found.residual_mm:.2f} mm of {found.motion_mm:.2f} mm remain"
+    write_table(request.out, found.coefficients, list(arkit.ARKIT_NAMES))
+    return f"{request.out} ({how})"

@@ -1,0 +1,355 @@
+"""Evaluates a checkpoint, or anybody's motion files, on the records of a store.
+
+The figures are those of `scoring`; here records are chosen, motion is made or read, and the report
+is put together.
+"""
+
+import datetime
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from data_pipelines.loader import make_loader
+from data_pipelines.store.reader import Store
+from unils_jax import __version__
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
+from unils_jax.errors import UserError
+from unils_jax.evaluation.behaviour_metrics import NO_LIDS
+from unils_jax.evaluation.likelihood import bits_changed
+from unils_jax.evaluation.protocols import (
+    PROTOCOLS,
+    Conversation,
+    Predict,
+    Protocol,
+    conversation_of,
+    generate_with,
+    people_to_score,
+    skip_reason,
+)
+from unils_jax.evaluation.report import report_paths, write_report
+from unils_jax.evaluation.scoring import Mesh, ScoreTable, jsonable, mesh_of
+from unils_jax.face.flame_file import load_flame
+from unils_jax.face.standin import standin_asset
+from unils_jax.files import check_output
+from unils_jax.models.unils import UniLSConfig
+from unils_jax.motion import FPS, MOTION_KIND, load_motion
+from unils_jax.systems.base import System
+from unils_jax.systems.registry import models_with_audio
+
+log = logging.getLogger(__name__)
+
+NOTES = (
+    "Figures compare with the published rows (Seamless Interaction, test, FLAME basis) only where data and basis are "
+    "the same; LVE and MHD are over speaking frames.",
+    "The release's code has no F-FID and P-FID: here they are Fréchet distances of per-frame expression (100) and head "
+    "rotation (3) over all frames of the split, the table's column over both roles.",
+    "Intervals are 95 % bootstrap intervals over conversations, of the mean over people and seeds.",
+)
+# The figures of a summary line, by their names there.
+HEADLINE = {
+    "LVE": "unils/speaking/LVE",
+    "speaking FDD": "unils/speaking/FDD",
+    "listening FDD": "unils/listening/FDD",
+    "F-FID": "fid/both/expression_fid",
+    "P-FID": "fid/both/pose_fid",
+}
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is scored of a store, and how."""
+
+    protocol: str = "unils-clean"  # a key of PROTOCOLS
+    split: str = "test"
+    num_seeds: int = 1  # decodes of each conversation, for systems that draw
+    limit: int | None = None  # the first conversations only; None: all
+    dtype: str = "float32"  # of the decode
+    audio_encoder: str | None = None  # for checkpoints that lack their published one
+    flame: str | None = None  # FLAME's model file; None: FLAME motion has no vertex metrics
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
+
+
+def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
+    checkpoint: str | os.PathLike | Checkpoint,
+    data: str | os.PathLike,
+    *,
+    protocol: str = "unils-clean",
+    split: str = "test",
+    seeds: int = 1,
+    limit: int | None = None,
+    dtype: str = "float32",
+    audio_encoder: str | None = None,
+    head: str | None = None,
+    out: str | os.PathLike | None = None,
+) -> Report:
+    """Scores a checkpoint's motion against a store's truth; returns the report as plain values.
+
+    Raises UserError where checkpoint and store do not fit each other, and where no record can be
+    scored.
+
+    Args:
+        checkpoint: A loaded checkpoint, or its path as for `load`.
+        data: The store with the truth.
+        protocol: A key of `PROTOCOLS`: which people and frames are scored, under which conditions.
+        split: "train", "val" or "test".
+        seeds: Decodes of each conversation; 1 for systems that draw nothing.
+        limit: Scores the first conversations only; None: all.
+        dtype: Of the decode, "float32" or "bfloat16".
+        audio_encoder: Folder or hub name, for a checkpoint that lacks its published encoder.
+        head: FLAME file; None: motion in FLAME's basis has no vertex metrics.
+        out: JSON file to write, with Markdown and HTML next to it; None: nothing is written.
+    """
+    settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head)
+    return evaluate_checkpoint(checkpoint, data, settings, out=out)
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike | Checkpoint,
+    data: str | os.PathLike,
+    settings: EvaluationSettings,
+    *,
+    out: str | os.PathLike | None = None,
+) -> Report:
+    """Does what `evaluate` does, with its options in one value."""
+    store = _open(data, out)
+    return _evaluate(CheckpointMotion(checkpoint, settings, store), store, settings, out)
+
+
+def evaluate_files(
+    folder: str | os.PathLike,
+    data: str | os.PathLike,
+    settings: EvaluationSettings,
+    *,
+    out: str | os.PathLike | None = None,
+) -> Report:
+    """Scores a folder of motion files, NAME.npz of each record, against the truth of a store.
+
+    Raises UserError for missing files, motion of another basis, and where no record can be scored.
+    """
+    store = _open(data, out)
+    return _evaluate(FolderMotion(Path(folder), store), store, settings, out)
+
+
+def _open(data: str | os.PathLike, out: str | os.PathLike | None) -> Store:
+    """Opens the store, once it is sure that the report can be written."""
+    for path in () if out is None else report_paths(out).values():
+        check_output(path)
+    return Store(data)
+
+
+class CheckpointMotion:
+    """Motion that a checkpoint gives for the conversations of a store."""
+
+    needs_audio = True
+
+    def __init__(self, checkpoint: str | os.PathLike | Checkpoint, settings: EvaluationSettings, store: Store):
+        if isinstance(checkpoint, Checkpoint):
+            self.name = str(checkpoint.source["checkpoint"])
+        else:
+            self.name = str(checkpoint)
+            checkpoint = load(checkpoint, audio_encoder=settings.audio_encoder, stage=models_with_audio())
+        check_basis(self.name, checkpoint.expression_basis, store)
+        self.system: System = checkpoint.system
+        if not self.system.draws and settings.num_seeds > 1:
+            raise UserError(
+                f"{self.system.title} draws nothing: it gives one motion a conversation, got --seeds "
+                f"{settings.num_seeds}"
+            )
+        self.checkpoint = checkpoint.select(MOTION_KIND)
+        self.source: dict[str, Any] = checkpoint.source
+        self.dtype: str | None = settings.dtype
+
+    def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
+        """Returns what gives a conversation's motion."""
+        return generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
+
+    def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
+        """Measures the share of bits that the dtype changes, in a window each of eight records.
+
+        None where nothing is decoded to bits, or in float32.
+        """
+        if not isinstance(self.checkpoint.config, UniLSConfig) or settings.dtype == "float32":
+            return None
+        windows = make_loader(str(store.path), settings.split, view="pair", batch_size=min(conversations, 8), seed=0)
+        return bits_changed(self.checkpoint.model, next(iter(windows)), settings.dtype)
+
+
+class FolderMotion:
+    """Motion files of any system, named as the records of a store."""
+
+    needs_audio = False
+    system: System | None = None
+    dtype: str | None = None
+
+    def __init__(self, folder: Path, store: Store):
+        self.folder, self.store, self.name = folder, store, str(folder)
+        self.source: dict[str, Any] = {}
+
+    def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
+        """Returns what reads a conversation's motion. Raises UserError where files are missing."""
+        files = {name: self.folder / f"{name}.npz" for name in names}
+        missing = [path.name for path in files.values() if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{self.folder} lacks {len(missing)} of {len(files)} motion files: {', '.join(missing[:5])}"
+                f"{', ...' if len(missing) > 5 else ''}; make them, or score fewer with --limit"
+            )
+        self.source = load_motion(files[names[0]]).source
+
+        def predict(conversation: Conversation, seed: int) -> Float[np.ndarray, "P T 108"]:
+            file = load_motion(files[conversation.name])
+            check_basis(files[conversation.name], file.expression_basis, self.store)
+            return file.motion
+
+        return predict
+
+    def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> None:
+        """Returns None: nothing is decoded here."""
+
+
+def _evaluate(
+    motion: CheckpointMotion | FolderMotion, store: Store, settings: EvaluationSettings, out: str | os.PathLike | None
+) -> Report:
+    """Scores all records that the protocol can score; puts the report together and writes it."""
+    started = time.time()
+    protocol = PROTOCOLS[settings.protocol]
+    chosen, skipped = choose_records(motion, store, settings)
+    seeds = [protocol.seed + i for i in range(settings.num_seeds)]
+    mesh, notes = find_mesh(settings.flame, store.expression_basis)
+    predict = motion.open(protocol, [name for _, name in chosen])
+    changed = motion.bits_changed(settings, store, len(chosen))
+    table = ScoreTable(mesh, store.expression_basis, *store.statistics())
+    for done, (i, name) in enumerate(tqdm(chosen, "evaluate", disable=None, unit="conversation"), 1):
+        conversation = conversation_of(store.read(settings.split, i), protocol)
+        motions = [predict(conversation, seed) for seed in seeds]
+        table.add(name, [people_to_score(conversation, motion, protocol) for motion in motions])
+        if done % 10 == 0 or done == len(chosen):
+            log.info("scored %d of %d conversations", done, len(chosen))
+    report = {
+        "metrics": table.metrics(),
+        "clips": {"ranked_by": table.ranking, **table.extremes()},
+        "settings": {
+            "protocol": protocol.settings(motion.system),
+            "seeds": seeds if motion.system is not None and motion.system.draws else [],
+            "limit": settings.limit,
+            "motion_from": motion.name,
+            "source": motion.source,
+            "audio_encoder": settings.audio_encoder,
+            "dtype": motion.dtype,
+            "bits_changed": changed,
+            "flame": settings.flame,
+            "expression_basis": store.expression_basis,
+            "mesh": None if mesh is None else ("FLAME" if settings.flame else "stand-in head"),
+        },
+        "data": {
+            "store": str(store.path),
+            "split": settings.split,
+            "conversations": len(chosen),
+            "scored_hours": table.frames / FPS / 3600,
+            "made_with": store.manifest["settings"],
+        },
+        "skipped": skipped,
+        "notes": [*NOTES, *notes],
+        "versions": versions(),
+        "per_conversation": table.per_conversation(),
+        "pictures": table.pictures(),
+        "time": {
+            "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": time.time() - started,
+        },
+        "host": host(),
+    }
+    report = jsonable(report)
+    if out is not None:
+        write_report(out, report, table.traces())
+    return report
+
+
+def choose_records(
+    motion: CheckpointMotion | FolderMotion, store: Store, settings: EvaluationSettings
+) -> tuple[list[tuple[int, str]], list[dict[str, str]]]:
+    """Chooses the records to score.
+
+    Returns their numbers and names, and what is left out with the reason. Raises UserError where
+    none can be scored.
+    """
+    protocol, system = PROTOCOLS[settings.protocol], motion.system
+    needs_partner = system is not None and "other_motion" in system.inputs
+    chosen, skipped = [], []
+    for i, record in enumerate(store.records(settings.split)):
+        if settings.limit is not None and len(chosen) == settings.limit:
+            break
+        reason = skip_reason(record, protocol, needs_audio=motion.needs_audio, needs_partner=needs_partner)
+        if reason is None:
+            chosen.append((i, record["name"]))
+        else:
+            skipped.append({"name": record["name"], "reason": reason})
+    if not chosen:
+        first = f"; {skipped[0]['name']}: {skipped[0]['reason']}" if skipped else ""
+        raise UserError(
+            f"split {settings.split} of {store.path} holds no conversation to score{first}; give another split"
+        )
+    return chosen, skipped
+
+
+def find_mesh(flame: str | None, expression_basis: str) -> tuple[Mesh | None, list[str]]:
+    """Returns the mesh that fits the basis, or None, and notes on what is left out."""
+    if expression_basis == "standin":
+        if flame:
+            raise UserError(f"--flame {flame} measures FLAME's basis, the store is of 'standin'; leave --flame away")
+        return mesh_of(standin_asset()), [
+            "Vertices are of the stand-in head: millimetres of another face than FLAME's."
+        ]
+    notes = [f"Blinks are left out: {NO_LIDS}."]
+    if flame is None:
+        return None, [*notes, "LVE, MHD and FDD are left out: they need vertices; give --flame generic_model.pkl."]
+    return mesh_of(load_flame(flame)), notes
+
+
+def check_basis(what: str | os.PathLike, expression_basis: str, store: Store) -> None:
+    """Raises UserError where the expression channels of motion and truth mean different things."""
+    if expression_basis != store.expression_basis:
+        raise UserError(
+            f"{what} is of the {expression_basis!r} expression basis, the store {store.path} of "
+            f"{store.expression_basis!r}; score it on data of its own basis"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of everything that the figures depend on."""
+    packages = ("jax", "jaxlib", "flax", "numpy", "scipy")
+    return {"unils": __version__, "python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+def host() -> dict[str, Any]:
+    """Describes the machine that the evaluation ran on."""
+    return {
+        "name": platform.node(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+    }
+
+
+def headline(report: Report) -> str:
+    """Returns the main figures for a summary line."""
+    metrics, changed = report["metrics"], report["settings"]["bits_changed"]
+    shown = [f"{name} {metrics[path]['mean']:.4g}" for name, path in HEADLINE.items() if path in metrics]
+    return ", ".join(shown if changed is None else [*shown, f"{changed:.2%} of the bits changed by the dtype"])

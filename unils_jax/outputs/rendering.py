@@ -1,0 +1,47 @@
+"""One call from motion to video."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset
+from unils_jax.face.flame_file import load_flame
+from unils_jax.face.standin import standin_asset
+from unils_jax.motion import load_motion, smooth
+from unils_jax.outputs.video import RenderSummary, render_video
+
+
+def load_head(flame: str | os.PathLike | None) -> FlameAsset:
+    """Reads the FLAME head of the file; None gives the stand-in head."""
+    return standin_asset() if flame is None else load_flame(flame)
+
+
+def render(
+    path: str | os.PathLike,
+    motion: str | os.PathLike | Float[np.ndarray, "P T 108"],
+    audio: Sequence[np.ndarray] | None = None,
+    *,
+    expression_basis: str | None = None,
+    flame: str | os.PathLike | None = None,
+    size: int | tuple[int, int] = 512,
+) -> RenderSummary:
+    """Renders motion as a video, the people side by side. The motion is smoothed for display.
+
+    Args:
+        path: The .mp4 to write.
+        motion: A motion file, or an array.
+        audio: One or two tracks at 16 kHz, left and right.
+        expression_basis: Of an array; None is the basis of the head. A file knows its own.
+        flame: FLAME's generic_model.pkl; None draws the stand-in head.
+        size: The side of a person's square, or (width, height) of the picture, in pixels.
+    """
+    head = load_head(flame)
+    if isinstance(motion, str | os.PathLike):
+        file = load_motion(motion)
+        if expression_basis not in (None, file.expression_basis):
+            raise UserError(f"{motion} is of the {file.expression_basis!r} basis, got {expression_basis!r}")
+        motion, expression_basis = file.motion, file.expression_basis
+    return render_video(path, smooth(motion), head, audio, expression_basis=expression_basis or head.name, size=size)
