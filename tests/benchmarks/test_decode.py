@@ -1,8 +1,8 @@
 """The decode bench at tiny sizes: its figures are what was measured, and both sides decode the same."""
 
 import statistics
-from types import SimpleNamespace
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp

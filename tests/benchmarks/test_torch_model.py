@@ -1,4 +1,4 @@
-"""The PyTorch reference beyond the goldens: every released size, strict loading, training mode, sampling, both people."""
+"""The PyTorch reference beyond the goldens: sizes, strict loading, training mode, sampling, both people."""
 
 import gzip
 import json

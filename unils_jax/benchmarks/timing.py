@@ -68,9 +68,9 @@ def torch_reference_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) ->
     except ImportError:
         raise UserError("--against torch needs PyTorch; install it with `pip install 'unils-jax[torch]'`") from None
     # These import torch.
+    from unils_jax.benchmarks.torch_encoder import build_encoder  # noqa: PLC0415
     from unils_jax.benchmarks.torch_model import TorchReferenceCodec, TorchReferenceGenerator  # noqa: PLC0415
     from unils_jax.benchmarks.torch_runs import add_lora  # noqa: PLC0415
-    from unils_jax.benchmarks.torch_encoder import build_encoder  # noqa: PLC0415
 
     # On the meta device: the weights come from `params`, so none is drawn or allocated twice.
     with torch.device("meta"):

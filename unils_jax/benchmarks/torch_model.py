@@ -1,8 +1,7 @@
-"""The PyTorch reference: codec, prior and dialogue in PyTorch with the release's key names, for those who run the models there.
+"""The PyTorch reference: codec, prior and dialogue in PyTorch with the release's key names.
 
-Nothing of JAX is imported. Exported files and the release's load with `strict=True`. `models/` has
-the same in JAX, with the reasons; `torch_runs` trains and decodes with it, `torch_encoder` is its
-audio encoder.
+Exported files and the release's load with `strict=True`. `models/` has the same in JAX, with the reasons;
+`torch_runs` trains and decodes with it, `torch_encoder` is its audio encoder.
 """
 
 import math

@@ -45,7 +45,8 @@ def _training(checkpoint: Checkpoint, card: Card, raw: bool) -> str:
         optimizer = run["optimizer"]
         lines.append(
             f"- {checkpoint.source['step']:,} of {run['num_steps']:,} steps of {run['data']['batch_size']} windows, "
-            f"{'AdamW' if optimizer['weight_decay'] else 'Adam'}, learning rate {optimizer['learning_rate']:g}, seed {run['seed']}"
+            f"{'AdamW' if optimizer['weight_decay'] else 'Adam'}, "
+            f"learning rate {optimizer['learning_rate']:g}, seed {run['seed']}"
         )
         average = f"averaged over the run (decay {optimizer['ema_decay']:g})"
         raw = raw or not optimizer["ema_decay"]
