@@ -309,11 +309,7 @@ def _write_tfds(folder: Path, parts: dict[str, list[dict]], dtypes: Dtypes) -> d
                 names = [prefix + tfds_layout.shard_file(split, i) for i in range(len(summaries))]
                 num_bytes = sum(s["files"][name]["bytes"] for s, name in zip(summaries, names, strict=True))
                 splits[split] = (lengths, num_bytes)
-        texts = {
-            "features.json": tfds_layout.features_json(features),
-            "dataset_info.json": tfds_layout.dataset_info_json(f"unils_{kind}", splits),
-        }
-        for name, text in texts.items():
+        for name, text in tfds_layout.metadata(f"unils_{kind}", features, splits).items():
             _write_text(place / name, text)
             files[str((place / name).relative_to(folder))] = _checksum(place / name)
     return files
