@@ -17,11 +17,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.conversion import account
-from data_pipelines.conversion.workers import run_in_processes
+from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
 from data_pipelines.record import Record, validate
 from data_pipelines.sources.base import DAMAGED, SPLITS, Entry, Reading, SkippedEntry, Source
 from data_pipelines.store.reader import MANIFEST, read_manifest
@@ -187,11 +188,8 @@ def _convert_shards(
 
     task = ShardTask(source, out, dtypes)
     work = [(shard, plan.shards[shard]) for shard in todo]
-    if num_workers == 0:
-        for shard, entries in work:
-            task((shard, entries), lambda _: None, told)
-    else:
-        run_in_processes(task, work, num_workers, told)
+    engine: Engine = partial(run_in_processes, num_workers=num_workers) if num_workers else run_here
+    engine(task, work, done=told)
 
 
 @dataclass(frozen=True)
