@@ -118,38 +118,42 @@ class StoreSpeech:
         return str(self.store.manifest["files"].get(f"index/{self.name}.npz"))
 
 
+@dataclass(frozen=True)
+class SpeechOptions:
+    """What the batches of speech hold, and how they are made; see `make_speech_loader`."""
+
+    batch_size: int  # clips of a global batch, of all processes together
+    seed: int  # decides the order
+    clip_step_s: float  # clips are cut down to a multiple of so many seconds; 0: they are left as they are
+    normalize: bool  # audio to zero mean and unit variance over the clip
+    as_pivot: bool  # every clip as of the pivot identity (-1), whichever person speaks
+    process_index: int  # of this training process
+    process_count: int  # training processes that share each batch
+
+
 class SpeechLoader:
     """Endless batches of one split; `at_step(k)` starts at step k. See `make_speech_loader`."""
 
     max_bad_records = 0
 
-    def __init__(
-        self,
-        sources: Sequence[SetSpeech | StoreSpeech],
-        *,
-        batch_size: int,
-        seed: int,
-        clip_step_s: float,
-        normalize: bool,
-        as_pivot: bool,
-        process_index: int,
-        process_count: int,
-    ):
-        self.sources, self.seed, self.normalize, self.as_pivot = list(sources), seed, normalize, as_pivot
-        self.batch_size, self.process_index, self.process_count = batch_size, process_index, process_count
+    def __init__(self, sources: Sequence[SetSpeech | StoreSpeech], options: SpeechOptions):
+        self.sources, self.seed, self.batch_size = list(sources), options.seed, options.batch_size
+        self.normalize, self.as_pivot = options.normalize, options.as_pivot
+        self.process_index, self.process_count = options.process_index, options.process_count
         listed = [item for number, source in enumerate(sources) for item in source.items(number)]
         if not listed:
             raise UserError("the data hold no clip of at least 0.5 s with audio; name other sets or stores")
-        self.items = [_cut_down(item, clip_step_s) for item in listed]
+        self.items = [_cut_down(item, options.clip_step_s) for item in listed]
         self.num_identities = sum(source.num_subjects for source in sources) + 1
         groups: dict[tuple, list[int]] = {}
         for number, item in enumerate(self.items):
             groups.setdefault((item.kind, item.frames, item.samples), []).extend([number] * item.repeats)
         self.groups = list(groups.values())
-        self.steps_per_epoch = sum(-(-len(group) // batch_size) for group in self.groups)
+        self.steps_per_epoch = sum(-(-len(group) // self.batch_size) for group in self.groups)
         self.mean_frames = float(np.mean([self.items[number].frames for group in self.groups for number in group]))
-        told = [[source.describe() for source in sources], batch_size, seed, clip_step_s, normalize, as_pivot]
-        self.order = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        settings = (options.batch_size, options.seed, options.clip_step_s, options.normalize, options.as_pivot)
+        decisive = [[source.describe() for source in sources], *settings]
+        self.order = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
     @cached_property
     def kinds(self) -> dict[str, int]:
@@ -173,6 +177,10 @@ class SpeechLoader:
     def names(self) -> list[str]:
         """The name of every clip, by the numbers in a batch's `record`."""
         return [item.name for item in self.items]
+
+    def why_bad(self, record: int) -> str:
+        """Names a clip; no batch holds one that could not be read, for that is an error here."""
+        return self.names[record]
 
     def __iter__(self) -> LoaderIterator:
         return self.at_step(0)
@@ -256,17 +264,22 @@ def parse_sets(texts: Sequence[str]) -> list[TalkerSet]:
 
 
 def make_speech_loader(
-    sets: Sequence[TalkerSet], stores: Sequence[tuple[str, float]], split: str, **settings: Any
+    sets: Sequence[TalkerSet], stores: Sequence[tuple[str, float]], split: str, **options: int | float | bool
 ) -> SpeechLoader:
-    """Endless batches: `audio [B, N]` as the encoder wants it, `motion [B, T, D]`, `template [B, D]`, `identity [B]`
-    (-1: nobody), `record [B]` and an empty array whose name `kind:NAME` tells the kind. A store's weight, rounded, is
-    how often an epoch shows its clips. The identity table's rows are the sets' subjects, the stores' people, the pivot.
+    """Returns endless batches of clips of one annotation and length.
 
-    Settings: `batch_size` of all processes together, `seed`, `clip_step_s` (clips are cut down to a multiple of it),
-    `normalize` (audio, by the clip), `as_pivot` (whoever speaks is nobody), `process_index`, `process_count`.
+    They hold `audio [B, N]` as the encoder wants it, `motion [B, T, D]`, `template [B, D]`,
+    `identity [B]` (-1: the pivot), `record [B]` and an empty array whose name `kind:NAME` tells the
+    annotation. The identity table's rows are the sets' subjects, the stores' people, the pivot.
+
+    Args:
+        sets: UniTalker's sets.
+        stores: Paths and weights; a weight, rounded, is how often an epoch shows a store's clips.
+        split: "train", "val" or "test".
+        **options: The fields of `SpeechOptions`.
     """
     sources: list[SetSpeech | StoreSpeech] = [SetSpeech(sets, split)] if sets else []
     for path, weight in stores:
         first_row = sum(source.num_subjects for source in sources)
         sources.append(StoreSpeech(Store(path), split, max(round(weight), 1), first_row))
-    return SpeechLoader(sources, **settings)
+    return SpeechLoader(sources, SpeechOptions(**options))

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from unils_jax.errors import UserError
 
@@ -26,6 +26,7 @@ _PROGRESS_S = 0.2
 _MAX_TEXT = 1000
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A place where a task runs once for each item; `done` is called here, in the caller's process."""
 
