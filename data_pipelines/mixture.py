@@ -53,8 +53,8 @@ class Mixture:
             raise UserError(f"weights of stores must be positive, got {self.weights}")
         bases = {store.expression_basis: str(store.path) for store in self.stores}
         if len(bases) > 1:
-            told = ", ".join(f"{path} is of the {basis!r} basis" for basis, path in sorted(bases.items()))
-            raise UserError(f"stores of a mixture must share one expression basis: {told}; leave one out")
+            listed = ", ".join(f"{path} is of the {basis!r} basis" for basis, path in sorted(bases.items()))
+            raise UserError(f"stores of a mixture must share one expression basis: {listed}; leave one out")
 
     @property
     def expression_basis(self) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES, MOTION_DIM, SAMPLES_PER_FRAME
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class Record:

@@ -54,10 +54,10 @@ class SetSpeech:
             one = self.split.sets[entry.number]
             try:
                 frames, samples = self.split.length(entry)
-            except SkippedEntry as dropped:
-                if dropped.reason == SHORT:
+            except SkippedEntry as skipped:
+                if skipped.reason == SHORT:
                     continue
-                raise UserError(f"{one.folder}: {dropped}; mend it or leave it out") from None
+                raise UserError(f"{one.folder}: {skipped}; mend it or leave it out") from None
             dim = self.split.templates[entry.number].shape[1]
             name = f"{one.folder.name}/{entry.annotation}"
             yield Item(number, entry, name, entry.kind, dim, entry.model_fps, frames, samples, one.repeats)
@@ -66,8 +66,8 @@ class SetSpeech:
         """The clip. Raises UserError where its files are damaged."""
         try:
             return self.split.read(item.entry)
-        except SkippedEntry as dropped:
-            raise UserError(f"{item.name}: {dropped}; mend it or leave it out") from None
+        except SkippedEntry as skipped:
+            raise UserError(f"{item.name}: {skipped}; mend it or leave it out") from None
 
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Components and mean of every kind whose set has a PCA file; the first set of a kind decides."""
@@ -248,9 +248,9 @@ def parse_sets(texts: Sequence[str]) -> list[TalkerSet]:
     """Sets of a config's `data.sets`: `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS` each."""
     sets, problems = [], []
     for text in texts:
-        path, equals, told = text.rpartition("=")
-        path, told = (path, told) if equals else (text, "1")
-        scale, _, repeats = told.partition("*")
+        path, equals, factors = text.rpartition("=")
+        path, factors = (path, factors) if equals else (text, "1")
+        scale, _, repeats = factors.partition("*")
         try:
             one = TalkerSet(Path(path), float(scale), int(repeats or 1))
         except ValueError:

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_pipelines.conversion import account
+from data_pipelines.conversion.report import ShardReport, conversion_report, summary
 from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
-from data_pipelines.record import Record, validate
-from data_pipelines.sources.base import DAMAGED, SPLITS, Entry, Reading, SkippedEntry, Source
+from data_pipelines.record import SPLITS, Record, validate
+from data_pipelines.sources.base import DAMAGED, Entry, Reading, SkippedEntry, Source
 from data_pipelines.store.reader import MANIFEST, read_manifest
 from data_pipelines.store.writer import (
     DEFAULT_DTYPES,
@@ -39,10 +39,10 @@ from unils_jax.motion import FPS
 
 CONVERT_VERSION = 1
 REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lock", "conversion"
-# Where a source does not tell how long an entry is, half a minute is assumed to share the work out.
+# The length of an entry whose source does not say it, half a minute, to share the work out.
 ASSUMED_FRAMES = 750
 
-# Told as work goes on: hours of entries done, and the share of all work (0..1).
+# Called as work goes on with the hours of entries done and the share of all work (0..1).
 Progress = Callable[[float, float], None]
 
 
@@ -181,7 +181,7 @@ def _convert_shards(
     total = sum(_weight(entry) for shard in todo for entry in plan.shards[shard])
     frames = weight = 0
 
-    def told(message: tuple[int, int]) -> None:
+    def count(message: tuple[int, int]) -> None:
         nonlocal frames, weight
         frames, weight = frames + message[0], weight + message[1]
         progress(frames / FPS / 3600, weight / total)
@@ -189,7 +189,7 @@ def _convert_shards(
     task = ShardTask(source, out, dtypes)
     work = [(shard, plan.shards[shard]) for shard in todo]
     engine: Engine = partial(run_in_processes, num_workers=num_workers) if num_workers else run_here
-    engine(task, work, done=told)
+    engine(task, work, done=count)
 
 
 @dataclass(frozen=True)
@@ -219,19 +219,19 @@ class ShardTask:
         at: Callable[[str], None],
         done: Callable[[tuple[int, int]], None],
     ) -> Iterator[Record]:
-        part = account.ShardAccount()
+        part = ShardReport()
         for entry in entries:
             at(f"record {entry.name!r} of {entry.split}")
             try:
                 reading = _checked(read, entry)
-            except SkippedEntry as dropped:
-                part.drop(entry, dropped)
-                done((dropped.frames, _weight(entry)))
+            except SkippedEntry as skipped:
+                part.drop(entry, skipped)
+                done((skipped.frames, _weight(entry)))
                 continue
             part.keep(reading)
             yield reading.record
             done((reading.frames_in, _weight(entry)))
-        # The account is there before the shard is: a shard that counts as complete has one.
+        # The report is there before the shard is: a shard that counts as complete has one.
         _write(self.out / WORK / f"{shard}.json", json.dumps(part.to_json()))
 
 
@@ -292,14 +292,14 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
                 _clear_leftovers(out)
                 report = _report(out, plan)
                 _write(out / REPORT, json.dumps(report, indent=1) + "\n")
-                _write(out / SUMMARY, account.summary(report))
+                _write(out / SUMMARY, summary(report))
                 if not report["records"]:
                     raise UserError(f"no sequence of the source could be used; {out / SUMMARY} says why of each")
                 layout = plan.settings["layout"]
                 finish_store(out, plan.counts(), source=layout, settings=plan.settings, dtypes=dtypes)
             shutil.rmtree(out / WORK, ignore_errors=True)
     except _Busy:
-        # Another part is at its last step: whoever lets go of the lock last finishes.
+        # Another part is at its last step: the one that lets go of the lock last finishes.
         return Outcome(False, {}, 0)
     return Outcome(True, json.loads((out / REPORT).read_text()))
 
@@ -318,10 +318,10 @@ def _report(out: Path, plan: Plan) -> dict[str, Any]:
         part = json.loads(file.read_text()) if file.exists() else None
         if part is None or held["frames"] != part["frames_out"] or held["records"] != part["records"]:
             raise UserError(
-                f"shard {shard} of {out} does not hold what its account says; remove {out} and convert again"
+                f"shard {shard} of {out} does not hold what its report says; remove {out} and convert again"
             )
         parts.append((shard.split, part))
-    return {"settings": plan.settings, **account.merged(parts), "notes": list(plan.notes)}
+    return {"settings": plan.settings, **conversion_report(parts), "notes": list(plan.notes)}
 
 
 def _write(path: Path, text: str) -> None:

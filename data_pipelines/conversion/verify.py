@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.conversion.alignment import LAGS, align, peak
-from data_pipelines.record import Record, validate
+from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store.reader import SPLITS, Store
+from data_pipelines.store.reader import Store
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
@@ -37,7 +37,7 @@ EDGES = {
     "offset_frames": np.arange(LAGS[0] - 0.5, LAGS[-1] + 1),
 }
 
-# Told as work goes on: hours of records checked, and the share of all (0..1).
+# Called as work goes on with the hours of records checked and the share of all (0..1).
 Progress = Callable[[float, float], None]
 
 
@@ -136,8 +136,8 @@ def _check_name(name: str, split: str, names: dict[str, str], tally: _Tally) -> 
 
 def _check_record(record: Record, split: str, entry: dict[str, Any], tally: _Tally) -> None:
     who = f"record {record.name!r} of {split}"
-    told = {"name": record.name, "frames": record.num_frames, "people": record.num_people}
-    wrong = {key: entry[key] for key, value in told.items() if entry[key] != value}
+    read = {"name": record.name, "frames": record.num_frames, "people": record.num_people}
+    wrong = {key: entry[key] for key, value in read.items() if entry[key] != value}
     if wrong:
         tally.problems.add(f"{who} is not what the index says: {wrong}")
     tally.count("seconds", np.array([record.num_frames / FPS]))
@@ -220,10 +220,10 @@ def _check_voices(record: Record, who: str, tally: _Tally) -> None:
 def _check_statistics(store: Store, tally: _Tally) -> None:
     if not len(store.lengths("train")):
         return
-    told = store.channel_statistics()
-    same = np.array_equal(told.count, tally.train.count)
+    stated = store.channel_statistics()
+    same = np.array_equal(stated.count, tally.train.count)
     close = all(
-        np.allclose(getattr(told, name), getattr(tally.train, name), rtol=1e-6, atol=1e-6) for name in ("mean", "std")
+        np.allclose(getattr(stated, name), getattr(tally.train, name), rtol=1e-6, atol=1e-6) for name in ("mean", "std")
     )
     if not (same and close):
         tally.problems.add("the manifest's channel statistics are not those of the train split; convert again")
@@ -290,8 +290,8 @@ def summary(report: dict[str, Any]) -> str:
         hours = f"{speech['hours_with_mask']:.4f} person-hours"
         lines += [f"Speech masks over {hours}: {speech['share_speaking']:.1%} speech{both}."]
     if alignment["offset_frames"] is not None:
-        found = f"{alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
-        lines += [f"Jaw against loudness while speaking: best at {found}, correlation {alignment['correlation']:.3f}."]
+        place = f"{alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
+        lines += [f"Jaw against loudness while speaking: best at {place}, correlation {alignment['correlation']:.3f}."]
     for title, findings in (("Problems", problems), ("Warnings", warnings)):
         if findings["count"]:
             more = findings["count"] - len(findings["first"])

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import soundfile
 
-from data_pipelines.record import Record
+from data_pipelines.record import SPLITS, Record
 from data_pipelines.windows import is_long_enough
 from unils_jax.audio import read_audio, resample
 from unils_jax.errors import UserError
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES
 
-SPLITS = ("train", "val", "test")
 # Why an entry is left out, as the report of a conversion groups them.
 DAMAGED = "damaged"
 MISSING = "missing"

@@ -15,7 +15,8 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, SPLITS, Entry, Reading, SkippedEntry, Track, assemble
+from data_pipelines.record import SPLITS
+from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, Entry, Reading, SkippedEntry, Track, assemble
 from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
 from unils_jax.npz import read_npz

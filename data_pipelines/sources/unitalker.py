@@ -17,7 +17,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, SkippedEntry, read_wav
+from data_pipelines.record import SPLITS
+from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SkippedEntry, read_wav
 from unils_jax.errors import UserError
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.npz import npy_shape, read_npy_file, read_npz_file
@@ -95,8 +96,8 @@ class TalkerSplit:
 
     def describe(self) -> str:
         """A checksum of what the sets' records are."""
-        told = [[one.scale, one.repeats, subjects] for one, subjects in zip(self.sets, self.subjects, strict=True)]
-        return hashlib.blake2b(repr((told, self.entries)).encode(), digest_size=16).hexdigest()
+        decisive = [[one.scale, one.repeats, subjects] for one, subjects in zip(self.sets, self.subjects, strict=True)]
+        return hashlib.blake2b(repr((decisive, self.entries)).encode(), digest_size=16).hexdigest()
 
     @cached_property
     def templates(self) -> list[Float32[np.ndarray, "subjects D"]]:

@@ -26,7 +26,7 @@ _LIMITS = {"people": (1, _PEOPLE), "frames": (1, 1 << 31), "samples": (NO_AUDIO,
 
 @dataclass(frozen=True)
 class Index:
-    """One row for each of n records. `first_motion` and `first_audio` are positions of pieces in `shard`.
+    """One row for each of n records. `first_motion` and `first_audio` are positions of chunks in `shard`.
 
     `samples` is the length of the audio tracks, NO_AUDIO without; `head_mean [n, 2, 3]` the mean head rotation over
     the whole record in the stored dtype (a float32 holds a float16 exactly); `observed [n, 2, 14]` packed bits;
@@ -107,7 +107,7 @@ class IndexRows:
         self._texts: list[str] = []
 
     def add(self, record: Record, first_motion: int, first_audio: int) -> None:
-        """One record, in the dtypes it is stored in, its pieces starting at these positions."""
+        """One record, in the dtypes it is stored in, its chunks starting at these positions."""
         observed = np.zeros((_PEOPLE, MOTION_DIM), bool)
         observed[: record.num_people] = True if record.observed is None else record.observed
         mean = np.zeros((_PEOPLE, 3), np.float32)

@@ -1,6 +1,6 @@
 """The store, read: a folder of shards, their index and a manifest, local or behind a URL. `store_writer` makes it.
 
-In the folder: `{train,val,test}.array_record-NNNNN` (pieces of motion), the same under `audio/`, `index/` (what is
+In the folder: `{train,val,test}.array_record-NNNNN` (chunks of motion), the same under `audio/`, `index/` (what is
 known of each record), `manifest.json`. Folder and `audio/` are tensorflow-datasets each (`builder_from_directory`).
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipelines.record import Record
+from data_pipelines.record import SPLITS, Record
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store import pieces, remote
+from data_pipelines.store import chunks, remote
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import NO_AUDIO, Index, load_index
 from data_pipelines.store.shards import BROKEN, ShardFiles
-from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
+from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, write_store
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME
@@ -32,7 +32,7 @@ _REMEDY = "; make the store again"
 class Store:
     """A store, opened lazily: an index on its first use, shards on their first read; instances pickle without them.
 
-    `cache_bytes` bounds the pieces of motion that are kept in memory between reads, in each process. Raises UserError
+    `cache_bytes` bounds the chunks of motion that are kept in memory between reads, in each process. Raises UserError
     that names the file where the folder is no store, or a file is missing or damaged.
     """
 
@@ -166,11 +166,11 @@ class StoredRecord:
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """For each `(person, first, last)` motion `[last - first, 108]` and speech mask; head rotation `centred` or as
         it was."""
-        size = pieces.PIECE_FRAMES
+        size = chunks.CHUNK_FRAMES
         needed = sorted(
             {(k, self._people[p]) for p, first, last in spans for k in range(first // size, -(-last // size))}
         )
-        found = dict(zip(needed, self._motion_pieces(needed), strict=True))
+        found = dict(zip(needed, self._motion_chunks(needed), strict=True))
         out = []
         for person, first, last in spans:
             person = self._people[person]
@@ -189,28 +189,28 @@ class StoredRecord:
     def audio(self, first: int, last: int) -> np.ndarray:
         """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
         samples = np.zeros((self.num_people, last - first), np.float32)
-        size = pieces.PIECE_SAMPLES
+        size = chunks.CHUNK_SAMPLES
         end = min(last, self.num_samples)
         if end <= first:
             return samples
         needed = [(k, p) for k in range(first // size, -(-end // size)) for p in self._people]
-        for (k, person), track in zip(needed, self._audio_pieces(needed), strict=True):
+        for (k, person), track in zip(needed, self._audio_chunks(needed), strict=True):
             begin = max(first, k * size)
-            piece = track[begin - k * size : end - k * size]
-            samples[person, begin - first : begin - first + len(piece)] = to_float(piece)
+            chunk = track[begin - k * size : end - k * size]
+            samples[person, begin - first : begin - first + len(chunk)] = to_float(chunk)
         return samples
 
     def read(self, *, with_audio: bool = True) -> Record:
         """The whole record, head rotation as it was."""
         index, i = self._store.index(self._split), self._i
-        count = pieces.num_pieces(self.num_frames)
+        count = chunks.num_chunks(self.num_frames)
         needed = [(k, p) for k in range(count) for p in self._people]
-        parts = self._motion_pieces(needed)
+        parts = self._motion_chunks(needed)
         shape = (count, self.num_people)
         motion = _joined([motion for motion, _ in parts], *shape)
         mask = _joined([mask for _, mask in parts], *shape) if index.has_mask[i] and not self._alone else None
-        audio = _joined(self._audio_pieces(needed), *shape) if with_audio and self.has_audio else None
-        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: pieces.events_of(value))[0]
+        audio = _joined(self._audio_chunks(needed), *shape) if with_audio and self.has_audio else None
+        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: chunks.events_of(value))[0]
         observed = None if self.observed.all() else self.observed
         return Record(
             name=index.name(i),
@@ -224,34 +224,34 @@ class StoredRecord:
             source=index.source(i),
         )
 
-    def _motion_pieces(self, needed: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def _motion_chunks(self, needed: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         has_mask = bool(self._store.index(self._split).has_mask[self._i])
 
         def decode(value: bytes, k: int) -> tuple[np.ndarray, np.ndarray | None]:
-            motion, mask = pieces.motion_of(value, self._dtype)
-            frames = min(pieces.PIECE_FRAMES, self.num_frames - k * pieces.PIECE_FRAMES)
+            motion, mask = chunks.motion_of(value, self._dtype)
+            frames = min(chunks.CHUNK_FRAMES, self.num_frames - k * chunks.CHUNK_FRAMES)
             if len(motion) != frames or (mask is not None) != has_mask or (has_mask and len(mask) != frames):
-                raise UserError(f"a piece of {len(motion)} frames where {frames} are expected")
+                raise UserError(f"a chunk of {len(motion)} frames where {frames} are expected")
             return motion, mask
 
         return self._guarded(self._store.motion_files, "", needed, decode)
 
-    def _audio_pieces(self, needed: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        last = pieces.num_pieces(self.num_frames) - 1
+    def _audio_chunks(self, needed: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        last = chunks.num_chunks(self.num_frames) - 1
         samples = int(self._store.index(self._split).samples[self._i])
 
         def decode(value: bytes, k: int) -> np.ndarray:
-            track = pieces.audio_of(value, self._store.manifest["dtypes"]["audio"])
-            left = max(0, samples - k * pieces.PIECE_SAMPLES)
-            expected = left if k == last else min(pieces.PIECE_SAMPLES, left)
+            track = chunks.audio_of(value, self._store.manifest["dtypes"]["audio"])
+            left = max(0, samples - k * chunks.CHUNK_SAMPLES)
+            expected = left if k == last else min(chunks.CHUNK_SAMPLES, left)
             if len(track) != expected:
-                raise UserError(f"a piece of {len(track)} samples where {expected} are expected")
+                raise UserError(f"a chunk of {len(track)} samples where {expected} are expected")
             return track
 
         return self._guarded(self._store.audio_files, f"{AUDIO_FOLDER}/", needed, decode)
 
     def _guarded(self, files: ShardFiles, folder: str, needed: Sequence[tuple[int, int]], decode: Any) -> list[Any]:
-        """The decoded pieces `(k, person)`. Raises UserError that names store, split, record and shard."""
+        """The decoded chunks `(k, person)`. Raises UserError that names store, split, record and shard."""
         index, i = self._store.index(self._split), self._i
         first = int((index.first_audio if folder else index.first_motion)[i])
         shard = folder + tfds_layout.shard_file(self._split, int(index.shard[i]))
@@ -267,7 +267,7 @@ class StoredRecord:
 
 
 def _joined(parts: list[np.ndarray], count: int, people: int) -> np.ndarray:
-    """`[P, ...]` out of `count` pieces of each person, one person's after the other's."""
+    """`[P, ...]` out of `count` chunks of each person, one person's after the other's."""
     return np.stack([np.concatenate(parts[person::people]) for person in range(people)])
 
 

@@ -28,7 +28,7 @@ def shard_file(split: str, shard: int) -> str:
 
 
 def motion_features(dtype: str) -> "FeaturesDict":
-    """Returns the features of a motion piece: at most 125 frames of one person."""
+    """Returns the features of a motion chunk: at most 125 frames of one person."""
     from tensorflow_datasets import features  # noqa: PLC0415 - see the top
 
     return features.FeaturesDict(
@@ -47,7 +47,7 @@ def motion_features(dtype: str) -> "FeaturesDict":
 
 
 def audio_features(dtype: str) -> "FeaturesDict":
-    """Returns the features of an audio piece: the samples of one motion piece."""
+    """Returns the features of an audio chunk: the samples of one motion chunk."""
     from tensorflow_datasets import features  # noqa: PLC0415 - see the top
 
     return features.FeaturesDict(

@@ -1,6 +1,6 @@
 """Records -> store. Shards are written apart, by any number of processes and machines, and finished into one store.
 
-A shard is three files, each whole or not there: motion pieces, audio pieces, and last its index. A folder is a store
+A shard is three files, each whole or not there: motion chunks, audio chunks, and last its index. A folder is a store
 once its manifest is there. Equal records give equal bytes: no time, no host, no order of arrival gets in.
 """
 
@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines.record import Record, validate
+from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store import pieces
+from data_pipelines.store import chunks
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
 from unils_jax.files import durable_output
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
 
-SPLITS = ("train", "val", "test")
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MOTION_DTYPES, AUDIO_DTYPES = ("float16", "float32"), ("int16", "float32")
@@ -87,12 +86,12 @@ def write_shard(
             for kind, error in conversion_errors(record, stored).items():
                 errors[kind] = max(errors[kind], error)
             rows.add(stored, counts["motion"], counts["audio"])
-            for piece in pieces.motion_pieces(stored):
-                motion_writer.write(piece)
+            for chunk in chunks.motion_chunks(stored):
+                motion_writer.write(chunk)
                 counts["motion"] += 1
             if stored.audio is not None:
-                for piece in pieces.audio_pieces(stored):
-                    audio_writer.write(piece)
+                for chunk in chunks.audio_chunks(stored):
+                    audio_writer.write(chunk)
                     counts["audio"] += 1
             statistics = _add_record(statistics, stored)
     index = rows.build()
@@ -162,7 +161,7 @@ def finish_store(
         "expression_basis": bases.pop(),
         "fps": FPS,
         "sample_rate": SAMPLE_RATE,
-        "piece_frames": pieces.PIECE_FRAMES,
+        "piece_frames": chunks.CHUNK_FRAMES,
         "dtypes": asdict(dtypes),
         "conversion_error": _stated_errors(summaries, dtypes),
         "splits": {split: _split_amounts([s for _, s in parts.get(split, [])]) for split in SPLITS},

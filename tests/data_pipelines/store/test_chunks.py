@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.record import Record
-from data_pipelines.store.pieces import audio_of, encode, events_of, motion_of, motion_pieces
+from data_pipelines.store.chunks import audio_of, encode, events_of, motion_chunks, motion_of
 from data_pipelines.store.reader import Store, write_store
 from unils_jax.errors import UserError
 
@@ -92,23 +92,23 @@ def test_tensorflow_datasets_reads_what_we_write(tfds, features):
 
 def test_features_in_any_order_are_read():
     record = exact("a")
-    first = next(motion_pieces(record))
+    first = next(motion_chunks(record))
     shuffled = tf_example_pb2.Example.FromString(first).SerializeToString(deterministic=True)
     assert shuffled != first
-    for piece in (first, shuffled):
-        motion, mask = motion_of(piece, "float16")
+    for chunk in (first, shuffled):
+        motion, mask = motion_of(chunk, "float16")
         np.testing.assert_array_equal(motion, record.motion[0, :125])
         np.testing.assert_array_equal(mask, record.speech_mask[0, :125])
-        assert events_of(piece) == record.events
+        assert events_of(chunk) == record.events
 
 
 @given(st.binary(max_size=300).map(lambda b: b[: len(b) // 2 * 2]), st.booleans())
 def test_samples_are_a_view_where_they_come_first_and_the_same_elsewhere(samples, first):
     features = {"audio": samples, "record": b"a"}
-    piece = encode(features if first else dict(reversed(features.items())))
-    found = audio_of(piece, "int16")
+    chunk = encode(features if first else dict(reversed(features.items())))
+    found = audio_of(chunk, "int16")
     assert found.tobytes() == samples
-    assert not first or found.base.obj is piece
+    assert not first or found.base.obj is chunk
 
 
 READERS = (lambda m: motion_of(m, "float16"), lambda m: audio_of(m, "int16"))
@@ -117,7 +117,7 @@ READERS = (lambda m: motion_of(m, "float16"), lambda m: audio_of(m, "int16"))
 @given(st.binary(max_size=60))
 def test_foreign_bytes_are_a_named_error(message):
     for read in READERS:
-        with pytest.raises(UserError, match="a piece (that is not a tf.Example message|without a .* tensor)"):
+        with pytest.raises(UserError, match="a chunk (that is not a tf.Example message|without a .* tensor)"):
             read(message)
 
 
@@ -132,7 +132,7 @@ def test_a_message_that_was_cut_or_changed_never_crashes(features, data):
             try:
                 read(broken)
             except UserError as error:
-                assert "a piece" in str(error)
+                assert "a chunk" in str(error)
         try:
             events_of(broken)
         except ValueError:
@@ -150,7 +150,7 @@ def test_other_kinds_of_features_are_refused():
         encode({"motion": 3}),
         encode({"motion": b"xyz"}),
     ):
-        with pytest.raises(UserError, match="a piece without a float16 tensor 'motion'"):
+        with pytest.raises(UserError, match="a chunk without a float16 tensor 'motion'"):
             motion_of(message, "float16")
-    with pytest.raises(UserError, match="a piece whose motion holds 2 numbers"):
+    with pytest.raises(UserError, match="a chunk whose motion holds 2 numbers"):
         motion_of(encode({"motion": b"wxyz"}), "float16")

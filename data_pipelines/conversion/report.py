@@ -10,7 +10,7 @@ from unils_jax.motion import FPS
 
 
 @dataclass
-class ShardAccount:
+class ShardReport:
     """What became of the entries of one shard: frames count one for the people of a conversation together."""
 
     entries: int = 0
@@ -28,19 +28,19 @@ class ShardAccount:
         self.frames_out += reading.record.num_frames
         self.cut += reading.frames_in > reading.record.num_frames
 
-    def drop(self, entry: Entry, dropped: SkippedEntry) -> None:
+    def drop(self, entry: Entry, skipped: SkippedEntry) -> None:
         """An entry that became none."""
         self.entries += 1
-        self.frames_in += dropped.frames
-        what = {"split": entry.split, "name": entry.name, "frames": dropped.frames}
-        self.dropped.append(what | {"reason": dropped.reason, "detail": dropped.detail})
+        self.frames_in += skipped.frames
+        what = {"split": entry.split, "name": entry.name, "frames": skipped.frames}
+        self.dropped.append(what | {"reason": skipped.reason, "detail": skipped.detail})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
-def merged(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """The account of a whole conversion from the splits and accounts of its shards, in their order."""
     splits: dict[str, Counter] = {}
     dropped: list[dict[str, Any]] = []
@@ -97,6 +97,6 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: str | int) -> str:
     """A stranger's text as a cell of a table: no new lines, and no lone surrogates, which nothing can write."""
     return "".join(c if c.isprintable() else "?" for c in str(value)).replace("|", "\\|")
