@@ -1,9 +1,9 @@
-"""Stores -> batches, with Grain: shuffled over whole splits, endless, the same for any number of processes.
+"""Stores -> batches, with Grain: shuffled, endless, the same for any number of processes.
 
-The order and the jitter are functions of (seed, epoch, item) alone, and a step's batch of the
-step's number: a run stopped after k steps goes on at step k without replaying, on any number of
-processes and workers. Batches are plain NumPy. Nothing here starts a JAX backend, so worker
-processes stay off the accelerator.
+Splits are shuffled as a whole. The order and the jitter are functions of (seed, epoch, item) alone,
+and a step's batch of the step's number: a run stopped after k steps goes on at step k without
+replaying, on any number of processes and workers. Batches are plain NumPy. Nothing here starts a
+JAX backend, so worker processes stay off the accelerator.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ class LoaderOptions:
 
 
 class WindowOf:
-    """A function of (store number, item number) and a random generator: one window of float32 arrays.
+    """A function of (store number, item number) and a generator: one window in float32.
 
     `record` is the number of the record in all stores together. Where a record cannot be read, a
     window of the next one takes its place, and `replaced` is the number of the first one that
@@ -94,12 +94,13 @@ class WindowOf:
         self.stores, self.split, self.items, self.first_records = stores, split, items, first_records
         self.view, self.centre_head = view, centre_head
         self._scales: dict[tuple[int, int], Scale] = {}
-        # The arrays of a batch must be those of every window: one dialogue without a mask, and none has one.
+        # All windows of a batch have the same arrays: one dialogue without a mask, none has one.
         self.has_mask = all(
             store.index(split).has_mask[rows[:, 0]].all() for store, rows in zip(stores, items, strict=True)
         )
 
     def __call__(self, element: tuple[int, int], rng: np.random.Generator) -> Batch:
+        """Cuts the window of an item, or of the next one that can be read."""
         number, item = element
         items, randint, replaced = self.items[number], inclusive(rng), -1
         for tried in range(_MAX_SUBSTITUTES + 1):
@@ -152,9 +153,9 @@ def inclusive(rng: np.random.Generator) -> Callable[[int, int], int]:
 def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "items 3"]:
     """Lists all training items `(record, person, i)` of a split.
 
-    Solo: each person with motion. Pair: person is -1, of dialogues with audio and motion of at least
-    one of the two. Partners: each person of a dialogue with audio in which both have motion. Other
-    records are left out. Raises UserError for an unknown view and where nothing is left.
+    Solo: each person with motion. Pair: person is -1, of dialogues with audio and motion of at
+    least one of the two. Partners: each person of a dialogue with audio in which both have motion.
+    Other records are left out. Raises UserError for an unknown view and where nothing is left.
     """
     if view not in VIEWS:
         raise UserError(f"view must be one of {VIEWS}, got {view!r}")
@@ -196,7 +197,7 @@ class Loader:
         counts = [len(store.index(split)) for store in mixture.stores]
         self.first_records = [sum(counts[:k]) for k in range(len(counts))]
         window = WindowOf(mixture.stores, split, items, self.first_records, options.view, options.centre_head)
-        # The jitter is drawn before processes take their rows, so that it does not depend on their number.
+        # The jitter is drawn before processes take their rows: it does not depend on their number.
         self._windows = _global_order(items, mixture.weights, options.seed).random_map(window)
         self.order = self._fingerprint()
 
@@ -346,7 +347,7 @@ class LoaderIterator:
 
 
 def _global_order(items: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """Returns (store, item) in the one order of all processes, each store shuffled anew every epoch."""
+    """Returns (store, item) in the one order of all processes; every epoch is shuffled anew."""
     streams = []
     for number, rows in enumerate(items):
         stream = grain.MapDataset.range(len(rows)).seed(seed + number).shuffle().repeat()
@@ -373,14 +374,14 @@ def make_loader(
     `motion`, `prev`, `style` `[B, 100, 108]`, `observed [B, 108]` (1 where the source has the
     channel). Pair: the same with both people, `[B, 2, ...]`, `audio [B, 2, 64000]` and, where every
     dialogue of the stores has one, `speech_mask [B, 2, 100]`. Partners: see
-    `partner_windows.cut_partners`, and `observed [B, 56]`. `record [B]` int32 numbers the records as
-    `Loader.names`.
+    `partner_windows.cut_partners`, and `observed [B, 56]`. `record [B]` int32 numbers the records
+    as `Loader.names`.
 
     Process p of n gets the p-th n-th of the rows of each global batch, so that the parts of all
-    processes, joined in order, are the same batch for any n. With `num_workers` > 0 the caller guards
-    `__main__`; the batches are the same. A record that cannot be read is an error that names it; up to
-    `max_bad_records` different ones (counted by each process from its start) are logged and replaced
-    by a window of the next record.
+    processes, joined in order, are the same batch for any n. With `num_workers` > 0 the caller
+    guards `__main__`; the batches are the same. A record that cannot be read is an error that names
+    it; up to `max_bad_records` different ones (counted by each process from its start) are logged
+    and replaced by a window of the next record.
 
     Args:
         stores: The path or URL of a store, or several with their weights.

@@ -1,7 +1,8 @@
-"""Clips of one person's speech in several annotations -> batches of one kind and length, the same for any process.
+"""Clips of speech with annotations -> batches of one annotation and length, for any process count.
 
-The sources are UniTalker's sets and, as the annotation `motion_108`, people of our stores. An epoch holds every clip as
-often as its set says; its order is a function of (seed, epoch), a batch of its global step.
+The sources are UniTalker's sets and, as the annotation `motion_108`, people of our stores. An epoch
+holds every clip as often as its set says; its order is a function of (seed, epoch), a batch of its
+global step.
 """
 
 import hashlib
@@ -11,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipelines.loader import Batch, LoaderIterator, as_float32
 from data_pipelines.partner_windows import partner_index
 from data_pipelines.sources.base import SHORT, SkippedEntry
-from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerSet, TalkerSplit, read_pca
+from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerEntry, TalkerSet, TalkerSplit, read_pca
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
 from unils_jax.audio import normalize_record
@@ -28,17 +28,18 @@ from unils_jax.motion import FPS, KIND_MARK, MOTION_DIM, MOTION_KIND, PARTNER_FR
 
 @dataclass(frozen=True)
 class Item:
-    """One clip as the loader sees it: its source, the source's own entry, and what it will hold."""
+    """One clip as the loader sees it."""
 
-    source: int
-    entry: Any
+    source: int  # the number of its source
+    # The source's own; of a store it is record, person and first frame.
+    entry: TalkerEntry | tuple[int, int, int]
     name: str
-    kind: str
-    dim: int
+    kind: str  # the annotation's name
+    dim: int  # numbers a frame
     fps: int
     frames: int
     samples: int
-    repeats: int
+    repeats: int  # how often an epoch shows it
 
 
 class SetSpeech:
@@ -49,7 +50,7 @@ class SetSpeech:
         self.num_subjects = self.split.num_identities - 1
 
     def items(self, number: int) -> Iterator[Item]:
-        """The clips that are long enough; damaged ones are a UserError."""
+        """Yields the clips that are long enough. Raises UserError for a damaged one."""
         for entry in self.split.entries:
             one = self.split.sets[entry.number]
             try:
@@ -63,14 +64,17 @@ class SetSpeech:
             yield Item(number, entry, name, entry.kind, dim, entry.model_fps, frames, samples, one.repeats)
 
     def read(self, item: Item) -> TalkerClip:
-        """The clip. Raises UserError where its files are damaged."""
+        """Reads the clip. Raises UserError where its files are damaged."""
         try:
             return self.split.read(item.entry)
         except SkippedEntry as skipped:
             raise UserError(f"{item.name}: {skipped}; mend it or leave it out") from None
 
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Components and mean of every kind whose set has a PCA file; the first set of a kind decides."""
+        """Reads components and mean of every annotation whose set has a PCA file.
+
+        The first set of an annotation decides.
+        """
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for entry in {entry.number: entry for entry in reversed(self.split.entries)}.values():
             folder = self.split.sets[entry.number].folder
@@ -79,14 +83,15 @@ class SetSpeech:
         return found
 
     def describe(self) -> str:
+        """Returns a checksum of the records of the sets."""
         return self.split.describe()
 
 
 class StoreSpeech:
-    """People of a store as a source: pieces of 8 s side by side, head rotation centred, no template.
+    """People of a store as a source: clips of 8 s side by side, head rotation centred, no template.
 
-    `first_row` is the identity row of its first person; who has no name is nobody in particular (-1). People with
-    missing channels or audio are left out.
+    `first_row` is the identity row of its first person; a person without a name is the pivot (-1).
+    People with missing channels or audio are left out.
     """
 
     def __init__(self, store: Store, split: str, repeats: int, first_row: int):
@@ -97,6 +102,7 @@ class StoreSpeech:
         self.num_subjects = len(known)
 
     def items(self, number: int) -> Iterator[Item]:
+        """Yields the clips of all people that have every channel and audio."""
         index = self.store.index(self.name)
         for record, first in partner_index(index.frames).tolist():
             whole = index.observed_of(record).all(axis=1) & (index.samples[record] != NO_AUDIO)
@@ -106,6 +112,7 @@ class StoreSpeech:
                 yield Item(number, entry, name, MOTION_KIND, MOTION_DIM, int(FPS), PARTNER_FRAMES, size, self.repeats)
 
     def read(self, item: Item) -> TalkerClip:
+        """Reads the clip."""
         record, person, first = item.entry
         last = first + PARTNER_FRAMES
         source, names = self.store.source(self.name, record), self.store.index(self.name).identities(record)
@@ -115,6 +122,7 @@ class StoreSpeech:
         return TalkerClip(audio, motion, np.zeros(MOTION_DIM, np.float32), row)
 
     def describe(self) -> str:
+        """Returns the checksum of the split's index."""
         return str(self.store.manifest["files"].get(f"index/{self.name}.npz"))
 
 
@@ -124,7 +132,7 @@ class SpeechOptions:
 
     batch_size: int  # clips of a global batch, of all processes together
     seed: int  # decides the order
-    clip_step_s: float  # clips are cut down to a multiple of so many seconds; 0: they are left as they are
+    clip_step_s: float  # seconds that a clip is cut down to a multiple of; 0: it keeps its length
     normalize: bool  # audio to zero mean and unit variance over the clip
     as_pivot: bool  # every clip as of the pivot identity (-1), whichever person speaks
     process_index: int  # of this training process
@@ -157,7 +165,7 @@ class SpeechLoader:
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """Numbers a frame of every kind. Raises UserError where two sets of one kind differ."""
+        """Numbers per frame of every annotation. Raises UserError where two sets of one differ."""
         kinds: dict[str, int] = {}
         for item in self.items:
             if kinds.setdefault(item.kind, item.dim) != item.dim:
@@ -166,7 +174,7 @@ class SpeechLoader:
 
     @cached_property
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Components and mean of the kinds that have a PCA."""
+        """Components and mean of the annotations that have a PCA."""
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for source in self.sources:
             if isinstance(source, SetSpeech):
@@ -179,19 +187,21 @@ class SpeechLoader:
         return [item.name for item in self.items]
 
     def why_bad(self, record: int) -> str:
-        """Names a clip; no batch holds one that could not be read, for that is an error here."""
+        """Returns a clip's name; none is ever replaced, for a bad clip is an error here."""
         return self.names[record]
 
     def __iter__(self) -> LoaderIterator:
         return self.at_step(0)
 
     def at_step(self, step: int) -> LoaderIterator:
-        """The iterator whose first batch is that of step `step`, counted from 0."""
+        """Returns the iterator whose first batch is that of step `step`, counted from 0."""
         return LoaderIterator(self, step)
 
     def plan(self, epoch: int) -> list[list[int]]:
-        """The items of every batch of an epoch: clips of one kind and length, what is missing in the last batch of a
-        length filled up with its first."""
+        """Returns the items of every batch of an epoch, each of clips of one annotation and length.
+
+        The last batch of a length is filled up with its first clips.
+        """
         rng = np.random.default_rng((self.seed, epoch))
         batches = []
         for group in self.groups:
@@ -202,7 +212,7 @@ class SpeechLoader:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """This process's batches from a step on; the next is read while one is used."""
+        """Yields this process's batches from a step on; the next is read while one is used."""
         with ThreadPoolExecutor(1) as pool:
             epoch, plan = -1, []
             step, waiting = first_step, None
@@ -216,7 +226,7 @@ class SpeechLoader:
                 step, waiting = step + 1, coming
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """This process's rows of a batch."""
+        """Returns this process's rows of a batch."""
         rows = len(numbers) // self.process_count
         numbers = numbers[self.process_index * rows : (self.process_index + 1) * rows]
         items = [self.items[number] for number in numbers]
@@ -235,7 +245,7 @@ class SpeechLoader:
 
 
 def _cut_down(item: Item, step_s: float) -> Item:
-    """The item with a length that is a multiple of `step_s`, where it is as long as one."""
+    """Returns the item cut to a multiple of `step_s`, where it is as long as one."""
     seconds = item.frames / item.fps
     whole = step_s * (seconds // step_s) if step_s else 0
     if not whole:
@@ -245,7 +255,7 @@ def _cut_down(item: Item, step_s: float) -> Item:
 
 
 def parse_sets(texts: Sequence[str]) -> list[TalkerSet]:
-    """Sets of a config's `data.sets`: `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS` each."""
+    """Reads a config's `data.sets`: `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS` each."""
     sets, problems = [], []
     for text in texts:
         path, equals, factors = text.rpartition("=")

@@ -1,8 +1,9 @@
-"""Any source -> store: sharded, parallel, resumable after a kill at any moment, with an account of every hour.
+"""Any source -> store: sharded, parallel, resumable after a kill, with a report of every hour.
 
-A shard is a list of entries that depends on the source and the settings alone; it is there whole or not at all, so
-that a conversion that is run again does what is missing and ends in the same bytes. Parts of one conversion may run on
-several machines that share the output folder; whichever completes the last shard finishes the store.
+A shard is a list of entries that depends on the source and the settings alone. It is there whole or
+not at all, so that a conversion that is run again does what is missing and ends in the same bytes.
+Parts of one conversion may run on several machines that share the output folder; the one that
+completes the last shard finishes the store.
 """
 
 import contextlib
@@ -62,11 +63,11 @@ class _Busy(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes into which shard, and the settings that decide it."""
+    """The entries of each shard, and the settings that decide it."""
 
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # JSON-able; equal for equal sources and flags
     shards: dict[ShardId, tuple[Entry, ...]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what is odd about the source, a sentence each
 
     def counts(self) -> dict[str, int]:
         """Shards of each split."""
@@ -75,18 +76,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`finished` says whether the store is whole; `report` is its account then, `missing` counts shards until then."""
+    """`finished` is true once the store is whole, and `report` is then that of the conversion.
 
-    finished: bool
-    report: dict[str, Any]
-    missing: int = 0
+    `missing` counts the shards that are not there yet.
+    """
+
+    finished: bool  # the store is whole
+    report: dict[str, Any]  # of the whole conversion, {} until it is finished
+    missing: int = 0  # shards that other parts have not written yet
 
 
 def make_plan(source: Source, *, num_shards: int | None = None, dtypes: Dtypes = DEFAULT_DTYPES) -> Plan:
-    """Shares the entries out over about `num_shards` shards of equal length, at least one a split that has entries.
+    """Shares the entries out over about `num_shards` shards of equal length.
 
-    Without a number: a quarter of an hour each for small sets, two hours each for large ones. Raises UserError for a
-    source that lists nothing or cannot be read, and for a number that is not positive.
+    Each split that has entries gets at least one. `num_shards=None` gives shards of a quarter of an
+    hour for small sets and two hours for large ones. Raises UserError for a source that lists
+    nothing or cannot be read, and for a number that is not positive.
     """
     if num_shards is not None and not 1 <= num_shards <= 99_999:
         raise UserError(f"shards must be from 1 to 99999, got {num_shards}")
@@ -116,7 +121,7 @@ def _weight(entry: Entry) -> int:
 
 
 def _parted(entries: list[Entry], number: int) -> list[tuple[Entry, ...]]:
-    """Runs of entries of about equal length."""
+    """Cuts entries into runs of about equal length."""
     parts: list[list[Entry]] = [[] for _ in range(number)]
     total, done = sum(map(_weight, entries)), 0
     for entry in entries:
@@ -126,7 +131,10 @@ def _parted(entries: list[Entry], number: int) -> list[tuple[Entry, ...]]:
 
 
 def _marked_twice(entries: list[Entry]) -> tuple[list[Entry], tuple[str, ...]]:
-    """Entries whose name is taken in their split become a problem of their own; names in several splits are a note."""
+    """Marks entries whose name is taken in their split as a problem of that entry.
+
+    Names in several splits are a note.
+    """
     if not entries:
         raise UserError("the source lists no sequence; check --source and --index")
     seen: dict[str, set[str]] = {split: set() for split in SPLITS}
@@ -153,11 +161,20 @@ def convert(
     dtypes: Dtypes = DEFAULT_DTYPES,
     progress: Progress = lambda hours, share: None,
 ) -> Outcome:
-    """Writes the shards of part i of n (from 1) that are not there yet; finishes the store where none is missing then.
+    """Writes the shards of a part that are missing; finishes the store where all are there then.
 
-    Shards are written in `num_workers` processes, which end when this one does (0: here). Raises UserError
-    where `out` holds anything but this very conversion, where another process is writing these shards, for a part that
-    is none, and where files cannot be written.
+    Args:
+        source: What is converted.
+        out: The store's folder.
+        plan: As `make_plan` made it from the source.
+        num_workers: Processes that write shards, which end when this one does; 0: this one does.
+        part: Part i of n, from 1.
+        dtypes: What motion and audio are stored as.
+        progress: Called with the hours and the share of all work that are done.
+
+    Raises:
+        UserError: Where `out` holds anything but this very conversion, where another process is
+            writing these shards, for a part that is none, and where files cannot be written.
     """
     number, of = part
     if not 1 <= number <= of:
@@ -194,7 +211,7 @@ def _convert_shards(
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Writes one shard; picklable, so that a worker process can be handed it."""
+    """The writing of one shard, as a worker does it."""
 
     source: Source
     out: Path
@@ -206,7 +223,11 @@ class ShardTask:
         at: Callable[[str], None],
         done: Callable[[tuple[int, int]], None],
     ) -> None:
-        """`at` is told what is read next, `done` the frames and the weight of every entry dealt with."""
+        """Writes a shard.
+
+        `at` is called with the entry that is read next, `done` with the frames and the weight of
+        every entry that was dealt with.
+        """
         shard, entries = work
         with self.source.open() as read:
             write_shard(self.out, *shard, self._records(read, shard, entries, at, done), dtypes=self.dtypes)
@@ -266,7 +287,7 @@ def _claim(out: Path, plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path, shards: list[int]) -> Iterator[None]:
-    """Holds a byte of the lock file for each shard; the kernel lets go of them however the process ends."""
+    """Holds a byte of the lock file for each shard; the kernel frees them when the process ends."""
     with open(out / LOCK, "ab") as file:
         for shard in shards:
             try:
@@ -281,7 +302,10 @@ def _locked(out: Path, shards: list[int]) -> Iterator[None]:
 
 
 def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
-    """Completes the store where every shard is there, whichever process wrote it, and clears the working files away."""
+    """Completes the store where every shard is there, whichever process wrote it.
+
+    Working files are removed.
+    """
     if not (out / MANIFEST).exists():
         missing = sum(not shard_is_complete(out, *shard) for shard in plan.shards)
         if missing:
@@ -305,13 +329,16 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Removes what killed processes were writing; nobody writes while this holds every shard's lock."""
+    """Removes what killed processes were writing.
+
+    No process writes while this one holds every shard's lock.
+    """
     for path in out.rglob(".*.partial*"):
         path.unlink(missing_ok=True)
 
 
 def _report(out: Path, plan: Plan) -> dict[str, Any]:
-    """The account of the whole conversion, checked against what the shards say they hold."""
+    """Returns the report of the whole conversion, checked against what the shards hold."""
     parts = []
     for shard in plan.shards:
         file, held = out / WORK / f"{shard}.json", shard_summary(out, *shard)

@@ -1,7 +1,7 @@
-"""Checks a store from its checksums to the lips: what is wrong, what is odd, and what there is, in one report.
+"""Checks a store from its checksums to the lips, and reports what is wrong and what there is.
 
-A *problem* is data that must not be trained on; a *warning* names what deserves a look. One record is in memory at a
-time.
+A *problem* is data that must not be trained on; a *warning* names what deserves a check by eye. One
+record is in memory at a time.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ Progress = Callable[[float, float], None]
 
 
 class _Findings:
-    """Problems or warnings: all counted, the first `MAX_LISTED` kept."""
+    """Problems or warnings: all are counted, the first `MAX_LISTED` are kept."""
 
     def __init__(self) -> None:
         self.count, self.first = 0, []
@@ -57,7 +57,7 @@ class _Findings:
 
 
 class _Tally:
-    """What is counted over all records."""
+    """All that is counted over the records."""
 
     def __init__(self) -> None:
         self.problems, self.warnings = _Findings(), _Findings()
@@ -78,7 +78,10 @@ class _Tally:
 
 
 def verify(path: str | Path, progress: Progress = lambda hours, share: None) -> dict[str, Any]:
-    """Checks the store at `path`; the report, JSON-able. Raises UserError only where there is no store to check."""
+    """Checks the store at `path`; returns the report, JSON-able.
+
+    Raises UserError only where there is no store to check.
+    """
     store, tally = Store(path), _Tally()
     _check_files(store, tally)
     total, done = sum(int(np.sum(store.lengths(split))) for split in SPLITS), 0
@@ -189,7 +192,7 @@ def _count_speech(record: Record, tally: _Tally) -> None:
 
 
 def _check_voices(record: Record, who: str, tally: _Tally) -> None:
-    """Loudness, whether the mask is where the voice is, and whether the mouth moves with it."""
+    """Checks loudness, that the mask is where the voice is, and that the mouth moves with it."""
     if record.audio is None:
         return
     audio = record.audio / np.float32(32768) if record.audio.dtype == np.int16 else record.audio
@@ -258,7 +261,10 @@ def _speech(tally: _Tally) -> dict[str, Any]:
 
 
 def _channels(basis: str, tally: _Tally) -> dict[str, dict[str, float | None]]:
-    """Range (not centred), mean and deviation (head centred) of every channel over the whole store."""
+    """Returns range, mean and deviation of every channel over the whole store.
+
+    The range is that of the head as it is, mean and deviation are those of the centred head.
+    """
     columns = (tally.low, tally.high, tally.statistics.mean, tally.statistics.std)
     return {
         name: {
@@ -270,7 +276,7 @@ def _channels(basis: str, tally: _Tally) -> dict[str, dict[str, float | None]]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report in Markdown, without its histograms."""
+    """Returns the report in Markdown, without its histograms."""
     problems, warnings, alignment = report["problems"], report["warnings"], report["alignment"]
     hours = sum(split["hours"] for split in report["splits"].values())
     lines = [

@@ -16,8 +16,8 @@ from unils_jax.errors import UserError
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
-# Handles one item, picklable: takes the item, a function that reports what is in work, and a function
-# that reports what was done of it.
+# Handles one item, picklable: takes the item, a function that reports what is in work, and a
+# function that reports what was done of it.
 Task = Callable[[Item, Callable[[str], None], Callable[[Done], None]], None]
 
 # How often progress is passed on while no item ends.
@@ -28,7 +28,7 @@ _MAX_TEXT = 1000
 
 @runtime_checkable
 class Engine(Protocol):
-    """A place where a task runs once for each item; `done` is called here, in the caller's process."""
+    """A place where a task runs once for each item; `done` is called in the caller's process."""
 
     def __call__(self, task: Task, items: Sequence[Item], *, done: Callable[[Done], None]) -> None:
         """Returns when all items are done. Raises the first failure."""
@@ -44,8 +44,8 @@ def run_in_processes(task: Task, items: Sequence[Item], num_workers: int, done: 
     """Calls `task` for every item in up to `num_workers` spawned processes; `done` is called here.
 
     The first failure ends all workers: a UserError is raised as it was, another exception as
-    RuntimeError with its traceback, and the death of a worker as UserError that names what it had in
-    work. The caller guards `__main__`.
+    RuntimeError with its traceback, and the death of a worker as UserError that names what it had
+    in work. The caller guards `__main__`.
     """
     if not items:
         return

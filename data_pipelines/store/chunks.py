@@ -26,11 +26,11 @@ def num_chunks(frames: int) -> int:
 
 
 def encode(features: Mapping[str, bytes | int]) -> bytes:
-    """Serialises a tf.Example whose features keep the given order: equal input gives equal bytes."""
-    # Protobuf orders a map by its hashes or by its keys, and no setting keeps another order. Messages
-    # of one entry each, joined, are by protobuf's rules the message of all entries.
+    """Serialises a tf.Example that keeps the order given: equal input gives equal bytes."""
+    # Protobuf orders a map by its hashes or by its keys, and no setting keeps another order.
+    # Messages of one entry each, joined, are by its rules the message of all entries.
     entries = [tf_feature_pb2.Features(feature={n: _feature(v)}).SerializeToString() for n, v in features.items()]
-    # Example.features and BytesList.value are both field 1 with a length, so their bytes are the same.
+    # Example.features and BytesList.value are both field 1 with a length: their bytes are the same.
     return tf_feature_pb2.BytesList(value=[b"".join(entries)]).SerializeToString()
 
 
@@ -135,7 +135,7 @@ def events_of(chunk: bytes) -> dict[str, Any]:
 
 
 def _features(chunk: bytes) -> Mapping[str, tf_feature_pb2.Feature]:
-    # The message alone: tensorflow-datasets' own `deserialize_example_np` takes fifty times as long.
+    # The message alone: tensorflow-datasets' `deserialize_example_np` takes fifty times as long.
     try:
         return tf_example_pb2.Example.FromString(chunk).features.feature
     except DecodeError:

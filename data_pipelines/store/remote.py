@@ -53,7 +53,7 @@ def fetch(url: str, name: str, sha256: str, num_bytes: int) -> Path:
 def _copy(url: str, name: str, sha256: str, local: Path) -> None:
     file_system, path = _locate(url, name)
     try:
-        # fsspec's own caches show a file while it is being fetched, which other processes would read.
+        # fsspec's caches show a file while it is being fetched, which other processes would read.
         with durable_output(local) as partial:
             file_system.get_file(path, str(partial))
             with open(partial, "rb") as copy:

@@ -67,8 +67,8 @@ def metadata(name: str, features: "FeaturesDict", splits: Mapping[str, tuple[Seq
     """
     import tensorflow_datasets as tfds  # noqa: PLC0415 - see the top
 
-    # `folder_dataset.write_metadata` does the same, but lists the folder for its shards, and refuses
-    # one with a shard that holds no example, like the audio of a store without audio.
+    # `folder_dataset.write_metadata` does the same, but lists the folder for its shards, and
+    # refuses a shard that holds no example, like the audio of a store without audio.
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
     )
