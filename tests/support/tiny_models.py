@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.encoder_noise import EncoderRates
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig

@@ -36,7 +36,7 @@ from unils_jax.training.checkpoint import check_workdir, has_checkpoint, publish
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
-from unils_jax.training.loop import Data, InitialState, Probe, TrainOptions, state_shapes
+from unils_jax.training.loop import Data, InitialState, Probe, TrainOptions, TrainSetup, state_shapes
 from unils_jax.training.loop import train as train_loop
 from unils_jax.training.profiling import known_peak, parse_steps
 from unils_jax.training.sharding import init_sharded, make_mesh
@@ -132,7 +132,7 @@ def train_stage(
         log.warning(stage.without_head)
     look = make_probe(config, stage, workdir, graphdef) if config.probe_every else None
     extras = TrainOptions(stop or PreemptionGuard(), look, profile_steps, options.allow_changes, matrix_peak(config))
-    return train_loop(config, workdir, mesh, graphdef, state, objective, data, held_out, extras)
+    return train_loop(config, workdir, TrainSetup(mesh, graphdef, objective, state), data, held_out, extras)
 
 
 def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | None) -> Start:

@@ -17,9 +17,9 @@ from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract
-from unils_jax.systems.torch_layout import named_tree
 from unils_jax.systems.dualtalk.model import DualTalkConfig
 from unils_jax.systems.dualtalk.system import DUALTALK
+from unils_jax.systems.torch_layout import named_tree
 
 # Heads as the published ones: 4, and 64 channels each in the audio encoders.
 SIZES = DualTalkConfig(
