@@ -116,6 +116,11 @@ def test_every_command_has_its_module_and_none_imports_torch():
     assert not loaded_after("\n".join(commands)) & {"torch", "transformers", "pyvista", "sklearn"}
 
 
+def test_flags_end_at_the_command_line():
+    below = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "cli"]
+    assert not [path for path in below if "argparse" in path.read_text()]
+
+
 @pytest.mark.parametrize("folder", ["unils_jax", "data_pipelines"])
 def test_no_module_defers_its_annotations(folder):
     """The shapes in them are checked under pytest, which needs them evaluated."""

@@ -1,9 +1,9 @@
-"""Outputs that appear whole or not at all."""
+"""Outputs that appear whole or not at all, and tables in Markdown."""
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unils_jax.errors import UserError
@@ -51,6 +51,20 @@ def durable_output(path: str | os.PathLike) -> Iterator[Path]:
         _sync(partial)
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
         _sync(path.parent)
+
+
+def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Returns rows, their head first, as the lines of a Markdown table.
+
+    Cells may hold text of strangers: what cannot be printed (new lines, lone surrogates, which
+    no file takes) becomes `?`, and a `|` does not end its cell.
+    """
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def _cell(value: object) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(value)).replace("|", "\\|")
 
 
 def _sync(path: Path) -> None:

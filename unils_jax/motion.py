@@ -41,6 +41,8 @@ AUDIO_CONDITIONS = ("pair", "own", "mixed")
 
 # DualTalk's 56 channels: expression 50, jaw 3, head 3.
 DUALTALK_DIM = 56
+# Groups of channels that figures are taken over, and DualTalk's groups of its 56.
+GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
 DUALTALK_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
 
 # The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully expressed.

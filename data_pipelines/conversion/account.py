@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipelines.sources.base import Entry, Reading, SkippedEntry
+from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
 
@@ -73,6 +74,7 @@ def _hours(frames: int) -> float:
 def summary(report: dict[str, Any]) -> str:
     """The account in Markdown: where every hour went."""
     frames = report["frames"]
+    counts = [frames[name] for name in ("in", "out", "dropped", "cut_at_ends")]
     lines = [
         "# Conversion",
         "",
@@ -81,22 +83,13 @@ def summary(report: dict[str, Any]) -> str:
         f"were left out; {report['records_cut_at_ends']} records lost {frames['cut_at_ends']} frames at their ends, "
         "where lengths differed by a frame.",
         "",
-        "| frames | in | out | left out | cut at ends |",
-        "|---|---|---|---|---|",
-        f"| | {frames['in']} | {frames['out']} | {frames['dropped']} | {frames['cut_at_ends']} |",
+        *markdown_table([["frames", "in", "out", "left out", "cut at ends"], ["", *counts]]),
         "",
         *(f"- {note}" for note in report["notes"]),
     ]
     if report["dropped"]:
-        lines += ["", "| left out because | sequences | hours |", "|---|---|---|"]
-        lines += [f"| {r} | {c['entries']} | {_hours(c['frames']):.4f} |" for r, c in report["reasons"].items()]
-        lines += ["", "| split | sequence | frames | why |", "|---|---|---|---|"]
-        for item in report["dropped"]:
-            cells = (item["split"], item["name"], item["frames"], f"{item['reason']}: {item['detail']}")
-            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        reasons = [[r, c["entries"], f"{_hours(c['frames']):.4f}"] for r, c in report["reasons"].items()]
+        lines += ["", *markdown_table([["left out because", "sequences", "hours"], *reasons])]
+        dropped = [[i["split"], i["name"], i["frames"], f"{i['reason']}: {i['detail']}"] for i in report["dropped"]]
+        lines += ["", *markdown_table([["split", "sequence", "frames", "why"], *dropped])]
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    """A stranger's text as a cell of a table: no new lines, and no lone surrogates, which nothing can write."""
-    return "".join(c if c.isprintable() else "?" for c in str(value)).replace("|", "\\|")

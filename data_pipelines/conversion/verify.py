@@ -17,14 +17,14 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import SPLITS, Store
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
-from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
+from unils_jax.files import markdown_table
+from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
 
 MAX_LISTED = 200
 MAX_ROTATION = float(np.pi)
 ODD_EXPRESSION = 30.0
 MAX_OFFSET_FRAMES = 5.0
 CLEAR_CORRELATION = 0.2
-GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
 # Histograms: name -> the edges; what lies beyond falls into the outermost bins.
 EDGES = {
     "expression": np.linspace(-5, 5, 101),
@@ -273,15 +273,14 @@ def summary(report: dict[str, Any]) -> str:
     """The report in Markdown, without its histograms."""
     problems, warnings, alignment = report["problems"], report["warnings"], report["alignment"]
     hours = sum(split["hours"] for split in report["splits"].values())
+    splits = [[name, split["count"], f"{split['hours']:.4f}"] for name, split in report["splits"].items()]
     lines = [
         "# Store",
         "",
         f"{report['store']}: {sum(split['count'] for split in report['splits'].values())} records, {hours:.4f} h, "
         f"{report['expression_basis']} basis. **{problems['count']} problems, {warnings['count']} warnings.**",
         "",
-        "| split | records | hours |",
-        "|---|---|---|",
-        *(f"| {name} | {split['count']} | {split['hours']:.4f} |" for name, split in report["splits"].items()),
+        *markdown_table([["split", "records", "hours"], *splits]),
         "",
     ]
     speech = report["speech"]

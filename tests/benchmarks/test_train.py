@@ -82,8 +82,8 @@ def test_figures_follow_from_the_rounds(torch, monkeypatch):
     assert row["times_torch"] == statistics.median(b / a for a, b in zip(ours, twins, strict=True))
     assert {"forward", "backward", "update"} <= row["profile"]["phase"].keys()
     assert {"self_attn", "mlp"} <= row["profile"]["part"].keys()
-    for sample_weights in row["profile"].values():
-        assert sum(sample_weights.values()) == pytest.approx(1)
+    for shares in row["profile"].values():
+        assert sum(shares.values()) == pytest.approx(1)
     text = table({"stages": [row], "against": "torch"})
     assert "| prior | 2 |" in text and "prior: " in text
 

@@ -13,7 +13,7 @@ import soundfile
 from tiny_runs import quick_compiles, run_unils
 
 from unils_jax import __version__
-from unils_jax.cli.decode import read_clip
+from unils_jax.cli.arguments import read_clip
 from unils_jax.cli.main import COMMANDS, prepare
 from unils_jax.motion import load_motion, save_motion
 

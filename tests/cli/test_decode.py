@@ -7,8 +7,8 @@ import pytest
 import soundfile
 from tiny_runs import quick_compiles, run_unils
 
-from unils_jax.cli.decode import Recording, find_recordings
 from unils_jax.errors import UserError
+from unils_jax.inference.recordings import Recording, find_recordings
 from unils_jax.motion import load_motion
 
 

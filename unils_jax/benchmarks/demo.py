@@ -35,7 +35,7 @@ from unils_jax.inference.conversations import decode
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import load_motion, smooth
 from unils_jax.outputs.video import render_frame
-from unils_jax.training.run import train_stage
+from unils_jax.training import run
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def train(stage: str, out: Path, parent: str | None, times: int | None) -> None:
     config = load_config(f"smoke/{stage}")
     config.data.store = str(out / "data")
     config.num_steps = STEPS[stage] if times is None else times * config.num_steps
-    train_stage(config.to_dict(), out / stage, parent)
+    run.train(config.to_dict(), out / stage, parent=parent)
 
 
 def check_all(out: Path) -> list[Check]:

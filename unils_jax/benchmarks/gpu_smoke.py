@@ -14,7 +14,7 @@ from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import decode
-from unils_jax.training.run import train_stage
+from unils_jax.training.run import train
 
 NUM_STEPS = 3
 STAGES = ("codec", "prior", "dialogue")
@@ -39,7 +39,7 @@ def gpu_smoke(out: Path, configs: Mapping[str, ConfigDict] | None = None, *, all
         config = configs[stage] if configs else load_config(f"smoke/{stage}")
         config.update({"num_steps": NUM_STEPS, "log_every": 1, "eval_batches": 1, "checkpoint_every": NUM_STEPS})
         config.data.update({"store": str(out / "data"), "num_workers": 0})
-        metrics = train_stage(config.to_dict(), out / stage, parent)
+        metrics = train(config.to_dict(), out / stage, parent=parent)
         losses[stage], parent = metrics["train/loss"], str(out / stage)
     model = load(out / "dialogue").model
     motion = decode(model, *np.random.default_rng(0).standard_normal((2, 80_000), np.float32) / 10)

@@ -1,4 +1,4 @@
-"""What all benches share: models with random weights, interleaved rounds, the machine in words, tables and JSON."""
+"""The common parts of all benchmarks: random models, interleaved rounds, the machine, tables."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,26 @@ from flax import nnx
 
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, markdown_table
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.registry import system_of_config
 from unils_jax.training.flops import matrix_peak
 
+if TYPE_CHECKING:
+    from torch.nn import Module as TorchModule
+else:
+    TorchModule = object  # torch is an extra, and slow to import
+
 MEASURED_S = 0.5  # quick work is repeated until a measurement lasts this long
 
 
 def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
-    """A model's structure and NumPy values of its parameters: speed does not depend on what was learnt.
+    """Returns a model's structure and random NumPy values of its parameters.
 
-    Uniform within 1/sqrt(fan-in), norms and statistics one or zero, so that activations keep their size.
+    Speed does not depend on what was learnt. Values are uniform within 1/sqrt(fan-in), norms and
+    statistics one or zero, so that activations keep their size.
     """
     graphdef, shapes = abstract(system_of_config(config).builder(config))
     rng = np.random.default_rng(seed)
@@ -43,24 +49,30 @@ def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
             return np.ones(shape, np.float32)
         if path.endswith(("/bias", "/motion_mean")):
             return np.zeros(shape, np.float32)
+        # The norm of a weight-normed convolution is over its input channels and its kernel.
         fan_in = math.prod(shape[1:]) if path.endswith("/weight_v") else math.prod(shape[:-1])
         return (rng.random(shape, np.float32) * 2 - 1) / np.float32(math.sqrt(max(fan_in, 1)))
 
     return graphdef, {path: value(path, shape.shape) for path, shape in shapes.items()}
 
 
-def twin_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> Any:
-    """The PyTorch twin (`TwinCodec` or `TwinGenerator`, adapters included) with the same weights, on the same kind of
-    device as JAX. Raises UserError where torch is missing and where the model has no twin."""
+def twin_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> TorchModule:
+    """Returns the PyTorch reference with the same weights, on the same kind of device as JAX.
+
+    It is a `TwinCodec` or a `TwinGenerator`, adapters included. Raises UserError where torch is
+    missing and where the model has no reference.
+    """
     check_twin(config)
     try:
-        import torch
+        import torch  # noqa: PLC0415 - an extra
     except ImportError:
         raise UserError("--against torch needs PyTorch; install it with `pip install 'unils-jax[torch]'`") from None
-    from unils_jax.benchmarks.torch_model import TwinCodec, TwinGenerator
-    from unils_jax.benchmarks.torch_runs import add_lora
-    from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2
+    # These import torch.
+    from unils_jax.benchmarks.torch_model import TwinCodec, TwinGenerator  # noqa: PLC0415
+    from unils_jax.benchmarks.torch_runs import add_lora  # noqa: PLC0415
+    from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2  # noqa: PLC0415
 
+    # On the meta device: the weights come from `params`, so none is drawn or allocated twice.
     with torch.device("meta"):
         twin = TwinCodec(**asdict(config.codec))
         if config.prior is not None:
@@ -84,7 +96,7 @@ def twin_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> Any:
 
 
 def check_twin(config: object) -> None:
-    """Raises UserError where the model has no PyTorch twin."""
+    """Raises UserError where the model has no PyTorch reference."""
     if not isinstance(config, UniLSConfig):
         name = system_of_config(config).title
         raise UserError(f"--against torch: the PyTorch twin is of UniLS, {name} has none; leave it away")
@@ -93,7 +105,7 @@ def check_twin(config: object) -> None:
 
 
 def transformers_fields(config: Wav2Vec2Config) -> dict[str, Any]:
-    """The fields of a transformers config.json for an encoder of these sizes."""
+    """Returns the fields of a transformers config.json for an encoder of these sizes."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -109,10 +121,11 @@ def transformers_fields(config: Wav2Vec2Config) -> dict[str, Any]:
 
 
 def interleaved(contenders: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds a call of every contender in every round; they take turns, so that a machine's moods meet all of them.
+    """Returns the seconds a call of every contender took in every round.
 
-    `contender(n)` does its work n times and returns when all is done. It has run before (compiled, warm); where once
-    is too quick to measure, n grows and the mean of the n counts.
+    The contenders take turns, so that a machine's changing speed meets all of them.
+    `contender(n)` does its work n times and returns when all is done. It has run before
+    (compiled, warm); where once is too quick to measure, n grows and the mean of the n counts.
     """
     repeats = {name: math.ceil(MEASURED_S / max(seconds_of(run, 1), 1e-6)) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -122,22 +135,23 @@ def interleaved(contenders: Mapping[str, Callable[[int], Any]], rounds: int) -> 
     return seconds
 
 
-def seconds_of(run: Callable[..., Any], *arguments: Any) -> float:
-    """How long `run(*arguments)` takes."""
+def seconds_of(run: Callable[..., object], *arguments: object) -> float:
+    """Returns how long `run(*arguments)` takes."""
     started = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - started
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """How many times faster `ours` is: the median over the rounds of each round's quotient."""
+    """Returns how many times faster `ours` is: the median over the rounds' quotients."""
     return statistics.median(b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True))
 
 
 def limit_threads(threads: int) -> None:
-    """Both frameworks on the first `threads` cores this process may use. Before JAX's first use.
+    """Restricts both frameworks to the first `threads` cores that this process may use.
 
-    Raises UserError where there are fewer, and on systems that cannot pin a process.
+    Call it before JAX's first use. Raises UserError where there are fewer cores, and on systems
+    that cannot pin a process.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise UserError("--threads needs Linux; leave it away")
@@ -149,7 +163,7 @@ def limit_threads(threads: int) -> None:
 
 
 def machine(peaks: bool = True) -> dict[str, Any]:
-    """Device, cores, versions and the measured peak of matrix products in FLOP/s."""
+    """Returns device, cores, versions and the measured peak of matrix products in FLOP/s."""
     device = jax.devices()[0]
     versions = {}
     for package in ("jax", "jaxlib", "flax", "torch"):
@@ -172,7 +186,7 @@ def machine(peaks: bool = True) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name, as the system tells it."""
+    """Returns the CPU's name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -181,7 +195,10 @@ def processor() -> str:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """What a compiled program needs on its device: arguments, results that are not donated arguments, temporaries."""
+    """Returns the bytes that a compiled program needs on its device.
+
+    They are its arguments, its results that are not donated arguments, and its temporaries.
+    """
     analysis = compiled.memory_analysis()
     return {
         "arguments": analysis.argument_size_in_bytes,
@@ -191,26 +208,27 @@ def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def peak_bytes() -> int:
-    """The most memory used so far: of the device where it says so, else of this process, PyTorch's included."""
+    """Returns the most memory used so far.
+
+    It is the device's where the device reports it, else this process's, PyTorch's included.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of rows with the same keys; floats to three digits."""
+    """Returns a Markdown table of rows with the same keys; floats have three digits."""
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(markdown_table([names, *([_digits(row[name]) for name in names] for row in rows)]))
 
 
-def _cell(value: Any) -> str:
+def _digits(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else str(value)
 
 
 def write_json(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
-    """The whole result, appearing at once."""
+    """Writes the whole result; the file appears at once."""
     with atomic_output(path) as partial:
         partial.write_text(json.dumps(result, indent=1))

@@ -4,6 +4,13 @@ import argparse
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+import numpy as np
+from jaxtyping import Float
+
+from unils_jax.errors import UserError
+from unils_jax.motion import WINDOW_FRAMES, load_motion
+from unils_jax.systems.registry import SYSTEMS
+
 RequestOf = TypeVar("RequestOf", bound="Request")
 
 DTYPES = ("float32", "bfloat16")
@@ -58,3 +65,56 @@ def add_head_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> N
 def add_encoder_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --audio_encoder, which a checkpoint without its own published encoder needs."""
     parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
+
+
+def readers_of(name: str) -> str:
+    """Returns the titles of the systems that read an input."""
+    return ", ".join(system.title for system in SYSTEMS.values() if name in system.inputs)
+
+
+def add_partner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what the second person does."""
+    partner = parser.add_argument_group(
+        readers_of("other_motion"), "what the partner does, which this model sees (default: nothing)"
+    ).add_mutually_exclusive_group()
+    partner.add_argument("--motion2", metavar="M.npz", help="motion file of the second person, or of both in order")
+    partner.add_argument("--motion2_by", metavar="PATH", help="UniLS dialogue that first predicts it from the audio")
+
+
+def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which annotation is predicted, and of which subject."""
+    group = parser.add_argument_group(readers_of("annotation"), "which annotation, and who it is")
+    group.add_argument(
+        "--annotation", metavar="NAME", help="one that it was trained on (default: motion_108 or its only)"
+    )
+    group.add_argument("--subject", type=int, metavar="N", help="row of its identity table (default: nobody's)")
+    group.add_argument(
+        "--template", metavar="F.npy", help="the neutral face [D], scaled as in training (default: zero)"
+    )
+    group.add_argument("--pca", metavar="DIR", help="set with the pca.npz that a published checkpoint leaves out")
+    group.add_argument(
+        "--fps", type=int, choices=(25, 30), help="of the annotation (default: 25 of motion_108 and BIWI, else 30)"
+    )
+
+
+def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Float[np.ndarray, "P 100 108"] | None:
+    """Reads the 100 frames of a motion file that style (its middle) or prev (its end) take.
+
+    One person's clip serves both; None stays None. Raises UserError where it is too short, of
+    another number of people, or of another expression basis.
+    """
+    if path is None:
+        return None
+    clip = load_motion(path)
+    motion, (people, frames) = clip.motion, clip.motion.shape[:2]
+    if clip.expression_basis != basis:
+        raise UserError(
+            f"--{name} {path} is of the {clip.expression_basis!r} expression basis, the checkpoint of {basis!r}; "
+            "use motion that this checkpoint or its data made"
+        )
+    if frames < WINDOW_FRAMES:
+        raise UserError(f"--{name} {path} has {frames} frames; at least {WINDOW_FRAMES} are needed")
+    if people not in (1, num_people):
+        raise UserError(f"--{name} {path} holds {people} people, the decode {num_people}; give one or as many")
+    start = (frames - WINDOW_FRAMES) // 2 if name == "style" else frames - WINDOW_FRAMES
+    return motion[:, start : start + WINDOW_FRAMES]

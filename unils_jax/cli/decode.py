@@ -3,36 +3,139 @@
 import argparse
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unils_jax.cli import decode_dualtalk, decode_unitalker
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from data_pipelines.speech_loader import read_pca
+from unils_jax import __version__
+from unils_jax.audio import read_audio
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
+from unils_jax.cli.arguments import (
+    DTYPES,
+    Request,
+    add_annotation_arguments,
+    add_encoder_argument,
+    add_partner_arguments,
+    read_clip,
+    readers_of,
+)
+from unils_jax.errors import UserError
+from unils_jax.files import check_output
+from unils_jax.inference import conversations
+from unils_jax.inference.program import Program, make_program
+from unils_jax.inference.recordings import Recording, find_recordings, read_recordings
+from unils_jax.inference.sampling import Sampling
+from unils_jax.models.unils import UniLS
+from unils_jax.motion import MOTION_KIND, load_motion, save_motion, smooth
+from unils_jax.outputs.annotations import read_template, save_annotation
+from unils_jax.outputs.rendering import load_head
+from unils_jax.outputs.video import render_video
+from unils_jax.systems import decoding
+from unils_jax.systems.base import Generated, Inputs, Options, System
+from unils_jax.systems.registry import SYSTEMS, models_with_audio
 
 DEMO_MODEL = (
     "demo model trained on synthetic conversations; stand-in basis: it knows no real voice or face, give --checkpoint "
     "for one that does"
 )
+BATCH = 4
+# Which input of a system a flag gives; a system without that input has no use for the flag.
+FLAG_INPUTS = {
+    "style": "style",
+    "prev": "prev",
+    "batch": "prev",  # conversations are decoded together chunk after chunk
+    "motion2": "other_motion",
+    "motion2_by": "other_motion",
+    "annotation": "annotation",
+    "subject": "identity",
+    "template": "template",
+    "pca": "annotation",
+    "fps": "annotation",
+}
 
 log = logging.getLogger(__name__)
 
-BATCH = 4
-SPEAKERS = ("_speaker1", "_speaker2")
-AUDIO_SUFFIXES = {f".{name}" for name in "wav flac ogg opus mp3 m4a aac aif aiff mp4 mov mkv webm".split()}
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeRequest(Request):
+    """The flags of `unils decode`."""
 
-@dataclass(frozen=True)
-class Recording:
-    """A conversation's files: one track or two, and the name of its motion file."""
+    audio: str  # the first person's track; a folder or a list of several conversations
+    audio2: str | None = None
+    checkpoint: str | None = None  # None: the demo model of the package
+    out: str | None = None  # motion file, a folder for several conversations
+    video: str | None = None
+    adapter: str | None = None
+    audio_encoder: str | None = None
+    flame: str | None = None  # head of the video; None: the stand-in
+    style: str | None = None
+    prev: str | None = None
+    tau: float = 1.0
+    cfg: float = 1.5
+    top_p: float = 0.97
+    seed: int = 0
+    people: int | None = None  # None: as many as there are tracks, one where the partner's motion is seen
+    batch: int | None = None  # conversations at a time; None: BATCH of several, else 1
+    dtype: str = "float32"
+    motion2: str | None = None
+    motion2_by: str | None = None
+    annotation: str | None = None
+    subject: int | None = None
+    template: str | None = None
+    pca: str | None = None
+    fps: int | None = None
 
-    name: str
-    tracks: tuple[Path, ...]
+    def __post_init__(self):
+        if not self.out and not self.video:
+            raise UserError("nothing to write: give --out M.npz, --video V.mp4 or both")
+        if self.flame and not self.video:
+            raise UserError("--flame is the head of the video; name one with --video V.mp4 or leave --flame away")
+        if self.adapter and not self.checkpoint:
+            raise UserError("--adapter is of a prior; name that with --checkpoint PATH")
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"--seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"--batch must be at least 1, got {self.batch}")
+        if self.several:
+            if self.audio2 or self.video:
+                raise UserError(
+                    "--audio2 and --video go with one conversation; a folder pairs NAME_speaker1 and NAME_speaker2, "
+                    "and `unils render` makes videos of motion files"
+                )
+            if Path(self.out).suffix == ".npz":
+                raise UserError(
+                    f"--audio {self.audio} holds several conversations, --out {self.out} one; name a folder"
+                )
+
+    @property
+    def several(self) -> bool:
+        """Whether --audio names several conversations."""
+        return Path(self.audio).is_dir() or Path(self.audio).suffix == ".txt"
+
+    @property
+    def tracks(self) -> list[str]:
+        """The audio files of one conversation."""
+        return [path for path in (self.audio, self.audio2) if path]
+
+    @property
+    def written(self) -> str:
+        """The outputs, for a summary line."""
+        return ", ".join(path for path in (self.out, self.video) if path)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How bits are drawn."""
+        return Sampling(self.tau, self.cfg, self.top_p)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sets the description, a working example and the flags."""
+    """Adds the flags of `unils decode`, with working examples."""
     parser.description = (
         "Motion of one person, or with --audio2 of both, from the audio of a conversation. Without --audio2 the other "
         "track is silence. --audio also takes a folder, where NAME_speaker1.EXT and NAME_speaker2.EXT are the two "
@@ -43,12 +146,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   unils decode --audio a.wav --audio2 b.wav --video video.mp4
   unils decode --checkpoint runs/demo/dialogue --audio a.wav --audio2 b.wav --out motion.npz --video video.mp4
   unils decode --checkpoint runs/demo/dialogue --audio recordings/ --out motions/ --batch 8
-  unils decode --checkpoint runs/dualtalk --audio a.wav --audio2 b.wav --motion2 b.npz --out motion.npz
-  unils decode --checkpoint runs/unitalker --audio a.wav --annotation motion_108 --out motion.npz"""
+  unils decode --checkpoint runs/partner --audio a.wav --audio2 b.wav --motion2 b.npz --out motion.npz
+  unils decode --checkpoint runs/annotations --audio a.wav --annotation motion_108 --out motion.npz"""
+    defaults = DecodeRequest
+    names = ", ".join(system.title for system in SYSTEMS.values())
     parser.add_argument(
         "--checkpoint",
         metavar="PATH",
-        help="dialogue (with --adapter a prior), DualTalk or UniTalker: workdir or file (default: our demo model)",
+        help=f"{names}: workdir or file; with --adapter a prior (default: our demo model)",
     )
     parser.add_argument(
         "--audio", required=True, metavar="A", help="the first person's track, any rate and format; or a folder or list"
@@ -59,292 +164,262 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", metavar="NAME", help="adapter of a prior: a .safetensors, or a name in its adapters/"
     )
-    parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
+    add_encoder_argument(parser)
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the video")
     parser.add_argument("--style", metavar="M.npz", help="motion file whose middle 100 frames set the style")
     parser.add_argument("--prev", metavar="M.npz", help="motion file whose last 100 frames come before the first")
-    parser.add_argument("--tau", type=float, default=1.0, help="temperature, 0 is greedy (default: %(default)s)")
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance, up to 1 is off (default: %(default)s)")
-    parser.add_argument("--top_p", type=float, default=0.97, help="nucleus per bit (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same motion (default: %(default)s)"
-    )
+    for name, kind, meaning in (
+        ("tau", float, "temperature, 0 is greedy"),
+        ("cfg", float, "guidance, up to 1 is off"),
+        ("top_p", float, "nucleus per bit"),
+        ("seed", int, "the same seed gives the same motion"),
+    ):
+        default = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default: %(default)s)")
     parser.add_argument("--people", type=int, choices=(1, 2), help="1 decodes the first person alone of two tracks")
     parser.add_argument(
         "--batch", type=int, metavar="N", help=f"conversations at a time (default: {BATCH} of several, else 1)"
     )
     parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16"),
-        help="of encoder and prior (default: %(default)s)",
+        "--dtype", default=defaults.dtype, choices=DTYPES, help="of encoder and prior (default: %(default)s)"
     )
-    decode_dualtalk.add_arguments(parser)
-    decode_unitalker.add_arguments(parser)
+    add_partner_arguments(parser)
+    add_annotation_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Decodes.
+    """Decodes audio files.
 
     Raises UserError for every mistake of the user, before anything is written; where some of
     several files are at fault, after the others are done.
     """
-    from unils_jax.errors import UserError
+    decode(DecodeRequest.from_args(args))
 
-    check_flags(args)
-    if Path(args.audio).is_dir() or Path(args.audio).suffix == ".txt":
-        if args.audio2 or args.video:
-            raise UserError(
-                "--audio2 and --video go with one conversation; a folder pairs NAME_speaker1 and NAME_speaker2, "
-                "and `unils render` makes videos of motion files"
-            )
-        if Path(args.out).suffix == ".npz":
-            raise UserError(f"--audio {args.audio} holds several conversations, --out {args.out} one; name a folder")
-        run_many(args, find_recordings(Path(args.audio)))
+
+def decode(request: DecodeRequest) -> None:
+    """Decodes one conversation, or all of a folder or list, and prints a line."""
+    if request.several:
+        decode_recordings(request, find_recordings(Path(request.audio)))
     else:
-        run_one(args)
+        decode_one(request)
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that do not fit each other or are out of range."""
-    from unils_jax.errors import UserError
-
-    if not args.out and not args.video:
-        raise UserError("nothing to write: give --out M.npz, --video V.mp4 or both")
-    if args.flame and not args.video:
-        raise UserError("--flame is the head of the video; name one with --video V.mp4 or leave --flame away")
-    if args.adapter and not args.checkpoint:
-        raise UserError("--adapter is of a prior; name that with --checkpoint PATH")
-    if not 0 <= args.seed < 1 << 32:
-        raise UserError(f"--seed must be from 0 to {(1 << 32) - 1}, got {args.seed}")
-    if args.batch is not None and args.batch < 1:
-        raise UserError(f"--batch must be at least 1, got {args.batch}")
-
-
-def run_one(args: argparse.Namespace) -> None:
-    """One conversation: a motion file, a video, or both."""
-    from unils_jax.audio import read_audio
-    from unils_jax.errors import UserError
-    from unils_jax.files import check_output
-    from unils_jax.inference.conversations import Request, Sampling, decode_many
-    from unils_jax.motion import save_motion
-
-    for path, suffix in ((args.out, ".npz"), (args.video, ".mp4")):
+def decode_one(request: DecodeRequest) -> None:
+    """Decodes one conversation to a motion file, a video, or both."""
+    for path, suffix in ((request.out, ".npz"), (request.video, ".mp4")):
         if path:
             check_output(path, suffix)
-    sampling = Sampling(args.tau, args.cfg, args.top_p)
-    tracks = [path for path in (args.audio, args.audio2) if path]
-    audio = [read_audio(path) for path in tracks]
-    people = args.people or len(audio)
-    if people > len(audio):
+    options = Options(request.sampling, request.seed, request.people or 1, request.dtype, request.fps)
+    audio = [read_audio(path) for path in request.tracks]
+    if options.people > len(audio):
         raise UserError("--people 2 needs both tracks; give the second one with --audio2")
-    checkpoint = load_checkpoint(args)
-    if checkpoint.config.stage == "unitalker":
-        decode_unitalker.run(args, checkpoint, audio)
-        return
-    decode_unitalker.refuse_elsewhere(args)
-    if checkpoint.config.stage == "dualtalk":
-        decode_dualtalk.run(args, checkpoint, audio)
-        return
-    if args.motion2 or args.motion2_by:
-        raise UserError("--motion2 and --motion2_by are of DualTalk, which sees its partner; leave them away")
-    clips = read_clips(args, people, checkpoint.expression_basis)
-    head = load_head(args.flame) if args.video else None
+    checkpoint = load_checkpoint(request)
+    system = checkpoint.system
+    refuse_useless(request, system)
+    sees_partner, annotated = "other_motion" in system.inputs, "annotation" in system.inputs
+    # The partner's motion is known, so that one person is decoded unless both are asked for.
+    if request.people is None and not sees_partner:
+        options = replace(options, people=len(audio))
+    inputs = Inputs(*audio, **read_clips(request, options.people, checkpoint.expression_basis))
+    source = source_of(request, checkpoint, system)
+    if annotated:
+        checkpoint = with_annotation(request, checkpoint)
+        inputs = replace(inputs, **annotation_inputs(request, checkpoint))
+        source |= {"annotation": inputs.annotation, "subject": request.subject, "template": request.template}
+    # A head that cannot be read must fail before the minutes of decoding.
+    head = load_head(request.flame) if request.video else None
     started = time.perf_counter()
-    program = make_program(args, checkpoint, people, args.batch or 1)
-    ((_, motion),) = decode_many(program, [Request(*audio, **clips, sampling=sampling, seed=args.seed)])
+    if sees_partner:
+        motion, origin = partner_motion(request, audio, options.people, checkpoint.expression_basis)
+        inputs, source = replace(inputs, other_motion=motion), source | {"partner_motion": origin}
+    generated = generate(request, system, checkpoint, inputs, options)
     seconds = time.perf_counter() - started
-    if args.out:
-        source = source_of(args, checkpoint, tracks, program.slots)
-        save_motion(args.out, motion, expression_basis=checkpoint.expression_basis, source=source)
-    if args.video:
-        write_video(args.video, motion, audio, head, checkpoint.expression_basis)
-    written = [path for path in (args.out, args.video) if path]
-    frames = motion.shape[1]
-    print(f"{', '.join(written)}: {people} x {frames} frames, decoded in {seconds:.1f} s with compilation")
+    values, basis = generated.values, checkpoint.expression_basis
+    if request.out and generated.annotation == MOTION_KIND:
+        save_motion(request.out, values, expression_basis=basis, source=source)
+    elif request.out:
+        save_annotation(request.out, values, generated.annotation, generated.fps, source)
+    if request.video:
+        # A listener's video has both voices; people who are generated apart have only theirs.
+        voices = audio[: options.people] if sees_partner or annotated else audio
+        render_video(request.video, smooth(values), head, voices, expression_basis=basis)
+    what = f"frames of {generated.annotation}, in" if annotated else "frames, decoded in"
+    print(f"{request.written}: {options.people} x {values.shape[1]} {what} {seconds:.1f} s with compilation")
 
 
-def run_many(args: argparse.Namespace, recordings: list[Recording]) -> None:
-    """Several conversations: a motion file each.
+def load_checkpoint(request: DecodeRequest) -> Checkpoint:
+    """Loads the model that the flags name, or the package's demo model with a warning."""
+    checkpoint = load(
+        request.checkpoint,
+        audio_encoder=request.audio_encoder,
+        stage=models_with_audio(),
+        adapter=request.adapter,
+    )
+    if request.checkpoint:
+        return checkpoint
+    log.warning(DEMO_MODEL)
+    return replace(checkpoint, source={**checkpoint.source, "checkpoint": "the demo model of unils_jax"})
 
-    Those whose files cannot be read are named at the end.
+
+def refuse_useless(request: DecodeRequest, system: System) -> None:
+    """Raises UserError, naming them, for flags that the system has no use for."""
+    useless = [name for name, read in FLAG_INPUTS.items() if read not in system.inputs]
+    given = [name for name in useless if getattr(request, name) is not None]
+    if given:
+        flags, others = ", ".join(f"--{name}" for name in given), readers_of(FLAG_INPUTS[given[0]])
+        path = request.checkpoint or "the demo model"
+        raise UserError(f"{flags} is of {others}, {path} is {system.title}; leave it away")
+
+
+def generate(
+    request: DecodeRequest, system: System, checkpoint: Checkpoint, inputs: Inputs, options: Options
+) -> Generated:
+    """Generates one conversation; with --batch in a program of so many, to the same bits."""
+    if request.batch is None:
+        return decoding.generate(system, checkpoint.model, inputs, options)
+    program = program_of(request, checkpoint, options.people, request.batch)
+    settings = {"style": inputs.style, "prev": inputs.prev, "sampling": options.sampling, "seed": options.seed}
+    conversation = conversations.Request(inputs.audio, inputs.other_audio, **settings)
+    ((_, motion),) = conversations.decode_many(program, [conversation])
+    return Generated(motion)
+
+
+def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> None:
+    """Decodes several conversations to a motion file each.
+
+    Raises UserError at the end, naming those whose files cannot be read.
     """
-    from tqdm import tqdm
-
-    from unils_jax.errors import UserError
-    from unils_jax.files import check_output
-    from unils_jax.inference.conversations import Sampling, decode_many
-    from unils_jax.motion import save_motion
-
-    check_output(Path(args.out) / f"{recordings[0].name}.npz", ".npz")
-    sampling = Sampling(args.tau, args.cfg, args.top_p)
-    checkpoint = load_checkpoint(args)
-    if checkpoint.config.stage != "dialogue":
-        raise UserError("DualTalk and UniTalker decode one conversation at a time; give one file, or two")
-    decode_unitalker.refuse_elsewhere(args)
-    groups = {people: [r for r in recordings if (args.people or len(r.tracks)) == people] for people in (1, 2)}
-    if args.people == 2 and any(len(recording.tracks) == 1 for recording in recordings):
+    check_output(Path(request.out) / f"{recordings[0].name}.npz", ".npz")
+    settings = {"sampling": request.sampling, "seed": request.seed}
+    checkpoint = load_checkpoint(request)
+    system = checkpoint.system
+    # Only UniLS' networks have a program with slots for several conversations.
+    if system.build is not UniLS:
+        raise UserError(f"{system.title} decodes one conversation at a time; give one file, or two")
+    refuse_useless(request, system)
+    groups = {people: [r for r in recordings if (request.people or len(r.tracks)) == people] for people in (1, 2)}
+    if request.people == 2 and any(len(recording.tracks) == 1 for recording in recordings):
         raise UserError("--people 2 needs both tracks of every conversation; leave it away, or pair the files")
     basis = checkpoint.expression_basis
-    clips = {people: read_clips(args, people, basis) for people, group in groups.items() if group}
+    # Programs are compiled for a number of people: first all single ones, then all pairs.
+    clips = {people: read_clips(request, people, basis) for people, group in groups.items() if group}
     started, frames, failures = time.perf_counter(), 0, []
     progress = tqdm(total=len(recordings), desc="decode", disable=None, unit="conversation")
     for people in clips:
         tracks = {recording.name: [str(path) for path in recording.tracks] for recording in groups[people]}
-        program = make_program(args, checkpoint, people, args.batch or BATCH)
-        settings = {**clips[people], "sampling": sampling, "seed": args.seed}
-        for request, motion in decode_many(program, readable(groups[people], settings, failures)):
-            path = Path(args.out) / f"{request.name}.npz"
-            source = source_of(args, checkpoint, tracks[request.name], program.slots)
+        program = program_of(request, checkpoint, people, request.batch or BATCH)
+        waiting = (
+            conversations.Request(*audio, **clips[people], **settings, name=recording.name)
+            for recording, audio in read_recordings(groups[people], failures)
+        )
+        for conversation, motion in conversations.decode_many(program, waiting):
+            path = Path(request.out) / f"{conversation.name}.npz"
+            source = source_of(request, checkpoint, system)
+            source |= {"audio": tracks[conversation.name], "batch": program.slots}
             save_motion(path, motion, expression_basis=basis, source=source)
             frames += motion.shape[0] * motion.shape[1]
             log.info("%s: %d x %d frames", path, *motion.shape[:2])
             progress.update()
     progress.close()
     seconds, done = time.perf_counter() - started, len(recordings) - len(failures)
-    print(f"{args.out}: {done} conversations, {frames} frames, decoded in {seconds:.1f} s with compilation")
+    print(f"{request.out}: {done} conversations, {frames} frames, decoded in {seconds:.1f} s with compilation")
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")
 
 
-def find_recordings(source: Path) -> list[Recording]:
-    """The conversations of a folder or a list, by name.
+def program_of(request: DecodeRequest, checkpoint: Checkpoint, people: int, slots: int) -> Program:
+    """Builds the decode program for conversations of so many people."""
+    return make_program(checkpoint.model, slots=slots, people=people, guided=request.cfg > 1, dtype=request.dtype)
 
-    Raises UserError where there is none, where a line of the list is of another form, and where two
-    have the same name.
+
+def source_of(request: DecodeRequest, checkpoint: Checkpoint, system: System) -> dict[str, Any]:
+    """Returns the origin that a motion file keeps: checkpoint, audio and settings."""
+    source = {**checkpoint.source, "audio": request.tracks, "dtype": request.dtype, "version": __version__}
+    if system.draws:
+        source |= {name: getattr(request, name) for name in ("seed", "tau", "cfg", "top_p")}
+        source["batch"] = request.batch or 1
+    return source
+
+
+def read_clips(request: DecodeRequest, people: int, basis: str) -> dict[str, Float[np.ndarray, "P 100 108"] | None]:
+    """Reads the clips of --style and --prev for conversations of so many people."""
+    return {name: read_clip(getattr(request, name), name, people, basis) for name in ("style", "prev")}
+
+
+def partner_motion(
+    request: DecodeRequest, audio: list[Float[np.ndarray, " _"]], people: int, basis: str
+) -> tuple[Float[np.ndarray, "P T 108"] | None, str]:
+    """Reads or predicts the motion that a partner sees, and says in words where it comes from.
+
+    Without a flag it is None, a partner who does not move: no recording of the partner is no reason
+    to fail. Raises UserError where it is of another expression basis, or of too few people.
     """
-    from unils_jax.errors import UserError
-
-    found = _in_folder(source) if source.is_dir() else _in_list(source)
-    if not found:
-        raise UserError(f"{source} names no audio file; give a folder or a list with some")
-    count = Counter(recording.name for recording in found)
-    if twice := sorted(name for name, number in count.items() if number > 1):
-        raise UserError(f"{source}: several conversations are called {', '.join(twice)}; rename their files")
-    return sorted(found, key=lambda recording: recording.name)
-
-
-def _in_folder(folder: Path) -> list[Recording]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
-    second = {p.stem.removesuffix(SPEAKERS[1]): p for p in files if p.stem.endswith(SPEAKERS[1])}
-    found, paired = [], set()
-    for path in files:
-        name = path.stem.removesuffix(SPEAKERS[0])
-        if path.stem.endswith(SPEAKERS[0]) and name in second:
-            found.append(Recording(name, (path, second[name])))
-            paired |= {path, second[name]}
-    return found + [Recording(path.stem, (path,)) for path in files if path not in paired]
-
-
-def _in_list(path: Path) -> list[Recording]:
-    from unils_jax.errors import UserError
-
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list {path} cannot be read ({error}); give a text file") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        words = [word.strip() for word in line.split("\t")]
-        if not line.strip() or line.startswith("#"):
-            continue
-        if len(words) > 2 or not all(words):
-            raise UserError(f"{path} line {number} must be one file, or two with a tab between them, got {line!r:.80}")
-        tracks = tuple(path.parent / word for word in words)
-        name = tracks[0].stem
-        found.append(Recording(name.removesuffix(SPEAKERS[0]) if len(tracks) == 2 else name, tracks))
-    return found
-
-
-def readable(recordings: list[Recording], settings: dict[str, Any], failures: list[str]) -> Iterator[Any]:
-    """The conversations whose files can be read; what is wrong with the others is added to `failures`."""
-    from unils_jax.audio import read_audio
-    from unils_jax.errors import UserError
-    from unils_jax.inference.conversations import Request
-
-    for recording in recordings:
-        try:
-            tracks = [read_audio(path) for path in recording.tracks]
-        except UserError as error:
-            log.warning("%s: %s", recording.name, error)
-            failures.append(f"{recording.name}: {error}")
-            continue
-        yield Request(*tracks, **settings, name=recording.name)
-
-
-def load_checkpoint(args: argparse.Namespace) -> Any:
-    """The model that the flags name; where they name none the demo model of the package, and says so."""
-    from dataclasses import replace
-
-    from unils_jax.checkpoints.loading import load, pretrained
-
-    path = args.checkpoint or pretrained()
-    stages = ("dialogue", "dualtalk", "unitalker")
-    checkpoint = load(path, audio_encoder=args.audio_encoder, stage=stages, adapter=args.adapter)
-    if args.checkpoint:
-        return checkpoint
-    log.warning(DEMO_MODEL)
-    return replace(checkpoint, source={**checkpoint.source, "checkpoint": "the demo model of unils_jax"})
-
-
-def make_program(args: argparse.Namespace, checkpoint: Any, people: int, slots: int) -> Any:
-    """The decode program of the flags, for conversations of so many people."""
-    from unils_jax.inference import program as decode_program
-
-    return decode_program.make_program(
-        checkpoint.model, slots=slots, people=people, guided=args.cfg > 1, dtype=args.dtype
-    )
-
-
-def source_of(args: argparse.Namespace, checkpoint: Any, tracks: list[str], slots: int) -> dict[str, Any]:
-    """What a motion file says of where it comes from."""
-    from unils_jax import __version__
-
-    flags = {name: getattr(args, name) for name in ("seed", "tau", "cfg", "top_p", "dtype")}
-    return {**checkpoint.source, "audio": tracks, **flags, "batch": slots, "version": __version__}
-
-
-def read_clips(args: argparse.Namespace, people: int, basis: str) -> dict[str, Any]:
-    """The clips of --style and --prev for conversations of so many people."""
-    return {name: read_clip(getattr(args, name), name, people, basis) for name in ("style", "prev")}
-
-
-def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Any:
-    """The 100 frames of a motion file that style (its middle) or prev (its end) take, [1 or P, 100, 108], or None.
-
-    Raises UserError where it is too short, of another number of people, or of another expression basis.
-    """
-    from unils_jax.errors import UserError
-    from unils_jax.motion import WINDOW_FRAMES, load_motion
-
-    if path is None:
-        return None
-    clip = load_motion(path)
-    motion, (people, frames) = clip.motion, clip.motion.shape[:2]
-    if clip.expression_basis != basis:
+    if request.motion2_by:
+        return predicted_motion(request, audio, basis), f"predicted by {request.motion2_by}"
+    if request.motion2 is None:
+        log.warning("no --motion2 or --motion2_by: the partner does not move here, unlike all partners in training")
+        return None, "zero"
+    file = load_motion(request.motion2)
+    if file.expression_basis != basis:
         raise UserError(
-            f"--{name} {path} is of the {clip.expression_basis!r} expression basis, the checkpoint of {basis!r}; "
-            "use motion that this checkpoint or its data made"
+            f"--motion2 {request.motion2} is of the {file.expression_basis!r} basis, the checkpoint of {basis!r}; use "
+            "motion of the basis that the checkpoint was trained on"
         )
-    if frames < WINDOW_FRAMES:
-        raise UserError(f"--{name} {path} has {frames} frames; at least {WINDOW_FRAMES} are needed")
-    if people not in (1, num_people):
-        raise UserError(f"--{name} {path} holds {people} people, the decode {num_people}; give one or as many")
-    start = (frames - WINDOW_FRAMES) // 2 if name == "style" else frames - WINDOW_FRAMES
-    return motion[:, start : start + WINDOW_FRAMES]
+    if len(file.motion) < people:
+        raise UserError(f"--motion2 {request.motion2} holds one person; both see each other, give motion of both")
+    return file.motion, request.motion2
 
 
-def load_head(flame: str | None) -> Any:
-    """The FLAME head of the file, or the stand-in."""
-    from unils_jax.face.flame_file import load_flame
-    from unils_jax.face.standin import standin_asset
+def predicted_motion(
+    request: DecodeRequest, audio: list[Float[np.ndarray, " _"]], basis: str
+) -> Float[np.ndarray, "2 T 108"]:
+    """Predicts the motion of both people by a UniLS dialogue, head rotation around zero."""
+    checkpoint = load(request.motion2_by, audio_encoder=request.audio_encoder, stage="dialogue")
+    if checkpoint.expression_basis != basis:
+        raise UserError(
+            f"--motion2_by {request.motion2_by} is of the {checkpoint.expression_basis!r} basis, the checkpoint of "
+            f"{basis!r}; use one that was trained on the same data"
+        )
+    own, other = audio if len(audio) == 2 else (audio[0], np.zeros_like(audio[0]))
+    settings = {"sampling": request.sampling, "seed": request.seed, "dtype": request.dtype}
+    return conversations.decode(checkpoint.model, own, other, people=2, **settings)
 
-    return load_flame(flame) if flame else standin_asset()
+
+def with_annotation(request: DecodeRequest, checkpoint: Checkpoint) -> Checkpoint:
+    """Keeps the head of the chosen annotation alone, and adds its set's PCA where that is missing.
+
+    Raises one UserError with every flag that does not fit the annotation.
+    """
+    config, system, problems = checkpoint.config, checkpoint.system, []
+    annotation = request.annotation or (MOTION_KIND if MOTION_KIND in config.annotations else config.annotations[0])
+    unclear = not request.annotation and annotation != MOTION_KIND and len(config.annotations) > 1
+    if annotation not in config.annotations or unclear:
+        got = "nothing" if request.annotation is None else repr(request.annotation)
+        problems.append(f"--annotation must be one of {', '.join(config.annotations)}, got {got}")
+    if request.subject is not None and not 0 <= request.subject < config.num_identities:
+        problems.append(f"--subject must be from 0 to {config.num_identities - 1}, got {request.subject}")
+    if annotation == MOTION_KIND and (request.template or request.pca or request.fps == 30):
+        problems.append(f"{annotation} has 25 fps, no template and no PCA; leave --template, --pca and --fps away")
+    elif annotation != MOTION_KIND and request.video:
+        problems.append(f"--video shows {MOTION_KIND} alone, not {annotation}; write its numbers with --out")
+    if problems:
+        raise UserError("; ".join(problems))
+    checkpoint = checkpoint.select(annotation)
+    lacking = system.without_pca(checkpoint.config, checkpoint.params)
+    if lacking and not request.pca:
+        raise UserError(
+            f"{request.checkpoint} leaves out the PCA of {annotation}; give its set, which has pca.npz, with --pca DIR"
+        )
+    if request.pca and not lacking:
+        raise UserError(f"{request.checkpoint} needs no PCA for {annotation} or has its own; leave --pca away")
+    bases = {name: read_pca(Path(request.pca)) for name in lacking}
+    config, params = system.with_pca(checkpoint.config, checkpoint.params, bases)
+    return replace(checkpoint, config=config, params=params)
 
 
-def write_video(path: str, motion: Any, audio: list, head: Any, expression_basis: str) -> None:
-    """Both people side by side, their audio left and right; motion is smoothed for display."""
-    from unils_jax.motion import smooth
-    from unils_jax.outputs.video import render_video
-
-    render_video(path, smooth(motion), head, audio, expression_basis=expression_basis)
+def annotation_inputs(request: DecodeRequest, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the inputs that only models of annotations read."""
+    (annotation,), (dim,) = checkpoint.config.annotations, checkpoint.config.dims
+    template = read_template(request.template, annotation, dim)
+    return {"annotation": annotation, "identity": request.subject, "template": template}

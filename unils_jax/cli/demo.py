@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         parent = str(out / stage)
     with phase("checks", seconds):
         checks = steps.check_all(out)
+    # From here on as a user would: the commands on the trained dialogue.
     with phase("evaluate", seconds):
         evaluate(EvaluateRequest(checkpoint=parent, data=str(out / "data"), out=str(out / "report.json")))
     with phase("decode and render", seconds):

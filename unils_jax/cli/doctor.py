@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unils_jax import __version__
-from unils_jax.cli.arguments import Request
 from unils_jax.errors import UserError
 
 ENCODER = "facebook/wav2vec2-xls-r-300m"
@@ -45,7 +44,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DoctorRequest(Request):
+class DoctorRequest:
     """The flags of `unils doctor`: files to check. None: only the usual places are searched."""
 
     flame: str | None
@@ -71,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints a section after the other. Exits with status 2 where something is broken."""
-    request = DoctorRequest.from_args(args)
+    request = DoctorRequest(args.flame, args.audio_encoder, args.checkpoint)
     sections = {
         "installed": installed(),
         "devices": devices(),

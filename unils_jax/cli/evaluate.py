@@ -5,13 +5,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument
+from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
 from unils_jax.errors import UserError
 from unils_jax.evaluation import lip_errors
 from unils_jax.evaluation.protocols import PROTOCOLS
 from unils_jax.evaluation.report import report_paths
 from unils_jax.evaluation.run import EvaluationSettings, evaluate_checkpoint, evaluate_files, headline
 from unils_jax.files import atomic_output, check_output
+from unils_jax.systems.registry import SYSTEMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,12 @@ class EvaluateRequest(Request):
         if self.motion and not Path(self.motion).is_dir():
             problems.append(f"--motion {self.motion} is no folder; give the one with the motion files")
         if self.seeds > 1 and not self.data:
-            problems.append(f"--seeds {self.seeds} goes with --data DIR; on its own sets UniTalker draws nothing")
+            problems.append(f"--seeds {self.seeds} goes with --data DIR; on its own sets a system draws nothing")
         if self.motion and not self.data:
             problems.append("--motion is scored on a store; name it with --data DIR")
         if self.data and (self.sets or self.resources):
-            problems.append(
-                "--data names a store, --sets and --resources are of UniTalker's own sets; give one of both"
-            )
+            problems.append("--data names a store, --sets and --resources are of a system's own sets; give one of both")
+        # All of them at once: a user mends one command line, not one flag after the other.
         if problems:
             raise UserError("; ".join(problems))
         check_output(self.out, ".json")
@@ -69,16 +69,17 @@ class EvaluateRequest(Request):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils evaluate`, with working examples."""
     parser.description = (
-        "Scores motion against the truth of a store, per role, under a named protocol: the motion that a dialogue, a "
-        "DualTalk or a UniTalker checkpoint gives, or with --motion a folder of motion files by any system, one "
-        "NAME.npz a record. Writes JSON, and beside it a Markdown table with the published rows and an HTML page with "
-        "plots. Without --data a UniTalker is scored on sets in its own layout: lip errors per annotation, as JSON."
+        "Scores motion against the truth of a store, per role, under a named protocol: the motion that a checkpoint "
+        "gives, or with --motion a folder of motion files by any system, one NAME.npz a record. Writes JSON, and "
+        "beside it a Markdown table with the published rows and an HTML page with plots. Without --data a model of "
+        f"annotations ({readers_of('annotation')}) is scored on its own sets: lip errors per annotation, as JSON."
     )
     parser.epilog = """example:
   unils evaluate --checkpoint runs/demo/dialogue --data runs/demo/data --out runs/demo/report.json
-  unils evaluate --checkpoint runs/unitalker --resources resources/binary_resources --out lips.json"""
+  unils evaluate --checkpoint runs/annotations --resources resources/binary_resources --out lips.json"""
+    names = ", ".join(system.title for system in SYSTEMS.values())
     system = parser.add_mutually_exclusive_group(required=True)
-    system.add_argument("--checkpoint", metavar="PATH", help="dialogue, DualTalk or UniTalker: workdir or file")
+    system.add_argument("--checkpoint", metavar="PATH", help=f"{names}: workdir or file")
     system.add_argument("--motion", metavar="DIR", help="motion files named as the store's records")
     defaults = EvaluateRequest
     parser.add_argument("--data", metavar="DIR", help="store with the truth")
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         default=defaults.protocol,
-        help="unils-release, unils-clean or dualtalk (default: %(default)s)",
+        help=f"{', '.join(PROTOCOLS)} (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds", type=int, default=defaults.seeds, metavar="N", help="decodes a conversation (default: %(default)s)"
@@ -96,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default=defaults.dtype, choices=DTYPES, help="of the decode (default: %(default)s)")
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the vertex metrics")
     parser.add_argument("--out", default=defaults.out, metavar="R.json", help="report to write (default: %(default)s)")
-    sets = parser.add_argument_group("UniTalker", "its own sets instead of a store, without --data")
+    sets = parser.add_argument_group(readers_of("annotation"), "its own sets instead of a store, without --data")
     sets.add_argument(
         "--sets", nargs="+", metavar="DIR=SCALE", help="in the order of training (default: those it was trained on)"
     )

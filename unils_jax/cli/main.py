@@ -90,6 +90,7 @@ def make_parser(argv: list[str]) -> tuple[Parser, "argparse._SubParsersAction[Pa
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.summary)
+        # The others are listed by name alone: importing them would take seconds.
         if name == chosen:
             module = importlib.import_module(f"unils_jax.cli.{command.module}")
             getattr(module, command.add_arguments)(sub)
@@ -102,6 +103,7 @@ def parse(parser: Parser, commands: "argparse._SubParsersAction[Parser]", argv: 
     Where a command has a default `overrides`, it collects --config.a.b=value there.
     """
     args, unknown = parser.parse_known_args(argv)
+    # Settings of a config are many and nested, so that argparse cannot list them as flags.
     if hasattr(args, "overrides"):
         args.overrides = [word.removeprefix("--config.") for word in unknown if word.startswith("--config.")]
         unknown = [word for word in unknown if not word.startswith("--config.")]

@@ -48,7 +48,7 @@ class MiniatureRequest(Request):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils miniature`, with a working example."""
     parser.description = (
-        "Trains UniLS, three of its ablations, ARTalk and DualTalk on synthetic conversations, each with the same "
+        "Trains UniLS, three of its ablations and two other systems on synthetic conversations, each with the same "
         "budget and three seeds, and scores them with a frozen face and another take of the truth on people nobody "
         "has seen: a table with intervals beside the paper's rows, what of the paper's order holds, and a picture. "
         "Within an hour on two CPU cores; run again it continues."

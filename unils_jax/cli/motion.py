@@ -12,8 +12,6 @@ from unils_jax.audio import read_audio, speaking_frames
 from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, add_people_arguments
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
-from unils_jax.face.flame_file import load_flame
-from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
 from unils_jax.motion import BASES, EYES, MotionFile, load_motion, save_motion, smooth
 from unils_jax.outputs import arkit
@@ -28,6 +26,7 @@ from unils_jax.outputs.layouts import (
     write_table,
 )
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
+from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.video import FULL_HD, render_video
 
 log = logging.getLogger(__name__)
@@ -256,11 +255,6 @@ def read_people(request: PeopleRequest) -> People:
         )
     audio = [read_audio(path) for path in (request.audio, request.audio2) if path] or None
     return People(file, None if truth is None else truth.motion, audio, load_head(request.flame))
-
-
-def load_head(flame: str | None) -> FlameAsset:
-    """Reads the FLAME head of the file; None gives the stand-in head."""
-    return load_flame(flame) if flame else standin_asset()
 
 
 def run_convert(args: argparse.Namespace) -> None:

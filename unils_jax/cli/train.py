@@ -12,7 +12,7 @@ from unils_jax.cli.arguments import Request
 from unils_jax.config import load_config, override
 from unils_jax.errors import UserError
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
-from unils_jax.training.run import Options, train_stage
+from unils_jax.training.run import train
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +99,17 @@ def run(args: argparse.Namespace) -> None:
         join(request.coordinator, request.process_id, request.num_processes)
     if request.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(request.compile_cache).absolute()))
-    options = Options(request.dry_run, request.allow_changes, request.profile_steps)
     with PreemptionGuard() as stop:
         try:
-            metrics = train_stage(config.to_dict(), workdir, request.parent, options, stop)
+            metrics = train(
+                config.to_dict(),
+                workdir,
+                parent=request.parent,
+                dry_run=request.dry_run,
+                allow_changes=request.allow_changes,
+                profile_steps=request.profile_steps,
+                stop=stop,
+            )
         except Preempted as preempted:
             waited = f", {stop.waited_s():.1f} s after the signal" if stop.requested else ""
             log.warning("%s: %s%s; run the same command again to go on", workdir, preempted, waited)

@@ -7,10 +7,16 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
+from unils_jax.face.flame import FlameAsset
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.motion import load_motion, smooth
 from unils_jax.outputs.video import RenderSummary, render_video
+
+
+def load_head(flame: str | os.PathLike | None) -> FlameAsset:
+    """Reads the FLAME head of the file; None gives the stand-in head."""
+    return standin_asset() if flame is None else load_flame(flame)
 
 
 def render(
@@ -32,7 +38,7 @@ def render(
         flame: FLAME's generic_model.pkl; None draws the stand-in head.
         size: The side of a person's square, or (width, height) of the picture, in pixels.
     """
-    head = standin_asset() if flame is None else load_flame(flame)
+    head = load_head(flame)
     if isinstance(motion, str | os.PathLike):
         file = load_motion(motion)
         if expression_basis not in (None, file.expression_basis):

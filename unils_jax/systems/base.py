@@ -226,6 +226,10 @@ class System:
     # (config, annotations, file's name) -> the model of these annotations alone, () for the default one. None: one
     # model, one annotation.
     select: Callable[[Any, tuple[str, ...], str], Any] | None = None
+    # (config, parameters) -> the annotations whose PCA the file left out. None: no annotation has one.
+    without_pca: Callable[[Any, Params], tuple[str, ...]] | None = None
+    # (config, parameters, components [n, D] and mean [D] by annotation) -> the model with them.
+    with_pca: Callable[[Any, Params, Mapping[str, tuple[np.ndarray, np.ndarray]]], tuple[Any, Params]] | None = None
     # (config, parameters, file's name) -> what a loaded checkpoint lacks to be run, "" where it is complete.
     lacks: Callable[[Any, Params, str], str] = lambda config, params, source: ""
     # What is wrong with a model's config that is to be trained.

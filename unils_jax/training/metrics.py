@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
@@ -58,6 +57,9 @@ class MetricsLog:
             lines = [line for line, of_line in rows if kept.holds(*of_line)]
             with atomic_output(self.path) as partial:
                 partial.write_text("".join(line + "\n" for line in lines))
+        # Imports PyTorch where that is installed: seconds that only a training run should pay.
+        from tensorboardX import SummaryWriter  # noqa: PLC0415
+
         self._tensorboard = SummaryWriter(str(workdir), purge_step=kept.step + 1)
 
     def __enter__(self) -> "MetricsLog":

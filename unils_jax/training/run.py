@@ -217,7 +217,7 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
     head = load_head(config) or standin_asset()
     clips = (workdir / "clips", head) if config.probe_clips and jax.process_index() == 0 else None
-    return probe.make_probe(
+    return probe.make_free_running_eval(
         SYSTEMS[config.system],
         graphdef,
         [conversation_of(store.read("val", i), probe.VALIDATION) for i in chosen],

@@ -160,7 +160,7 @@ def test_a_published_file_takes_the_pca_of_its_set_and_asks_for_it_only_where_it
     [
         (("--annotation", "lips"), rf"--annotation must be one of {MOTION_KIND}, {VERTICES}.*got 'lips'"),
         (("--subject", "6"), "--subject must be from 0 to 5, got 6"),
-        (("--style", "x.npz", "--batch", "2"), "--style, --batch is of other models"),
+        (("--style", "x.npz", "--batch", "2"), "--style, --batch is of UniLS"),
         (("--template", "x.npy"), "has 25 fps, no template and no PCA"),
         (("--annotation", WEIGHTS, "--template", "face.npy"), "must hold 5 finite numbers"),
         (("--annotation", WEIGHTS, "--pca", "."), "needs no PCA"),

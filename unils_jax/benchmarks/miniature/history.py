@@ -1,7 +1,7 @@
 """An experiment on a finished miniature: how much a system's own history costs it.
 
-Each system decodes after its own motion, after its own without guidance and top-p, and after the true
-motion before every chunk.
+Each system decodes after its own motion, after its own without guidance and top-p, and after the
+true motion before every chunk.
 
 A minute a system on a core, seed 0:
 

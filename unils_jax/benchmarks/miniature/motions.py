@@ -19,7 +19,7 @@ from unils_jax.evaluation.protocols import conversation_of
 from unils_jax.files import atomic_output
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
 from unils_jax.motion import center_head, dualtalk_channels, from_dualtalk
-from unils_jax.systems.dualtalk.system import respond
+from unils_jax.systems.base import Inputs, Options
 
 Motions = list[Float[np.ndarray, "2 T 108"]]  # of each record to score, in order
 
@@ -66,15 +66,15 @@ def responses_to_nobody(job: Job, records: Sequence[Record]) -> Motions:
 
 
 def _responses(job: Job, records: Sequence[Record], partners: Sequence[Float[np.ndarray, "2 T 108"]]) -> Motions:
-    """Responds to the partners' motion. Channels that DualTalk lacks are at the training mean."""
-    model = load(job.workdir(SYSTEMS[job.name].run)).model
+    """Responds to the partners' motion. Channels that the system lacks are at the training mean."""
+    checkpoint = load(job.workdir(SYSTEMS[job.name].run))
+    generate = checkpoint.system.generate
     mean, _ = Store(Path(job.out) / "paired").statistics()
     lacking = mean - from_dualtalk(dualtalk_channels(mean[None]))[0]
     motions = []
     for record, partner in zip(records, partners, strict=True):
-        audio = whole_sequence(record)["audio"]
-        both = [respond(model, audio[p], audio[1 - p], partner[1 - p]) for p in range(2)]
-        motions.append(np.stack(both) + lacking)
+        inputs = Inputs(*whole_sequence(record)["audio"], other_motion=partner)
+        motions.append(generate(checkpoint.model, inputs, Options(people=2)).values + lacking)
     return motions
 
 

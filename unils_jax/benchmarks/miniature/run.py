@@ -33,7 +33,7 @@ from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output, check_output
 from unils_jax.runtime import has_accelerator
-from unils_jax.training.run import train_stage
+from unils_jax.training import run as training
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def make_data(out: Path, plan: Plan) -> list[str]:
 def work(out: Path, plan: Plan, jobs: int) -> None:
     """Does the jobs that are not done yet, `jobs` at a time."""
     planned = phases(out, plan, jobs)
+    # A phase needs files of the phases before it; what has a file is done, also by an earlier call.
     total = sum(map(len, planned))
     for phase in planned:
         run_in_processes(perform, [job for job in phase if not job.done.exists()], jobs, log.info)
@@ -96,7 +97,7 @@ def train(job: Job) -> None:
     config.seed = max(job.seed, 0)
     config.num_steps = max(1, round(job.plan.times * config.num_steps))
     parent = None if spec.parent is None else str(job.workdir(spec.parent))
-    metrics = train_stage(config.to_dict(), job.workdir(job.name), parent)
+    metrics = training.train(config.to_dict(), job.workdir(job.name), parent=parent)
     with atomic_output(job.done) as partial_file:
         partial_file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}))
 

@@ -131,4 +131,6 @@ UNITALKER = System(
     },
     select=heads.select,
     lacks=heads.lacks,
+    without_pca=heads.without_pca,
+    with_pca=heads.with_pca,
 )
