@@ -1,5 +1,6 @@
 """The config of a run, as frozen dataclasses; the workdir and every checkpoint hold its JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
