@@ -119,6 +119,13 @@ def read_npz_file(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np
         return _read_archive(file, os.fstat(file.fileno()).st_size, names)
 
 
+def npz_names(path: str | os.PathLike) -> list[str]:
+    """Returns the names of the arrays of a .npz file. Raises UserError as `read_npz_file` does."""
+    read_npz_file(path, ())  # the index is checked before zipfile reads it here
+    with _opened(Path(path)) as file, _damage_named(str(path)), zipfile.ZipFile(file) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
 def read_npy_file(path: str | os.PathLike) -> np.ndarray:
     """Reads the array of a .npy file, as `read_npz` gives arrays. Raises UserError, naming the file."""
     with _opened(Path(path)) as file, _damage_named(str(path)):

@@ -162,7 +162,7 @@ def save_motion(
         )
 
 
-def load_motion(path: str | os.PathLike) -> MotionFile:
+def load_motion(path: str | os.PathLike, *, any_rate: bool = False) -> MotionFile:
     """Reads a motion file. Raises UserError, naming the file, where it is missing, broken or of another layout."""
     path = Path(path)
     if not path.is_file():
@@ -178,8 +178,8 @@ def load_motion(path: str | os.PathLike) -> MotionFile:
         problems.append(f"motion must be float32 [P, T, 108], got {motion.dtype} {list(motion.shape)}")
     elif not np.isfinite(motion).all():
         problems.append("motion holds NaN or infinite values")
-    if fps != FPS:
-        problems.append(f"fps must be {FPS}, got {fps}")
+    if fps != FPS and not any_rate:
+        problems.append(f"fps must be {FPS}, got {fps}; `unils convert-motion` resamples it")
     if basis not in BASES:
         problems.append(f"expression_basis must be one of {BASES}, got {basis!r}")
     if problems:

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,14 @@ from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, 
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import check_output
-from unils_jax.motion import BASES, EYES, MotionFile, load_motion, save_motion, smooth
+from unils_jax.motion import BASES, EYES, FPS, MotionFile, load_motion, save_motion, smooth
 from unils_jax.outputs import arkit
 from unils_jax.outputs.gltf import write_glb
-from unils_jax.outputs.layouts import (
-    read_artalk,
-    read_csv,
-    read_dualtalk,
-    write_artalk,
-    write_csv,
-    write_dualtalk,
-    write_table,
-)
+from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk, write_dualtalk
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.rendering import load_head
+from unils_jax.outputs.resampling import at_our_rate, check_rate
+from unils_jax.outputs.tables import read_csv, write_csv, write_table
 from unils_jax.outputs.video import FULL_HD, render_video
 
 log = logging.getLogger(__name__)
@@ -75,12 +69,15 @@ class ConvertRequest(Request):
     layout: str = "unils"  # of what is written
     source: str = "unils"  # layout of what is read
     basis: str = "flame"  # of what is read in another layout than ours
+    fps: float | None = None  # frames a second of what is read; None: what the file says, or 25
     arkit_basis: str | None = None  # shapes to fit by least squares; None: by name
     flame: str | None = None
     embed_flame: bool = False
 
     def __post_init__(self):
         check_output(self.out, *SUFFIXES[self.layout])
+        if self.fps is not None:
+            check_rate(self.fps, "--fps")
         if self.arkit_basis and self.layout != "arkit":
             raise UserError("--arkit_basis is what --layout arkit fits; add --layout arkit or leave it away")
         if self.flame and self.out.suffix != ".glb" and not self.arkit_basis:
@@ -157,6 +154,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(BASES),
         default=ConvertRequest.basis,
         help="of what --from dualtalk or artalk reads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="frames a second of what is read, resampled to 25 (default: what the file says, else 25)",
     )
     parser.add_argument(
         "--arkit_basis", metavar="B.npz", help="names [K], shapes [K, V, 3] in metres, on the head's mesh"
@@ -286,12 +289,14 @@ def read_motion(request: ConvertRequest) -> MotionFile:
         )
     origin = {"converted_from": [path.name for path in paths], "layout": request.source}
     if request.source == "dualtalk":
-        return MotionFile(read_dualtalk(paths), request.basis, origin)
+        return MotionFile(read_dualtalk(paths, request.fps), request.basis, origin)
     if request.source == "artalk":
-        return MotionFile(read_artalk(paths[0]), request.basis, origin)
-    if paths[0].suffix == ".csv":
-        return MotionFile(*read_csv(paths[0]), origin)
-    return load_motion(paths[0])
+        return MotionFile(read_artalk(paths[0], request.fps), request.basis, origin)
+    if paths[0].suffix.lower() in (".csv", ".tsv", ".txt"):
+        return MotionFile(*read_csv(paths[0], request.fps), origin)
+    file = load_motion(paths[0], any_rate=True)
+    rate = request.fps or check_rate(file.fps, f"{paths[0]}: fps")
+    return replace(file, motion=at_our_rate(file.motion, rate, str(paths[0])), fps=FPS)
 
 
 def convert_channels(request: ConvertRequest, file: MotionFile) -> str:

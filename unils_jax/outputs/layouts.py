@@ -1,23 +1,27 @@
-"""Motion in other projects' layouts: DualTalk's 56 channels, ARTalk's 106, and named CSV.
+"""Motion in other projects' layouts: DualTalk's 56 channels and ARTalk's 106.
 
 Every value that a layout has room for comes back as it was, bit for bit; what it lacks comes
 back as zero. NumPy only.
 """
 
-import csv
+import logging
 import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from data_pipelines.sources.dualtalk import read_motion
+from unils_jax.checkpoints.torch_zip import open_archive, state_dict
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, read_npz_file
-from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names, dualtalk_channels
+from unils_jax.files import atomic_output, read_npy_file, read_npz_file
+from unils_jax.motion import FPS, MOTION_DIM, dualtalk_channels
+from unils_jax.outputs.resampling import at_our_rate, check_rate
+from unils_jax.outputs.trackers import RATE_KEYS, TIME_KEYS, file_rate, finite, read_tracker, say_losses
 
 ARTALK_DIM = 106
-_HEADING = ["person", "frame", "time_s"]
+_TENSOR_KEYS = ("motion", "motions", "motion_code", "motioncode")
+
+log = logging.getLogger(__name__)
 
 
 def to_artalk(motion: Float[np.ndarray, "T 108"]) -> Float[np.ndarray, "T 106"]:
@@ -63,16 +67,17 @@ def write_dualtalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]
     return paths
 
 
-def read_dualtalk(paths: list[Path]) -> Float32[np.ndarray, "P T 108"]:
-    """Reads motion from files of DualTalk's data set, one a person, cut to the shortest.
+def read_dualtalk(paths: list[Path], fps: float | None = None) -> Float32[np.ndarray, "P T 108"]:
+    """Reads motion from files of DualTalk's data set or of a tracker, one a person, cut to the shortest.
 
-    Raises UserError, naming the file.
+    Names of arrays, what is said and errors are those of `read_tracker`; another rate than 25 is resampled.
     """
-    people = [_finite(path, read_motion(path)) for path in paths]
+    people = []
+    for path in paths:
+        motion, rate = read_tracker(path, fps)
+        people.append(at_our_rate(motion[None], rate, str(path))[0])
     # The files of one conversation may differ by a frame.
     num_frames = min(len(person) for person in people)
-    if not num_frames:
-        raise UserError(f"{paths[0]} holds no frames; give a file with motion in it")
     return np.stack([person[:num_frames] for person in people])
 
 
@@ -83,72 +88,45 @@ def write_artalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]) 
         np.savez(file, motion=channels, fps=np.float64(FPS))
 
 
-def read_artalk(path: Path) -> Float32[np.ndarray, "P T 108"]:
-    """Reads motion from an .npz with `motion [T or P T, 106]`.
+def read_artalk(path: Path, fps: float | None = None) -> Float32[np.ndarray, "P T 108"]:
+    """Reads motion `[T or P T, 106]`: an .npz (`motion`, `fps`), a .npy, or a .pt as ARTalk saves it.
 
-    Raises UserError, naming the file.
+    `fps` is taken instead of what the file says; another rate than 25 is resampled. What has no room is
+    said. Raises UserError, naming the file.
     """
-    # ARTalk saves one person without a leading axis.
-    channels = read_npz_file(path, ("motion",)).get("motion")
-    if channels is not None and channels.ndim == 2:
-        channels = channels[None]
-    if channels is None or channels.ndim != 3 or channels.shape[2] != ARTALK_DIM or 0 in channels.shape:
+    channels, named = _artalk_channels(path)
+    if channels is None or channels.ndim not in (2, 3) or channels.shape[-1] != ARTALK_DIM or 0 in channels.shape:
         got = "no such array" if channels is None else list(channels.shape)
         raise UserError(f"{path} must hold motion [T, {ARTALK_DIM}] or [P, T, {ARTALK_DIM}], got {got}")
-    return np.stack([from_artalk(person) for person in _finite(path, channels)])
+    # ARTalk saves one person without a leading axis.
+    channels = channels.reshape(-1, *channels.shape[-2:])
+    finite(path, channels)
+    say_losses(path, {"the jaw's second and third component": channels[..., 104:]})
+    if fps is not None and named is not None and abs(named / fps - 1) > 0.01:
+        log.warning("%s says %.6g frames a second; --fps %g is taken instead", path, named, fps)
+    return at_our_rate(np.stack([from_artalk(person) for person in channels]), fps or named or FPS, str(path))
 
 
-def write_csv(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"], expression_basis: str) -> None:
-    """Writes a table: person (from 1), frame (from 0), its first second, 108 named channels."""
-    write_table(path, motion, channel_names(expression_basis))
+def _artalk_channels(path: Path) -> tuple[np.ndarray | None, float | None]:
+    """Returns a file's motion and frames a second, each None where the file has none."""
+    if path.suffix in (".pt", ".pth"):
+        return _artalk_tensor(path)
+    if path.suffix == ".npy":
+        return read_npy_file(path), None
+    arrays = read_npz_file(path, ("motion", *RATE_KEYS, *TIME_KEYS))
+    motion = arrays.get("motion")
+    return motion, file_rate(path, arrays, motion.shape[-2] if motion is not None and motion.ndim > 1 else 0)
 
 
-def write_table(path: str | os.PathLike, values: Float[np.ndarray, "P T C"], names: list[str]) -> None:
-    """Writes a row a frame, people one after another.
-
-    Values are float32 in the fewest digits that read back as the same.
-    """
-    with atomic_output(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*_HEADING, *names])
-        for p, person in enumerate(values):
-            for t, row in enumerate(person.astype(np.float32)):
-                writer.writerow([p + 1, t, f"{t / FPS:.2f}", *(np.format_float_scientific(v, trim="-") for v in row)])
-
-
-def read_csv(path: Path) -> tuple[Float32[np.ndarray, "P T 108"], str]:
-    """Reads motion and expression basis from a table of `write_csv`; columns in any order.
-
-    Raises UserError, naming file and line, where columns are missing, a value is no finite
-    number, or people differ in their number of frames.
-    """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    heading = rows[0] if rows else []
-    # The names of the expression channels tell the basis.
-    basis = next((b for b in BASES if set(channel_names(b)) <= set(heading)), None)
-    if basis is None or "person" not in heading:
-        missing = [name for name in ["person", *channel_names("flame")] if name not in heading]
-        raise UserError(
-            f"{path} must have a column `person` and the 108 channels of a basis in its first line; it lacks "
-            f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; see `unils convert-motion`"
-        )
-    # By name, so that a table whose columns a spreadsheet has moved still reads right.
-    columns = [heading.index(name) for name in channel_names(basis)]
-    people: dict[str, list[list[float]]] = {}
-    for line, row in enumerate(rows[1:], start=2):
-        try:
-            people.setdefault(row[heading.index("person")], []).append([float(row[c]) for c in columns])
-        except (ValueError, IndexError):
-            raise UserError(f"{path}, line {line}: not {len(heading)} numbers; mend the table") from None
-    lengths = {name: len(frames) for name, frames in people.items()}
-    if len(set(lengths.values())) != 1:
-        raise UserError(f"{path}: every person must have as many frames, got {lengths}; mend the table")
-    return _finite(path, np.array(list(people.values()), np.float32)), basis
-
-
-def _finite(path: Path, values: np.ndarray) -> np.ndarray:
-    # Integers are no motion: such a file is most likely another one than meant.
-    if values.dtype.kind != "f" or not np.isfinite(values).all():
-        raise UserError(f"{path} must hold finite floating numbers, got {values.dtype} with NaN, infinity or integers")
-    return values
+def _artalk_tensor(path: Path) -> tuple[np.ndarray, float | None]:
+    """Returns the motion of a .pt: a tensor, or one in a dict by its name or alone."""
+    with open_archive(path) as archive:
+        top = archive.load()
+        items = top if isinstance(top, dict) else {"motion": top}
+        named = [key for key in _TENSOR_KEYS if key in items]
+        key = (named or list(items) or [""])[0]
+        if not named and len(items) != 1:
+            raise UserError(f"{path} must hold a tensor [T, {ARTALK_DIM}], or one named {' or '.join(_TENSOR_KEYS)}")
+        rate = items.get("fps")
+        fps = check_rate(float(rate), f"{path}: fps") if type(rate) in (int, float) else None
+        return state_dict(archive, {"motion": items[key]})["motion"], fps
