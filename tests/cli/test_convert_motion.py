@@ -42,7 +42,7 @@ def test_the_layouts_of_others_go_both_ways(tmp_path, file, caplog):
     assert (dualtalk.expression_basis, artalk.expression_basis) == ("standin", "flame")
 
 
-def test_arkit_is_a_table_of_52_coefficients_by_name_or_by_fit(tmp_path, file, capsys):
+def test_arkit_is_live_links_table_a_person_by_name_or_by_fit(tmp_path, file, capsys):
     assert convert(file, "--out", tmp_path / "a.csv", "--layout", "arkit") == 0
     asset, index = standin_asset(), list(STANDIN_SHAPES).index("smile_left")
     shape = asset.expression_basis[None, :, :, index] * STANDIN_SHAPES["smile_left"]
@@ -50,12 +50,51 @@ def test_arkit_is_a_table_of_52_coefficients_by_name_or_by_fit(tmp_path, file, c
     words = ("--out", tmp_path / "b.csv", "--layout", "arkit", "--arkit_basis", tmp_path / "basis.npz")
     assert convert(file, *words) == 0
     assert "mm remain" in capsys.readouterr().out
-    for name in ("a.csv", "b.csv"):
+    for name in ("a_person1.csv", "a_person2.csv", "b_person1.csv", "b_person2.csv"):
         with open(tmp_path / name, newline="") as table:
             rows = list(csv.reader(table))
-        assert len(rows) == 11 and len(rows[0]) == 3 + 52
-        values = np.array(rows[1:], float)[:, 3:]
-        assert values.min() >= 0 and values.max() <= 1 and values.any()
+        assert len(rows) == 1 + 5 and len(rows[0]) == 2 + 61
+        assert rows[0][:3] == ["Timecode", "BlendShapeCount", "EyeBlinkLeft"] and rows[1][1] == "61"
+        values = np.array([row[2:] for row in rows[1:]], float)
+        assert values[:, :52].min() >= 0 and values[:, :52].max() <= 1 and values[:, :52].any()
+        assert values[:, 52:].any(), "head and eyes"
+
+
+def test_arkits_cuts_are_told_and_one_person_is_one_file(tmp_path, caplog):
+    motion = np.zeros((1, 3, 108), np.float32)
+    motion[0, 1, 103], motion[0, 2, 100:103] = 0.7, [0.4, 0.0, 0.0]
+    save_motion(tmp_path / "m.npz", motion, expression_basis="standin", source={})
+    assert convert(tmp_path / "m.npz", "--out", tmp_path / "a.csv", "--layout", "arkit") == 0
+    assert "1 of them are cut there, jawOpen at 2" in caplog.text
+    with open(tmp_path / "a.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [float(row["HeadPitch"]) for row in rows] == pytest.approx([0, 0, 0.4], abs=1e-6)
+    assert [float(row["JawOpen"]) for row in rows] == [0, 1, 0]
+
+
+def test_the_flag_for_the_rate_counts_for_every_kind_of_file(tmp_path, capsys, caplog):
+    motion = np.random.default_rng(0).standard_normal((1, 60, 108)).astype(np.float32)
+    save_motion(tmp_path / "m.npz", motion, expression_basis="flame", source={})
+    np.savez(tmp_path / "d.npz", exp=motion[0, :, :50], pose=motion[0, :, 98:104])
+    np.save(tmp_path / "a.npy", motion[0, :, :106])
+    assert convert(tmp_path / "m.npz", "--out", tmp_path / "m.csv") == 0
+    for words in (("m.npz",), ("m.csv",), ("d.npz", "--from", "dualtalk"), ("a.npy", "--from", "artalk")):
+        words = (tmp_path / words[0], *words[1:], "--fps", "30", "--out", tmp_path / "out.npz")
+        assert convert(*words) == 0
+        assert load_motion(tmp_path / "out.npz").motion.shape == (1, 50, 108)
+    capsys.readouterr()
+    assert convert(tmp_path / "m.npz", "--fps", "0", "--out", tmp_path / "x.npz") == 2
+    assert "--fps must be 1 to 1000 frames a second, got 0" in capsys.readouterr().err
+
+
+def test_a_motion_file_of_another_rate_is_resampled(tmp_path, caplog):
+    motion = np.random.default_rng(0).standard_normal((2, 48, 108)).astype(np.float32)
+    save_motion(tmp_path / "m.npz", motion, expression_basis="standin", source={})
+    with np.load(tmp_path / "m.npz") as arrays:
+        np.savez(tmp_path / "fast.npz", **{**arrays, "fps": np.float64(50)})
+    assert convert(tmp_path / "fast.npz", "--out", tmp_path / "out.npz") == 0
+    assert np.array_equal(load_motion(tmp_path / "out.npz").motion, motion[:, ::2])
+    assert "50 frames a second and is resampled to 25" in caplog.text
 
 
 def test_a_glb_is_written(tmp_path, file, capsys):

@@ -17,10 +17,11 @@ from unils_jax.motion import BASES, EYES, FPS, MotionFile, load_motion, save_mot
 from unils_jax.outputs import arkit
 from unils_jax.outputs.gltf import write_glb
 from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk, write_dualtalk
+from unils_jax.outputs.live_link import write_live_link
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.resampling import at_our_rate, check_rate
-from unils_jax.outputs.tables import read_csv, write_csv, write_table
+from unils_jax.outputs.tables import read_csv, write_csv
 from unils_jax.outputs.video import FULL_HD, render_video
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Takes motion elsewhere, and back. The suffix of --out chooses the kind of file, --layout the channels: our "
         "108 (unils: .csv, .npz, .glb), DualTalk's 56 (.npz, one file a person), ARTalk's 106 (.npz), ARKit's 52 "
-        "blendshapes (.csv). Motion in the stand-in basis becomes ARKit's by name; with "
+        "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person). Motion in the stand-in basis becomes ARKit's by name; with "
         "--arkit_basis any motion does, by least squares on the vertices of the head."
     )
     parser.epilog = """examples:
@@ -133,7 +134,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
   unils convert-motion motion.npz --out motion.glb
   unils convert-motion motion.npz --out arkit.csv --layout arkit
   unils convert-motion motion.npz --out talk.npz --layout dualtalk
-  unils convert-motion talk_speaker1.npz talk_speaker2.npz --from dualtalk --out motion.npz"""
+  unils convert-motion talk_speaker1.npz talk_speaker2.npz --from dualtalk --out motion.npz
+  unils convert-motion tracked.npz --from dualtalk --fps 30 --out motion.npz"""
     parser.add_argument("motion", nargs="+", metavar="FILE", help="motion file (.npz) or table (.csv); see --from")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".csv, .npz or .glb to write")
     parser.add_argument(
@@ -342,7 +344,7 @@ def convert_to_glb(request: ConvertRequest, file: MotionFile) -> str:
 
 
 def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
-    """Writes a table of the 52 coefficients; returns its path and, for a fit, what remains."""
+    """Writes Live Link Face's table for each person; returns the paths and, for a fit, what remains."""
     basis = file.expression_basis
     if request.arkit_basis is None:
         if basis != "standin":
@@ -358,5 +360,13 @@ def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
             raise UserError(f"motion has the {basis} basis, the head is {head.name}: {remedy}")
         found = arkit.by_fit(file.motion, head, *arkit.read_basis(request.arkit_basis, head))
         how = f"fit: {found.residual_mm:.2f} mm of {found.motion_mm:.2f} mm remain"
-    write_table(request.out, found.coefficients, list(arkit.ARKIT_NAMES))
-    return f"{request.out} ({how})"
+    if found.cut:
+        worst = sorted(found.cut.items(), key=lambda item: -abs(item[1] - 0.5))
+        log.warning(
+            "ARKit's shapes go from 0 to 1: %d of them are cut there, %s%s",
+            len(worst),
+            ", ".join(f"{name} at {value:.3g}" for name, value in worst[:3]),
+            " and others" if len(worst) > 3 else "",
+        )
+    paths = write_live_link(request.out, found.coefficients, file.motion)
+    return f"{', '.join(map(str, paths))} ({how})"

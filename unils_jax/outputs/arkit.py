@@ -10,7 +10,7 @@ method. ARKit names sides as the person has them.
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -76,6 +76,8 @@ class Blendshapes:
     # Root mean squares over frames and vertices; both NaN where no mesh was used (by name).
     residual_mm: float  # of the distance that remains
     motion_mm: float  # of the motion itself from the neutral face
+    # Shapes whose values left 0..1 and were cut there, with the value farthest outside.
+    cut: dict[str, float] = field(default_factory=dict)
 
 
 def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
@@ -90,7 +92,9 @@ def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
             coefficients[..., ARKIT_NAMES.index(target)] += motion[..., channel] / full
     coefficients[..., ARKIT_NAMES.index("jawOpen")] = motion[..., JAW][..., 0] / JAW_OPEN
     _add_gaze(coefficients, motion)
-    return Blendshapes(np.clip(coefficients, 0, 1).astype(np.float32), float("nan"), float("nan"))
+    return Blendshapes(
+        np.clip(coefficients, 0, 1).astype(np.float32), float("nan"), float("nan"), _outside(coefficients)
+    )
 
 
 def by_fit(
@@ -120,8 +124,23 @@ def by_fit(
     if not any(name.startswith("eyeLook") for name in names):
         _add_gaze(coefficients, motion)
     return Blendshapes(
-        coefficients.astype(np.float32), 1000 * (remaining / count) ** 0.5, 1000 * (moved / count) ** 0.5
+        np.clip(coefficients, 0, 1).astype(np.float32),
+        1000 * (remaining / count) ** 0.5,
+        1000 * (moved / count) ** 0.5,
+        _outside(coefficients),
     )
+
+
+def _outside(coefficients: Float[np.ndarray, "P T 52"]) -> dict[str, float]:
+    """Returns the value farthest outside 0..1 of each shape that leaves it."""
+    flat = coefficients.reshape(-1, len(ARKIT_NAMES))
+    excess = np.maximum(-flat, flat - 1)
+    worst = excess.argmax(axis=0)
+    return {
+        name: float(flat[worst[k], k])
+        for k, name in enumerate(ARKIT_NAMES)
+        if excess[worst[k], k] > 1e-6  # rounding is no loss
+    }
 
 
 def bounded_least_squares(
@@ -174,7 +193,7 @@ def _add_gaze(coefficients: np.ndarray, motion: np.ndarray) -> None:
     for side, name, inward in ((0, "Left", -1.0), (1, "Right", 1.0)):
         pitch, yaw = (motion[..., EYES.start + 2 * side + i] / GAZE_FULL for i in (0, 1))
         for what, value in (("Down", pitch), ("Up", -pitch), ("In", inward * yaw), ("Out", -inward * yaw)):
-            coefficients[..., ARKIT_NAMES.index(f"eyeLook{what}{name}")] = np.clip(value, 0, 1)
+            coefficients[..., ARKIT_NAMES.index(f"eyeLook{what}{name}")] = np.maximum(value, 0)
 
 
 def read_basis(path: str | os.PathLike, asset: FlameAsset) -> tuple[list[str], Float[np.ndarray, "K V 3"]]:
