@@ -126,7 +126,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Takes motion elsewhere, and back. The suffix of --out chooses the kind of file, --layout the channels: our "
         "108 (unils: .csv, .npz, .glb), DualTalk's 56 (.npz, one file a person), ARTalk's 106 (.npz), ARKit's 52 "
-        "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person). Motion in the stand-in basis becomes ARKit's by name; with "
+        "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person). "
+        "Motion in the stand-in basis becomes ARKit's by name; with "
         "--arkit_basis any motion does, by least squares on the vertices of the head."
     )
     parser.epilog = """examples:
@@ -344,7 +345,7 @@ def convert_to_glb(request: ConvertRequest, file: MotionFile) -> str:
 
 
 def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
-    """Writes Live Link Face's table for each person; returns the paths and, for a fit, what remains."""
+    """Writes Live Link Face's tables; returns the paths and, for a fit, what remains."""
     basis = file.expression_basis
     if request.arkit_basis is None:
         if basis != "standin":

@@ -68,9 +68,10 @@ def write_dualtalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]
 
 
 def read_dualtalk(paths: list[Path], fps: float | None = None) -> Float32[np.ndarray, "P T 108"]:
-    """Reads motion from files of DualTalk's data set or of a tracker, one a person, cut to the shortest.
+    """Reads motion of DualTalk's data set or a tracker, a file a person, cut to the shortest.
 
-    Names of arrays, what is said and errors are those of `read_tracker`; another rate than 25 is resampled.
+    Names of arrays, what is said and errors are those of `read_tracker`; another rate than 25 is
+    resampled.
     """
     people = []
     for path in paths:
@@ -89,10 +90,10 @@ def write_artalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]) 
 
 
 def read_artalk(path: Path, fps: float | None = None) -> Float32[np.ndarray, "P T 108"]:
-    """Reads motion `[T or P T, 106]`: an .npz (`motion`, `fps`), a .npy, or a .pt as ARTalk saves it.
+    """Reads motion `[T or P T, 106]` of an .npz (`motion`, `fps`), a .npy or ARTalk's .pt.
 
-    `fps` is taken instead of what the file says; another rate than 25 is resampled. What has no room is
-    said. Raises UserError, naming the file.
+    `fps` is taken instead of what the file says; another rate than 25 is resampled. What has no
+    room is said. Raises UserError, naming the file.
     """
     channels, named = _artalk_channels(path)
     if channels is None or channels.ndim not in (2, 3) or channels.shape[-1] != ARTALK_DIM or 0 in channels.shape:

@@ -1,7 +1,7 @@
 """Tables as Live Link Face records them: what importers for Unreal, Blender and Maya read.
 
-A row a frame: timecode, count, ARKit's 52 coefficients and nine angles of head and eyes. One file a person.
-Source: the column names and their order in recordings of the app.
+A row a frame: timecode, count, ARKit's 52 coefficients and nine angles of head and eyes. One file a
+person. Source: the column names and their order in recordings of the app.
 """
 
 import csv
@@ -24,7 +24,7 @@ COLUMNS = (*(name[0].upper() + name[1:] for name in _ORDER), *ANGLE_NAMES)
 
 
 def live_link_paths(path: str | os.PathLike, num_people: int) -> list[Path]:
-    """Returns the files of people: the path itself for one, NAME_person1.csv and so on for several."""
+    """Returns the files of people: `path` for one, NAME_person1.csv and so on for several."""
     path = Path(path)
     if num_people == 1:
         return [path]
@@ -53,8 +53,8 @@ def write_live_link(
 def angles(motion: Float[np.ndarray, "T 108"]) -> Float[np.ndarray, "T 9"]:
     """Returns yaw, pitch and roll of head, left and right eye in radians.
 
-    Yaw is positive to the person's left, pitch downwards, roll towards the person's right shoulder. The
-    turns are made in this order, each about the axes that the one before has left.
+    Yaw is positive to the person's left, pitch downwards, roll towards the person's right shoulder.
+    The turns are made in this order, each about the axes that the one before has left.
     """
     eyes = motion[:, EYES].reshape(-1, 2, 2)
     vectors = np.zeros((len(motion), 3, 3))

@@ -1,4 +1,4 @@
-"""Motion of other frame rates brought to 25 frames a second, and the rate that times of frames tell.
+"""Motion of other frame rates brought to 25 a second, and the rate that times of frames tell.
 
 Expression is interpolated linearly, rotations along the shortest arc (slerp). NumPy and SciPy only.
 """
@@ -30,7 +30,7 @@ def check_rate(fps: float, name: str) -> float:
 
 
 def at_our_rate(motion: Float[np.ndarray, "P T 108"], fps: float, name: str) -> Float32[np.ndarray, "P U 108"]:
-    """Returns motion of `fps` frames a second at 25 and says so; `name` is the origin of the motion."""
+    """Returns motion of `fps` frames a second at 25; says so, naming its origin `name`."""
     if fps == FPS:
         return motion
     resampled = resample(motion, fps)
@@ -81,7 +81,8 @@ def _slerp(
     amounts = np.broadcast_to(amount, (*first.shape[:2], 1)).reshape(-1, 1)
     turned = start * Rotation.from_rotvec(amounts * (start.inv() * end).as_rotvec())
     vectors = turned.as_rotvec().reshape(*first.shape[:2], 3)[..., : first.shape[-1]]
-    # A tracker may count on beyond half a turn: without this its values would jump to the other side.
+    # A tracker may count on beyond half a turn: without this its values would jump to the other
+    # side.
     angle = np.linalg.norm(vectors, axis=-1, keepdims=True)
     axis = vectors / np.maximum(angle, 1e-12)
     turns = np.round(((near * axis).sum(-1, keepdims=True) - angle) / (2 * np.pi))
@@ -91,7 +92,7 @@ def _slerp(
 def rate_of_times(times: Float[np.ndarray, " T"], name: str) -> float:
     """Returns the frames a second of evenly spaced times in seconds; 25 for fewer than two.
 
-    A rate in use is returned exactly where the times, rounded by whoever wrote them, agree with it.
+    A rate in use is returned exactly where the times, rounded as they were written, agree with it.
     Raises UserError, naming their origin, where times do not grow or are not evenly spaced.
     """
     if len(times) < 2:

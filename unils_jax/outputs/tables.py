@@ -1,4 +1,4 @@
-"""Motion as a table: a row a frame, with named columns, as spreadsheets and pandas read and write it.
+"""Motion as a table: a row a frame, with named columns, as spreadsheets and pandas have it.
 
 A table is read by what its columns say, not by the order of rows and columns. NumPy only.
 """
@@ -52,12 +52,12 @@ def read_csv(path: Path, fps: float | None = None) -> tuple[Float32[np.ndarray, 
     """Reads motion and its expression basis from a table; rows and columns may be in any order.
 
     Columns are `person`, the 108 channels of a basis, and, where the table has them, `frame` and a
-    time in seconds, which order the rows. Delimiters are comma, semicolon (numbers then may have a decimal
-    comma), tab and bar; text is UTF-8 or, marked as such, UTF-16. What is not read is said.
+    time in seconds, which order the rows. Delimiters are comma, semicolon (numbers then may have a
+    decimal comma), tab and bar; text is UTF-8 or, marked as such, UTF-16. What is not read is said.
 
     `fps` is the rate of the table, which is resampled to 25; None takes it from the times, which
-    must then be 25 a second. Raises UserError, naming file and line, where columns are missing, a value
-    is no finite number, frames are missing or double, or people differ in their frames.
+    must then be 25 a second. Raises UserError, naming file and line, where columns are missing, a
+    value is no finite number, frames are missing or double, or people differ in their frames.
     """
     try:
         table = _read_rows(path)
@@ -77,8 +77,8 @@ def read_csv(path: Path, fps: float | None = None) -> tuple[Float32[np.ndarray, 
     for name, person in zip(table.people, people, strict=True):
         if person.frames and person.frames[0] != first.frames[0]:
             raise UserError(
-                f"{path}: every person must begin with the same frame, person {_some([name])} begins with {person.frames[0]}, "
-                f"another with {first.frames[0]}; mend the table"
+                f"{path}: every person must begin with the same frame, person {_some([name])} begins with "
+                f"{person.frames[0]}, another with {first.frames[0]}; mend the table"
             )
     motion = np.stack([np.stack(person.values) for person in people])
     if not np.isfinite(motion).all():
@@ -107,7 +107,7 @@ class _Table:
     people: dict[str, _Person]
 
     def in_order(self) -> list[_Person]:
-        """Returns people by their number, or as they come first where they have names; rows by frame or time."""
+        """Returns people by number, or as named ones come; rows by frame or time."""
         names = list(self.people)
         if all(_number(name) is not None for name in names):
             names.sort(key=_number)
@@ -124,13 +124,13 @@ class _Table:
         for i, (key, following) in enumerate(zip(ordered_keys, ordered_keys[1:], strict=False)):
             if key == following:
                 raise UserError(
-                    f"{self.path}, lines {ordered.lines[i]} and {ordered.lines[i + 1]}: {what} {key} of person {_some([name])} "
-                    "is there twice; keep one of them"
+                    f"{self.path}, lines {ordered.lines[i]} and {ordered.lines[i + 1]}: {what} {key} of person "
+                    f"{_some([name])} is there twice; keep one of them"
                 )
             if person.frames and following != key + 1:
                 raise UserError(
-                    f"{self.path}: frames {key + 1} to {following - 1} of person {_some([name])} are missing; add their rows "
-                    "(interpolated ones, for example), or split the table there"
+                    f"{self.path}: frames {key + 1} to {following - 1} of person {_some([name])} are missing; "
+                    "add their rows (interpolated ones, for example), or split the table there"
                 )
         return ordered
 
@@ -208,7 +208,7 @@ def _understood(path: Path, heading: list[str]) -> tuple[_Table, dict[str, list[
 
 
 def _add_row(table: _Table, columns: dict[str, list[int]], number: int, row: list[str]) -> None:
-    """Adds a row of the file to its person. Raises ValueError or IndexError where a cell is no number."""
+    """Adds a row to its person. Raises ValueError or IndexError where a cell is no number."""
     name = row[columns["person"][0]].strip()
     label = _number(name)
     if label is not None and label == round(label) and abs(label) < MAX_NUMBER:

@@ -1,7 +1,8 @@
-"""FLAME motion in .npz files of trackers and data sets, found by the names that they give their arrays.
+"""FLAME motion in .npz files of trackers and data sets, found by the names of their arrays.
 
-DualTalk and DECA (`exp`, `pose`), EMOCA (`expcode`, `posecode`), SMIRK (`expression_params`, `jaw_params`), VHAP
-(`expr`, `rotation`, `jaw_pose`, `eyes_pose`) and others with such names. NumPy and SciPy only.
+DualTalk and DECA (`exp`, `pose`), EMOCA (`expcode`, `posecode`), SMIRK (`expression_params`,
+`jaw_params`), VHAP (`expr`, `rotation`, `jaw_pose`, `eyes_pose`) and others with such names. NumPy
+and SciPy only.
 """
 
 import logging
@@ -42,9 +43,10 @@ class _Parts(NamedTuple):
 def read_tracker(path: Path, fps: float | None = None) -> tuple[Float32[np.ndarray, "T 108"], float]:
     """Reads one person's motion, at the file's own rate, and that rate in frames a second.
 
-    Expression may have any number of components: up to 100 are kept. Rotations are axis-angles in radians, or
-    matrices `[T, 3, 3]`; a pose of 3 is the head's, of 6 head and jaw, of 15 head, neck, jaw and eyes. One line
-    says all that is left out, with its size, and what the file lacks and is zero.
+    Expression may have any number of components: up to 100 are kept. Rotations are axis-angles in
+    radians, or matrices `[T, 3, 3]`; a pose of 3 is the head's, of 6 head and jaw, of 15 head,
+    neck, jaw and eyes. One line says all that is left out, with its size, and what the file lacks
+    and is zero.
 
     `fps` is taken instead of what the file says. Raises UserError, naming the file and the array.
     """
@@ -84,13 +86,14 @@ def read_tracker(path: Path, fps: float | None = None) -> tuple[Float32[np.ndarr
 
 
 def _parts(path: Path, arrays: dict[str, np.ndarray]) -> _Parts:
-    """Returns head [T, 3], jaw [T, 1 or 3] and eyes [T, 4] as far as the file has them, and what has no room."""
+    """Returns head [T, 3], jaw [T, 1 or 3], eyes [T, 4] if present, and what has no room."""
     pose = _one(path, arrays, POSE_KEYS, (3, 6, 15))
     head, jaw = _one(path, arrays, HEAD_KEYS, (3,)), _one(path, arrays, JAW_KEYS, (1, 3))
     eyes = _one(path, arrays, EYES_KEYS, (4, 6))
     lost: dict[str, np.ndarray] = {}
     if pose is not None:
-        # An array of its own is meant for the part: SMIRK's pose is the head alone, others repeat the jaw in it.
+        # An array of its own is meant for the part: SMIRK's pose is the head alone, others repeat
+        # the jaw in it.
         of_pose = {"head": pose[:, :3], "jaw": pose[:, 3:6] if pose.shape[1] == 6 else pose[:, 6:9]}
         if pose.shape[1] == 15:
             lost["pose 3 to 5 (neck)"] = pose[:, 3:6]
@@ -117,7 +120,10 @@ def _parts(path: Path, arrays: dict[str, np.ndarray]) -> _Parts:
 def _one(
     path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...], widths: tuple[int, ...] | None = None
 ) -> Float[np.ndarray, "T W"] | None:
-    """Returns the array that has one of the names, a row a frame. Raises UserError for two, or another shape."""
+    """Returns the array of one of the names, a row a frame.
+
+    Raises UserError for two, or another shape.
+    """
     found = [key for key in keys if key in arrays]
     if not found:
         return None
@@ -146,7 +152,7 @@ def _from_matrices(path: Path, name: str, matrices: Float[np.ndarray, "T 3 3"]) 
 
 
 def finite(path: Path, values: np.ndarray, name: str = "motion") -> np.ndarray:
-    """Returns the array. Raises UserError, naming the file and the array, where it is not of finite floats."""
+    """Returns the array. Raises UserError, naming it, where it is not of finite floats."""
     # Integers are no motion: such a file is most likely another one than meant.
     limit = np.finfo(np.float32).max
     if values.dtype.kind != "f" or not np.isfinite(values).all() or np.abs(values).max(initial=0) > limit:
@@ -157,7 +163,7 @@ def finite(path: Path, values: np.ndarray, name: str = "motion") -> np.ndarray:
 
 
 def _rate(path: Path, arrays: dict[str, np.ndarray], num_frames: int, fps: float | None) -> float:
-    """Returns the frames a second of a file: `fps`, what the file says, or 25, which is then said."""
+    """Returns the rate of a file: `fps`, what the file says, or 25, which is then said."""
     found = file_rate(path, arrays, num_frames)
     if fps is not None:
         if found is not None and abs(found / fps - 1) > 0.01:
@@ -169,7 +175,7 @@ def _rate(path: Path, arrays: dict[str, np.ndarray], num_frames: int, fps: float
 
 
 def file_rate(path: Path, arrays: dict[str, np.ndarray], num_frames: int) -> float | None:
-    """Returns the frames a second that a file names or its times tell; None where it has neither."""
+    """Returns the frames a second that a file names or its times tell; None for neither."""
     named = next((key for key in RATE_KEYS if key in arrays), None)
     if named is not None:
         if arrays[named].dtype.kind not in "iuf" or arrays[named].size != 1:
@@ -186,7 +192,7 @@ def file_rate(path: Path, arrays: dict[str, np.ndarray], num_frames: int) -> flo
 
 
 def say_losses(path: Path, lost: dict[str, np.ndarray], unread: list[str] | None = None) -> None:
-    """Says in one line what of a file has no room in motion: values by name with the largest, arrays by name."""
+    """Says in one line what has no room: values by name with the largest, arrays by name."""
     named = [
         f"{what} (up to {np.abs(values).max():.3g})" for what, values in lost.items() if values.size and values.any()
     ]
