@@ -1,6 +1,7 @@
-"""Stage 1, the motion codec, at the paper's size: 29.5 M parameters.
+r"""Stage 1, the motion codec, at the paper's size: 29.5 M parameters.
 
-    unils train --config codec --workdir runs/codec --config.data.store=DIR --config.head=generic_model.pkl
+    unils train --config codec --workdir runs/codec --config.data.store=DIR \
+        --config.head=generic_model.pkl
 
 Data: unpaired motion (546 h in the paper). Cost in the paper: 100k-200k steps of 64 windows.
 """
@@ -9,47 +10,57 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = ml_collections.ConfigDict()
     config.system = "unils"
     config.stage = "codec"
     config.num_steps = 200_000
-    config.seed = 0
-    config.expression_basis = "flame"
+    config.seed = 0  # of initialisation, data order and noise
+    config.expression_basis = "flame"  # must equal the store's
     config.head = ""  # FLAME's generic_model.pkl, or "standin"; empty trains without mesh and lip losses
-    config.audio_encoder = ""
-    config.data = {"store": "", "stores": (), "batch_size": 64, "num_workers": 4, "max_bad_records": 0}
+    config.audio_encoder = ""  # folder or hub name of a published encoder; empty: none
+    config.data = {
+        "store": "",  # a folder that `unils data` wrote, or its URL
+        "stores": (),  # several instead, each "PATH=WEIGHT"
+        "batch_size": 64,  # windows, over all devices and processes
+        "num_workers": 4,  # processes that cut windows; 0: the training process does
+        "max_bad_records": 0,  # unreadable records before the run stops
+    }
     config.data.centre_head = True  # False: head rotation as it was, for ARTalk
     config.model = {
         "codec": {"code_dim": 32, "scales": (1, 5, 25, 50, 100), "width": 512, "depth": 8, "num_heads": 8},
     }
+    # Weights of the codec's terms, see `CodecLossWeights`; mesh and lips need a head.
     config.loss = {
         "vq": 1.0, "motion": 1.0, "pose": 8.0, "velocity": 5.0, "smooth": 0.5, "mesh": 2.0, "lips": 0.1
     }  # fmt: skip
+    # Of the generators: rates at which a sample loses a condition, and the largest bit-flip rate.
     config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30}
     config.train = {
         "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way
-        "remat": False,
-        "scan_layers": False,
-        "accumulate_steps": 1,
-        "mesh_frames": 10,
+        "remat": False,  # True: less memory, blocks are computed twice
+        "scan_layers": False,  # True: compiles one block for all
+        "accumulate_steps": 1,  # parts that a batch is processed in
+        "mesh_frames": 10,  # frames of a window whose vertices are in memory at once
     }
     config.mesh = {"data": 0, "fsdp": 1}  # data 0: all devices that fsdp leaves
     config.optimizer = {
         "rate": 1e-4,
         "warmup_steps": 1000,
         "decay_steps": config.get_oneway_ref("num_steps"),
-        "final_factor": 0.1,
+        "final_factor": 0.1,  # of the rate, at its start and at decay_steps
         "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "ema_decay": 0.9999,
+        "max_grad_norm": 1.0,  # 0: gradients are not clipped
+        "ema_decay": 0.9999,  # of the averaged weights, which are evaluated; 0: the weights themselves
         "release_devices": 1,  # n: the release's rule for n devices, steps / n, rate x n, EMA decay ^ n
     }
     config.log_every = 100
-    config.eval_every = 5_000
+    config.eval_every = 5_000  # validation losses
     config.eval_batches = 16
     config.checkpoint_every = 5_000
-    config.keep_checkpoints = 3
-    config.probe_every = 0  # prior and dialogue: decode and score held-out conversations every so many steps
+    config.keep_checkpoints = 3  # the newest ones
+    # Prior and dialogue: decode and score held-out conversations every so many steps; 0: never.
+    config.probe_every = 0
     config.probe_conversations = 2
     config.probe_clips = False  # and render the first of them
     config.trainable = ""  # pattern of the parameters that train; empty: the stage's own

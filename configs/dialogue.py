@@ -1,12 +1,14 @@
-"""Stage 3, two audio cross-attentions and LoRA on the prior, at the paper's size: 27.4 M trainable parameters beside a
-frozen 315 M audio encoder.
+r"""Stage 3, two audio cross-attentions and LoRA on the prior, at the paper's size.
 
-    unils train --config dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=DIR
+It has 27.4 M trainable parameters, and a frozen audio encoder of 315 M.
 
-Data: paired dialogue (657 person-hours in the paper). Cost in the paper: 200k steps of 128 pairs; the release's config
-says 400k. The paper's ablation with one cross-attention on mixed audio is `--config.model.prior.audio_condition=mixed`; `own`
-hears the own track alone. The encoder is fetched from the hub where there is a network, or set `config.audio_encoder`
-to its folder.
+    unils train --config dialogue --workdir runs/dialogue --parent runs/prior \
+        --config.data.store=DIR
+
+Data: paired dialogue (657 person-hours in the paper). Cost in the paper: 200k steps of 128 pairs;
+the release's config says 400k. The paper's ablation with one cross-attention on mixed audio is
+`--config.model.prior.audio_condition=mixed`; `own` uses the own track alone. The encoder is fetched
+from the hub where there is a network; otherwise set `config.audio_encoder` to its folder.
 """
 
 import ml_collections
@@ -15,6 +17,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("prior")
     config.stage = "dialogue"
     config.num_steps = 400_000

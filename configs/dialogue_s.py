@@ -1,6 +1,7 @@
-"""The small dialogue: 14.2 M trainable parameters.
+r"""The small dialogue: 14.2 M trainable parameters.
 
-unils train --config dialogue_s --workdir runs/dialogue_s --parent runs/prior_s --config.data.store=DIR
+unils train --config dialogue_s --workdir runs/dialogue_s --parent runs/prior_s \
+    --config.data.store=DIR
 """
 
 import ml_collections
@@ -9,6 +10,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("dialogue")
     config.model.codec.update({"scales": (1, 25, 50, 100), "width": 384, "depth": 6, "num_heads": 6})
     config.model.prior.update({"width": 384, "depth": 6, "num_heads": 6})

@@ -1,9 +1,11 @@
-"""Stage 2, the audio-free prior over the codec's bits, at the paper's size: 25.3 M trainable parameters.
+"""Stage 2, the audio-free prior over the codec's bits, at the paper's size.
+
+It has 25.3 M trainable parameters.
 
     unils train --config prior --workdir runs/prior --parent runs/codec --config.data.store=DIR
 
-Data: unpaired motion (546 h in the paper). Cost in the paper: 200k steps of 128 windows; the release's config says
-600k.
+Data: unpaired motion (546 h in the paper). Cost in the paper: 200k steps of 128 windows; the
+release's config says 600k.
 """
 
 import ml_collections
@@ -12,6 +14,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("codec")
     config.stage = "prior"
     config.num_steps = 600_000

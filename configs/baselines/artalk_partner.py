@@ -1,10 +1,13 @@
-"""ARTalk with the partner's audio, the stronger baseline of UniLS' table and its ablation "no audio-free stage": two
-cross-attentions, own and other, all of it from scratch on ARTalk's codec, no LoRA.
+r"""ARTalk with the partner's audio: the stronger baseline of UniLS' table.
 
-unils train --config baselines/artalk_partner --workdir runs/partner \
-    --parent runs/artalk_codec --config.data.store=DIR
+It is also the ablation "no audio-free stage": two cross-attentions, own and other, all of it from
+scratch on ARTalk's codec, no LoRA.
 
-Data: paired dialogue, as for `dialogue`. Cost in the paper: 200k steps. Decoded and evaluated as a dialogue.
+    unils train --config baselines/artalk_partner --workdir runs/partner \
+        --parent runs/artalk_codec --config.data.store=DIR
+
+Data: paired dialogue, as for `dialogue`. Cost in the paper: 200k steps. Decoded and evaluated as a
+dialogue.
 """
 
 import ml_collections
@@ -13,6 +16,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("dialogue")
     config.system = "artalk"
     config.stage = "artalk"

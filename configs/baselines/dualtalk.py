@@ -1,11 +1,13 @@
-"""DualTalk, the baseline of two people in conversation, at its paper's size: 638.8 M trainable parameters.
+"""DualTalk, the baseline of two people in conversation, at its paper's size.
+
+It has 638.8 M trainable parameters.
 
     unils train --config baselines/dualtalk --workdir runs/dualtalk --config.data.store=DIR
 
-Data: paired dialogue with motion of both people, about 50 h in the paper, in windows of 8 s. Cost in the paper: 1000
-epochs of batches of 32 on one GPU. Both audio encoders start from the published wav2vec2, which is fetched where there
-is a network, or set `config.audio_encoder` to its folder. Published on its test set: Frechet distance 11.14 expression,
-1.90 jaw, 3.83 head.
+Data: paired dialogue with motion of both people, about 50 h in the paper, in windows of 8 s. Cost
+in the paper: 1000 epochs of batches of 32 on one GPU. Both audio encoders start from the published
+wav2vec2, which is fetched where there is a network; otherwise set `config.audio_encoder` to its
+folder. Published on its test set: Frechet distance 11.14 expression, 1.90 jaw, 3.83 head.
 """
 
 import ml_collections
@@ -14,6 +16,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("codec")
     config.system = "dualtalk"
     config.stage = "dualtalk"

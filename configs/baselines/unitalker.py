@@ -1,12 +1,14 @@
-"""UniTalker at its paper's size: 317 M parameters with the large encoder, one head for each annotation of the data.
+r"""UniTalker at its paper's size: 317 M parameters with the large encoder.
 
-unils train --config baselines/unitalker --workdir runs/unitalker \
-    --config.data.sets="('D0_BIWI=0.2*10', 'D1_vocaset=1*5')"
+It has one head for each annotation of the data.
 
-Data: sets in UniTalker's layout, each `PATH=SCALE*REPEATS`, and, as the annotation `motion_108`, stores of ours
-(`--config.data.store`). With `model.wavlm = {}` in place of `wav2vec2`, `audio_encoder` is
-`microsoft/wavlm-base-plus`. Cost in the paper: 100 epochs, a clip a step. Published LVE of BIWI, trained alone and
-jointly: 4.28 and 3.86 (e-4).
+    unils train --config baselines/unitalker --workdir runs/unitalker \
+        --config.data.sets="('D0_BIWI=0.2*10', 'D1_vocaset=1*5')"
+
+Data: sets in UniTalker's layout, each `PATH=SCALE*REPEATS`, and, as the annotation `motion_108`,
+stores of ours (`--config.data.store`). With `model.wavlm = {}` in place of `wav2vec2`,
+`audio_encoder` is `microsoft/wavlm-base-plus`. Cost in the paper: 100 epochs, a clip a step.
+Published LVE of BIWI, trained alone and jointly: 4.28 and 3.86 (e-4).
 """
 
 import ml_collections
@@ -15,6 +17,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("codec")
     config.system = "unitalker"
     config.stage = "unitalker"

@@ -1,4 +1,7 @@
-"""ARTalk in `unils miniature`: hears its own track alone; from scratch, 512 batches of 800 frames."""
+"""ARTalk in `unils miniature`: it uses the own track alone.
+
+It trains from scratch, on 512 batches of 800 frames.
+"""
 
 import ml_collections
 
@@ -6,6 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("miniature/scratch")
     config.model.codec.scales = load_config("smoke/artalk_codec").model.codec.scales
     config.model.prior.audio_condition = "own"

@@ -1,4 +1,7 @@
-"""ARTalk's codec in `unils miniature`: its scales and vertex terms, on the motion of the dialogues; 1000 batches."""
+"""ARTalk's codec in `unils miniature`: its scales and vertex terms.
+
+It trains on the motion of the dialogues, 1000 batches.
+"""
 
 import ml_collections
 
@@ -6,6 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/artalk_codec")
     config.num_steps = 1000
     config.eval_every = 1000

@@ -1,4 +1,7 @@
-"""UniLS' dialogue in `unils miniature`: the other half of its budget, 256 batches of both people of 4 pairs."""
+"""UniLS' dialogue in `unils miniature`: the other half of its budget.
+
+It trains on 256 batches of both people of 4 pairs.
+"""
 
 import ml_collections
 
@@ -6,6 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/dialogue")
     config.num_steps = 256
     config.eval_every = 256

@@ -6,6 +6,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/dualtalk")
     config.num_steps = 512
     config.eval_every = 512

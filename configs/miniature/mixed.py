@@ -1,4 +1,7 @@
-"""UniLS with one cross-attention to both tracks mixed, an ablation of the paper, in `unils miniature`."""
+"""UniLS with one cross-attention to both tracks mixed, in `unils miniature`.
+
+It is an ablation of the paper.
+"""
 
 import ml_collections
 
@@ -6,6 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("miniature/dialogue")
     config.model.prior.audio_condition = "mixed"
     return config

@@ -1,5 +1,7 @@
-"""UniLS without the audio-free stage, an ablation of the paper, in `unils miniature`: the same generator on the same
-codec, trained on dialogues from scratch for the whole budget, 512 batches of 800 frames, at the prior's rate.
+"""UniLS without the audio-free stage, an ablation of the paper, in `unils miniature`.
+
+The same generator on the same codec is trained on dialogues from scratch for the whole budget, 512
+batches of 800 frames, at the prior's rate.
 """
 
 import ml_collections
@@ -8,6 +10,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("miniature/dialogue")
     config.system = "artalk"
     config.stage = "artalk"

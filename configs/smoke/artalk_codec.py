@@ -9,6 +9,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/codec")
     config.model.codec.scales = (1, 10, 20, 50, 100)
     config.loss.mesh_velocity = 1e7

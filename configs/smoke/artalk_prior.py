@@ -1,6 +1,7 @@
-"""ARTalk small enough for two CPU cores, on log-mel features.
+r"""ARTalk small enough for two CPU cores, on log-mel features.
 
-unils train --config smoke/artalk_prior --workdir runs/artalk --parent runs/codec --config.data.store=data/synthetic
+unils train --config smoke/artalk_prior --workdir runs/artalk --parent runs/codec \
+    --config.data.store=data/synthetic
 """
 
 import ml_collections
@@ -9,6 +10,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/artalk_partner")
     config.model.prior.audio_condition = "own"
     return config

@@ -1,6 +1,6 @@
 """The codec small enough for two CPU cores: minutes on synthetic data.
 
-unils train --config smoke/codec --workdir runs/codec --config.data.store=data/synthetic
+    unils train --config smoke/codec --workdir runs/codec --config.data.store=data/synthetic
 
 Expected: L1 on held-out motion 0.110, predicting the mean gives 0.246 (`unils demo --times 1`).
 """
@@ -11,6 +11,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("codec")
     config.num_steps = 1400
     config.expression_basis = "standin"

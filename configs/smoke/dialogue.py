@@ -1,8 +1,12 @@
-"""Dialogue small enough for two CPU cores, on log-mel features instead of wav2vec2: minutes on synthetic data.
+r"""Dialogue small enough for two CPU cores: minutes on synthetic data.
 
-unils train --config smoke/dialogue --workdir runs/dialogue --parent runs/prior --config.data.store=data/synthetic
+It uses log-mel features instead of wav2vec2.
 
-Expected: 0.542 nats a bit with the right audio, 0.619 with another conversation's (`unils demo --times 1`).
+    unils train --config smoke/dialogue --workdir runs/dialogue --parent runs/prior \
+        --config.data.store=data/synthetic
+
+Expected: 0.542 nats a bit with the right audio, 0.619 with another conversation's (`unils demo
+--times 1`).
 """
 
 import ml_collections
@@ -11,6 +15,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/prior")
     config.stage = "dialogue"
     config.num_steps = 600

@@ -1,10 +1,12 @@
-"""DualTalk small enough for two CPU cores, on log-mel features and with the paper's alignment: minutes on synthetic
-data.
+"""DualTalk small enough for two CPU cores: minutes on synthetic data.
 
-unils train --config smoke/dualtalk --workdir runs/dualtalk --config.data.store=data/synthetic
+It uses log-mel features and the paper's alignment.
 
-Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.299, predicting the training split's
-mean gives 0.320; of them the jaw 0.00043 and 0.00093. Most of the loss is who somebody is, which nobody can hear.
+    unils train --config smoke/dualtalk --workdir runs/dualtalk --config.data.store=data/synthetic
+
+Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.299, predicting
+the training split's mean gives 0.320; of them the jaw 0.00043 and 0.00093. Most of the loss is the
+identity of a person, which audio does not tell.
 """
 
 import ml_collections
@@ -13,6 +15,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("baselines/dualtalk")
     config.num_epochs = 0
     config.num_steps = 400
@@ -21,7 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.update({"batch_size": 4, "num_workers": 0})
     config.model.update({"width": 32, "hidden_dim": 64, "depth": 2, "fusion_rate": 0.1, "dropout_rate": 0.0})
     config.model.logmel = {"num_mels": 40, "context_frames": 2}
-    # The published form starts as the mean of all frames, and hundreds of steps do not lead away from it.
+    # The published form starts as the mean of all frames, and hundreds of steps do not lead away
+    # from it.
     config.model.alignment = True
     config.optimizer.update({"rate": 2e-3, "warmup_steps": 100, "final_factor": 0.1})
     config.optimizer.update({"max_grad_norm": 1.0, "lr_decay_every_epochs": 0})

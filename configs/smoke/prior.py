@@ -1,6 +1,7 @@
-"""The prior small enough for two CPU cores: minutes on synthetic data.
+r"""The prior small enough for two CPU cores: minutes on synthetic data.
 
-unils train --config smoke/prior --workdir runs/prior --parent runs/codec --config.data.store=data/synthetic
+    unils train --config smoke/prior --workdir runs/prior --parent runs/codec \
+        --config.data.store=data/synthetic
 
 Expected: 0.594 nats a bit on held-out motion, the marginals give 0.681 (`unils demo --times 1`).
 """
@@ -11,6 +12,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("smoke/codec")
     config.stage = "prior"
     config.num_steps = 400

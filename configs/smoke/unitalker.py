@@ -1,9 +1,13 @@
-"""UniTalker small enough for two CPU cores, its encoder fresh: minutes on people of a synthetic store.
+r"""UniTalker small enough for two CPU cores: minutes on people of a synthetic store.
 
-unils train --config smoke/unitalker --workdir runs/unitalker --config.data.store=data/synthetic
+Its encoder starts fresh.
 
-Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.129, LVE 1.04e-4 m^2, LVD 9.1 mm;
-predicting the training split's mean gives 0.132, 1.18e-4 and 10.0, the neutral face 0.178, 1.60e-4 and 11.1.
+    unils train --config smoke/unitalker --workdir runs/unitalker \
+        --config.data.store=data/synthetic
+
+Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.129, LVE 1.04e-4
+m^2, LVD 9.1 mm; predicting the training split's mean gives 0.132, 1.18e-4 and 10.0, the neutral
+face 0.178, 1.60e-4 and 11.1.
 """
 
 import ml_collections
@@ -12,6 +16,7 @@ from unils_jax.config import load_config
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
     config = load_config("baselines/unitalker")
     config.num_epochs = 0
     config.num_steps = 300

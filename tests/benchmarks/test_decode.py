@@ -14,7 +14,7 @@ from unils_jax.benchmarks import timing as bench
 from unils_jax.benchmarks.decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
 from unils_jax.benchmarks.timing import random_params, twin_of
 from unils_jax.config import from_dict, load_config
-from unils_jax.inference.program import Constants, decode_chunk
+from unils_jax.inference.program import Constants, StepInputs, decode_chunk
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.nn.params import abstract, merge
@@ -110,14 +110,15 @@ def test_a_full_chunk_has_at_most_the_stated_work(people, sound, most):
     config = replace(from_dict(UniLSConfig, load_config("dialogue").model.to_dict()), lora=None)
     graphdef, params = abstract(lambda rngs: UniLS(config, rngs=rngs))
 
-    def chunk(params, features, silent, *arguments):
+    def chunk(params, features, silent, inputs):
         constants = Constants(features, silent)
-        return decode_chunk(merge(graphdef, params), constants, *arguments, guided=True, dtype="float32")
+        return decode_chunk(merge(graphdef, params), constants, inputs, guided=True, dtype="float32")
 
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
     clip, controls = shape(1, people, 100, 32), make_controls([Sampling()], [0], [0])
-    work = count(chunk, params, shape(100, 32), shape(8, 2, 512), shape(*sound), clip, clip, clip, controls)
+    inputs = StepInputs(shape(*sound), clip, clip, clip, controls)
+    work = count(chunk, params, shape(100, 32), shape(8, 2, 512), inputs)
     assert work.within("wav2vec2") == pytest.approx(2 * 147.3e9 if len(sound) == 3 else 0, rel=1e-3)
     assert 0.7 * most < work.total <= most

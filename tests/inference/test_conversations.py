@@ -17,7 +17,7 @@ COLD = Sampling(tau=1e-6)  # as good as greedy, through the sampler's compiled p
 
 
 def speech(samples: int, seed: int = 0) -> np.ndarray:
-    """Noise that swells and fades: unlike in every window."""
+    """Returns noise that swells and fades, so that every window differs."""
     rng = np.random.default_rng(seed)
     return (rng.normal(0, 0.1, samples) * np.sin(np.arange(samples) / 3000)).astype(np.float32)
 
@@ -32,7 +32,7 @@ def model():
 
 
 def features(model: UniLS, motion: np.ndarray) -> np.ndarray:
-    """What conditions on `motion [P, 100, 108]`, [1, P, 100, C] as the program takes it."""
+    """Returns the features of `motion [P, 100, 108]`, [1, P, 100, C] as the program takes them."""
     return np.asarray(jitted(model, lambda model, motion: model.codec.features(motion), motion))[None]
 
 
@@ -94,7 +94,7 @@ def test_swapping_the_tracks_swaps_the_people(model):
     np.testing.assert_allclose(one, other[::-1], atol=1e-5)
 
 
-def test_style_and_previous_motion_are_heard(model):
+def test_style_and_previous_motion_change_the_motion(model):
     plain = decode(model, speech(2000), sampling=COLD)
     assert not np.allclose(decode(model, speech(2000), style=style(), sampling=COLD), plain)
     assert not np.allclose(decode(model, speech(2000), prev=style(), sampling=COLD), plain)
@@ -140,7 +140,7 @@ def test_the_prior_alone_takes_its_style_for_previous_motion():
     with recorded_chunks() as calls:
         motion = decode_prior(prior, style(2), 2)
     first, second = calls
-    assert first.sound is None
+    assert first.audio is None
     for condition in (first.style, first.prev, first.uncond_prev, second.style):
         np.testing.assert_array_equal(condition, features(prior, style(2)))
     for condition in (second.prev, second.uncond_prev):
@@ -148,7 +148,7 @@ def test_the_prior_alone_takes_its_style_for_previous_motion():
 
 
 def test_chosen_bits_are_returned_scale_by_scale():
-    """With a chooser that goes by the scale, whatever the logits."""
+    """Uses a chooser that goes by the scale, whatever the logits are."""
 
     def choose(tokens, logits):
         return jnp.full(logits.shape[:-1], tokens.start == 1), logits

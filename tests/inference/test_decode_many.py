@@ -1,4 +1,4 @@
-"""Many conversations at a time: nobody's motion depends, not in a bit, on who else is there."""
+"""Many conversations at a time: the motion of one depends in no bit on the others."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def tracks(seed: int, *lengths: int) -> list[np.ndarray]:
 
 
 def request(seed: int, *lengths: int, **settings) -> Request:
-    """A conversation with settings of its own."""
+    """Returns a conversation whose settings follow from its seed."""
     style = np.asarray(random_motion(1, 100, seed=seed)) if seed % 2 else None
     return Request(
         *tracks(seed, *lengths),
@@ -53,7 +53,7 @@ def decode_all(program, requests) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def alone(program):
-    """Every request decoded with nobody beside it."""
+    """Decodes every request by itself."""
     return {done.name: motion for one in REQUESTS for done, motion in decode_many(program, [one])}
 
 

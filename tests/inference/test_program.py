@@ -13,7 +13,7 @@ from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random
 
 from unils_jax.errors import UserError
 from unils_jax.evaluation.likelihood import bits_changed
-from unils_jax.inference.program import Chunk, Constants, Program, decode_chunk, make_program
+from unils_jax.inference.program import Chunk, Constants, Program, StepInputs, decode_chunk, make_program
 from unils_jax.inference.sampling import Sampling, choose_bits, make_controls, uniforms
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
@@ -28,19 +28,19 @@ DIALOGUE = CONFIGS["merged"]
 ALL_SCALES = dataclasses.replace(CODEC, scales=(1, 5, 25, 50, 100))
 
 
-def run(program: Program, sound, style, prev, free, samplings=None, seed: int = 0) -> Chunk:
+def run(program: Program, audio, style, prev, uncond_prev, samplings=None, seed: int = 0) -> Chunk:
     slots = program.slots
     controls = make_controls(samplings or [Sampling()] * slots, [seed] * slots, [0] * slots)
-    return program.chunk(sound, *(jnp.array(x) for x in (style, prev, free)), controls)[0]
+    return program.chunk(StepInputs(audio, *(jnp.array(x) for x in (style, prev, uncond_prev)), controls))[0]
 
 
 def inputs(program: Program, seed: int = 0) -> tuple:
-    """Audio, style, previous motion and the unconditional branch's, for all slots."""
+    """Returns audio, style, previous motion and the unconditional branch's, for all slots."""
     rng = np.random.default_rng(seed)
-    sound = rng.normal(0, 0.1, (program.slots, 2, 64_000)).astype(np.float32) if program.hears else None
+    audio = rng.normal(0, 0.1, (program.slots, 2, 64_000)).astype(np.float32) if program.takes_audio else None
     clips = [random_motion(program.people, 100, seed=3 * seed + i) for i in range(3)]
     features = [np.asarray(program.features(np.asarray(clip))) for clip in clips]
-    return sound, *(np.stack([clip] * program.slots) for clip in features)
+    return audio, *(np.stack([clip] * program.slots) for clip in features)
 
 
 def compare(config: UniLSConfig, seeds: range, people: int) -> tuple[int, int]:
@@ -50,12 +50,12 @@ def compare(config: UniLSConfig, seeds: range, people: int) -> tuple[int, int]:
     for seed in seeds:
         model = random_model(config, seed)
         program = make_program(model, people=people)
-        sound, *conditions = inputs(program, seed)
-        chunk = run(program, sound, *conditions, seed=seed)
-        tracks = None if sound is None else sound[0]
+        audio, *conditions = inputs(program, seed)
+        chunk = run(program, audio, *conditions, seed=seed)
+        tracks = None if audio is None else audio[0]
         known = [np.asarray(x[0]) for x in (*conditions, chunk.bits)]
-        conditional, free, motion = reference(*split(model), tracks, *known)
-        expected = 1.5 * conditional - 0.5 * free
+        conditional, unconditional, motion = reference(*split(model), tracks, *known)
+        expected = 1.5 * conditional - 0.5 * unconditional
         gaps = [np.asarray(logits[..., 1] - logits[..., 0]) for logits in (expected, chunk.logits[0])]
         sure = np.abs(gaps[0]) > SURE_GAP
         np.testing.assert_array_equal((gaps[0] > 0)[sure], (gaps[1] > 0)[sure])
@@ -85,44 +85,44 @@ def program():
 
 
 def test_audio_encoded_apart_gives_the_same_chunk(program):
-    sound, *conditions = inputs(program)
-    together, apart = run(program, sound, *conditions), run(program, program.encode(sound), *conditions)
+    audio, *conditions = inputs(program)
+    together, apart = run(program, audio, *conditions), run(program, program.encode(audio), *conditions)
     np.testing.assert_array_equal(together.bits, apart.bits)
     np.testing.assert_allclose(together.motion, apart.motion, atol=1e-5)
 
 
 def test_what_follows_are_the_features_of_the_motion(program):
-    sound, *conditions = inputs(program)
+    audio, *conditions = inputs(program)
     controls = make_controls([Sampling()], [0], [0])
-    chunk, after = program.chunk(sound, *map(jnp.array, conditions), controls)
+    chunk, after = program.chunk(StepInputs(audio, *map(jnp.array, conditions), controls))
     np.testing.assert_array_equal(after[0], program.features(np.asarray(chunk.motion[0])))
 
 
 def test_guidance_of_at_most_one_is_the_conditional_branch_in_a_guided_program(program):
-    sound, *conditions = inputs(program)
+    audio, *conditions = inputs(program)
     unguided = dataclasses.replace(program, guided=False)
-    expected = run(unguided, sound, *conditions, [Sampling(cfg=1.0)])
+    expected = run(unguided, audio, *conditions, [Sampling(cfg=1.0)])
     for cfg in (0.0, 1.0):
-        chunk = run(program, sound, *conditions, [Sampling(cfg=cfg)])
+        chunk = run(program, audio, *conditions, [Sampling(cfg=cfg)])
         np.testing.assert_array_equal(chunk.bits, expected.bits)
         np.testing.assert_allclose(chunk.logits, expected.logits, atol=1e-5)
-    guided = run(program, sound, *conditions, [Sampling(cfg=1.5)])
+    guided = run(program, audio, *conditions, [Sampling(cfg=1.5)])
     assert np.abs(np.asarray(guided.logits - expected.logits)).max() > 1e-2
 
 
 def test_bfloat16_rounds_and_no_more():
-    """Encoder and prior compute in it; the codec and the logits stay float32."""
+    """Asserts that encoder and prior compute in it; the codec and the logits stay float32."""
     model = random_model(DIALOGUE, 0)
     exact, rounded = make_program(model), make_program(model, dtype="bfloat16")
-    sound, *conditions = inputs(exact)
-    assert rounded.encode(sound).dtype == jnp.bfloat16
+    audio, *conditions = inputs(exact)
+    assert rounded.encode(audio).dtype == jnp.bfloat16
     assert {str(rounded.params[path].dtype) for path in ("codec/encoder/inp/kernel", "prior/head/kernel")} == {
         "float32"
     }
     assert str(rounded.params["prior/blocks/0/mlp/up/kernel"].dtype) == "bfloat16"
     np.testing.assert_array_equal(exact.constants.features, rounded.constants.features)
     first = slice(0, 1)  # before any sampled bit can differ
-    ours, theirs = (run(p, sound, *conditions).logits[:, :, first] for p in (rounded, exact))
+    ours, theirs = (run(p, audio, *conditions).logits[:, :, first] for p in (rounded, exact))
     assert ours.dtype == jnp.float32
     assert 0 < np.abs(np.asarray(ours - theirs)).max() < 0.1 * np.abs(np.asarray(theirs)).max()
 
@@ -137,31 +137,32 @@ def test_the_price_of_a_dtype_is_counted_in_bits():
     assert 0 < bits_changed(model, batch, "bfloat16") < 0.05
 
 
-def full_size_work(people: int, sound: tuple[int, ...]) -> Work:
-    """The counted work of one chunk of the full model, for one slot."""
+def full_size_work(people: int, audio: tuple[int, ...]) -> Work:
+    """Counts the work of one chunk of the full model, for one slot."""
     graphdef, params = abstract_model(UniLSConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config()))
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
-    def chunk(params, silent, features, *inputs):
-        return decode_chunk(merge(graphdef, params), Constants(features, silent), *inputs, guided=True, dtype="float32")
+    def chunk(params, silent, features, inputs):
+        return decode_chunk(merge(graphdef, params), Constants(features, silent), inputs, guided=True, dtype="float32")
 
     conditions = [shape((1, people, 100, 32))] * 3
     controls = jax.tree.map(jnp.asarray, make_controls([Sampling()], [0], [0]))
-    return count(chunk, params, shape((8, 2, 512)), shape((100, 32)), shape(sound), *conditions, controls)
+    inputs = StepInputs(shape(audio), *conditions, controls)
+    return count(chunk, params, shape((8, 2, 512)), shape((100, 32)), inputs)
 
 
 @pytest.mark.slow
 def test_a_chunk_at_full_size_costs_what_caching_leaves():
     both, one_without_encoder = full_size_work(2, (1, 2, 64_000)), full_size_work(1, (1, 2, 199, 1024))
     encoder = both.within("wav2vec2")
-    assert 290e9 < encoder < 300e9  # once a track, whoever is decoded
+    assert 290e9 < encoder < 300e9  # once a track, whether one or both are decoded
     assert 60e9 < one_without_encoder.total <= 88e9
     assert one_without_encoder.total + encoder <= 385e9
     assert 400e9 < both.total <= 465e9
 
 
 def draw(sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """10^6 bits of 20 slots, two people each, and the number of their logit, one of 16."""
+    """Draws 10^6 bits of 20 slots, two people each; also returns the level of their logit."""
     slots, people, shape = 20, 2, (100, 250)
     level = np.random.default_rng(0).integers(0, 16, (slots * people, *shape))
     gap = np.linspace(-3, 3, 16, dtype=np.float32)[level]
@@ -174,7 +175,7 @@ def draw(sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chi_square_p(bits: np.ndarray, level: np.ndarray, probability: np.ndarray) -> float:
-    """The chance of bits at least so far from the probability of each level's bits being 1."""
+    """Returns the chance of bits at least so far from the probability of each level's bits."""
     number = np.bincount(level)
     expected = number * probability
     statistic = (np.bincount(level, bits) - expected) ** 2 / (expected * (1 - probability))

@@ -65,7 +65,7 @@ def test_tracks_may_come_one_after_the_other(program):
     streams = Streams(program)
     stream = streams.open()
     stream.feed(own, other[:0])
-    assert streams.run() == 0 and stream.num_ready == 0
+    assert streams.run() == 0 and stream not in streams.queue
     stream.feed(own[:0], other)
     assert streams.run() == 1
     np.testing.assert_array_equal(stream.receive(), one_shot(program, own, other))
@@ -135,7 +135,7 @@ def test_reset_begins_anew(program):
     stream.set_style(style(3))
     stream.feed(noise(CHUNK, 2))
     stream.reset()
-    assert stream.num_ready == 0 and stream.receive().shape[1] == 0 and streams.run() == 0
+    assert stream not in streams.queue and stream.receive().shape[1] == 0 and streams.run() == 0
     stream.feed(noise(1000))
     stream.flush()
     streams.run()
@@ -223,7 +223,7 @@ class Fed:
     motion: list[np.ndarray] = field(default_factory=list)
 
     def feed(self, stream: Stream, rng: np.random.Generator) -> None:
-        """A few pieces; after the last one it is flushed."""
+        """Feeds a few parts; flushes after the last one."""
         for _ in range(int(rng.integers(0, 4))):
             if self.fed < len(self.request.audio):
                 part = slice(self.fed, self.fed + int(rng.integers(0, self.piece)))
@@ -242,7 +242,7 @@ def random_request(rng: np.random.Generator, name: str) -> Request:
 
 @pytest.mark.slow
 def test_a_thousand_streams_are_their_one_shot_decodes():
-    """Random lengths and feeding patterns through one process: equal, fair, and no memory is kept."""
+    """Feeds random lengths in random patterns: equal to one-shot, fair, and no memory is kept."""
     program, rng = make_program(tiny_model("merged"), slots=8), np.random.default_rng(0)
     streams = Streams(program, capacity=40)
     live: dict[Stream, Fed] = {}
@@ -262,7 +262,7 @@ def test_a_thousand_streams_are_their_one_shot_decodes():
             state.motion.append(stream.receive())
             waits += [latency.queue_runs / rounds for latency in stream.latencies]
             stream.latencies.clear()
-            if state.fed >= len(state.request.audio) and not stream.num_ready:
+            if state.fed >= len(state.request.audio) and stream not in streams.queue:
                 stream.close()
                 ended.append(live.pop(stream))
         if len(ended) >= 50 or opened == 1000 and not live:
@@ -279,6 +279,6 @@ def test_a_thousand_streams_are_their_one_shot_decodes():
 
 
 def resident_mib() -> float:
-    """What the process holds in memory now."""
+    """Returns what the process holds in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20

@@ -18,7 +18,7 @@ from unils_jax.checkpoints.exporting import export, make_meta_cfg
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
-from unils_jax.inference.program import Program, make_program
+from unils_jax.inference.program import Program, StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.registry import STAGES
@@ -31,21 +31,21 @@ ONE_AUDIO = ("own", "mixed")
 
 @cache
 def program(audio_condition: str, people: int) -> Program:
-    """One for all tests that decode with it."""
+    """Returns one program for all tests that decode with it."""
     return make_program(random_model(replace(CONFIGS[audio_condition], lora=None), 0), people=people)
 
 
 @cache
 def teacher_forced(audio_condition: str):
-    """(batch, who loses the audio [B, 2]) -> logits of two pairs."""
+    """Returns a function of (batch, people without audio [B, 2]) to the logits of two pairs."""
     graphdef, params = split(tiny_model(audio_condition))
     run = jax.jit(lambda batch, noise: generator_logits(merge(graphdef, params), batch, noise)[0])
     kept = jnp.zeros((2, 2, 1, 1), bool)
     flips = jnp.zeros((2, 2, sum(SCALES[:-1]), CODE_DIM), bool)
 
-    def logits(batch: dict, deaf: Array = kept[..., 0, 0]) -> np.ndarray:
-        drop = deaf[..., None, None]
-        return np.asarray(run(batch, StepNoise(kept, kept, drop, ~drop, flips)))  # the other track's drop is nobody's
+    def logits(batch: dict, no_audio: Array = kept[..., 0, 0]) -> np.ndarray:
+        drop = no_audio[..., None, None]
+        return np.asarray(run(batch, StepNoise(kept, kept, drop, ~drop, flips)))  # there is no other track to drop
 
     return logits
 
@@ -59,35 +59,35 @@ def pairs() -> dict[str, Array]:
     return {**motions, "audio": jnp.stack([jnp.asarray(tracks(seed)) for seed in range(2)])}
 
 
-def moved(audio_condition: str, first: dict, second: dict, *deaf: Array) -> np.ndarray:
-    """Whose logits differ, [2, 2]."""
+def moved(audio_condition: str, first: dict, second: dict, *no_audio: Array) -> np.ndarray:
+    """Returns for each person whether the logits differ, [2, 2]."""
     logits = teacher_forced(audio_condition)
-    return np.abs(logits(first, *deaf) - logits(second, *deaf)).max((2, 3, 4)) > 1e-3
+    return np.abs(logits(first, *no_audio) - logits(second, *no_audio)).max((2, 3, 4)) > 1e-3
 
 
 @pytest.mark.parametrize(("audio_condition", "people"), [("own", 1), ("mixed", 2)])
 def test_cached_logits_are_those_of_the_training_forward(audio_condition, people):
     ready = program(audio_condition, people)
-    model, sound = merge(ready.graphdef, ready.params), tracks()
+    model, audio = merge(ready.graphdef, ready.params), tracks()
     clips = [np.asarray(random_motion(people, 100, seed=seed)) for seed in range(3)]
-    style, prev, free = (ready.features(clip)[None] for clip in clips)
+    style, prev, uncond_prev = (ready.features(clip)[None] for clip in clips)
     controls = make_controls([Sampling()], [0], [0])
-    chunk, _ = ready.chunk(sound[None], style, jnp.array(prev), free, controls)
-    known = [x[0] for x in (style, prev, free, chunk.bits)]
-    conditional, deaf, motion = jitted(model, uncached, jnp.asarray(sound), *known)
-    np.testing.assert_allclose(chunk.logits[0], 1.5 * conditional - 0.5 * deaf, atol=1e-4)
+    chunk, _ = ready.chunk(StepInputs(audio[None], style, jnp.array(prev), uncond_prev, controls))
+    known = [x[0] for x in (style, prev, uncond_prev, chunk.bits)]
+    conditional, unconditional, motion = jitted(model, uncached, jnp.asarray(audio), *known)
+    np.testing.assert_allclose(chunk.logits[0], 1.5 * conditional - 0.5 * unconditional, atol=1e-4)
     np.testing.assert_allclose(chunk.motion[0], motion, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("audio_condition", "people", "encoded"), [("dialogue", 1, 2), ("own", 1, 1), ("own", 2, 2), ("mixed", 2, 1)]
 )
-def test_the_encoder_runs_once_for_every_track_that_is_heard(audio_condition, people, encoded):
+def test_the_encoder_runs_once_for_every_track_that_is_used(audio_condition, people, encoded):
     model, audio = tiny_model(audio_condition), jax.ShapeDtypeStruct((3, 2, 64_000), jnp.float32)
     features = jax.eval_shape(lambda audio: model.encode_audio(audio, people), audio)
     assert features.shape[:2] == (3, encoded)
-    heard = jax.eval_shape(lambda features: model.audio_of_people(features, people), features)
-    assert [x.shape for x in heard] == [(3 * people, *features.shape[2:])] * len(model.prior.audio_embeds)
+    tracks_of_people = jax.eval_shape(lambda features: model.audio_of_people(features, people), features)
+    assert [x.shape for x in tracks_of_people] == [(3 * people, *features.shape[2:])] * len(model.prior.audio_embeds)
 
 
 def motion_of(audio_condition: str, own: np.ndarray, other: np.ndarray | None, people: int) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_who_listens_to_the_own_track_moves_alike_whatever_the_other_s():
     assert not np.array_equal(motion_of("own", other, own, 1), motion)
 
 
-def test_mixed_audio_is_the_same_for_both_whoever_spoke_it():
+def test_mixed_audio_is_the_same_for_both_people():
     own, other, another = (tracks(seed)[0] for seed in range(3))
     motion = motion_of("mixed", own, other, 2)
     np.testing.assert_array_equal(motion_of("mixed", other, own, 2), motion)
@@ -124,9 +124,9 @@ def test_people_of_a_pair_train_on_what_they_listen_to():
 
 @pytest.mark.parametrize("audio_condition", ONE_AUDIO)
 def test_one_drop_silences_the_one_audio_of_its_person(audio_condition):
-    batch, deaf = pairs(), jnp.array([[True, False], [False, False]])
+    batch, no_audio = pairs(), jnp.array([[True, False], [False, False]])
     other_audio = {**batch, "audio": batch["audio"][::-1]}
-    np.testing.assert_array_equal(moved(audio_condition, other_audio, batch, deaf), ~np.asarray(deaf))
+    np.testing.assert_array_equal(moved(audio_condition, other_audio, batch, no_audio), ~np.asarray(no_audio))
 
 
 @pytest.mark.parametrize("audio_condition", ONE_AUDIO)
@@ -174,12 +174,12 @@ def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(audio_con
     ours = teacher_forced(audio_condition)(batch).swapaxes(0, 1).reshape(logits.shape)
     assert np.abs(logits.numpy() - ours).max() < 1e-5 * np.abs(ours).max()
 
-    ready, sound = program(audio_condition, 1 if audio_condition == "own" else 2), tracks()
+    ready, audio = program(audio_condition, 1 if audio_condition == "own" else 2), tracks()
     params = {path: np.asarray(value) for path, value in ready.params.items()}
     merged = Checkpoint(replace(CONFIGS[audio_condition], lora=None), params, "flame", {"checkpoint": "tiny"})
     twin = twin_of(merged, tmp_path / "y.safetensors")
-    motion = torch_runs.decode(twin, torch.tensor(sound), tau=0.0).motion[0]
-    request = Request(*sound, sampling=Sampling(tau=0.0))
+    motion = torch_runs.decode(twin, torch.tensor(audio), tau=0.0).motion[0]
+    request = Request(*audio, sampling=Sampling(tau=0.0))
     np.testing.assert_allclose(next(decode_many(ready, [request]))[1][0], motion, atol=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_files_name_the_one_attention_as_artalk_does_and_return(audio_condition,
     np.testing.assert_array_equal(again.params["prior/audio_embed"], checkpoint.params["prior/audio_embed"])
 
 
-def test_a_file_that_does_not_say_what_its_one_attention_hears_hears_its_own_track(tmp_path):
+def test_a_file_that_does_not_name_the_audio_of_its_one_attention_uses_the_own_track(tmp_path):
     meta_cfg = make_meta_cfg(checkpoint_of("mixed").merged())
     assert meta_cfg["MODEL"].pop("AUDIO_CONDITION") == "mixed"
     state = {"attn_blocks.audio_pos": np.zeros((1, 1, 6), np.float32)}

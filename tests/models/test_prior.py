@@ -26,7 +26,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def arguments():
-    """style, prev, inputs, own and other audio of two samples."""
+    """Returns style, prev, inputs, own and other audio of two samples."""
     audio_dim = tiny_model("dialogue").prior.own_audio_embed.shape[-1]
     clips = [normal(seed, 2, SCALES[-1], CODE_DIM) for seed in (0, 1)]
     audio = [normal(seed, 2, AUDIO_FRAMES, audio_dim) for seed in (3, 4)]
@@ -64,7 +64,7 @@ def test_tokens_stand_in_the_middle_of_what_they_cover():
     np.testing.assert_array_equal(token_positions((1, 4)), [*range(8), 8 + 2, 8 + 0, 8 + 1, 8 + 2, 8 + 3])
 
 
-def test_audio_stands_beside_the_window_it_belongs_to():
+def test_audio_has_the_positions_of_its_window():
     np.testing.assert_array_equal(audio_positions(4, 100), [200, 225, 250, 275])
 
 

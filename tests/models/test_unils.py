@@ -21,7 +21,7 @@ STATISTICS = 216  # mean and deviation of 108 channels, which the published coun
 
 @cache
 def published(name: str) -> dict:
-    """The shapes of a published config's model, by path, as the stage trains it."""
+    """Returns the shapes of a published config's model, by path, as the stage trains it."""
     config = from_dict(UniLSConfig, load_config(name).model.to_dict(), "model")
     shapes = abstract(lambda rngs: UniLS(replace(config, wav2vec2=None), rngs=rngs))[1]
     return shapes | (encoder(config.wav2vec2) if config.wav2vec2 else {})
@@ -29,7 +29,7 @@ def published(name: str) -> dict:
 
 @cache
 def encoder(config: Wav2Vec2Config) -> dict:
-    """The shapes of the audio encoder, which several configs share."""
+    """Returns the shapes of the audio encoder, which several configs share."""
     shapes = abstract(lambda rngs: Wav2Vec2(config, rngs=rngs))[1]
     return {f"audio_encoder/{path}": shape for path, shape in shapes.items()}
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unils_jax.models.wav2vec2 import (
-    EncoderNoise,
-    EncoderRates,
-    Wav2Vec2,
-    Wav2Vec2Config,
-    draw_encoder_noise,
-    draw_time_mask,
-)
+from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise, draw_time_mask
+from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.nn.layers import resample
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.nn.stack import FLOAT32, Compute

@@ -18,14 +18,14 @@ def normal(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def randomised(module: nnx.Module) -> nnx.Module:
-    """No bias zero, no norm trivial."""
+    """Returns the module with random parameters: no bias zero, no norm trivial."""
     graphdef, params = split(module)
     rng = np.random.default_rng(0)
     return merge(graphdef, {p: jnp.asarray(rng.normal(0, 0.4, v.shape), jnp.float32) for p, v in params.items()})
 
 
 def attention_by_hand(attention: MultiHeadAttention, x, memory, bias=0.0) -> np.ndarray:
-    """Every head by itself, in float64, of torch's [3D, D] weight."""
+    """Computes every head apart, in float64, from torch's [3D, D] weight."""
     weight, offset = np.float64(attention.in_proj.kernel[...]).T, np.float64(attention.in_proj.bias[...])
     width, outs = DIM // HEADS, []
     for head in range(HEADS):

@@ -3,24 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
 
-from unils_jax.inference.program import Chunk, Program
+from unils_jax.inference.program import Chunk, Program, StepInputs
+from unils_jax.inference.sampling import Input
 from unils_jax.models.quantizer import full_features, next_scale_inputs
 from unils_jax.models.unils import UniLS
 
 
 @dataclass(frozen=True)
 class Call:
-    """One run of the chunk program: who ran it, what went in (copied, `prev` is donated), what came out."""
+    """One run of the chunk program: its program, the inputs (copied, `prev` is donated), the chunk."""
 
     program: Program
-    sound: Any
+    audio: Input | None
     style: np.ndarray
     prev: np.ndarray
     uncond_prev: np.ndarray
@@ -29,14 +29,14 @@ class Call:
 
 @contextmanager
 def recorded_chunks() -> Iterator[list[Call]]:
-    """Every chunk that is decoded inside the context, in order."""
+    """Yields a list of every chunk that is decoded inside the context, in order."""
     calls: list[Call] = []
     run = Program.chunk
 
-    def recording(program: Program, sound, style, prev, uncond_prev, controls, bits=None):
-        inputs = [np.array(x) for x in (style, prev, uncond_prev)]
-        chunk, after = run(program, sound, style, prev, uncond_prev, controls, bits)
-        calls.append(Call(program, sound, *inputs, chunk))
+    def recording(program: Program, inputs: StepInputs):
+        clips = [np.array(x) for x in (inputs.style, inputs.prev, inputs.uncond_prev)]
+        chunk, after = run(program, inputs)
+        calls.append(Call(program, inputs.audio, *clips, chunk))
         return chunk, after
 
     with pytest.MonkeyPatch.context() as patch:
@@ -44,18 +44,22 @@ def recorded_chunks() -> Iterator[list[Call]]:
         yield calls
 
 
-def uncached(model: UniLS, sound: Array | None, style: Array, prev: Array, free: Array, bits: Array) -> list[Array]:
-    """What the training forward makes of a chunk whose `bits [R, L, C]` are known, nothing cached: the logits of the
-    conditional and of the unconditional branch, and the motion. `sound [2, N]` is of one slot, R its people;
-    conditions are features."""
-    heard = []
-    if sound is not None and model.prior.audio_condition == "mixed":
-        heard = [jnp.repeat(model.audio_encoder(sound[:1] + sound[1:]), len(bits), axis=0)]
-    elif sound is not None:
-        tracks = model.audio_encoder(sound)
-        heard = [tracks[: len(bits)], tracks[::-1][: len(bits)]][: 2 if model.prior.audio_condition == "pair" else 1]
+def uncached(
+    model: UniLS, audio: Array | None, style: Array, prev: Array, uncond_prev: Array, bits: Array
+) -> list[Array]:
+    """Computes a chunk whose `bits [R, L, C]` are known by the training forward, nothing cached.
+
+    Returns the logits of the conditional and of the unconditional branch, and the motion. `audio [2, N]` is of one
+    slot, R its people; conditions are features.
+    """
+    tracks = []
+    if audio is not None and model.prior.audio_condition == "mixed":
+        tracks = [jnp.repeat(model.audio_encoder(audio[:1] + audio[1:]), len(bits), axis=0)]
+    elif audio is not None:
+        both = model.audio_encoder(audio)
+        tracks = [both[: len(bits)], both[::-1][: len(bits)]][: 2 if model.prior.audio_condition == "pair" else 1]
     inputs = next_scale_inputs(bits, model.codec.scales)
-    deaf = model.codec.features(jnp.zeros((len(bits), 100, 108)))
-    conditional = model.prior(style, prev, inputs, *heard)
-    unconditional = model.prior(deaf, free, inputs, *map(jnp.zeros_like, heard))
+    no_style = model.codec.features(jnp.zeros((len(bits), 100, 108)))
+    conditional = model.prior(style, prev, inputs, *tracks)
+    unconditional = model.prior(no_style, uncond_prev, inputs, *map(jnp.zeros_like, tracks))
     return [conditional, unconditional, model.codec.decode(full_features(bits, model.codec.scales))]

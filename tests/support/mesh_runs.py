@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,16 @@ NUM_DEVICES, NUM_UPDATES, RATE = 8, 5, 1e-3
 # Of gradients, relative to the tensor's largest entry; of weights after the last update; and how far each must get.
 GRADIENTS, WEIGHTS, MOVED = 1e-5, 1e-4, 1e-3
 FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={NUM_DEVICES}"
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Counts the bytes that the tree's arrays take on one device.
+
+    Shapes with shardings count as the arrays that they describe.
+    """
+    import jax
+
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def run(
@@ -87,7 +98,7 @@ def updates(stage, graphdef, objective, optimizer, params, batch, mesh, accumula
     import jax
     import jax.numpy as jnp
 
-    from unils_jax.training.sharding import bytes_per_device, global_batch, place, replicated, shardings
+    from unils_jax.training.sharding import global_batch, replicated, shard_params, shardings
     from unils_jax.training.step import init_state, make_train_step
 
     trainable, frozen = stage.split(params)
@@ -95,7 +106,7 @@ def updates(stage, graphdef, objective, optimizer, params, batch, mesh, accumula
     if mesh is None:
         trainable, frozen = (jax.tree.map(jnp.asarray, part) for part in (trainable, frozen))
     else:
-        trainable, frozen = place(mesh, trainable), place(mesh, frozen)
+        trainable, frozen = shard_params(mesh, trainable), shard_params(mesh, frozen)
         batch, key = global_batch(mesh, batch), jax.device_put(key, replicated(mesh))
     state = init_state(trainable, optimizer, mesh=mesh)
     size = bytes_per_device(state)

@@ -11,10 +11,11 @@ import numpy as np
 from flax import nnx
 
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.encoder_noise import EncoderRates
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
-from unils_jax.models.wav2vec2 import EncoderRates, Wav2Vec2Config
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
 from unils_jax.systems.registry import system_of_config

@@ -18,8 +18,8 @@ from unils_jax.nn.params import abstract
 from unils_jax.systems.unils.system import CODEC
 from unils_jax.training import flops
 from unils_jax.training.config import DataConfig, RunConfig, make_objective
-from unils_jax.training.loop import InitialState, TrainOptions, train
-from unils_jax.training.metrics import MetricsLog
+from unils_jax.training.loop import InitialState, TrainOptions, TrainSetup, train
+from unils_jax.training.metrics import KeptRows, MetricsLog
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.profiling import BFLOAT16_PEAKS, Throughput, known_peak, parse_steps
 from unils_jax.training.sharding import make_mesh
@@ -55,8 +55,8 @@ class MadeUp:
         assert json.loads(state) == {"step": self.step}
 
 
-def run(workdir: Path, batch: Callable[[int], dict[str, np.ndarray]] = batch_of, extras=None, **settings) -> dict:
-    """A tiny codec trained on made-up batches."""
+def run(workdir: Path, batch: Callable[[int], dict[str, np.ndarray]] = batch_of, options=None, **settings) -> dict:
+    """Trains a tiny codec on made-up batches."""
     common = {"num_steps": 5, "log_every": 1, "eval_every": 100, "eval_batches": 1, "checkpoint_every": 100}
     config = RunConfig("codec", data=DataConfig("-", 2), model=MODEL, **common | settings)
     graphdef, shapes = abstract(lambda rngs: UniLS(MODEL, rngs=rngs))
@@ -69,9 +69,9 @@ def run(workdir: Path, batch: Callable[[int], dict[str, np.ndarray]] = batch_of,
     def held_out():
         return iter([batch_of(99), batch_of(98)])
 
-    start, objective = InitialState(shapes, {}, fresh), make_objective(config, None)
+    setup = TrainSetup(make_mesh(), graphdef, make_objective(config, None), InitialState(shapes, {}, fresh))
     with quick_compiles():
-        return train(config, workdir, make_mesh(), graphdef, start, objective, MadeUp(batch), held_out, extras)
+        return train(config, workdir, setup, MadeUp(batch), held_out, options)
 
 
 def rows(workdir: Path, split: str) -> list[dict]:
@@ -97,8 +97,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_records_are_named(tmp_pat
         for bad in (2, 5):
             assert_same(item(tmp_path, bad - 1, name), item(tmp_path, bad, name))
     assert any(np.any(item(tmp_path, 3, "params")[p] != v) for p, v in item(tmp_path, 2, "params").items())
-    told = rows(tmp_path, "train")
-    assert [row["finite"] for row in told] == [1, 0, 1, 1, 0] and told[1]["loss"] is None
+    reported = rows(tmp_path, "train")
+    assert [row["finite"] for row in reported] == [1, 0, 1, 1, 0] and reported[1]["loss"] is None
     assert "step 2 is not finite (loss nan, gradient norm nan) and left out; its records: beta, delta" in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_training_ends_after_too_many_steps_in_a_row_that_are_not_finite(tmp_pat
         run(tmp_path, broken_at(2, 4, 5, 6, 7, 8, 9), num_steps=20, max_bad_steps=3)
 
 
-def test_a_step_that_is_compiled_again_is_told(tmp_path, caplog):
+def test_a_step_that_is_compiled_again_is_logged(tmp_path, caplog):
     run(tmp_path, lambda step: batch_of(step, 4 if step == 4 else 2))
     assert "WARNING: step 4 was compiled again" in caplog.text and caplog.text.count("compiled again") == 1
 
@@ -131,25 +131,25 @@ def test_validation_is_of_the_averaged_weights(tmp_path):
         assert np.isclose(loss, rows(tmp_path, "val")[0]["loss"], rtol=1e-5) == agrees
 
 
-def test_the_probe_sees_all_averaged_parameters_when_it_is_due(tmp_path):
+def test_the_free_running_evaluation_gets_all_averaged_parameters_when_it_is_due(tmp_path):
     seen = {}
 
-    def probe(step: int, params: dict) -> dict[str, float]:
+    def evaluate(step: int, params: dict) -> dict[str, float]:
         seen[step] = params
         return {"unils/both/LVE": float(step)}
 
-    last = run(tmp_path, extras=TrainOptions(probe=probe), probe_every=2, checkpoint_every=2)
+    last = run(tmp_path, options=TrainOptions(free_running_eval=evaluate), probe_every=2, checkpoint_every=2)
     assert [(row["step"], row["unils/both/LVE"]) for row in rows(tmp_path, "free")] == [(2, 2), (4, 4), (5, 5)]
     assert last["free/unils/both/LVE"] == 5
     assert_same(seen[4], item(tmp_path, 4, "ema") | item(tmp_path, 4, "frozen"))
 
 
 def test_speed_is_told_apart_from_what_was_learnt(tmp_path):
-    run(tmp_path, extras=TrainOptions(peak_flops=1e12))
-    told = rows(tmp_path, "speed")
-    assert [row["step"] for row in told] == [1, 2, 3, 4, 5]
-    assert told[0]["compile_s"] > 0 and "steps_per_s" not in told[0]
-    for row in told[1:]:
+    run(tmp_path, options=TrainOptions(peak_flops=1e12))
+    reported = rows(tmp_path, "speed")
+    assert [row["step"] for row in reported] == [1, 2, 3, 4, 5]
+    assert reported[0]["compile_s"] > 0 and "steps_per_s" not in reported[0]
+    for row in reported[1:]:
         assert row["frames_per_s"] == pytest.approx(200 * row["steps_per_s"]) and 0 <= row["data_wait_share"] <= 1
         assert row["flops_utilisation"] > 0 and row["host_memory_gib"] > 0 and "compile_s" not in row
     assert not {"steps_per_s", "compile_s"} & {name for row in rows(tmp_path, "train") for name in row}
@@ -176,7 +176,7 @@ def test_data_sheet_peaks_are_of_the_longest_fitting_name_and_of_bfloat16_alone(
 
 def test_a_trace_holds_the_steps_and_the_named_scopes(tmp_path, caplog):
     caplog.set_level("INFO", "unils_jax")
-    run(tmp_path, extras=TrainOptions(profile_steps=(3, 4)))
+    run(tmp_path, options=TrainOptions(profile_steps=(3, 4)))
     (trace,) = (tmp_path / "profile").rglob("*.trace.json.gz")
     (xplane,) = (tmp_path / "profile").rglob("*.xplane.pb")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -195,31 +195,32 @@ def test_steps_to_trace_are_two_numbers(text):
 
 
 def test_metrics_of_a_run_that_was_cut_are_dropped_on_resume(tmp_path):
-    with MetricsLog(tmp_path, 0) as log:
+    with MetricsLog(tmp_path) as log:
         for step in range(1, 6):
             log.write(step, "train", {"loss": step + 0.1})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "spl')
-    with MetricsLog(tmp_path, 3) as log:
+    with MetricsLog(tmp_path, KeptRows(3)) as log:
         log.write(4, "train", {"loss": 0.25, "grad_norm": float("inf")})
         assert log.last == {"train/loss": 0.25, "train/grad_norm": float("inf")}
-    told = [(row["step"], row["loss"]) for row in metrics(tmp_path)]
-    assert told == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)] and metrics(tmp_path)[-1]["grad_norm"] is None
+    reported = [(row["step"], row["loss"]) for row in metrics(tmp_path)]
+    assert reported == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)] and metrics(tmp_path)[-1]["grad_norm"] is None
 
 
-def test_an_evaluation_that_is_still_to_come_is_not_told_twice(tmp_path):
-    with MetricsLog(tmp_path, 0) as log:
+def test_an_evaluation_that_is_still_to_come_is_not_logged_twice(tmp_path):
+    with MetricsLog(tmp_path) as log:
         for step in (1, 2):
             for split in ("train", "val", "free"):
                 log.write(step, split, {"loss": 1.0})
     for evaluated, left in ((True, ["train", "val", "free"]), (False, ["train"])):
-        with MetricsLog(tmp_path, 2, evaluated=evaluated):
+        with MetricsLog(tmp_path, KeptRows(2, evaluated=evaluated)):
             assert [row["split"] for row in metrics(tmp_path) if row["step"] == 2] == left
     assert len(metrics(tmp_path)) == 4
 
 
-def test_only_the_first_process_writes_the_log(tmp_path):
-    with MetricsLog(tmp_path / "none", 0, writes=False) as log:
+def test_a_log_without_a_folder_writes_nothing_and_knows_its_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with MetricsLog(None) as log:
         log.write(1, "train", {"loss": 0.5})
         assert log.last == {"train/loss": 0.5}
-    assert not (tmp_path / "none").exists()
+    assert not list(tmp_path.iterdir())

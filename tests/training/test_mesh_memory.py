@@ -16,8 +16,11 @@ BATCH, FRAMES, NUM_VERTICES, ARRAYS_HELD = 64, 100, 5023, 9
 
 @pytest.mark.slow
 def test_vertices_of_a_full_batch_stay_within_the_stated_memory(golden):
-    """Compiled, not run: nine arrays [64, mesh_frames, 5023, 3] of float32 at once, 0.35 GB for ten frames, forward and
-    backward; all 100 frames at once take more than eight times as much."""
+    """Compiles the mesh losses of a full batch; nothing runs.
+
+    Nine arrays [64, mesh_frames, 5023, 3] of float32 at once take 0.35 GB for ten frames, forward
+    and backward; all 100 frames at once take more than eight times as much.
+    """
     head = golden_flame_asset(golden)
     assert len(head.v_template) == NUM_VERTICES
     vertices = partial(flame.vertices, head, head_rotation=False)

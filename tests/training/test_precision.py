@@ -5,7 +5,10 @@ from unils_jax.benchmarks.precision_runs import compare, smoke_configs
 
 @pytest.mark.slow
 def test_bfloat16_reaches_the_validation_loss_of_float32(tiny_store):
-    """The smoke configs' models for some steps; whole runs: docs/cluster.md, `unils_jax.benchmarks.precision_runs`."""
+    """Trains the smoke configs' models for some steps.
+
+    For whole runs see docs/training.md and `unils_jax.benchmarks.precision_runs`.
+    """
     losses = compare(smoke_configs(tiny_store, num_steps=12, eval_batches=1), seeds=(0,))
     for stage, of in losses.items():
         (exact,), (rounded,) = of["float32"], of["bfloat16"]

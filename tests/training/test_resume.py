@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, damaged or changed go on as if nothing had been, or say why they do not."""
+"""Runs that are killed, stopped, damaged or changed go on as if nothing had been, or say why they do not."""
 
 import gc
 import json
@@ -41,7 +41,7 @@ LONG = 60  # steps of a run that is interrupted; it saves every second one
 
 
 def command(runs, stage: str, workdir: Path) -> list:
-    """A run of LONG steps in a process of its own."""
+    """Returns the command of a run of LONG steps in a process of its own."""
     parent = [] if PARENTS[stage] is None else ["--parent", runs.workdirs[PARENTS[stage]]]
     often = ["num_steps", "checkpoint_every", "eval_every"]
     steps = [f"--config.{name}={value}" for name, value in zip(often, (LONG, 2, 7), strict=True)]
@@ -50,7 +50,7 @@ def command(runs, stage: str, workdir: Path) -> list:
 
 
 def killed(command: list, workdir: Path, step: int, number: int, cache: Path, saved: int = 0) -> int:
-    """The exit status of a run that is sent a signal once it has told of `step` and has saved `saved`."""
+    """Sends a signal to a run that has logged `step` and saved `saved`; returns its exit status."""
     log = workdir.with_suffix(".log")
     folder = workdir / "checkpoints" / str(saved or "")
     with started(command, cache, log) as process:
@@ -61,7 +61,7 @@ def killed(command: list, workdir: Path, step: int, number: int, cache: Path, sa
 
 
 def random_steps(seed: str, number: int) -> list[int]:
-    """So many steps of a long run, in their order."""
+    """Draws so many steps of a long run, in their order."""
     return sorted(random.Random(seed).sample(range(1, LONG - 8), number))
 
 
@@ -108,9 +108,9 @@ def test_a_run_told_to_stop_saves_and_retrains_nothing(tiny_runs, tmp_path, stag
         stopped_at = last_step(broken)
         assert f"stopped by {signal.Signals(number).name} after step {stopped_at}, which is saved" in log
         assert (broken / "checkpoints" / str(stopped_at)).is_dir()
-        told = (broken / "metrics.jsonl").read_bytes()
+        reported = (broken / "metrics.jsonl").read_bytes()
     assert run_to_end(command(tiny_runs, stage, broken), cache, tmp_path / "broken.log") == 0
-    assert (broken / "metrics.jsonl").read_bytes().startswith(told)
+    assert (broken / "metrics.jsonl").read_bytes().startswith(reported)
     assert_same_run(whole, broken, LONG)
 
 
@@ -151,7 +151,7 @@ def test_the_first_signal_is_noted_and_the_second_ends_the_process():
 
 
 def restore(runs, workdir: Path):
-    """The newest whole checkpoint of a tiny codec's workdir."""
+    """Restores the newest whole checkpoint of a tiny codec's workdir."""
     config = run_config(load_config(str(runs.configs["codec"])).to_dict())
     _, shapes = abstract(lambda rngs: UniLS(config.model, rngs=rngs))
     with Checkpoints(workdir, config) as checkpoints:
@@ -167,7 +167,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def largest_file(folder: Path) -> Path:
-    """What an item's numbers stand in."""
+    """Returns the file that holds an item's numbers."""
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
@@ -177,7 +177,7 @@ LEFT_BY_ORBAX = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExcep
 
 @pytest.fixture
 def collected():
-    """Garbage of the test is gone when it ends, not in a later one."""
+    """Collects the test's garbage when it ends, so that no later test reports it."""
     yield
     gc.collect()
 
@@ -237,7 +237,7 @@ def test_nothing_is_renamed_where_no_checkpoint_can_be_read(tiny_runs, tmp_path)
 
 
 def changed(runs, **settings):
-    """The tiny codec's config with other settings, `group__name` for group.name."""
+    """Returns the tiny codec's config with other settings, `group__name` for group.name."""
     config = load_config(str(runs.configs["codec"]))
     for name, value in settings.items():
         *groups, last = name.split("__")
@@ -249,7 +249,7 @@ def changed(runs, **settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reported"),
     [
         ({"data__batch_size": 4}, "data.batch_size 2 -> 4"),
         ({"loss__vq": 2.0}, "loss.vq 1.0 -> 2.0"),
@@ -258,12 +258,12 @@ def changed(runs, **settings):
         ({"train__compute_dtype": "bfloat16"}, "train.compute_dtype 'float32' -> 'bfloat16'"),
     ],
 )
-def test_settings_that_change_what_is_learnt_are_refused_or_allowed(tiny_runs, caplog, settings, told):
+def test_settings_that_change_what_is_learnt_are_refused_or_allowed(tiny_runs, caplog, settings, reported):
     workdir = tiny_runs.workdirs["codec"]
-    with pytest.raises(UserError, match=f"was started with another {told}; .* or --allow_changes to go on"):
+    with pytest.raises(UserError, match=f"was started with another {reported}; .* or --allow_changes to go on"):
         check_workdir(changed(tiny_runs, **settings), workdir)
     assert check_workdir(changed(tiny_runs, **settings), workdir, allow_changes=True)
-    for change in told.split(", "):
+    for change in reported.split(", "):
         assert f"WARNING: changed setting of {workdir}: {change}" in caplog.text
 
 

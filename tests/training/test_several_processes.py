@@ -28,21 +28,21 @@ BATCH = "--config.data.batch_size=4"
 
 
 def launch(runs, count: int, workdir: Path, *flags: str) -> list:
-    """launch/local.sh with the tiny dialogue stage."""
+    """Returns the command of launch/local.sh with the tiny dialogue stage."""
     common = ["--config", runs.configs["dialogue"], "--parent", runs.workdirs["prior"], BATCH]
     return ["bash", LOCAL, count, *common, "--workdir", workdir, *flags]
 
 
 @pytest.fixture
 def port(monkeypatch) -> None:
-    """A free port for process 0, in the environment."""
+    """Finds a free port for process 0 and sets it in the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PORT", str(free.getsockname()[1]))
 
 
 def assert_close_runs(first: list[dict], second: list[dict]) -> None:
-    """The same rows, their figures equal up to the rounding of sums taken in another order."""
+    """Asserts equal rows, with figures equal up to the rounding of sums taken in another order."""
     first, second = without_speed(first), without_speed(second)
     assert [(row["step"], row["split"]) for row in first] == [(row["step"], row["split"]) for row in second]
     for a, b in zip(first, second, strict=True):
@@ -77,8 +77,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tiny_runs, tmp_pa
     flags = ["--config.num_steps=400", "--config.checkpoint_every=1000"]
     with started(launch(tiny_runs, 2, workdir, *flags), cache, log) as process:
         wait_until(lambda: last_step(workdir) >= 4, process, log)
-        told = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-        os.kill(int(told.stdout.split()[1]), signal.SIGTERM)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(children.stdout.split()[1]), signal.SIGTERM)
         assert process.wait(300) == EXIT_STATUS, log.read_text()
     steps = re.findall(r"stopped by (.*?) after step (\d+), which is saved", log.read_text())
     assert {reason for reason, _ in steps} == {"SIGTERM", "a signal to another process"} and len(steps) == 2
@@ -88,7 +88,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tiny_runs, tmp_pa
 
 
 def rows(*hosts: tuple[int, int, bytes]) -> np.ndarray:
-    """What processes tell of themselves: a value for the config's digest, one for the parameters', the host's name."""
+    """Returns a row for each process: config's digest, parameters' digest, host name."""
     return np.array(
         [[config] * 32 + [params] * 32 + list(name.ljust(64, b"\0")) for config, params, name in hosts], np.uint8
     )
@@ -113,8 +113,8 @@ def test_processes_with_other_settings_do_not_start(tiny_runs, tmp_path, port):
     commands = [["bash", "-c", script, "x", "-", i, *together, *common] for i in (0, 1)]
     with started(commands[0], tmp_path / "xla", log) as first, started(commands[1], tmp_path / "xla", log) as second:
         assert [first.wait(300), second.wait(300)] == [2, 2], log.read_text()
-    told = re.findall(
+    reported = re.findall(
         "unils: error: these processes hold another config than process 0 .*: process 1 ", log.read_text()
     )
-    assert len(told) == 2 and "Traceback" not in log.read_text()
+    assert len(reported) == 2 and "Traceback" not in log.read_text()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.parent.name == "checkpoints"]

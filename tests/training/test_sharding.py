@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from mesh_runs import assert_alike, run
+from mesh_runs import assert_alike, bytes_per_device, run
 from tiny_models import CONFIGS, random_motion, tiny_model
 
 from unils_jax.errors import UserError
@@ -25,7 +25,6 @@ from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.sharding import (
     MIN_CUT_SIZE,
     MeshConfig,
-    bytes_per_device,
     global_batch,
     make_mesh,
     param_shardings,
@@ -45,10 +44,11 @@ FULL = {
 
 
 def tiny_case(stage: str, batch_size: int) -> tuple[dict, dict]:
-    """(params, batch): a tiny model and a batch in which much is missing.
+    """Returns (params, batch): a tiny model and a batch in which much is missing.
 
-    Each with the weights under which rounding stays small: a fresh codec's gradients agree to 4e-7, but its weights
-    part by 2e-4 in five updates; the dialogue with weights drawn wide agrees to 4e-5 in its gradients only.
+    Each stage has the weights under which rounding stays small: a fresh codec's gradients agree to
+    4e-7, but its weights part by 2e-4 in five updates; the dialogue with weights drawn wide agrees
+    to 4e-5 in its gradients only.
     """
     lead = (batch_size, 2) if stage == "dialogue" else (batch_size,)
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_eight_devices_in_parts_learn_what_one_learns(tmp_path, stage):
 
 
 def full_size_mesh(data: int, fsdp: int) -> jax.sharding.AbstractMesh:
-    """The layout of a mesh without its devices."""
+    """Returns the layout of a mesh without its devices."""
     types = (jax.sharding.AxisType.Auto,) * 2
     return jax.sharding.AbstractMesh((data, fsdp), ("data", "fsdp"), axis_types=types)
 
@@ -104,7 +104,7 @@ def test_rules_cover_every_parameter_of_the_full_models(stage):
 
 @EACH_STAGE
 def test_bytes_on_a_device_fall_with_fsdp(stage):
-    """What is cut is at least 98 % of a train state: n devices hold little more than an n-th each."""
+    """Shows that n devices hold little more than an n-th each: at least 98 % of a state is cut."""
     _, shapes = abstract(system_of_config(FULL[stage]).builder(FULL[stage]))
     trainable, _ = STAGES[stage].split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, OptimizerConfig()), trainable)

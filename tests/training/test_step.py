@@ -13,7 +13,7 @@ from tiny_runs import quick_compiles
 from unils_jax.models.losses import CodecLossWeights, mesh_losses, motion_losses, observed_sample_weights
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
-from unils_jax.nn.block import Block
+from unils_jax.nn.block import Block, BlockSizes
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.nn.stack import Compute, run_blocks
 from unils_jax.systems.base import Objective
@@ -28,7 +28,10 @@ OBSERVED = np.ones((3, 108), np.float32)
 
 @pytest.fixture(scope="module")
 def codec():
-    """(step, fresh state, frozen) of the tiny codec, compiled once; batches carry `observed` and `record`."""
+    """Returns (step, fresh state, frozen) of the tiny codec, compiled once.
+
+    Batches carry `observed` and `record`.
+    """
     graphdef, params = split(tiny_model("codec"))
     trainable, frozen = CODEC.split(params)
     step = make_train_step(CODEC, graphdef, Objective(), CONFIG)
@@ -36,7 +39,7 @@ def codec():
 
 
 def take(codec, batches: list[dict]):
-    """(state, metrics of the last) after steps on these batches."""
+    """Takes steps on these batches; returns the state and the metrics of the last."""
     step, fresh, frozen = codec
     state = fresh()
     with quick_compiles():
@@ -139,9 +142,9 @@ def test_mesh_losses_in_chunks_of_time_are_those_of_the_whole(chunk):
 
 @pytest.fixture(scope="module")
 def stack():
-    """Three blocks that drop paths, their input, and the loss's value and gradients under a way of running them."""
+    """Returns how to run three blocks that drop paths: loss and gradients for a `Compute`."""
     blocks = [
-        split(Block(8, 2, 16, norm_eps=1e-6, mlp_norm=True, drop_path_rate=rate, rngs=nnx.Rngs(i)))
+        split(Block(BlockSizes(8, 2, 16, norm_eps=1e-6, mlp_norm=True), drop_path_rate=rate, rngs=nnx.Rngs(i)))
         for i, rate in enumerate((0.0, 0.3, 0.6))
     ]
     graphdefs, weights = zip(*blocks, strict=True)
@@ -171,7 +174,7 @@ def test_remat_and_scan_change_nothing_noise_included(stack, compute):
 
 
 def primitives(jaxpr, name: str) -> int:
-    """How often a primitive stands in a jaxpr, those of its calls included."""
+    """Counts a primitive in a jaxpr, those of its calls included."""
     count = 0
     for equation in jaxpr.eqns:
         count += equation.primitive.name == name

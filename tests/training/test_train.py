@@ -20,7 +20,7 @@ EACH_STAGE = pytest.mark.parametrize("stage", STAGES)
 
 
 def cut_back(workdir: Path) -> Path:
-    """The workdir of a run that was killed after its last step was logged and before that step was saved."""
+    """Turns a workdir into that of a run killed after its last step was logged, not yet saved."""
     shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))
     with open(workdir / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "split": "tr')
@@ -104,7 +104,8 @@ def test_artalk_trains_decodes_and_is_scored_whatever_it_listens_to(tiny_runs, r
         "from unils_jax.config import load_config",
         "def get_config():",
         f"    config = load_config({str(tiny_runs.configs['dialogue'])!r})",
-        f"    config.stage, config.model.lora, config.model.prior.audio_condition = 'artalk', None, {audio_condition!r}",
+        "    config.stage, config.model.lora = 'artalk', None",
+        f"    config.model.prior.audio_condition = {audio_condition!r}",
         "    return config",
     ]
     (tmp_path / "artalk.py").write_text("\n".join(lines) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 
 from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
 from unils_jax.benchmarks.trace import DECODE_PARTS, sample_weights, scope_seconds, shares_line
-from unils_jax.inference.program import make_program
+from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
@@ -112,9 +112,9 @@ class OurDecode:
         self.clips = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32)
         zero = self._features()
         self.free = jnp.array(zero)
-        arguments = (self.sound, zero, jnp.array(zero), self.free, self.controls)
-        self.work: Work = count(self.program.chunk, *arguments)
-        lowered = self.program.lower(*arguments)
+        inputs = self._inputs(zero, jnp.array(zero))
+        self.work: Work = count(self.program.chunk, inputs)
+        lowered = self.program.lower(inputs)
         started = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_s = time.perf_counter() - started
@@ -123,6 +123,9 @@ class OurDecode:
         self.run(1)
         self.memory["peak"] = peak_bytes()
 
+    def _inputs(self, style: jax.Array, prev: jax.Array) -> StepInputs:
+        return StepInputs(self.sound, style, prev, self.free, self.controls)
+
     def _features(self) -> jax.Array:
         features = self.program.features(self.clips)
         return jnp.tile(features[None], (self.program.slots, 1, 1, 1))
@@ -130,13 +133,13 @@ class OurDecode:
     def run(self, chunks: int) -> None:
         """Chunk after chunk, each the previous motion of the next; returns when the last one's motion is there."""
         for _ in range(chunks):
-            chunk, self.prev = self.program.chunk(self.sound, self.style, self.prev, self.free, self.controls)
+            chunk, self.prev = self.program.chunk(self._inputs(self.style, self.prev))
         chunk.motion.block_until_ready()
 
     def first_chunk(self) -> np.ndarray:
         """What a new conversation waits for, its first window heard: clips to features, chunk, motion to the host."""
         style, prev = self._features(), self._features()
-        return np.asarray(self.program.chunk(self.sound, style, prev, self.free, self.controls)[0].motion)
+        return np.asarray(self.program.chunk(self._inputs(style, prev))[0].motion)
 
 
 def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], None]:

@@ -31,7 +31,7 @@ from unils_jax.systems.base import Objective, Start
 from unils_jax.systems.registry import STAGES, SYSTEMS
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
-from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, place, replicated, shardings
+from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, replicated, shard_params, shardings
 from unils_jax.training.step import hold_frozen, init_state, make_train_step
 
 log = logging.getLogger(__name__)
@@ -232,8 +232,12 @@ def our_steps(
         state = init_state(trainable, config.optimizer)
         frozen, batch = jax.device_put((frozen, dict(batch)))
     else:
-        state = init_state(place(mesh, trainable), config.optimizer, mesh=mesh)
-        frozen, batch, key = place(mesh, frozen), global_batch(mesh, batch), jax.device_put(key, replicated(mesh))
+        state = init_state(shard_params(mesh, trainable), config.optimizer, mesh=mesh)
+        frozen, batch, key = (
+            shard_params(mesh, frozen),
+            global_batch(mesh, batch),
+            jax.device_put(key, replicated(mesh)),
+        )
 
     def run(steps: int) -> None:
         nonlocal state

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from unils_jax.evaluation.statistics import correlation
-from unils_jax.inference.program import make_program
+from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
@@ -79,7 +79,7 @@ def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: 
     bits = _bits(graphdef, params, jnp.asarray(batch["motion"]))
     controls = make_controls([sampling] * pairs, [0] * pairs, [0] * pairs)
     style, prev = features("style"), features("prev")
-    chunks = [p.chunk(batch["audio"], style, jnp.array(prev), prev, controls, bits)[0] for p in programs]
+    chunks = [p.chunk(StepInputs(batch["audio"], style, jnp.array(prev), prev, controls, bits))[0] for p in programs]
     first, second = (np.asarray(chunk.logits[..., 1] > chunk.logits[..., 0]) for chunk in chunks)
     return float((first != second).mean())
 

@@ -1,6 +1,6 @@
-"""From audio to motion: one conversation, or many at a time, chunk by chunk.
+"""Decodes audio to motion: one conversation, or many at a time, chunk by chunk.
 
-The work of a chunk is `decode_program`'s; here conversations enter and leave the slots of one compiled program.
+`program` computes a chunk; here conversations enter and leave the slots of one compiled program.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,28 +22,28 @@ __all__ = ["Chunk", "Program", "Request", "Sampling", "decode", "decode_many", "
 
 @dataclass(frozen=True)
 class Request:
-    """What to decode: 16 kHz mono tracks (`other` None is silence; the shorter one is padded), clips [1 or P, 100, 108]
-    (None is zero motion), and how. A prior's has no audio but a number of chunks, and its style is the previous motion
-    of both branches at first."""
+    """One conversation to decode, and how."""
 
-    audio: np.ndarray | None
-    other: np.ndarray | None = None
+    audio: np.ndarray | None  # own track, 16 kHz mono; None for a prior
+    other: np.ndarray | None = None  # other track, None: silence; the shorter one is padded
+    # Clips [1 or P, 100, 108], one for each person or for all; None: zero motion. A prior's style
+    # is also the previous motion of both branches at first.
     style: np.ndarray | None = None
     prev: np.ndarray | None = None
     sampling: Sampling = Sampling()
     seed: int = 0
-    num_chunks: int | None = None
-    name: str = ""
+    num_chunks: int | None = None  # of 100 frames; for a prior, where no audio says it
+    name: str = ""  # for error messages
 
     @property
     def num_frames(self) -> int:
-        """ceil(samples / 640), of the longer track."""
+        """Frames of motion: ceil(samples / 640) of the longer track, 100 a chunk for a prior."""
         if self.audio is None:
             return self.num_chunks * WINDOW_FRAMES
         return -(-max(len(self.audio), 0 if self.other is None else len(self.other)) // SAMPLES_PER_FRAME)
 
     def window(self, index: int) -> Float[np.ndarray, "2 N"] | None:
-        """Both tracks of a chunk, zero-padded."""
+        """Returns both tracks of a chunk, zero-padded; None for a prior."""
         if self.audio is None:
             return None
         window = np.zeros((2, WINDOW_SAMPLES), np.float32)
@@ -54,7 +54,7 @@ class Request:
         return window
 
 
-def decode(
+def decode(  # noqa: PLR0913 - the one public call: each parameter is a keyword that a user may give
     model: UniLS,
     audio: Float[np.ndarray, " N"],
     other_audio: Float[np.ndarray, " N2"] | None = None,
@@ -66,13 +66,23 @@ def decode(
     people: int | None = None,
     dtype: str = "float32",
 ) -> Float[np.ndarray, "P T 108"]:
-    """Motion of one person (no `other_audio`: the other track is silence) or of both.
+    """Decodes the motion of one person or of both; T = ceil(samples / 640) frames.
 
-    Audio is 16 kHz mono; the shorter track is padded, T = ceil(samples / 640). `style` and `prev` are clips of 100
-    frames a person (one serves both); without them they are zero motion. The same seed gives the same motion.
-    `people` = 1 decodes the first person alone of two tracks. For many conversations see `decode_many`.
+    The same seed gives the same motion. For many conversations see `decode_many`. Raises UserError
+    where the model has no audio encoder, or the arguments do not fit it.
+
+    Args:
+        model: A dialogue.
+        audio: The first person's track, 16 kHz mono; the shorter track is padded.
+        other_audio: The other person's track; None: silence, and one person is decoded.
+        style: Clips of 100 frames, one for each person or for all; None: zero motion.
+        prev: Clips before the first chunk, in the same form; None: zero motion.
+        sampling: How bits are chosen; None: the defaults of `Sampling`.
+        seed: Of all random draws.
+        people: 1 decodes the first person alone of two tracks; None: as many as tracks are given.
+        dtype: Compute dtype, see `make_program`.
     """
-    check_can_hear(model)
+    check_decodes_audio(model)
     sampling = sampling or Sampling()
     people = people or (1 if other_audio is None else 2)
     program = make_program(model, people=people, guided=sampling.cfg > 1, dtype=dtype)
@@ -88,14 +98,17 @@ def decode_prior(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "P T 108"]:
-    """Motion of nobody's audio, `num_chunks` * 100 frames: the style clip is the first previous motion, too."""
+    """Decodes motion without audio, `num_chunks` * 100 frames.
+
+    The style clip is also the first previous motion.
+    """
     sampling = sampling or Sampling()
     program = make_program(model, people=len(style), guided=sampling.cfg > 1)
     request = Request(None, None, style, style, sampling, seed, num_chunks)
     return next(decode_many(program, [request]))[1]
 
 
-def check_can_hear(model: UniLS) -> None:
+def check_decodes_audio(model: UniLS) -> None:
     """Raises UserError where the model has no audio encoder."""
     if model.audio_encoder is None:
         raise UserError("the model has no audio encoder: decode needs a dialogue checkpoint, not a codec or a prior")
@@ -104,10 +117,11 @@ def check_can_hear(model: UniLS) -> None:
 def decode_many(
     program: Program, requests: Iterable[Request]
 ) -> Iterator[tuple[Request, Float[np.ndarray, "P T 108"]]]:
-    """Decodes any number of conversations in the program's slots; gives each with its motion as it ends.
+    """Decodes any number of conversations in the program's slots; yields each as it ends.
 
-    A conversation enters when a slot is free, so `requests` may read files as it goes. A chunk's motion is fetched
-    while the next one is computed. Raises UserError for a conversation that the program cannot decode.
+    A conversation enters when a slot is free, so `requests` may read files lazily. A chunk's motion
+    is fetched while the next one is computed. Raises UserError for a conversation that the program
+    cannot decode.
     """
     slots = Slots(program, program.slots)
     waiting = iter(requests)
@@ -118,6 +132,7 @@ def decode_many(
             active.append(_begin(slots, request))
         if active:
             chunk = slots.decode([decoding.next_turn() for decoding in active])
+        # Fetching waits for the device, so the next chunk is already under way by then.
         if under_way is not None:
             yield from _fetch(*under_way)
         if not active:
@@ -131,18 +146,18 @@ def decode_many(
 
 @dataclass
 class _Decoding:
-    """A conversation under way: its row, the chunks that were begun, the chunks whose motion has arrived."""
+    """One conversation under way."""
 
     request: Request
-    row: int
-    motion: np.ndarray
-    begun: int = 0
-    fetched: int = 0
+    row: int  # in `Slots`
+    motion: np.ndarray  # [P, T, 108], filled chunk by chunk
+    begun: int = 0  # chunks that were given to the program
+    fetched: int = 0  # chunks whose motion has arrived
 
     def next_turn(self) -> Turn:
-        turn = self.request
+        request, index = self.request, self.begun
         self.begun += 1
-        return Turn(self.row, turn.window(self.begun - 1), turn.sampling, turn.seed, self.begun - 1)
+        return Turn(self.row, request.window(index), request.sampling, request.seed, index)
 
     @property
     def has_ended(self) -> bool:
@@ -153,7 +168,7 @@ def _begin(slots: Slots, request: Request) -> _Decoding:
     program = slots.program
     if request.num_frames == 0:
         raise UserError(f"{request.name or 'audio'} holds no samples; at least one is needed")
-    if (request.audio is None) == program.hears:
+    if (request.audio is None) == program.takes_audio:  # one of both, never the other
         raise UserError("a dialogue decodes audio and a prior a number of chunks; give the program's own kind")
     if request.audio is not None and program.people == 2 and request.other is None:
         raise UserError("two people need two tracks; give the other one, or decode one person")
@@ -165,7 +180,7 @@ def _begin(slots: Slots, request: Request) -> _Decoding:
 
 
 def _fetch(batch: list[_Decoding], motion: Array) -> Iterator[tuple[Request, np.ndarray]]:
-    """Waits for a chunk and puts it in its place; gives the conversations that are complete."""
+    """Waits for a chunk and copies it into place; yields the conversations that are complete."""
     frames = np.asarray(motion)
     for decoding, window in zip(batch, frames, strict=False):
         part = decoding.motion[:, decoding.fetched * WINDOW_FRAMES :][:, :WINDOW_FRAMES]

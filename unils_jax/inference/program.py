@@ -1,15 +1,15 @@
-"""The decode program: one chunk of 100 frames for a fixed number of slots, everything within it in one jit.
+"""The decode program: one chunk of 100 frames for a fixed number of slots, all in one jit.
 
-A slot holds a conversation of one or two people. The audio encoder runs once a track for all people; prefix, finished
-scales and audio keys are cached (`models/cached_prior.py`); what a model makes of zero audio and zero motion is
-computed once per model; the chunk's motion is encoded on the device for the chunk that follows. Source: the paper's
-section on inference and the release's inference code, which caches nothing.
+A slot holds a conversation of one or two people. The audio encoder runs once a track for all
+people. The keys and values of prefix, finished scales and audio are cached
+(`models/prior_cache.py`). What a model computes from zero audio and zero motion is computed once
+per model. The chunk's motion is encoded on the device for the chunk that follows. Source: the
+paper's section on inference and the release's inference code, which caches nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,19 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Bool, Float
+from jaxtyping import Float, PyTree
 
 from unils_jax.errors import UserError
-from unils_jax.inference.sampling import DTYPES, Controls, Input, choose_bits, sample_scales, uniforms
-from unils_jax.models.prior_cache import hear, silent_constants
+from unils_jax.inference.sampling import (
+    DTYPES,
+    Controls,
+    Input,
+    Placeholder,
+    choose_bits,
+    sample_scales,
+    uniforms,
+)
+from unils_jax.models.prior_cache import cache_audio, null_outputs
 from unils_jax.models.quantizer import Scales
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
@@ -29,90 +37,113 @@ from unils_jax.nn.block import AudioCache
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
 
+# Features of one window for every person of every slot.
+SlotFeatures = Float[Array, "S P T C"] | Float[np.ndarray, "S P T C"] | Placeholder
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What one chunk is decoded from, for all S slots of P people each."""
+
+    # Audio [S, 2, 64000] at 16 kHz, own track first, or `Program.encode`'s features [S, K, A, E]
+    # of it; None for a prior.
+    audio: Input | None
+    style: SlotFeatures  # `Program.features` of the style clips
+    prev: SlotFeatures | None  # features of the previous motion; `Program.chunk` donates them
+    uncond_prev: SlotFeatures  # the previous motion of the unconditional branch
+    controls: Controls
+    # Bits [S, P, L, C] to take as they are, as a teacher forces them; None: bits are chosen.
+    bits: Input | None = None
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """100 decoded frames: `motion [S, P, 100, 108]`, the `bits [S, P, L, C]` it was made of, and the `logits
-    [S, P, L, C, 2]` (after temperature and guidance) that chose them."""
+    """100 decoded frames of all S slots of P people each."""
 
-    motion: Array
-    bits: Array
-    logits: Array
+    motion: Array  # [S, P, 100, 108]
+    bits: Array  # [S, P, L, C], what the motion was decoded from
+    logits: Array  # [S, P, L, C, 2] after temperature and guidance, which chose the bits
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What a model makes of nothing: `features [T, C]` of zero motion, and `silent [Z, J, D]`, what each block's J
-    cross-attentions add where all audio features are zero (None without audio)."""
+    """What a model computes from no input, once per model."""
 
-    features: Input
-    silent: Input | None
+    features: Input  # [T, C] of zero motion
+    # [Z, J, D]: what each of Z blocks' J cross-attentions adds where all audio features are zero;
+    # None for a model without audio.
+    null_outputs: Input | None
 
 
+jax.tree_util.register_dataclass(StepInputs, ["audio", "style", "prev", "uncond_prev", "controls", "bits"], [])
 jax.tree_util.register_dataclass(Chunk, ["motion", "bits", "logits"], [])
-jax.tree_util.register_dataclass(Constants, ["features", "silent"], [])
+jax.tree_util.register_dataclass(Constants, ["features", "null_outputs"], [])
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The static part of a chunk's program: another value compiles another program."""
+
+    graphdef: nnx.GraphDef
+    guided: bool
+    dtype: str
+    mesh: Mesh | None
 
 
 @dataclass(frozen=True)
 class Program:
-    """A model made ready to decode `slots` conversations of `people` at a time; make it with `make_program`.
+    """A model made ready to decode many conversations at a time; `make_program` makes it.
 
-    Not `guided`, it computes the conditional branch alone. `dtype` is that of prior and audio encoder; the codec (whose
-    signs are bits), norms, softmax, logits and sampling stay float32. Over the devices of `mesh` the slots are shared
-    out, parameters copied. At one shape a slot's result depends on neither its number nor its neighbours, not in a bit.
+    The bits are sampled and the motion decoded in float32 whatever `dtype` is. At one shape, a
+    slot's result depends bit for bit neither on its number nor on its neighbours.
     """
 
     graphdef: nnx.GraphDef
     params: Params
     constants: Constants
     scales: Scales
-    slots: int
-    people: int
-    guided: bool
-    dtype: str
-    mesh: Mesh | None
+    slots: int  # conversations at a time
+    people: int  # decoded people of each conversation
+    guided: bool  # False: only the conditional branch is computed
+    dtype: str  # of prior and audio encoder; codec (whose bits must not change) and sampling: float32
+    mesh: Mesh | None  # slots are divided over its devices, parameters copied; None: one device
 
     @property
-    def hears(self) -> bool:
+    def takes_audio(self) -> bool:
         """Whether chunks are decoded from audio."""
-        return self.constants.silent is not None
+        return self.constants.null_outputs is not None
 
     def features(self, clips: Float[np.ndarray, "P 100 108"]) -> Float[Array, "P 100 C"]:
-        """Motion of a slot's people as style and previous motion condition on it."""
+        """Encodes clips of a slot's people to the features that style and previous motion are."""
         return _features(self.graphdef, self.params, clips)
 
     def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S K A E"]:
-        """Features, for `chunk`, of what the people hear of one window of both tracks (see `UniLS.encode_audio`)."""
+        """Encodes both tracks of one window of each slot; see `UniLS.encode_audio`."""
         settings = {"people": self.people, "dtype": self.dtype, "mesh": self.mesh}
         return _encode(self.graphdef, self.params, self._place(audio), **settings)
 
-    def chunk(
-        self,
-        sound: Array | np.ndarray | None,
-        style: Float[Array, "S P 100 C"],
-        prev: Float[Array, "S P 100 C"],
-        uncond_prev: Float[Array, "S P 100 C"],
-        controls: Controls,
-        bits: Bool[Array, "S P L C"] | None = None,
-    ) -> tuple[Chunk, Float[Array, "S P 100 C"]]:
-        """Decodes a chunk; also the features of its motion, the previous motion of the next chunk in both branches.
+    def chunk(self, inputs: StepInputs) -> tuple[Chunk, Float[Array, "S P 100 C"]]:
+        """Decodes a chunk; also returns the features of its motion.
 
-        With `bits` none are chosen: the logits are those of a teacher's.
-
-        `sound` is audio [S, 2, 64000] at 16 kHz, own track first, or `encode`'s features of it, or None for a prior.
-        `style`, `prev` and `uncond_prev` (previous motion of the unconditional branch) are `features`; `prev` is donated.
+        These features are the previous motion of the next chunk in both branches. With `bits` in
+        the inputs none are chosen, and the logits are those of a teacher-forced pass.
         """
-        inputs = self._place((sound, style, prev, uncond_prev, controls, bits))
-        settings = {"guided": self.guided, "dtype": self.dtype, "mesh": self.mesh}
-        return _chunk(self.graphdef, self.params, self.constants, *inputs, **settings)
+        return _chunk(*self._chunk_arguments(inputs))
 
-    def lower(self, *arguments: Any) -> jax.stages.Lowered:
-        """What `chunk` would run for such arguments, lowered: to compile apart, for its memory and its time."""
-        settings = {"guided": self.guided, "dtype": self.dtype, "mesh": self.mesh}
-        return _chunk.lower(self.graphdef, self.params, self.constants, *self._place(arguments), **settings)
+    def lower(self, inputs: StepInputs) -> jax.stages.Lowered:
+        """Lowers what `chunk` would run: to compile it apart, for its memory and its time."""
+        return _chunk.lower(*self._chunk_arguments(inputs))
 
-    def _place(self, tree):
-        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("slot")))
+    def _chunk_arguments(self, inputs: StepInputs) -> tuple:
+        settings = _Settings(self.graphdef, self.guided, self.dtype, self.mesh)
+        inputs = self._place(inputs)
+        # Only `prev` is donated, so it is an argument by itself: callers use the others again.
+        return settings, self.params, self.constants, inputs.prev, replace(inputs, prev=None)
+
+    def _place(self, tree: PyTree) -> PyTree:
+        if self.mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec("slot")))
 
 
 def make_program(
@@ -124,7 +155,18 @@ def make_program(
     dtype: str = "float32",
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
-    """Raises UserError where the model has no prior, or slots, people, dtype or devices do not fit."""
+    """Makes a model ready to decode.
+
+    Raises UserError where the model has no prior, or slots, people, dtype or devices do not fit.
+
+    Args:
+        model: A prior or a dialogue.
+        slots: Conversations that are decoded at a time.
+        people: Decoded people of each conversation; at most 2 for a dialogue.
+        guided: Whether the unconditional branch is computed too, which guidance needs.
+        dtype: Compute dtype of prior and audio encoder, one of `sampling.DTYPES`.
+        devices: Devices that the slots are divided over; None: the default device.
+    """
     problems = []
     if model.prior is None:
         problems.append("a codec does not decode; give a prior or a dialogue")
@@ -142,20 +184,25 @@ def make_program(
     mesh = None if devices is None else Mesh(np.array(devices), ("slot",))
     if mesh is not None:
         params, constants = jax.device_put((params, constants), NamedSharding(mesh, PartitionSpec()))
-    return Program(graphdef, params, constants, model.codec.scales, slots, people, guided, dtype, mesh)
+    scales = model.codec.scales
+    return Program(graphdef, params, constants, scales, slots, people, guided, dtype, mesh)
 
 
 def _is_cast(path: str) -> bool:
-    """Whether a parameter is held in the compute dtype: the products' weights outside codec and head."""
+    """Returns True for parameters that are held in the compute dtype.
+
+    Those are the weights of the products outside the codec and the prior's head.
+    """
     inside = path.startswith(("audio_encoder/", "prior/blocks/", "prior/token_embed/"))
-    return inside and "norm" not in path and path.endswith(("/kernel", "/bias", "/lora_a", "/lora_b"))
+    is_weight = path.endswith(("/kernel", "/bias", "/lora_a", "/lora_b"))
+    return inside and "norm" not in path and is_weight
 
 
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constants:
     model: UniLS = merge(graphdef, params)
     features = model.codec.features(jnp.zeros((1, WINDOW_FRAMES, MOTION_DIM)))[0]
-    return Constants(features, silent_constants(model.prior, dtype) if model.prior.has_audio else None)
+    return Constants(features, null_outputs(model.prior, dtype) if model.prior.has_audio else None)
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -163,12 +210,15 @@ def _features(graphdef: nnx.GraphDef, params: Params, clips: Array) -> Array:
     return merge(graphdef, params).codec.features(jnp.asarray(clips))
 
 
-def _by_slot(function: Callable, mesh: Mesh | None, num_shared: int, num_slotted: int) -> Callable:
-    """`function` of shared and then of slotted arguments, on every device for the slots that it holds."""
+def _over_slots(
+    function: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None, shared: PyTree, by_slot: PyTree
+) -> PyTree:
+    """Returns `function(shared, by_slot)`, computed by every device for the slots that it holds."""
     if mesh is None:
-        return function
-    specs = (PartitionSpec(),) * num_shared + (PartitionSpec("slot"),) * num_slotted
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("slot"), check_vma=False)
+        return function(shared, by_slot)
+    specs = (PartitionSpec(), PartitionSpec("slot"))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("slot"), check_vma=False)
+    return mapped(shared, by_slot)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "people", "dtype", "mesh"))
@@ -178,76 +228,65 @@ def _encode(
     def run(params: Params, audio: Array) -> Array:
         return encode_tracks(merge(graphdef, params), audio, people, dtype)
 
-    return _by_slot(run, mesh, 1, 1)(params, audio)
+    return _over_slots(run, mesh, params, audio)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "guided", "dtype", "mesh"), donate_argnames="prev")
+@partial(jax.jit, static_argnames="settings", donate_argnames="prev")
 def _chunk(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    constants: Constants,
-    sound: Array | None,
-    style: Array,
-    prev: Array,
-    uncond_prev: Array,
-    controls: Controls,
-    bits: Array | None = None,
-    *,
-    guided: bool,
-    dtype: str,
-    mesh: Mesh | None,
+    settings: _Settings, params: Params, constants: Constants, prev: Array, inputs: StepInputs
 ) -> tuple[Chunk, Array]:
-    def run(params: Params, constants: Constants, *slotted) -> tuple[Chunk, Array]:
-        return decode_chunk(merge(graphdef, params), constants, *slotted, guided=guided, dtype=dtype)
+    def run(shared: tuple[Params, Constants], inputs: StepInputs) -> tuple[Chunk, Array]:
+        params, constants = shared
+        model = merge(settings.graphdef, params)
+        return decode_chunk(model, constants, inputs, guided=settings.guided, dtype=settings.dtype)
 
-    return _by_slot(run, mesh, 2, 6)(params, constants, sound, style, prev, uncond_prev, controls, bits)
+    return _over_slots(run, settings.mesh, (params, constants), replace(inputs, prev=prev))
 
 
 def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str) -> Float[Array, "S K A E"]:
-    """`UniLS.encode_audio` in a dtype."""
+    """Runs `UniLS.encode_audio` in a dtype."""
     return model.encode_audio(jnp.asarray(audio), people, Compute(dtype=jnp.dtype(dtype)))
 
 
 def decode_chunk(
-    model: UniLS,
-    constants: Constants,
-    sound: Float[Array, "S 2 N"] | Float[Array, "S K A E"] | None,
-    style: Float[Array, "S P T C"],
-    prev: Float[Array, "S P T C"],
-    uncond_prev: Float[Array, "S P T C"],
-    controls: Controls,
-    bits: Bool[Array, "S P L C"] | None = None,
-    *,
-    guided: bool,
-    dtype: str,
+    model: UniLS, constants: Constants, inputs: StepInputs, *, guided: bool, dtype: str
 ) -> tuple[Chunk, Float[Array, "S P T C"]]:
-    """The whole of a chunk; see `Program.chunk`."""
-    by_slot = style.shape[:2]
-    heard = listen(model, constants, sound, by_slot[1], dtype)
-    style, prev, uncond_prev = (x.reshape(-1, *x.shape[2:]) for x in (style, prev, uncond_prev))
+    """Decodes one chunk of all slots; see `Program.chunk`."""
+    by_slot = inputs.style.shape[:2]
+    audio_cache = window_audio_cache(model, constants, inputs.audio, by_slot[1], dtype)
+    clips = (inputs.style, inputs.prev, inputs.uncond_prev)
+    style, prev, uncond_prev = (x.reshape(-1, *x.shape[2:]) for x in clips)
     if guided:
         # Rows of the unconditional branch follow those of the conditional one.
         style = jnp.concatenate([style, jnp.broadcast_to(constants.features, style.shape)])
         prev = jnp.concatenate([prev, uncond_prev])
 
-    drawn = uniforms(controls, by_slot[1], (sum(model.prior.scales), model.prior.code_dim))
+    # Drawn for all bits of the chunk at once: a bit's number depends on no other scale.
+    bits_shape = (sum(model.prior.scales), model.prior.code_dim)
+    drawn = uniforms(inputs.controls, by_slot[1], bits_shape)
+    given = None if inputs.bits is None else inputs.bits.reshape(-1, *inputs.bits.shape[2:])
 
     def choose(tokens: slice, logits: Array) -> tuple[Array, Array]:
-        chosen, logits = choose_bits(logits, drawn[:, tokens], controls, by_slot)
-        return (chosen if bits is None else bits.reshape(-1, *bits.shape[2:])[:, tokens]), logits
+        chosen, logits = choose_bits(logits, drawn[:, tokens], inputs.controls, by_slot)
+        return (chosen if given is None else given[:, tokens]), logits
 
-    taken, logits, features = sample_scales(model.prior, style.astype(dtype), prev.astype(dtype), heard, choose)
+    style, prev = style.astype(dtype), prev.astype(dtype)
+    bits, logits, features = sample_scales(model.prior, style, prev, audio_cache, choose)
     motion = model.codec.decode(features)
-    after = model.codec.features(motion)
-    chunk = Chunk(*(x.reshape(*by_slot, *x.shape[1:]) for x in (motion, taken, logits)))
-    return chunk, after.reshape(*by_slot, *after.shape[1:])
+    # The decoded motion is encoded again: its own bits, and not those that were sampled, condition
+    # the next chunk.
+    next_prev = model.codec.features(motion)
+    chunk = Chunk(*(x.reshape(*by_slot, *x.shape[1:]) for x in (motion, bits, logits)))
+    return chunk, next_prev.reshape(*by_slot, *next_prev.shape[1:])
 
 
-def listen(
-    model: UniLS, constants: Constants, sound: Array | None, people: int, dtype: str
+def window_audio_cache(
+    model: UniLS, constants: Constants, audio: Array | None, people: int, dtype: str
 ) -> Sequence[AudioCache | None]:
-    """Per block what the people of all slots need of the audio: keys and values of what they listen to."""
-    if sound is None:
+    """Caches one window's audio for every block, for the people of all slots."""
+    if audio is None:
         return [None] * len(model.prior.blocks)
-    features = encode_tracks(model, sound, people, dtype) if sound.ndim == 3 else sound
-    return hear(model.prior, model.audio_of_people(features, people), constants.silent)
+    # Three axes are samples, four are features that `Program.encode` has made.
+    features = encode_tracks(model, audio, people, dtype) if audio.ndim == 3 else audio
+    tracks = model.audio_of_people(features, people)
+    return cache_audio(model.prior, tracks, constants.null_outputs)

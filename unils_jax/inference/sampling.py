@@ -18,18 +18,24 @@ from unils_jax.nn.block import AudioCache
 
 DTYPES = ("float32", "bfloat16")
 
-
-# (tokens of a scale, their logits [B, n, C, 2] in all branches) -> bits [R, n, C], and the logits that chose them.
+# (tokens of a scale, their logits [B, n, C, 2] in all branches) -> bits [R, n, C], and the logits
+# that chose them.
 Choose = Callable[[slice, Array], tuple[Array, Array]]
+
+# What JAX puts in the place of arrays where a program is lowered or only its shapes are computed.
+Placeholder = jax.stages.ArgInfo | jax.ShapeDtypeStruct
+
+# What a program takes.
+Input = Array | np.ndarray | Placeholder
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How bits are chosen: temperature (0 is greedy), guidance (<= 1 is the conditional branch alone), nucleus."""
+    """How bits are chosen."""
 
-    tau: float = 1.0
-    cfg: float = 1.5
-    top_p: float = 0.97
+    tau: float = 1.0  # temperature of the logits; 0 is greedy: the likelier bit
+    cfg: float = 1.5  # guidance scale; at most 1 is the conditional branch alone
+    top_p: float = 0.97  # nucleus: a bit of probability <= 1 - top_p is never chosen; 1 keeps all
 
     def __post_init__(self) -> None:
         problems = []
@@ -43,52 +49,57 @@ class Sampling:
             raise UserError("; ".join(problems))
 
 
-# What a program takes: an array, or the placeholder that JAX puts in its place when the program is lowered.
-Input = Array | np.ndarray | jax.stages.ArgInfo
-
-
 @dataclass(frozen=True)
 class Controls:
-    """What each slot samples by, [S] each: `tau`, `cfg` and `one_minus_top_p` (1 - top_p) float32, `seed` and the conversation's
-    `index` of the chunk uint32."""
+    """The settings that each of S slots samples by: arrays [S]."""
 
-    tau: Input
-    cfg: Input
-    one_minus_top_p: Input
-    seed: Input
-    index: Input
+    tau: Input  # float32, as in `Sampling`
+    cfg: Input  # float32, as in `Sampling`
+    one_minus_top_p: Input  # float32; 1 - `Sampling.top_p`, subtracted in float64
+    seed: Input  # uint32, the conversation's
+    index: Input  # uint32, the number of the chunk in its conversation, from 0
 
 
 jax.tree_util.register_dataclass(Controls, ["tau", "cfg", "one_minus_top_p", "seed", "index"], [])
 
 
 def make_controls(samplings: Sequence[Sampling], seeds: Sequence[int], indices: Sequence[int]) -> Controls:
-    """The controls of as many slots as samplings."""
+    """Builds the controls of as many slots as samplings."""
     values = [(s.tau, s.cfg, 1 - s.top_p) for s in samplings]
     tau, cfg, one_minus_top_p = np.array(values, np.float64).T.astype(np.float32)
-    return Controls(tau, cfg, one_minus_top_p, np.array(seeds, np.uint32), np.array(indices, np.uint32))
+    seeds, indices = np.array(seeds, np.uint32), np.array(indices, np.uint32)
+    return Controls(tau, cfg, one_minus_top_p, seeds, indices)
 
 
 def sample_scales(
     prior: MotionPrior,
     style: Float[Array, "B T C"],
     prev: Float[Array, "B T C"],
-    heard: Sequence[AudioCache | None],
+    audio_cache: Sequence[AudioCache | None],
     choose: Choose,
 ) -> tuple[Bool[Array, "R L C"], Float[Array, "R L C 2"], Float[Array, "R T C"]]:
-    """Bits, the logits that chose them and the full feature, scale by scale.
+    """Samples a window; returns its bits, the logits that chose them and the full feature.
 
-    The batch may hold several branches of R rows one after the other; all of them read the same bits.
+    The batch may hold several branches of R rows, one after the other; all read the same bits.
+
+    Args:
+        prior: The generator.
+        style: Style features of all branches, in the compute dtype.
+        prev: Features of the previous motion of all branches.
+        audio_cache: One cached window of audio for each block; Nones for a prior without audio.
+        choose: Chooses the bits of one scale from its logits in all branches.
     """
     frames, features = prior.scales[-1], None
     all_bits, chosen_by = [], []
     for scale, (num_tokens, tokens) in enumerate(zip(prior.scales, scale_slices(prior.scales), strict=True)):
         with jax.named_scope(f"scale_{num_tokens}"):
             if features is None:
-                scale_logits, cache = begin(prior, style, prev, heard)
+                scale_logits, cache = begin(prior, style, prev, audio_cache)
             else:
-                inputs = jnp.tile(area_pool(features, num_tokens), (style.shape[0] // features.shape[0], 1, 1))
-                scale_logits, cache = extend(prior, inputs.astype(style.dtype), scale, heard, cache)
+                num_branches = style.shape[0] // features.shape[0]
+                inputs = jnp.tile(area_pool(features, num_tokens), (num_branches, 1, 1))
+                inputs = inputs.astype(style.dtype)
+                scale_logits, cache = extend(prior, inputs, scale, audio_cache, cache)
             bits, logits = choose(tokens, scale_logits)
             upsampled = upsample(to_codes(bits), frames)
             features = upsampled if features is None else features + upsampled
@@ -98,45 +109,59 @@ def sample_scales(
 
 
 def choose_bits(
-    logits: Float[Array, "B n C 2"], drawn: Float[Array, "R n C"], controls: Controls, by_slot: tuple[int, int]
+    logits: Float[Array, "B n C 2"],
+    drawn: Float[Array, "R n C"],
+    controls: Controls,
+    by_slot: tuple[int, int],
 ) -> tuple[Bool[Array, "R n C"], Float[Array, "R n C 2"]]:
-    """Temperature, guidance where there are two branches, nucleus; `drawn` decides. Each by its slot's controls."""
+    """Chooses bits by temperature, guidance and nucleus; returns them and the logits used.
+
+    Args:
+        logits: Of one scale, with one row (conditional) or two (then unconditional) for a person.
+        drawn: Uniform numbers in [0, 1): bit 1 is taken where they are below its probability.
+        controls: The settings of each slot.
+        by_slot: The number of slots and of people in each; R is their product.
+    """
     slots, people = by_slot
 
-    def of_rows(values: Array) -> Array:
+    def for_rows(values: Array) -> Array:
         return jnp.repeat(jnp.asarray(values), people).reshape(-1, 1, 1)
 
-    tau = of_rows(controls.tau)
+    tau = for_rows(controls.tau)
     greedy = tau == 0
-    logits = (
-        logits
-        / jnp.tile(jnp.where(greedy, jnp.ones_like(tau), tau), (logits.shape[0] // tau.shape[0], 1, 1))[..., None]
-    )
+    # Greedy rows divide by 1: their bits follow from the signs alone, and nothing becomes infinite.
+    temperature = jnp.where(greedy, jnp.ones_like(tau), tau)
+    num_branches = logits.shape[0] // tau.shape[0]
+    logits = logits / jnp.tile(temperature, (num_branches, 1, 1))[..., None]
     if logits.shape[0] > slots * people:
-        conditional, free = jnp.split(logits, 2)
-        cfg = of_rows(controls.cfg)[..., None]
-        logits = jnp.where(cfg > 1, cfg * conditional + (1 - cfg) * free, conditional)
-    probability = nucleus_probability(logits, of_rows(controls.one_minus_top_p))
+        conditional, unconditional = jnp.split(logits, 2)
+        cfg = for_rows(controls.cfg)[..., None]
+        guided = cfg * conditional + (1 - cfg) * unconditional
+        logits = jnp.where(cfg > 1, guided, conditional)
+    probability = nucleus_probability(logits, for_rows(controls.one_minus_top_p))
     return jnp.where(greedy, logits[..., 1] > logits[..., 0], drawn < probability), logits
 
 
 def uniforms(controls: Controls, people: int, shape: tuple[int, int]) -> Float[Array, "R L C"]:
-    """A number in [0, 1) for every bit of every person.
+    """Draws a number in [0, 1) for every bit of every person.
 
-    It depends on the conversation's seed, the chunk's index, the person and the bit alone.
+    It depends only on the conversation's seed, the chunk's index, the person and the bit.
     """
 
-    def of_person(seed: Array, index: Array, person: Array) -> Array:
+    def draw_person(seed: Array, index: Array, person: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), person)
         return jax.random.uniform(key, shape)
 
-    slots, seeds, indices = len(controls.seed), jnp.asarray(controls.seed), jnp.asarray(controls.index)
-    each = jnp.tile(jnp.arange(people), slots)
-    return jax.vmap(of_person)(jnp.repeat(seeds, people), jnp.repeat(indices, people), each)
+    slots, seeds = len(controls.seed), jnp.asarray(controls.seed)
+    indices, person = jnp.asarray(controls.index), jnp.tile(jnp.arange(people), slots)
+    return jax.vmap(draw_person)(jnp.repeat(seeds, people), jnp.repeat(indices, people), person)
 
 
 def nucleus_probability(logits: Float[Array, "*B 2"], one_minus_top_p: float | Array) -> Float[Array, "*B"]:
-    """The probability of bit 1 after nucleus filtering: an outcome of probability <= rare = 1 - top_p is dropped."""
+    """Returns the probability of bit 1 after nucleus filtering.
+
+    An outcome of probability <= `one_minus_top_p` is dropped.
+    """
     p = jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
-    one_minus_top_p = jnp.broadcast_to(jnp.asarray(one_minus_top_p, jnp.float32), p.shape)
-    return jnp.where(p <= one_minus_top_p, jnp.zeros_like(p), jnp.where(1 - p <= one_minus_top_p, jnp.ones_like(p), p))
+    rare = jnp.broadcast_to(jnp.asarray(one_minus_top_p, jnp.float32), p.shape)
+    return jnp.where(p <= rare, jnp.zeros_like(p), jnp.where(1 - p <= rare, jnp.ones_like(p), p))

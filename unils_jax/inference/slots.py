@@ -1,4 +1,4 @@
-"""Who is where: conversations under way, their style and previous motion on the device, a chunk for many at a time."""
+"""Slots: the state of conversations under way, on the device, and one chunk for many at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.inference.program import Chunk, Program
+from unils_jax.inference.program import Chunk, Program, StepInputs
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
 
@@ -21,32 +21,32 @@ Clip = Float[np.ndarray, "P 100 108"]
 
 @dataclass(frozen=True)
 class Turn:
-    """A conversation's next chunk: its row, both tracks of the window [2, 64000] (None for a prior), and the chunk's
-    index in the conversation."""
+    """The next chunk of one conversation."""
 
-    row: int
-    audio: np.ndarray | None
+    row: int  # the conversation's, see `Slots.admit`
+    audio: np.ndarray | None  # both tracks of the window, [2, 64000]; None for a prior
     sampling: Sampling
-    seed: int
-    index: int
+    seed: int  # the conversation's
+    index: int  # the chunk's number in the conversation, from 0
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Features [rows, P, T, C] of every conversation: style, previous motion, the unconditional branch's previous."""
+    """Features of all conversations on the device, [rows, P, T, C] each."""
 
     style: Array
-    prev: Array
-    uncond_prev: Array
+    prev: Array  # of the last decoded chunk
+    uncond_prev: Array  # the same, in the unconditional branch
 
 
 jax.tree_util.register_dataclass(Rows, ["style", "prev", "uncond_prev"], [])
 
 
 class Slots:
-    """Up to `capacity` conversations, which may be more than the program has slots; they take turns.
+    """Up to `capacity` conversations, which take turns in the slots of one program.
 
-    A conversation keeps its row until it is released; which slot a turn gets is its place in `decode`'s list.
+    There may be more of them than slots. A conversation keeps its row until it is released; the
+    slot of a turn is its place in `decode`'s list.
     """
 
     def __init__(self, program: Program, capacity: int):
@@ -54,13 +54,13 @@ class Slots:
         self.capacity = capacity
         self._free = list(range(capacity))[::-1]
         zero = program.constants.features
-        # One row more, never written: what unused slots decode.
+        # One row more, never written, is what unused slots decode.
         rows = jnp.broadcast_to(zero, (capacity + 1, program.people, *zero.shape))
         self._rows = Rows(*(jnp.array(rows) for _ in range(3)))
         self._zero = rows[0]
 
     def admit(self, style: Clip | None = None, prev: Clip | None = None, uncond_prev: Clip | None = None) -> int:
-        """A row for a conversation that begins; clips that are not given are zero motion."""
+        """Gives a row to a conversation that begins; clips that are not given are zero motion."""
         row = self._free.pop()
         self.restart(row, prev, uncond_prev)
         self.set_style(row, style)
@@ -76,13 +76,14 @@ class Slots:
         self._rows = _write(self._rows, np.array([row]), style=self._features(style)[None])
 
     def release(self, row: int) -> None:
-        """Gives a finished conversation's row to the next one."""
+        """Frees the row of a finished conversation."""
         self._free.append(row)
 
-    def decode(self, turns: Sequence[Turn], sound: Array | None = None) -> Chunk:
-        """Runs the program: turn i in slot i, unused slots on silence. The arrays stay on the device.
+    def decode(self, turns: Sequence[Turn], audio_features: Array | None = None) -> Chunk:
+        """Runs the program: turn i in slot i, unused slots on silence.
 
-        `sound` is `Program.encode` of the turns' `window`, where the encoder has run already.
+        The arrays stay on the device. `audio_features` is `Program.encode` of the turns' `window`,
+        where the encoder has run already (None: it runs here).
         """
         padding = self.program.slots - len(turns)
         controls = make_controls(
@@ -92,17 +93,19 @@ class Slots:
         )
         rows = np.array([turn.row for turn in turns] + [self.capacity] * padding)
         taken = _read(self._rows, rows)
-        sound = self.window(turns) if sound is None else sound
-        chunk, after = self.program.chunk(sound, taken.style, taken.prev, taken.uncond_prev, controls)
+        audio = self.window(turns) if audio_features is None else audio_features
+        inputs = StepInputs(audio, taken.style, taken.prev, taken.uncond_prev, controls)
+        chunk, next_prev = self.program.chunk(inputs)
         if self.program.mesh is not None:
-            after = jax.device_put(after, NamedSharding(self.program.mesh, PartitionSpec()))
+            # Rows are copied to every device: a conversation's next turn may fall to another one.
+            next_prev = jax.device_put(next_prev, NamedSharding(self.program.mesh, PartitionSpec()))
         # The unused slots' row is left as it is: a number beyond the last row is not written.
         written = np.where(rows < self.capacity, rows, self.capacity + 1)
-        self._rows = _write(self._rows, written, prev=after, uncond_prev=after)
+        self._rows = _write(self._rows, written, prev=next_prev, uncond_prev=next_prev)
         return chunk
 
     def window(self, turns: Sequence[Turn]) -> np.ndarray | None:
-        """The audio [S, 2, 64000] of the turns, silence in unused slots; None for a prior."""
+        """Returns the turns' audio [S, 2, 64000], silence in unused slots; None for a prior."""
         if turns[0].audio is None:
             return None
         window = np.zeros((self.program.slots, 2, WINDOW_SAMPLES), np.float32)
@@ -126,7 +129,10 @@ def _write(rows: Rows, index: Array, **values: Array) -> Rows:
 
 
 def clip_of(name: str, clip: np.ndarray | None, people: int) -> np.ndarray | None:
-    """A style or previous clip for everybody; one serves both. Raises UserError for other shapes."""
+    """Returns a style or previous clip for each person; a clip of one serves all.
+
+    Raises UserError for other shapes.
+    """
     if clip is None:
         return None
     if clip.shape[0] not in (1, people) or clip.shape[1:] != (WINDOW_FRAMES, MOTION_DIM):

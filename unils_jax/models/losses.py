@@ -1,4 +1,4 @@
-"""The codec's loss terms, on un-normalised motion. The quantiser's own loss stands beside the quantiser."""
+"""The codec's loss terms, on un-normalised motion; the quantiser's own is in `quantizer`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,36 +14,42 @@ from unils_jax.motion import HEAD_AND_JAW
 
 @dataclass(frozen=True)
 class CodecLossWeights:
-    """The paper's weights. The last two are ARTalk's, on vertices in metres: velocity against the truth's, and against
-    itself one frame later."""
+    """Weights of the codec's loss terms; the defaults are the paper's, and 0 leaves a term out."""
 
-    vq: float = 1.0
-    motion: float = 1.0
-    pose: float = 8.0
-    velocity: float = 5.0
-    smooth: float = 0.5
-    mesh: float = 2.0
-    lips: float = 0.1
+    vq: float = 1.0  # the quantiser's own loss, averaged over scales
+    motion: float = 1.0  # L1 of all channels
+    pose: float = 8.0  # L1 of head and jaw
+    velocity: float = 5.0  # MSE between velocities of head and jaw
+    smooth: float = 0.5  # MSE between the predicted velocity of head and jaw and its next frame
+    mesh: float = 2.0  # MSE of all vertices, in square millimetres; needs a head
+    lips: float = 0.1  # MSE of the lip vertices, in square millimetres; needs a head
+    # ARTalk's two terms on vertices in metres: velocity against the truth's, and against itself
+    # one frame later.
     mesh_velocity: float = 0.0
     mesh_smooth: float = 0.0
 
 
 @dataclass(frozen=True)
 class SampleWeights:
-    """What every item of a batch counts for in the means over it: `items [B]` (or [B, P], people) and, by channel,
-    `channels [B, 108]` and `pose [B, 4]` (head and jaw; of use in our 108 channels only). Each sums to one over the
-    *whole* batch, so that the losses of its parts sum to its loss; what was not observed has no share."""
+    """The weights of a batch's items in means over the batch.
 
-    items: Array
-    channels: Array
-    pose: Array
+    Each array sums to one over the *whole* batch, so that the losses of its parts sum to its loss.
+    What was not observed has weight 0.
+    """
+
+    items: Array  # [B], or [B, P] for people
+    channels: Array  # [B, 108]
+    pose: Array  # [B, 4], head and jaw; meaningful for our 108 channels only
 
 
 jax.tree_util.register_dataclass(SampleWeights, ["items", "channels", "pose"], [])
 
 
 def observed_sample_weights(observed: Float[Array, "*B M"]) -> SampleWeights:
-    """Equal shares for whatever was observed (1, else 0): items with any channel, and channels over all items."""
+    """Gives equal weights to all that was observed (1, else 0).
+
+    Items count where any of their channels was observed; each channel counts over all items.
+    """
     items = observed.any(-1).astype(jnp.float32)
     return SampleWeights(
         *(part / jnp.maximum(part.sum(), 1.0) for part in (items, observed, observed[..., HEAD_AND_JAW]))
@@ -56,8 +62,18 @@ def motion_losses(
     weights: CodecLossWeights,
     sample_weights: SampleWeights,
 ) -> dict[str, Float[Array, ""]]:
-    """Weighted terms: L1 of all channels, L1 of head and jaw, their velocity's MSE, and the smoothness term, which
-    compares the predicted velocity with itself one frame later. Means over time, and by shares over the rest."""
+    """Computes the weighted loss terms on motion.
+
+    They are L1 of all channels, L1 of head and jaw, MSE of the velocity of head and jaw, and the
+    smoothness term, which compares the predicted velocity with itself one frame later. Each is a
+    mean over time, weighted over the rest.
+
+    Args:
+        pred: Predicted motion.
+        target: True motion.
+        weights: Weights of the terms.
+        sample_weights: Weights of items and channels.
+    """
     error = jnp.abs(pred - target)
     velocity = jnp.diff(pred[..., HEAD_AND_JAW], axis=1)
     target_velocity = jnp.diff(target[..., HEAD_AND_JAW], axis=1)
@@ -73,8 +89,16 @@ def motion_losses(
 def vertex_losses(
     pred: Float[Array, "*B V 3"], target: Float[Array, "*B V 3"], lips: Int[np.ndarray, " n"], weights: CodecLossWeights
 ) -> dict[str, Float[Array, "*B"]]:
-    """Weighted MSE in square millimetres between vertices in metres, over all of them and over the lips; repeats in
-    the list of lip vertices count."""
+    """Computes weighted MSE in square millimetres between vertices in metres.
+
+    One term is over all vertices, one over the lips. Repeats in the list of lip vertices count.
+
+    Args:
+        pred: Predicted vertices.
+        target: True vertices.
+        lips: Numbers of the lip vertices.
+        weights: Weights of the terms.
+    """
     squared = jnp.square((pred - target) * 1000).mean(-1)
     # A weight for every vertex, not a gather: its gradient would be a scatter over all frames.
     lip_weights = (np.bincount(lips, minlength=squared.shape[-1]) / len(lips)).astype(np.float32)
@@ -90,27 +114,38 @@ def mesh_losses(
     sample_weights: Float[Array, " B"],
     chunk_frames: int,
 ) -> dict[str, Float[Array, ""]]:
-    """`vertex_losses` of motion, by shares over the batch and the mean over time; `vertices` makes [B, t, V, 3] metres
-    of [B, t, 108].
+    """Computes `vertex_losses` of motion, weighted over the batch, averaged over time.
 
-    Vertices of at most `chunk_frames` frames of every window stand in memory at once, in the backward pass too, where
-    they are computed again: cut over time and not over the batch, which lies spread over the devices. From T frames on,
-    and with ARTalk's terms (`mesh_velocity`, `mesh_smooth`), all are computed at once and kept.
+    At most `chunk_frames` frames of every window have their vertices in memory at once, in the
+    backward pass too, where they are computed again. The cut is over time and not over the batch,
+    which lies spread over the devices. From T frames on, and with ARTalk's terms (`mesh_velocity`,
+    `mesh_smooth`), all vertices are computed at once and kept.
+
+    Args:
+        vertices: Computes vertices [B, t, V, 3] in metres from motion [B, t, 108].
+        lips: Numbers of the lip vertices.
+        pred: Predicted motion.
+        target: True motion.
+        weights: Weights of the terms.
+        sample_weights: Weights of the items.
+        chunk_frames: Frames of each window whose vertices are computed at a time.
     """
 
     def losses(pred: Array, target: Array) -> dict[str, Array]:
         pred, target = vertices(pred), vertices(target)
         terms = vertex_losses(pred, target, lips, weights)
         terms = {name: jnp.einsum("b,bt->", sample_weights, term) / num_frames for name, term in terms.items()}
-        if not moving:
+        if not has_velocity_terms:
             return terms
         moved, jerk = jnp.diff(pred, axis=1), jnp.diff(pred, n=2, axis=1)
         velocity = weights.mesh_velocity * jnp.square(moved - jnp.diff(target, axis=1)).mean((1, 2, 3))
         smooth = weights.mesh_smooth * jnp.square(jerk).mean((1, 2, 3))
         return terms | {"mesh_velocity": sample_weights @ velocity, "mesh_smooth": sample_weights @ smooth}
 
-    num_frames, moving = pred.shape[1], weights.mesh_velocity > 0 or weights.mesh_smooth > 0
-    if moving or chunk_frames >= num_frames:
+    num_frames = pred.shape[1]
+    # Velocities need neighbouring frames, which chunks would part.
+    has_velocity_terms = weights.mesh_velocity > 0 or weights.mesh_smooth > 0
+    if has_velocity_terms or chunk_frames >= num_frames:
         return losses(pred, target)
     # The largest chunk that divides the window; 100 frames have divisors enough.
     chunk = max(size for size in range(1, chunk_frames + 1) if num_frames % size == 0)

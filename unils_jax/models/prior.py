@@ -1,4 +1,7 @@
-"""Stages 2 and 3: the motion prior over bits, autoregressive over scales, with optional audio cross-attention."""
+"""Stages 2 and 3: the motion prior over bits, autoregressive over scales.
+
+Cross-attention to audio is optional: the prior has none, the dialogue has it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +17,7 @@ from jaxtyping import Float
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.quantizer import Scales
 from unils_jax.nn.attention import Rotary, rotary_table
-from unils_jax.nn.block import AudioContext, Block
+from unils_jax.nn.block import AudioContext, Block, BlockSizes
 from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, split_key, token_init
 from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
@@ -24,25 +27,27 @@ LORA_PATTERN = r"token_embed|head|blocks/\d+/self_attn/(to_qkv|to_out)|blocks/\d
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Sizes of the prior; the defaults are the paper's. `audio_dim` None builds it without cross-attention; with it
-    `audio_condition`, one of `motion.AUDIO_CONDITIONS`, says to what."""
+    """Sizes of the prior; the defaults are the paper's."""
 
-    width: int = 512
-    depth: int = 8
+    width: int = 512  # of the tokens; width / num_heads must be even
+    depth: int = 8  # blocks
     num_heads: int = 8
-    audio_dim: int | None = None
+    audio_dim: int | None = None  # of the audio features; None: no cross-attention, as in stage 2
+    # What the cross-attentions attend to, one of `motion.AUDIO_CONDITIONS`: "pair" (own and other
+    # track, by two), "own" (own track alone) or "mixed" (the sum of both).
     audio_condition: str = "pair"
 
     def without_audio(self) -> "PriorConfig":
-        """The sizes of the prior that a dialogue stands on."""
+        """Returns the sizes of the prior that a dialogue starts from."""
         return replace(self, audio_dim=None, audio_condition="pair")
 
 
 @lru_cache(maxsize=16)
 def token_positions(scales: Scales) -> np.ndarray:
-    """Rotary positions of the whole sequence: style and previous frames 0..199, then the scale tokens.
+    """Returns rotary positions of the whole sequence: style and previous frames, then scales.
 
-    A scale of n tokens stands at `200 + round(p)`, p the odd points of linspace(0, 99, 2n+1), half to even.
+    Frames are 0..199. A scale of n tokens is at `200 + round(p)`, p the odd points of linspace(0,
+    99, 2n+1), half to even.
     """
     frames = scales[-1]
     per_scale = [2 * frames + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
@@ -51,25 +56,32 @@ def token_positions(scales: Scales) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def audio_positions(audio_frames: int, window_frames: int) -> np.ndarray:
-    """Rotary positions of a window's audio frames: `200 + trunc(linspace(0, 100, A+1)[:-1])`."""
+    """Returns rotary positions of audio frames: `200 + trunc(linspace(0, 100, A+1)[:-1])`."""
     points = np.linspace(0, window_frames, audio_frames + 1, dtype=np.float32)[:-1]
     return 2 * window_frames + points.astype(np.int64)
 
 
 @lru_cache(maxsize=16)
 def attention_mask(scales: Scales) -> np.ndarray:
-    """[200 + L, 200 + L] bool: the prefix sees the prefix; a scale token sees the prefix and scales up to its own."""
+    """Returns the mask [200 + L, 200 + L]: True where a row attends to a column.
+
+    The prefix (style and previous motion) sees the prefix; a scale token sees the prefix and scales
+    up to its own.
+    """
     level = np.concatenate([np.full(2 * scales[-1], -1), scale_levels(scales)])
     return level[None, :] <= level[:, None]
 
 
 def scale_levels(scales: Scales) -> np.ndarray:
-    """The scale index of each of the L tokens."""
+    """Returns the scale index of each of the L tokens."""
     return np.repeat(np.arange(len(scales)), scales)
 
 
 class MotionPrior(nnx.Module):
-    """Logits of every bit of a window given style, previous motion, the lower scales and, with audio, both tracks."""
+    """Logits of every bit of a window, given style, previous motion and the lower scales.
+
+    With audio they also depend on the tracks that `PriorConfig.audio_condition` names.
+    """
 
     def __init__(self, config: PriorConfig, codec: CodecConfig, *, rngs: nnx.Rngs):
         width = config.width
@@ -82,27 +94,16 @@ class MotionPrior(nnx.Module):
         self.scale_embed = nnx.Param(token_init(width)(rngs.params(), (len(codec.scales), width)))
         self.style_embed = learned((1, 1, width))
         self.prev_embed = learned((1, 1, width))
-        one_audio = config.audio_condition != "pair"
-        if config.audio_dim is not None and one_audio:
+        num_tracks = 2 if config.audio_condition == "pair" else 1
+        if config.audio_dim is not None and num_tracks == 1:
             self.audio_embed = learned((1, 1, config.audio_dim))
         elif config.audio_dim is not None:
             self.own_audio_embed = learned((1, 1, config.audio_dim))
             self.other_audio_embed = learned((1, 1, config.audio_dim))
+        sizes = BlockSizes(width, config.num_heads, 4 * width, 1e-6, True, config.audio_dim, num_tracks)
+        # Drop-path rises with depth, to a rate that itself depends on the number of blocks.
         rates = np.linspace(0, 0.1 * config.depth / 24, config.depth)
-        self.blocks = nnx.List(
-            Block(
-                width,
-                config.num_heads,
-                4 * width,
-                norm_eps=1e-6,
-                mlp_norm=True,
-                audio_dim=config.audio_dim,
-                one_audio=one_audio,
-                drop_path_rate=float(rate),
-                rngs=rngs,
-            )
-            for rate in rates
-        )
+        self.blocks = nnx.List(Block(sizes, drop_path_rate=float(rate), rngs=rngs) for rate in rates)
         self.head_norm = LayerNorm(width, 1e-5)
         self.head = Linear(width, 2 * codec.code_dim, rngs=rngs)
         self.scales = codec.scales
@@ -113,7 +114,10 @@ class MotionPrior(nnx.Module):
 
     @property
     def audio_embeds(self) -> tuple[nnx.Param, ...]:
-        """The learned vectors that mark the audio of each of a block's `audio_attns`; of a prior with audio."""
+        """The learned vectors that mark the audio of each of a block's `audio_attns`.
+
+        Only a prior with audio has them.
+        """
         return (self.own_audio_embed, self.other_audio_embed) if self.audio_condition == "pair" else (self.audio_embed,)
 
     def __call__(
@@ -126,16 +130,26 @@ class MotionPrior(nnx.Module):
         key: SampleKeys | None = None,
         compute: Compute = FLOAT32,
     ) -> Float[Array, "B L C 2"]:
-        """Logits [B, L, C, 2] (bit = 0, bit = 1) of the scales that the inputs reach.
+        """Returns logits [B, L, C, 2] (bit = 0, bit = 1) of the scales that the inputs reach.
 
-        `style` and `prev` are full features of a window, `inputs` the next-scale inputs of the first scales
-        (I = L - 1; none gives the first scale alone). `key` turns drop-path and LoRA dropout on. Audio comes in the
-        dtype of `compute`, features in any; the logits are of that dtype. A prior that does not listen to a pair takes
-        its one audio as `own_audio` and no other.
+        They have the dtype of `compute`.
+
+        Args:
+            style: Full feature of the style window.
+            prev: Full feature of the previous window.
+            inputs: Next-scale inputs of the first scales, I = L - 1; an empty axis gives the first
+                scale alone.
+            own_audio: Features in the dtype of `compute`; the one track where there is one
+                cross-attention; None without audio.
+            other_audio: Features of the other track, where there are two cross-attentions.
+            key: One random key for each sample: turns drop-path and LoRA dropout on. None:
+                evaluation.
+            compute: How the blocks are run.
         """
         embed_key, head_key, *block_keys = split_key(key, 2 + len(self.blocks))
         frames = self.scales[-1]
         features = jnp.concatenate([style, prev, inputs], axis=1).astype(compute.dtype)
+        # Style, previous motion and lower scales are of one kind: one embedding serves all.
         tokens = self.token_embed(features, embed_key)
         batch, num_tokens = tokens.shape[0], inputs.shape[1] + 1
 
@@ -144,6 +158,7 @@ class MotionPrior(nnx.Module):
             return jnp.broadcast_to(value, (batch, num, value.shape[-1]))
 
         levels = scale_levels(self.scales)[:num_tokens]
+        # The first scale has no lower one to read: a learned token is its input.
         start = learned(self.start_token, 1)
         scale_tokens = jnp.concatenate([start, tokens[:, 2 * frames :]], axis=1)
         x = jnp.concatenate(
@@ -166,11 +181,14 @@ class MotionPrior(nnx.Module):
         return logits.reshape(batch, num_tokens, self.code_dim, 2)
 
     def _audio_context(self, tracks: Sequence[Array]) -> AudioContext | None:
+        """Marks the tracks for the cross-attentions; None for a prior without audio."""
         return AudioContext(*self.mark(tracks)) if self.has_audio else None
 
     def mark(self, tracks: Sequence[Float[Array, "B A E"]]) -> tuple[tuple[Float[Array, "B A E"], ...], Rotary]:
-        """Audio features for each cross-attention with the learned vectors added, and the rotary table of their
-        positions."""
+        """Adds each cross-attention's learned vector to its audio features.
+
+        Also returns the rotary table of the frames' positions.
+        """
         positions = audio_positions(tracks[0].shape[1], self.scales[-1])
         marked = tuple(
             track + jnp.broadcast_to(embed[...].astype(track.dtype), track.shape)
@@ -180,6 +198,9 @@ class MotionPrior(nnx.Module):
 
 
 def bit_cross_entropy(logits: Float[Array, "*B L C 2"], bits: Array) -> Float[Array, "*B L C"]:
-    """Cross-entropy of every bit in nats, float32; its mean over all is the training loss of stages 2 and 3."""
+    """Returns the cross-entropy of every bit in nats, float32.
+
+    Its mean over all bits is the training loss of stages 2 and 3.
+    """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.where(bits.astype(bool), log_probs[..., 1], log_probs[..., 0])

@@ -1,14 +1,15 @@
-"""The prior scale by scale: every token passes the blocks once, its keys and values stay for the scales that follow.
+"""The prior scale by scale: every token passes the blocks once, its keys and values are kept.
 
-The mask makes this exact: the prefix does not see the scales, a scale does not see higher ones, and a window's audio
-does not change. `MotionPrior.__call__` is the same over the whole sequence at once, as training needs it.
+The mask makes this exact: the prefix does not see the scales, a scale does not see higher ones,
+and a window's audio does not change. `MotionPrior.__call__` computes the same over the whole
+sequence at once, as training needs it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -17,39 +18,53 @@ from unils_jax.models.quantizer import scale_slices
 from unils_jax.nn.attention import KeyValues, rotary_table
 from unils_jax.nn.block import AudioCache
 
-# Per block the keys and values of the finished parts: prefix with the first scale, second scale, ...
+# Per block the keys and values of the finished parts: prefix with first scale, second scale, ...
 Cache = list[list[KeyValues]]
 
 
-def silent_constants(prior: MotionPrior, dtype: str = "float32") -> Float[Array, "Z J D"]:
-    """Per block what the cross-attentions (own and other, or the one) add where all audio features are zero: constants
-    of a model."""
+def null_outputs(prior: MotionPrior, dtype: str = "float32") -> Float[Array, "Z J D"]:
+    """Returns what each block's cross-attentions add where all audio features are zero.
+
+    The J cross-attentions are own and other, or the one. These are constants of a model.
+    """
     embeds = [embed[...].astype(dtype) for embed in prior.audio_embeds]
     rows = [
-        jnp.concatenate([a.constant(embed)[0] for a, embed in zip(block.audio_attns, embeds, strict=True)])
+        jnp.concatenate([a.null_output(embed)[0] for a, embed in zip(block.audio_attns, embeds, strict=True)])
         for block in prior.blocks
     ]
     return jnp.stack(rows)
 
 
-def hear(
-    prior: MotionPrior, tracks: Sequence[Float[Array, "B A E"]], constants: Float[Array, "Z J D"]
+def cache_audio(
+    prior: MotionPrior, tracks: Sequence[Float[Array, "B A E"]], null_outputs: Float[Array, "Z J D"]
 ) -> list[AudioCache]:
-    """Per block what all tokens of a window need of its audio, given as features for each cross-attention."""
+    """Precomputes for each block what all tokens of a window need of its audio.
+
+    Args:
+        prior: The generator.
+        tracks: Audio features for each cross-attention.
+        null_outputs: Of the function of this name.
+    """
     marked, rotary = prior.mark(tracks)
     with jax.named_scope("audio_keys"):
         return [
-            AudioCache(tuple(a.keys(x, rotary) for a, x in zip(block.audio_attns, marked, strict=True)), constants[i])
+            AudioCache(
+                tuple(a.cache(x, rotary) for a, x in zip(block.audio_attns, marked, strict=True)), null_outputs[i]
+            )
             for i, block in enumerate(prior.blocks)
         ]
 
 
 def begin(
-    prior: MotionPrior, style: Float[Array, "B T C"], prev: Float[Array, "B T C"], heard: Sequence[AudioCache | None]
+    prior: MotionPrior,
+    style: Float[Array, "B T C"],
+    prev: Float[Array, "B T C"],
+    audio_cache: Sequence[AudioCache | None],
 ) -> tuple[Float[Array, "B 1 C 2"], Cache]:
-    """Logits of the first scale, float32, and the cache. The computation is in the dtype of `style`.
+    """Returns the logits of the first scale, float32, and the cache.
 
-    The start token needs no bits, so it travels with the prefix: one pass over the weights instead of two.
+    The computation is in the dtype of `style`. The start token needs no bits, so it travels with
+    the prefix: one pass over the weights instead of two.
     """
     embed = prior.token_embed(jnp.concatenate([style, prev], axis=1))
     dtype, (batch, num_frames) = embed.dtype, style.shape[:2]
@@ -60,37 +75,50 @@ def begin(
     x = jnp.concatenate(
         [embed + added.astype(dtype)[None], jnp.broadcast_to(start.astype(dtype), (batch, 1, embed.shape[-1]))], axis=1
     )
-    positions = slice(0, 2 * num_frames + 1)
-    mask = attention_mask(prior.scales)[positions, positions]
-    return _run(prior, x, positions, [[] for _ in prior.blocks], heard, mask, num_logits=1)
+    step = _Step(slice(0, 2 * num_frames + 1), audio_cache, num_logits=1)
+    return _run(prior, x, step, [[] for _ in prior.blocks])
 
 
 def extend(
-    prior: MotionPrior, inputs: Float[Array, "B n C"], scale: int, heard: Sequence[AudioCache | None], cache: Cache
+    prior: MotionPrior,
+    inputs: Float[Array, "B n C"],
+    scale: int,
+    audio_cache: Sequence[AudioCache | None],
+    cache: Cache,
 ) -> tuple[Float[Array, "B n C 2"], Cache]:
-    """Logits of scale number `scale` (from 1), float32, from its next-scale inputs, and the cache with its tokens."""
+    """Returns the logits of one more scale, float32, and the cache with its tokens.
+
+    Args:
+        prior: The generator.
+        inputs: Next-scale inputs of the scale.
+        scale: Its number, from 1.
+        audio_cache: One cached window of audio for each block; Nones for a prior without audio.
+        cache: Keys and values of all lower scales.
+    """
     embed = prior.token_embed(inputs)
     x = embed + jnp.broadcast_to(prior.scale_embed[...][scale].astype(embed.dtype), embed.shape)
     tokens, prefix = scale_slices(prior.scales)[scale], 2 * prior.scales[-1]
     positions = slice(prefix + tokens.start, prefix + tokens.stop)
-    return _run(prior, x, positions, cache, heard, None, num_logits=inputs.shape[1])
+    return _run(prior, x, _Step(positions, audio_cache, num_logits=inputs.shape[1]), cache)
 
 
-def _run(
-    prior: MotionPrior,
-    x: Array,
-    positions: slice,
-    cache: Cache,
-    heard: Sequence[AudioCache | None],
-    mask: np.ndarray | None,
-    *,
-    num_logits: int,
-) -> tuple[Array, Cache]:
-    rotary = rotary_table(token_positions(prior.scales)[positions], prior.head_dim)
+@dataclass(frozen=True)
+class _Step:
+    """New tokens of the sequence, and the audio that they attend to."""
+
+    positions: slice  # their places in the whole sequence
+    audio_cache: Sequence[AudioCache | None]  # for each block
+    num_logits: int  # of the last tokens, the others only leave keys and values
+
+
+def _run(prior: MotionPrior, x: Array, step: _Step, cache: Cache) -> tuple[Array, Cache]:
+    rotary = rotary_table(token_positions(prior.scales)[step.positions], prior.head_dim)
+    # A later scale sees all of the past and all of itself: only the first step needs a mask.
+    mask = attention_mask(prior.scales)[step.positions, step.positions] if step.positions.start == 0 else None
     grown = []
-    for block, past, audio in zip(prior.blocks, cache, heard, strict=True):
+    for block, past, audio in zip(prior.blocks, cache, step.audio_cache, strict=True):
         x, new = block.extend(x, rotary, past, audio, mask)
         grown.append([*past, new])
-    last = x[:, x.shape[1] - num_logits :].astype(jnp.float32)
+    last = x[:, x.shape[1] - step.num_logits :].astype(jnp.float32)
     logits = prior.head(prior.head_norm(last))
     return logits.reshape(*logits.shape[:2], prior.code_dim, 2), grown

@@ -1,7 +1,8 @@
-"""The WavLM encoder (base family, any size): audio -> features through post-norm blocks with gated relative positions.
+"""The WavLM encoder (base family, any size): audio -> features.
 
-Source: WavLM as transformers names and computes it (`feat_extract_norm` group, no stable layer norm), without
-attention mask. In training `EncoderNoise` acts as in wav2vec2.
+Its blocks are post-norm with gated relative positions. Source: WavLM as transformers names and
+computes it (`feat_extract_norm` group, no stable layer norm), without attention mask. In training
+`EncoderNoise` acts as in wav2vec2.
 """
 
 import math
@@ -14,15 +15,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from unils_jax.models.wav2vec2 import (
-    NORM_EPS,
-    Conv,
-    EncoderAttention,
-    EncoderNoise,
-    EncoderRates,
-    PositionalConv,
-    frames_after,
-)
+from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates
+from unils_jax.models.wav2vec2 import NORM_EPS, Conv, EncoderAttention, PositionalConv, frames_after
 from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_key
 from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
@@ -31,34 +25,40 @@ GATE_PARTS = (2, 4)  # the gate's eight outputs: two gates, each a sum of four
 
 @dataclass(frozen=True)
 class WavLMConfig:
-    """Sizes; the defaults are wavlm-base-plus's. `num_buckets` and `max_distance` are of its relative positions."""
+    """Sizes of the encoder; the defaults are wavlm-base-plus's."""
 
-    width: int = 768
-    depth: int = 12
+    width: int = 768  # of the transformer and of the features
+    depth: int = 12  # blocks
     num_heads: int = 12
-    hidden_dim: int = 3072
+    hidden_dim: int = 3072  # of the feed-forward layers
+    # Channels, widths and strides of the convolutions over samples, first to last.
     conv_dims: tuple[int, ...] = (512,) * 7
     conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    pos_conv_kernel: int = 128
+    pos_conv_kernel: int = 128  # of the positional convolution, in frames
     pos_conv_groups: int = 16
-    num_buckets: int = 320
-    max_distance: int = 800
+    num_buckets: int = 320  # of relative positions, half of them for later frames
+    max_distance: int = 800  # frames; all larger distances share a bucket
     norm_eps: float = NORM_EPS
 
     @property
     def feature_dim(self) -> int:
+        """Width of the features."""
         return self.width
 
 
 class ChannelNorm(nnx.Module):
-    """Group normalisation with a group for every channel: each by its own mean and deviation over time."""
+    """Group normalisation with a group for every channel.
+
+    Each channel is normalised by its own mean and deviation over time.
+    """
 
     def __init__(self, dim: int):
         self.scale = nnx.Param(jnp.ones(dim))
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "B n C"]) -> Float[Array, "B n C"]:
+        """Normalises in float32; the result has the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(1, keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.square(centred).mean(1, keepdims=True) + NORM_EPS)
@@ -73,6 +73,7 @@ class ConvLayer(nnx.Module):
         self.norm = ChannelNorm(out_dim) if norm else None
 
     def __call__(self, x: Float[Array, "B N I"]) -> Float[Array, "B n O"]:
+        """Applies the layers."""
         x = self.conv(x)
         return jax.nn.gelu(x if self.norm is None else self.norm(x), approximate=False)
 
@@ -88,6 +89,7 @@ class GatedAttention(EncoderAttention):
     def __call__(
         self, x: Float[Array, "B A E"], key: SampleKeys | None, bias: Float[Array, "1 H A A"]
     ) -> Float[Array, "B A E"]:
+        """Attends over all frames; `bias` is the relative positions', `key` turns dropout on."""
         heads = x.reshape(*x.shape[:2], self.num_heads, -1)
         parts = self.gate(heads).astype(jnp.float32).reshape(*heads.shape[:3], *GATE_PARTS).sum(-1)
         first, second = jnp.split(jax.nn.sigmoid(jnp.swapaxes(parts, 1, 2)), 2, axis=-1)  # [B, H, A, 1] each
@@ -114,7 +116,7 @@ class EncoderBlock(nnx.Module):
         key: SampleKeys | None = None,
         skipped: Bool[Array, " B"] | None = None,
     ) -> Float[Array, "B A E"]:
-        """Samples that are `skipped` leave as they came."""
+        """Applies the block; samples that are `skipped` leave it unchanged."""
         attn_key, attn_drop, up_key, down_key = split_key(key, 4)
         y = self.attn_norm(x + dropout(self.attn(x, attn_key, bias), self.hidden_rate, attn_drop))
         hidden = dropout(jax.nn.gelu(self.up(y), approximate=False), self.activation_rate, up_key)
@@ -123,10 +125,10 @@ class EncoderBlock(nnx.Module):
 
 
 class WavLM(nnx.Module):
-    """Audio [B, N] at 16 kHz to features [B, A, E], parts and paths named as in `Wav2Vec2`."""
+    """Features [B, A, E] of audio [B, N] at 16 kHz; parts are named as in `Wav2Vec2`."""
 
     def __init__(self, config: WavLMConfig, rates: EncoderRates, *, rngs: nnx.Rngs):
-        # What masked frames become where the encoder trains.
+        # What masked frames become.
         self.masked_spec_embed = nnx.Param(jax.random.uniform(rngs.params(), (config.width,)))
         in_dims = (1, *config.conv_dims[:-1])
         sizes = zip(in_dims, config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)
@@ -142,11 +144,11 @@ class WavLM(nnx.Module):
         self.projection_rate, self.hidden_rate = rates.projection, rates.hidden
 
     def __call__(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A E"]:
-        """Float32 audio as it is, features in the dtype of `compute`."""
+        """Encodes float32 audio as it is; the features have the dtype of `compute`."""
         return self.encode(self.extract(audio, compute), compute)
 
     def extract(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A C"]:
-        """The convolutions' output, about 50 frames a second."""
+        """Applies the convolutions: about 50 frames a second."""
         with jax.named_scope("wavlm"), jax.named_scope("convs"):
             x = audio[..., None].astype(compute.dtype)
             for conv in self.convs:
@@ -154,20 +156,19 @@ class WavLM(nnx.Module):
             return x
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that the convolutions make of so many samples."""
+        """Returns the number of frames that the convolutions make of so many samples."""
         return frames_after(self.convs, num_samples)
 
     def encode(
         self, x: Float[Array, "B A C"], compute: Compute = FLOAT32, noise: EncoderNoise | None = None
     ) -> Float[Array, "B A E"]:
-        """The convolutions' output through projection and transformer."""
+        """Applies projection and transformer to the convolutions' output."""
         with jax.named_scope("wavlm"):
             depth = len(self.blocks)
             proj_key, pos_key, *keys = split_key(None if noise is None else noise.keys, 2 + depth)
             x = dropout(self.feature_proj(self.feature_norm(x)), self.projection_rate, proj_key)
             if noise is not None:
-                embed = self.masked_spec_embed[...].astype(x.dtype)[None, None]
-                x = jnp.where(noise.masked[..., None], embed, x)
+                x = noise.mask(x, self.masked_spec_embed[...])
             x = dropout(self.final_norm(x + self.pos_conv(x)), self.hidden_rate, pos_key)
             buckets = relative_buckets(x.shape[1], self.position_table.shape[0], self.max_distance)
             bias = jnp.moveaxis(self.position_table[...][buckets], -1, 0)[None]
@@ -176,13 +177,16 @@ class WavLM(nnx.Module):
 
 
 def relative_buckets(num_frames: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "A A"]:
-    """The bucket of every pair (query, key): half of them for keys that come later, in each half one for every small
-    distance and then logarithmically wider ones up to `max_distance`."""
+    """Returns the bucket of every pair (query, key).
+
+    Half of the buckets are for keys that come later. Each half has one for every small distance and
+    then logarithmically wider ones up to `max_distance`.
+    """
     step = np.arange(num_frames)[None] - np.arange(num_frames)[:, None]
     half, distance = num_buckets // 2, np.abs(step)
     exact = half // 2
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-        math.log(max_distance / exact)
-    )
+    # In float32 as transformers has it: a bucket's edge may fall on the last digit.
+    log_ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    ratio = log_ratio / np.float32(math.log(max_distance / exact))
     wide = np.minimum(exact + (ratio * (half - exact)).astype(np.int64), half - 1)
     return half * (step > 0) + np.where(distance < exact, distance, wide)

@@ -1,4 +1,4 @@
-"""Rotary attention: one core, a self-attention with a fused projection and a cross-attention over audio."""
+"""Rotary attention: one core, a self-attention and a cross-attention over audio."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,15 @@ from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_ke
 # (cos, sin), each [L, K/2] float32: NumPy constants, one row per token.
 Rotary = tuple[np.ndarray, np.ndarray]
 
-# Keys (rotated) and values of tokens that later tokens look at, [B, H, S, K] each.
+# Keys (rotated) and values of tokens that later tokens attend to, [B, H, S, K] each.
 KeyValues = tuple[Array, Array]
 
 
 def rotary_table(positions: np.ndarray, head_dim: int) -> Rotary:
-    """Cosine and sine [L, head_dim/2] of integer positions, base 10000, computed in float32 as the release does."""
+    """Returns cosine and sine [L, head_dim/2] of integer positions, base 10000.
+
+    They are computed in float32, as the release does.
+    """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.float32(10_000) ** exponents
     angles = positions.astype(np.float32)[:, None] * frequencies[None]
@@ -28,8 +31,9 @@ def rotary_table(positions: np.ndarray, head_dim: int) -> Rotary:
 
 
 def rotate(x_BLHK: Float[Array, "B L H K"], rotary: Rotary) -> Float[Array, "B L H K"]:
-    """Rotates the interleaved channel pairs (2i, 2i+1) of every head by its token's angles, in float32."""
+    """Rotates the channel pairs (2i, 2i+1) of every head by its token's angles, in float32."""
     cos, sin = (jnp.asarray(table)[None, :, None, :] for table in rotary)
+    # Interleaved pairs, not halves: the release's layout, which its weights are trained for.
     pairs = x_BLHK.astype(jnp.float32).reshape(*x_BLHK.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = jnp.broadcast_to(cos, even.shape), jnp.broadcast_to(sin, even.shape)
@@ -47,8 +51,18 @@ def attend(
     dropout_rate: float = 0.0,
     key: SampleKeys | None = None,
 ) -> Float[Array, "B L D"]:
-    """Softmax attention, scale 1/sqrt(K), softmax in float32; `mask` is True where a query may look, `bias` is added to
-    the scaled scores (-inf: may not look). With a key, weights are dropped after the softmax."""
+    """Computes softmax attention, scale 1/sqrt(K), softmax in float32.
+
+    Args:
+        q_BLHK: Queries.
+        k_BSHK: Keys.
+        v_BSHK: Values.
+        mask: True where a query attends to a key; None: everywhere.
+        bias: Added to the scaled scores; -inf hides a key.
+        dropout_rate: Rate at which weights are dropped after the softmax.
+        key: One random key for each sample; None: no dropout.
+    """
+    # Products in the compute dtype, their sums in float32, as matrix units compute them anyway.
     logits = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSHK, preferred_element_type=jnp.float32)
     logits = logits / math.sqrt(q_BLHK.shape[-1])
     if bias is not None:
@@ -63,7 +77,8 @@ def attend(
 def attend_cached(
     q_BLHK: Float[Array, "B L H K"], past: Sequence[KeyValues], mask: Bool[np.ndarray, "L S"] | None = None
 ) -> Float[Array, "B L D"]:
-    """`attend` to keys and values that are laid out by head already, in the order of `past`."""
+    """Computes `attend` on keys and values laid out by head, in the order of `past`."""
+    # Laid out by head, so that only the new tokens are transposed and never the cache.
     k_BHSK, v_BHSK = (jnp.concatenate(parts, axis=2) for parts in zip(*past, strict=True))
     logits = jnp.einsum("BHLK,BHSK->BHLS", heads_first(q_BLHK), k_BHSK, preferred_element_type=jnp.float32)
     logits = logits / math.sqrt(q_BLHK.shape[-1])
@@ -80,7 +95,10 @@ def heads_first(x: Float[Array, "B L H K"]) -> Float[Array, "B H L K"]:
 
 
 class SelfAttention(nnx.Module):
-    """LayerNorm, one bias-free projection split as (q, k, v), (head), (dim), rotary attention, projection."""
+    """LayerNorm, one bias-free projection, rotary attention, output projection.
+
+    The projection is split as (q, k, v), (head), (head width).
+    """
 
     def __init__(self, dim: int, num_heads: int, *, norm_eps: float, rngs: nnx.Rngs):
         self.norm = LayerNorm(dim, norm_eps)
@@ -95,6 +113,10 @@ class SelfAttention(nnx.Module):
         mask: Bool[np.ndarray, "L L"] | None = None,
         key: SampleKeys | None = None,
     ) -> Float[Array, "B L D"]:
+        """Lets every token attend to all tokens that `mask` (None: all) allows.
+
+        `key` turns LoRA dropout on.
+        """
         qkv_key, out_key = split_key(key, 2)
         qkv = self.to_qkv(self.norm(x), qkv_key)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
@@ -107,7 +129,17 @@ class SelfAttention(nnx.Module):
         past: Sequence[KeyValues],
         mask: Bool[np.ndarray, "L S"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValues]:
-        """Attention of new tokens to all of `past` and to each other, and what the next ones need of them."""
+        """Lets new tokens attend to all of `past` and to each other, without dropout.
+
+        Returns their outputs and their own keys and values, for tokens that follow.
+
+        Args:
+            x: The new tokens.
+            rotary: Rotary table of their positions.
+            past: Keys and values of all earlier tokens, in order.
+            mask: True where a new token (L) attends to a token of past and new ones (S); None:
+                everywhere.
+        """
         qkv = self.to_qkv(self.norm(x)).reshape(*x.shape[:2], 3, self.num_heads, -1)
         q, k, v = (qkv[:, :, part] for part in range(3))
         new = heads_first(rotate(k, rotary)), heads_first(v)
@@ -115,7 +147,10 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Tokens attend to audio: LayerNorm on both, projections with bias, rotary on queries and keys, no mask."""
+    """Attention of tokens to audio, without a mask.
+
+    LayerNorm on both, projections with bias, rotary on queries and keys.
+    """
 
     def __init__(self, dim: int, audio_dim: int, num_heads: int, *, norm_eps: float, rngs: nnx.Rngs):
         self.query_norm = LayerNorm(dim, norm_eps)
@@ -133,25 +168,27 @@ class CrossAttention(nnx.Module):
         rotary: Rotary,
         audio_rotary: Rotary,
     ) -> Float[Array, "B L D"]:
+        """Lets every token attend to all frames of `audio`."""
         context = self.audio_norm(audio)
         q = self._heads(self.q_proj(self.query_norm(x)))
         k = self._heads(self.k_proj(context))
         v = self._heads(self.v_proj(context))
         return self.out_proj(attend(rotate(q, rotary), rotate(k, audio_rotary), v))
 
-    def keys(self, audio: Float[Array, "B A E"], audio_rotary: Rotary) -> KeyValues:
-        """What `look` needs of the audio."""
+    def cache(self, audio: Float[Array, "B A E"], audio_rotary: Rotary) -> KeyValues:
+        """Precomputes keys and values of the audio for `apply_cached`."""
         context = self.audio_norm(audio)
         k, v = (self._heads(layer(context)) for layer in (self.k_proj, self.v_proj))
         return heads_first(rotate(k, audio_rotary)), heads_first(v)
 
-    def look(self, x: Float[Array, "B L D"], rotary: Rotary, keys: KeyValues) -> Float[Array, "B L D"]:
-        """The call with audio that `keys` has seen."""
+    def apply_cached(self, x: Float[Array, "B L D"], rotary: Rotary, cache: KeyValues) -> Float[Array, "B L D"]:
+        """Attends to the audio of which `cache` was made, as the call itself would."""
         q = self._heads(self.q_proj(self.query_norm(x)))
-        return self.out_proj(attend_cached(rotate(q, rotary), [keys]))
+        return self.out_proj(attend_cached(rotate(q, rotary), [cache]))
 
-    def constant(self, frame: Float[Array, "B 1 E"]) -> Float[Array, "B 1 D"]:
-        """The call with audio whose frames are all alike: weights that sum to one leave that frame's value."""
+    def null_output(self, frame: Float[Array, "B 1 E"]) -> Float[Array, "B 1 D"]:
+        """Returns the output for audio all of whose frames are equal to `frame`."""
+        # Attention weights sum to one, so they leave that frame's value whatever the query is.
         return self.out_proj(self.v_proj(self.audio_norm(frame)))
 
     def _heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:

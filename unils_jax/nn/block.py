@@ -1,4 +1,4 @@
-"""The transformer block of codec, prior and dialogue; its parameters tell them apart."""
+"""The transformer block that codec, prior and dialogue share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,58 +16,63 @@ from unils_jax.nn.layers import MLP, SampleKeys, drop_path, split_key
 
 @dataclass(frozen=True)
 class AudioContext:
-    """Audio features [B, A, E] for each of a block's cross-attentions, with the rotary table of their positions."""
+    """The audio that the cross-attentions of one block attend to."""
 
-    tracks: tuple[Array, ...]
-    rotary: Rotary
+    tracks: tuple[Array, ...]  # features [B, A, E] for each cross-attention
+    rotary: Rotary  # of the positions of their frames
 
 
 @dataclass(frozen=True)
 class AudioCache:
-    """What a block needs of a window's audio: keys and values of each cross-attention for the leading rows, and the
-    constants [J, D] (one an attention) that stand for silence of the features in all further rows."""
+    """Cross-attention keys and values of one window, one of each for the batch's leading rows."""
 
-    tracks: tuple[KeyValues, ...]
-    constants: Array
+    tracks: tuple[KeyValues, ...]  # for each of the block's J cross-attentions
+    # [J, D]: what each cross-attention adds for all further rows, which are unconditional.
+    null_outputs: Array
 
 
-jax.tree_util.register_dataclass(AudioCache, ["tracks", "constants"], [])
+jax.tree_util.register_dataclass(AudioCache, ["tracks", "null_outputs"], [])
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """What one block consists of."""
+
+    dim: int  # of the tokens, a multiple of num_heads
+    num_heads: int
+    hidden_dim: int  # of the MLP
+    norm_eps: float
+    mlp_norm: bool  # whether the MLP begins with a layer norm; the codec's does not
+    audio_dim: int | None = None  # of audio features; None: no cross-attention
+    num_tracks: int = 2  # cross-attentions where there is audio: 2, own and other, or 1
 
 
 class Block(nnx.Module):
-    """Residual self-attention, then (with `audio_dim`) attention to own and to other audio, then the MLP.
+    """Residual self-attention, then attention to audio where there is any, then the MLP.
 
-    With `one_audio` there is one attention to audio instead of the two. Each residual branch goes through drop-path
-    with the block's rate.
+    Attention to audio is attention to the own and then to the other track, or to one track alone.
+    Each residual branch goes through drop-path with the block's rate.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        hidden_dim: int,
-        *,
-        norm_eps: float,
-        mlp_norm: bool,
-        audio_dim: int | None = None,
-        one_audio: bool = False,
-        drop_path_rate: float = 0.0,
-        rngs: nnx.Rngs,
-    ):
-        self.self_attn = SelfAttention(dim, num_heads, norm_eps=norm_eps, rngs=rngs)
-        self.mlp = MLP(dim, hidden_dim, norm_eps=norm_eps if mlp_norm else None, rngs=rngs)
-        if audio_dim is not None and one_audio:
-            self.audio_attn = CrossAttention(dim, audio_dim, num_heads, norm_eps=norm_eps, rngs=rngs)
-        elif audio_dim is not None:
-            self.own_audio_attn = CrossAttention(dim, audio_dim, num_heads, norm_eps=norm_eps, rngs=rngs)
-            self.other_audio_attn = CrossAttention(dim, audio_dim, num_heads, norm_eps=norm_eps, rngs=rngs)
-        self.one_audio = one_audio
+    def __init__(self, sizes: BlockSizes, *, drop_path_rate: float = 0.0, rngs: nnx.Rngs):
+        dim, num_heads, eps = sizes.dim, sizes.num_heads, sizes.norm_eps
+        self.self_attn = SelfAttention(dim, num_heads, norm_eps=eps, rngs=rngs)
+        self.mlp = MLP(dim, sizes.hidden_dim, norm_eps=eps if sizes.mlp_norm else None, rngs=rngs)
+        if sizes.audio_dim is not None and sizes.num_tracks == 1:
+            self.audio_attn = CrossAttention(dim, sizes.audio_dim, num_heads, norm_eps=eps, rngs=rngs)
+        elif sizes.audio_dim is not None:
+            self.own_audio_attn = CrossAttention(dim, sizes.audio_dim, num_heads, norm_eps=eps, rngs=rngs)
+            self.other_audio_attn = CrossAttention(dim, sizes.audio_dim, num_heads, norm_eps=eps, rngs=rngs)
+        self.num_tracks = sizes.num_tracks
         self.drop_path_rate = drop_path_rate
 
     @property
     def audio_attns(self) -> tuple[CrossAttention, ...]:
-        """The attentions to audio in the order of their work: own and other, or the one; of a block that hears."""
-        return (self.audio_attn,) if self.one_audio else (self.own_audio_attn, self.other_audio_attn)
+        """The cross-attentions in the order of their work: own and other, or the one.
+
+        Only a block with audio has them.
+        """
+        return (self.audio_attn,) if self.num_tracks == 1 else (self.own_audio_attn, self.other_audio_attn)
 
     def __call__(
         self,
@@ -78,7 +83,18 @@ class Block(nnx.Module):
         key: SampleKeys | None = None,
         rate: float | Float[Array, ""] | None = None,
     ) -> Float[Array, "B L D"]:
-        """`rate` stands in for the block's own drop-path rate, where one traced body serves several blocks."""
+        """Applies the block to whole sequences.
+
+        Args:
+            x: The tokens.
+            rotary: Rotary table of their positions.
+            mask: True where a token attends to another one; None: everywhere.
+            audio: What the cross-attentions attend to; None skips them.
+            key: One random key for each sample, which turns drop-path and LoRA dropout on; None:
+                evaluation.
+            rate: Drop-path rate instead of the block's, where one traced body serves several
+                blocks.
+        """
         attn_key, mlp_key, *path_keys = split_key(key, 6)
         rate = self.drop_path_rate if rate is None else rate
         with jax.named_scope("self_attn"):
@@ -95,23 +111,35 @@ class Block(nnx.Module):
         x: Float[Array, "B L D"],
         rotary: Rotary,
         past: Sequence[KeyValues] = (),
-        heard: AudioCache | None = None,
+        audio_cache: AudioCache | None = None,
         mask: Bool[np.ndarray, "L S"] | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValues]:
-        """The call in evaluation for tokens that follow those of `past`, and their own keys and values."""
+        """Applies the block to tokens that follow those of `past`, without dropout.
+
+        Returns their outputs and their own keys and values.
+
+        Args:
+            x: The new tokens.
+            rotary: Rotary table of their positions.
+            past: Keys and values of all earlier tokens, in order.
+            audio_cache: The window's audio; None for a block without cross-attention.
+            mask: True where a new token (L) attends to a token of past and new ones (S); None:
+                everywhere.
+        """
         with jax.named_scope("self_attn"):
             attended, new = self.self_attn.extend(x, rotary, past, mask)
             x = x + attended
-        if heard is not None:
+        if audio_cache is not None:
             with jax.named_scope("audio_attn"):
-                for i, (attention, keys) in enumerate(zip(self.audio_attns, heard.tracks, strict=True)):
-                    x = x + _look(attention, x, rotary, keys, heard.constants[i])
+                for i, (attention, track) in enumerate(zip(self.audio_attns, audio_cache.tracks, strict=True)):
+                    x = x + _attend_audio(attention, x, rotary, track, audio_cache.null_outputs[i])
         with jax.named_scope("mlp"):
             return x + self.mlp(x), new
 
 
-def _look(attention: CrossAttention, x: Array, rotary: Rotary, keys: KeyValues, constant: Array) -> Array:
-    hearing = keys[0].shape[0]
-    looked = attention.look(x[:hearing], rotary, keys)
-    deaf = jnp.broadcast_to(constant, (x.shape[0] - hearing, *x.shape[1:]))
-    return jnp.concatenate([looked, deaf])
+def _attend_audio(attention: CrossAttention, x: Array, rotary: Rotary, cache: KeyValues, null_output: Array) -> Array:
+    """Attends to cached audio; rows beyond the cache are unconditional and get `null_output`."""
+    num_conditional = cache[0].shape[0]
+    conditional = attention.apply_cached(x[:num_conditional], rotary, cache)
+    unconditional = jnp.broadcast_to(null_output, x[num_conditional:].shape)
+    return jnp.concatenate([conditional, unconditional])

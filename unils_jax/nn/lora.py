@@ -1,4 +1,7 @@
-"""LoRA as surgery on an untouched model: a Linear gains two thin factors, its kernel and bias stay where they were."""
+"""LoRA as surgery on an untouched model.
+
+A Linear gains two thin factors; its kernel and bias stay where they were.
+"""
 
 import re
 
@@ -13,18 +16,23 @@ from unils_jax.nn.params import Params
 
 
 class LoRALinear(Linear):
-    """`Linear(x) + alpha/rank * dropout(x) @ lora_a @ lora_b`; dropout only when a key is given."""
+    """`Linear(x) + alpha/rank * dropout(x) @ lora_a @ lora_b`.
+
+    Dropout acts only where a key is given.
+    """
 
     def __init__(self, base: Linear, *, rank: int, alpha: float, dropout_rate: float, rngs: nnx.Rngs):
         self.kernel, self.bias = base.kernel, base.bias
         in_dim, out_dim = base.kernel.shape
         bound = in_dim**-0.5
         self.lora_a = nnx.Param(jax.random.uniform(rngs.params(), (in_dim, rank), jnp.float32, -bound, bound))
+        # Zero: the adapted layer starts as the base layer is.
         self.lora_b = nnx.Param(jnp.zeros((rank, out_dim)))
         self.scale = alpha / rank
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "*B I"], key: Key[Array, " b"] | None = None) -> Float[Array, "*B O"]:
+        """Applies the layer; `key` turns dropout of the low-rank branch on."""
         low_rank = (
             dropout(x, self.dropout_rate, key) @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
         )
@@ -34,12 +42,22 @@ class LoRALinear(Linear):
 def add_lora(
     model: nnx.Module, pattern: str, *, rank: int, alpha: float, dropout_rate: float, rngs: nnx.Rngs
 ) -> list[str]:
-    """Replaces, in place, every Linear whose path matches `pattern` in full; returns their paths."""
+    """Replaces every Linear whose path matches `pattern`, in place; returns their paths.
+
+    Args:
+        model: The model to change.
+        pattern: Regular expression that a path ("blocks/0/mlp/up") must match in full.
+        rank: Width of the factors.
+        alpha: The low-rank product is scaled by alpha / rank.
+        dropout_rate: Of the input of the low-rank branch.
+        rngs: Draws the first factor; the second one is zero.
+    """
     found = [
         path
         for path, node in nnx.iter_modules(model)
         if isinstance(node, Linear) and re.fullmatch(pattern, "/".join(map(str, path)))
     ]
+    # Collected before any change: the walk must not meet the new layers, which are Linears too.
     for path in found:
         parent = model
         for part in path[:-1]:
@@ -51,7 +69,7 @@ def add_lora(
 
 
 def merge_lora(params: Params, scale: float) -> Params:
-    """Parameters with every `kernel + scale * lora_a @ lora_b` written into the kernel and the factors gone."""
+    """Returns parameters with `kernel + scale * lora_a @ lora_b` as kernels, without factors."""
     merged = {path: value for path, value in params.items() if not path.endswith(("/lora_a", "/lora_b"))}
     for path, lora_a in params.items():
         if path.endswith("/lora_a"):

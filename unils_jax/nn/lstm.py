@@ -10,10 +10,10 @@ from unils_jax.nn.layers import Linear, uniform_init
 
 
 class LSTM(nnx.Module):
-    """One layer in one direction from a zero state; gates stand as input, forget, cell, output.
+    """One layer in one direction from a zero state; the gates are input, forget, cell, output.
 
-    There are two biases, which are added: either one gets the whole gradient, so that under Adam their sum moves twice
-    as far as one merged bias would.
+    There are two biases, which are added: each one gets the whole gradient, so that under Adam
+    their sum moves twice as far as one merged bias would.
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, *, reverse: bool, rngs: nnx.Rngs):
@@ -23,8 +23,9 @@ class LSTM(nnx.Module):
         self.reverse = reverse
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T H"]:
-        """The output of every frame; with `reverse` frames are read from the last to the first."""
+        """Returns the output of every frame; `reverse` reads frames from the last to the first."""
         hidden_dim, (kernel, bias) = self.state.kernel.shape[0], (self.state.kernel[...], self.state.bias[...])
+        # The input's part of all gates is one product; only the state's part is in the scan.
         gates_TBG = jnp.swapaxes(self.input(x), 0, 1)
         gates_TBG = gates_TBG + jnp.broadcast_to(bias.astype(x.dtype), gates_TBG.shape)
 
@@ -40,7 +41,7 @@ class LSTM(nnx.Module):
 
 
 class BidirectionalLSTM(nnx.Module):
-    """Layers of two directions; each but the first reads [forward | backward] of the one before."""
+    """Layers of two directions; all but the first read [forward | backward] of the one before."""
 
     def __init__(self, in_dim: int, hidden_dim: int, depth: int, *, rngs: nnx.Rngs):
         in_dims = [in_dim] + [2 * hidden_dim] * (depth - 1)
@@ -48,6 +49,7 @@ class BidirectionalLSTM(nnx.Module):
         self.backward = nnx.List(LSTM(dim, hidden_dim, reverse=True, rngs=rngs) for dim in in_dims)
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T H"]:
+        """Returns [forward | backward] of every frame of the last layer."""
         for forward, backward in zip(self.forward, self.backward, strict=True):
             x = jnp.concatenate([forward(x), backward(x)], axis=-1)
         return x

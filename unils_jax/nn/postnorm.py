@@ -1,6 +1,7 @@
-"""Multi-head attention and post-norm transformer layers as `torch.nn` computes, draws and names them.
+"""Multi-head attention and post-norm transformer layers as in `torch.nn`.
 
-DualTalk and UniTalker are built of these. Dropout acts where a key for each sample is given.
+They compute, draw and name parameters as there. DualTalk and UniTalker are built of these. Dropout
+acts where a key for each sample is given.
 """
 
 import math
@@ -23,13 +24,15 @@ CrossBias = Float[Array, "#B #H L S"] | Float[np.ndarray, "#B #H L S"]
 
 
 class MultiHeadAttention(nnx.Module):
-    """Attention with one projection of [q | k | v], each cut into heads by slices; all parts have biases.
+    """Attention with one projection of [q | k | v], each cut into heads by slices.
 
-    `in_proj` is Xavier-uniform over its whole [3D, D] and starts without bias, as does `out_proj`.
+    All parts have biases. `in_proj` is Xavier-uniform over its whole [3D, D] and starts without
+    bias, as does `out_proj`.
     """
 
     def __init__(self, dim: int, num_heads: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros_init()
+        # The bound of the whole projection, not of each third, as torch draws it.
         xavier = uniform_init(math.sqrt(6 / (dim + 3 * dim)))
         self.in_proj = Linear(dim, 3 * dim, kernel_init=xavier, bias_init=zeros, rngs=rngs)
         self.out_proj = Linear(dim, dim, bias_init=zeros, rngs=rngs)
@@ -43,7 +46,15 @@ class MultiHeadAttention(nnx.Module):
         bias: CrossBias | None = None,
         key: SampleKeys | None = None,
     ) -> Float[Array, "B L D"]:
-        """Queries of `x`; keys and values of `memory`, without one of `x`. Dropout acts on the weights."""
+        """Attends with queries of `x`, keys and values of `memory` (None: of `x`).
+
+        Args:
+            x: The tokens.
+            memory: What they attend to; None: themselves.
+            bias: Added to the scores, leading axes of one for all samples or heads; None: no mask.
+            key: One random key for each sample, for dropout of the weights; None: no dropout.
+        """
+        # One product where queries, keys and values read the same tokens.
         if memory is None:
             q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
         else:
@@ -53,6 +64,7 @@ class MultiHeadAttention(nnx.Module):
         return self.out_proj(attend(q, k, v, bias=bias, dropout_rate=self.dropout_rate, key=key))
 
     def _project(self, x: Array, start: int, stop: int) -> Array:
+        # Columns of the one projection: queries and memory have different lengths.
         y = x @ self.in_proj.kernel[:, start:stop].astype(x.dtype)
         return y + jnp.broadcast_to(self.in_proj.bias[start:stop].astype(x.dtype), y.shape)
 
@@ -66,12 +78,15 @@ class FeedForward(nnx.Module):
         self.dropout_rate = dropout_rate
 
     def __call__(self, x: Float[Array, "B L D"], key: SampleKeys | None = None) -> Float[Array, "B L D"]:
+        """Applies the layers; `key` turns dropout on."""
         return self.down(dropout(jax.nn.relu(self.up(x)), self.dropout_rate, key))
 
 
 class EncoderLayer(nnx.Module):
-    """`x = norm(x + attention(x))`, `x = norm(x + feed-forward(x))`; dropout on weights, inside the feed-forward and on
-    either branch."""
+    """`x = norm(x + attention(x))`, then `x = norm(x + feed-forward(x))`.
+
+    Dropout acts on attention weights, inside the feed-forward and on either branch.
+    """
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
         self.self_attn = MultiHeadAttention(dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
@@ -83,13 +98,14 @@ class EncoderLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], bias: SelfBias | None = None, key: SampleKeys | None = None
     ) -> Float[Array, "B L D"]:
+        """Applies the layer; `bias` is added to the attention's scores, `key` turns dropout on."""
         attn_key, attn_drop, mlp_key, mlp_drop = split_key(key, 4)
         x = self.self_norm(x + dropout(self.self_attn(x, None, bias, attn_key), self.dropout_rate, attn_drop))
         return self.mlp_norm(x + dropout(self.mlp(x, mlp_key), self.dropout_rate, mlp_drop))
 
 
 class DecoderLayer(nnx.Module):
-    """An encoder layer with attention to `memory` between its two halves; no mask unless `bias` brings one."""
+    """An encoder layer with attention to `memory` between its halves; it brings no mask."""
 
     def __init__(self, dim: int, num_heads: int, hidden_dim: int, *, dropout_rate: float = 0.0, rngs: nnx.Rngs):
         self.self_attn = MultiHeadAttention(dim, num_heads, dropout_rate=dropout_rate, rngs=rngs)
@@ -108,7 +124,15 @@ class DecoderLayer(nnx.Module):
         memory_bias: CrossBias | None = None,
         key: SampleKeys | None = None,
     ) -> Float[Array, "B L D"]:
-        """`bias` is the self-attention's, `memory_bias` the cross-attention's."""
+        """Applies the layer.
+
+        Args:
+            x: The tokens.
+            memory: What the cross-attention attends to.
+            bias: Added to the scores of the self-attention; None: no mask.
+            memory_bias: Added to the scores of the cross-attention; None: no mask.
+            key: One random key for each sample, for dropout; None: evaluation.
+        """
         self_key, self_drop, cross_key, cross_drop, mlp_key, mlp_drop = split_key(key, 6)
         rate = self.dropout_rate
         x = self.self_norm(x + dropout(self.self_attn(x, None, bias, self_key), rate, self_drop))

@@ -1,1 +1,1 @@
-"""Training: optimiser, step, checkpoints, loop."""
+"""Training: the step, the loop around it, checkpoints and metrics."""

@@ -1,10 +1,11 @@
-"""Checkpoints of a run: parameters, average, moments, data position; written whole or not at all by Orbax.
+"""Checkpoints of a run, each written whole or not at all by Orbax, and resuming from them.
 
-`checkpoints/<step>/` holds the items `params`, `ema`, `optimizer`, `frozen` (what the model needs beside the trained
-parameters, but for a published audio encoder; float32, as the parent gave it), `data` (JSON: the loader's position)
-and `meta` (JSON: the step, the resolved config, whether the evaluation due at the step is done, and which items of
-arrays there are: a model all of which trains has none `frozen`). Every step's folder is complete in itself. One
-that cannot be read is skipped, never deleted.
+`checkpoints/<step>/` holds the items `params`, `ema`, `optimizer`, `frozen` (what the model needs
+in addition to the trained parameters, without a published audio encoder; float32, as the parent
+gave it), `data` (JSON: the loader's position) and `meta` (JSON: the step, the resolved config,
+whether the evaluation due at the step is done, and which items of arrays there are: a model all of
+which trains has no `frozen`). Every step's folder is complete. One that cannot be read is skipped,
+never deleted.
 """
 
 import json
@@ -32,19 +33,19 @@ DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError)
 
 @dataclass(frozen=True)
 class Restored:
-    """What a run goes on from. `frozen` are host arrays, `data` is the loader's position, `evaluated` is False where
-    the run was stopped before the evaluation that was due at this step."""
+    """What a run resumes from."""
 
     state: TrainState
-    frozen: Params
-    data: dict[str, Any]
-    evaluated: bool
+    frozen: Params  # host arrays
+    data: dict[str, Any]  # the loader's position
+    evaluated: bool  # False: the run stopped before the evaluation that was due at this step
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. A context manager: leaving it waits until the last save is on disk.
+    """The checkpoints of one workdir.
 
-    With several processes, all of them make every call at the same step, on a file system that they share.
+    A context manager: leaving it waits until the last save is on disk. With several processes, all
+    of them make every call at the same step, on a file system that they share.
     """
 
     def __init__(self, workdir: Path, config: RunConfig):
@@ -59,7 +60,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -68,7 +69,14 @@ class Checkpoints:
     ) -> None:
         """Saves in the background under `step`; the arrays are copied before this returns.
 
-        `frozen` are host arrays, the same on every process. Nothing is done where the step is saved already.
+        Does nothing where the step is saved already.
+
+        Args:
+            step: The number of batches taken.
+            state: The training state.
+            frozen: Host arrays, the same on every process.
+            data: The loader's position, as JSON.
+            evaluated: Whether the evaluation that is due at this step is done.
         """
         if step in self._manager.all_steps():
             return
@@ -81,33 +89,38 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, None where the workdir has none yet.
+        """Restores the newest checkpoint that is whole; None where the workdir has none yet.
 
-        `like` gives shapes, types and shardings (arrays or `jax.ShapeDtypeStruct`s): the mesh and the number of
-        processes may be others than those that saved. Newer checkpoints that are incomplete or damaged are skipped
-        with a warning and renamed to `damaged-<step>`, so that the run can save at their steps again. Raises
-        UserError where there are checkpoints and none can be read; then all stay as they are.
+        `like` gives shapes, types and shardings (arrays or `jax.ShapeDtypeStruct`s): the mesh and
+        the number of processes may differ from those that saved. Newer checkpoints that are
+        incomplete or damaged are skipped with a warning and renamed to `damaged-<step>`, so that
+        the run can save at their steps again. Raises UserError where there are checkpoints and none
+        can be read; then all stay as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         problems: dict[int, str] = {}
         for step in steps:
-            found = self._restore(step, like)
-            if isinstance(found, Restored):
+            restored = self._restore(step, like)
+            if isinstance(restored, Restored):
                 self._set_aside(list(problems))
-                return found
-            problems[step] = found
-            log.warning("WARNING: checkpoint %s is skipped: %s", self.folder / str(step), found)
+                return restored
+            problems[step] = restored
+            log.warning("WARNING: checkpoint %s is skipped: %s", self.folder / str(step), restored)
         if steps:
-            told = "; ".join(f"{self.folder / str(step)}: {text}" for step, text in problems.items())
+            reasons = "; ".join(f"{self.folder / str(step)}: {text}" for step, text in problems.items())
             raise UserError(
-                f"cannot resume, no checkpoint can be read ({told}); copy one back whole, resume with the config that "
-                "wrote them, or name a new workdir"
+                f"cannot resume, no checkpoint can be read ({reasons}); copy one back whole, resume with the config "
+                "that wrote them, or name a new workdir"
             )
         return None
 
     def _restore(self, step: int, like: TrainState) -> Restored | str:
-        """The checkpoint of a step, or what is wrong with it; all processes come to the same answer."""
-        # Looked through by one process first: a failure that not all share would leave the others waiting in Orbax.
+        """Restores the checkpoint of a step, or returns what is wrong with it.
+
+        All processes come to the same answer.
+        """
+        # One process reads it first: a failure that not all share would leave the others waiting
+        # in Orbax.
         problem = problem_of(self.folder / str(step)) if jax.process_index() == 0 else ""
         if _any_process(bool(problem)):
             return problem or "process 0 found it damaged"
@@ -124,6 +137,7 @@ class Checkpoints:
             frozen = read_item(self.folder / str(step) / "frozen") if has_frozen else {}
         except DAMAGE as error:
             return _one_line(error)
+        # The step is the folder's number, and no item of the checkpoint.
         where = like.step.sharding
         state = TrainState(jax.device_put(np.int32(step), where), *(restored[name] for name in ARRAYS[:3]))
         return Restored(state, frozen, dict(restored["data"]), bool(restored["meta"]["evaluated"]))
@@ -133,6 +147,7 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in steps:
+                # A step that was damaged before has left a folder of this name.
                 names = [f"damaged-{step}", *(f"damaged-{step}-{i}" for i in range(2, 1000))]
                 target = next(self.folder / name for name in names if not (self.folder / name).exists())
                 (self.folder / str(step)).rename(target)
@@ -143,7 +158,7 @@ class Checkpoints:
 
 
 def problem_of(step_folder: Path) -> str:
-    """What keeps a step's folder from being resumed; empty where every file of it can be read in full."""
+    """Returns what keeps a step's folder from being resumed; "" where all can be read in full."""
     try:
         meta, _ = (json.loads((step_folder / item / "metadata").read_text()) for item in ("meta", "data"))
         for item in array_items(meta):
@@ -154,12 +169,18 @@ def problem_of(step_folder: Path) -> str:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run of this workdir has saved anything. A save that was cut short has a longer name and is nothing."""
+    """Returns True where a run of this workdir has saved anything.
+
+    A save that was cut short has a longer name and does not count.
+    """
     return any(entry.name.isdigit() for entry in (Path(workdir) / "checkpoints").glob("*"))
 
 
 def published_left_out(params: Params) -> Params:
-    """Without the audio encoder: its weights come from the published file, as in the release's checkpoints."""
+    """Returns the parameters without the audio encoder.
+
+    Its weights come from the published file, as in the release's checkpoints.
+    """
     return {path: value for path, value in params.items() if not path.startswith("audio_encoder/")}
 
 
@@ -173,15 +194,11 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-log = logging.getLogger(__name__)
-
-
 # Another of these is another model: its parameters cannot be taken over.
 FIXED = ("stage", "model", "expression_basis")
 
-
-# These change what is logged, kept or how it is computed, not what is learnt. That the data are the same is checked by
-# the loader's position, wherever the store stands now.
+# These change what is logged, kept or how it is computed, not what is learnt. That the data are the
+# same is checked by the loader's position, wherever the store lies now.
 FREE = (
     "num_steps",
     "num_epochs",
@@ -210,11 +227,11 @@ FREE = (
 
 
 def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = False) -> bool:
-    """Whether the workdir will be resumed.
+    """Returns True where the workdir will be resumed.
 
-    Every setting that differs from those of the workdir's config.json is logged. Raises UserError where config.json
-    cannot be read, and where a setting differs that changes what is learnt, unless `allow_changes`; where stage, model
-    or basis differ, in any case.
+    Every setting that differs from those of the workdir's config.json is logged. Raises UserError
+    where config.json cannot be read, where stage, model or basis differ, and, unless
+    `allow_changes`, where another setting differs that changes what is learnt.
     """
     if not has_checkpoint(workdir):
         return False
@@ -225,14 +242,15 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
         raise UserError(
             f"{workdir} holds checkpoints, but {saved} cannot be read ({error}); name a new workdir"
         ) from None
+    # Through JSON and back: tuples become the lists that the saved values are.
     new = _leaves(json.loads(json.dumps(config.to_dict())))
     absent = "absent"
     changed = {
         n: (old.get(n, absent), new.get(n, absent)) for n in old | new if old.get(n, absent) != new.get(n, absent)
     }
-    told = {name: f"{name} {before!r} -> {after!r}" for name, (before, after) in changed.items()}
-    fixed = [told[name] for name in changed if _of(name, FIXED)]
-    learnt = [told[name] for name in changed if not _of(name, FIXED) and not _of(name, FREE)]
+    texts = {name: f"{name} {before!r} -> {after!r}" for name, (before, after) in changed.items()}
+    fixed = [texts[name] for name in changed if _is_in(name, FIXED)]
+    learnt = [texts[name] for name in changed if not _is_in(name, FIXED) and not _is_in(name, FREE)]
     if fixed:
         raise UserError(f"{workdir} was started with another {', '.join(fixed)}; use the same config or a new workdir")
     if learnt and not allow_changes:
@@ -240,7 +258,7 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
             f"{workdir} was started with another {', '.join(learnt)}; use the same config, a new workdir, or "
             "--allow_changes to go on with the new settings"
         )
-    for text in told.values():
+    for text in texts.values():
         if text in learnt:
             log.warning("WARNING: changed setting of %s: %s", workdir, text)
         else:
@@ -249,14 +267,14 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the settings that it lacks, which are younger than it, at their defaults."""
+    """Adds to a saved config, at their defaults, the settings that are younger than it."""
     try:
         return json.loads(json.dumps(run_config(values).to_dict()))
     except UserError:
         return values
 
 
-def _of(name: str, settings: tuple[str, ...]) -> bool:
+def _is_in(name: str, settings: tuple[str, ...]) -> bool:
     return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
 
 

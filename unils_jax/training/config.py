@@ -1,4 +1,4 @@
-"""Everything a run is told, as frozen dataclasses; its JSON stands in the workdir and in every checkpoint."""
+"""The config of a run, as frozen dataclasses; the workdir and every checkpoint hold its JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,77 +21,79 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`store` is a folder that `unils data` wrote, or its URL; `stores` several instead, each `PATH=WEIGHT`, windows
-    drawn from each by its weight. `batch_size` counts windows, of one person or of a pair, over all devices and
-    processes. `num_workers` processes cut them. `max_bad_records` different records may be unreadable. `centre_head`
-    False leaves head rotation as it was, as ARTalk does, in windows and statistics of codec and generators; what scores
-    and decodes them gives centred styles all the same.
+    """The data of a run."""
 
-    Speech clips: `sets` are folders in the layout of their release, each `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS`; stores beside them
-    are the annotation `motion_108`. Clips are cut down to a multiple of `clip_step_s` (0: as they are), so that fewer
-    lengths are compiled."""
-
-    store: str
-    batch_size: int
-    num_workers: int = 0
-    stores: tuple[str, ...] = ()
-    max_bad_records: int = 0
+    store: str  # a folder that `unils data` wrote, or its URL; "" where stores or sets are given
+    batch_size: int  # windows, of one person or of a pair, over all devices and processes
+    num_workers: int = 0  # processes that cut windows; 0: the training process does
+    stores: tuple[str, ...] = ()  # several stores instead, each "PATH=WEIGHT" of its windows; (): one
+    max_bad_records: int = 0  # different records that may be unreadable before the run stops
+    # False leaves head rotation as it was, as ARTalk does, in windows and statistics of codec and
+    # generators. Evaluation and decoding give centred styles all the same.
     centre_head: bool = True
+
+    # Folders of speech clips, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
+    # are given in addition are the annotation `motion_108`.
     sets: tuple[str, ...] = ()
+    # Speech clips are cut down to a multiple of it, in seconds, so that fewer lengths are
+    # compiled; 0: as they are.
     clip_step_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a step is computed; none of it changes what is learnt beyond rounding, `compute_dtype` apart.
+    """How a step is computed: beyond rounding, only `compute_dtype` changes what is learnt."""
 
-    `remat` and `scan_layers` as in `Compute`; `accumulate_steps` works a batch off in so many parts, with the gradient
-    of the whole; `mesh_frames` of every window have their vertices in memory at once (codec; 100: all, none computed
-    twice).
-    """
-
-    compute_dtype: str = "float32"
-    remat: bool = False
-    scan_layers: bool = False
-    accumulate_steps: int = 1
+    compute_dtype: str = "float32"  # or "bfloat16"; weights, moments, norms and losses stay float32
+    remat: bool = False  # recomputes blocks in the backward pass, see `Compute`: less memory, slower
+    scan_layers: bool = False  # compiles one block for all, see `Compute`: compiles faster
+    accumulate_steps: int = 1  # parts that a batch is processed in, with the gradient of the whole
+    # Frames of every window whose vertices are in memory at once, for the codec's mesh losses; 100:
+    # all, and none is computed twice.
     mesh_frames: int = 10
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run. `expression_basis` is the store's (checked); `head` is whose vertices the codec's mesh losses
-    see: `standin`, a FLAME file, or empty for none; `audio_encoder` a folder or hub name of wav2vec2, empty where none
-    is needed, or where encoders that train start fresh. `num_epochs` above 0 counts in epochs of
-    the data instead of `num_steps`, see `count_epochs`. Every `probe_every` steps (0: never) the averaged model decodes
-    `probe_conversations` held-out conversations, is scored, and filmed where `probe_clips` says so. `max_bad_steps`
-    steps in a row whose loss or gradient is not finite end the run."""
+    """One training run of one stage."""
 
-    stage: str
-    num_steps: int
+    stage: str  # a key of `STAGES`, for example "codec"
+    num_steps: int  # optimiser steps; ignored where num_epochs is above 0
     data: DataConfig
     model: Any  # of the type that the system names
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss: CodecLossWeights = CodecLossWeights()
-    noise: NoiseRates = NoiseRates()
+    loss: CodecLossWeights = CodecLossWeights()  # the codec's
+    noise: NoiseRates = NoiseRates()  # the generators'
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
-    expression_basis: str = "flame"
+    expression_basis: str = "flame"  # must equal the data's; "flame" or "standin"
+    # The head whose vertices the codec's mesh losses compare: "standin", a FLAME file, or "" for no
+    # mesh losses. Losses of annotations use it for `motion_108` and for FLAME parameters.
     head: str = ""
+    # Folder or hub name of a published encoder; "" where the stage needs none. Encoders that train
+    # start from it, or fresh where it is "".
     audio_encoder: str = ""
-    seed: int = 0
+    seed: int = 0  # of initialisation, data order and noise
+
+    # Periods, in steps. probe_every 0 switches the free-running evaluation off; the others must be
+    # at least 1.
     log_every: int = 50
-    eval_every: int = 1000
-    eval_batches: int = 8
+    eval_every: int = 1000  # validation losses
+    eval_batches: int = 8  # of each validation
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    probe_every: int = 0
-    probe_conversations: int = 2
-    probe_clips: bool = False
-    max_bad_steps: int = 10
-    num_epochs: int = 0
+    keep_checkpoints: int = 3  # the newest ones
+    probe_every: int = 0  # the averaged model decodes held-out conversations and is scored
+    probe_conversations: int = 2  # of each such evaluation
+    probe_clips: bool = False  # whether the first of them is rendered as a video
+
+    max_bad_steps: int = 10  # consecutive steps of non-finite loss or gradient that end the run
+    num_epochs: int = 0  # epochs of the data to train for, see `count_epochs`; 0: num_steps decides
+
     system: str = ""  # a key of SYSTEMS; "": the stage's
-    settings: Any = None  # of the system's own, of the type that it names; None: it has none
-    trainable: str = ""  # pattern of the parameters that train; "": the stage's
+    settings: Any = None  # of the type that the system names; None: it has none of its own
+    # Pattern of the parameters that train instead of the stage's: "heads/NAME/.*" trains a new head
+    # alone; "": the stage's.
+    trainable: str = ""
 
     def __post_init__(self) -> None:
         problems = []
@@ -151,15 +153,16 @@ class RunConfig:
             raise UserError("config: " + "; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them; `run_config` reads them back."""
+        """Returns plain values, as JSON holds them; `run_config` reads them back."""
         return asdict(self)
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
-    """Builds a RunConfig from a ConfigDict's or JSON's plain values; unknown keys are a UserError.
+    """Builds a RunConfig from a ConfigDict's or JSON's plain values.
 
-    The release's rule for `optimizer.release_devices` is applied here, to the number of steps too: what
-    comes back and what is saved holds plain settings of one device.
+    Unknown keys raise UserError. The release's rule for `optimizer.release_devices` is applied
+    here, to the number of steps too: the result, which is saved, holds plain settings of one
+    device.
     """
     values = current_run(values)
     system = SYSTEMS.get(values["system"])
@@ -179,9 +182,9 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
-    """Returns the config in steps, where it counts in epochs.
+    """Converts what the config counts in epochs to steps.
 
-    What is saved says both, so that a resumed run counts the same.
+    The result says both, so that a resumed run counts the same.
     """
     optimizer, num_steps = config.optimizer, config.num_steps
     if optimizer.lr_decay_every_epochs:
@@ -192,7 +195,7 @@ def count_epochs(config: RunConfig, steps_per_epoch: int) -> RunConfig:
 
 
 def stage_of(config: RunConfig) -> Stage:
-    """Returns the stage of a run, with what the config says of what trains."""
+    """Returns the stage of a run, with what the config says about what trains."""
     stage = STAGES[config.stage]
     return replace(stage, trainable=config.trainable) if config.trainable else stage
 

@@ -1,4 +1,4 @@
-"""Several processes that train together: joining, agreeing on what is trained, and on when to stop."""
+"""Several processes that train together: joining, agreeing on what is trained, stopping."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -24,12 +25,12 @@ _NAME_BYTES = 64
 
 
 def join(coordinator: str | None = None, process_id: int | None = None, num_processes: int | None = None) -> None:
-    """Makes this process one of several. Comes before anything else that JAX does.
+    """Makes this process one of several; must come before anything else that JAX does.
 
-    Without arguments everything is read from the environment (SLURM, Open MPI, Cloud TPU). Raises UserError where the
-    others do not come or the environment does not tell.
+    Without arguments everything is read from the environment (SLURM, Open MPI, Cloud TPU). Raises
+    UserError where the others do not come or the environment does not say it.
     """
-    # Its handler of SIGTERM would take the place of ours.
+    # JAX's handler of SIGTERM would take the place of ours.
     jax.config.update("jax_enable_preemption_service", False)
     detection = "deactivate" if coordinator else None
     try:
@@ -41,26 +42,34 @@ def join(coordinator: str | None = None, process_id: int | None = None, num_proc
             "--num_processes, and --process_id 0, 1, ..."
         ) from error
     if jax.process_index() > 0:
-        # All tell the same; the first one's word is enough.
+        # All processes log the same: the first one's lines are enough.
         logging.getLogger("unils_jax").setLevel(logging.WARNING)
 
 
 def check_agreement(config: dict[str, Any], params: Params) -> None:
-    """Raises UserError on every process, naming the hosts that differ, where the processes hold other configs or
-    other parameters. `params` are host arrays, or device arrays of which the replicated ones are compared."""
+    """Raises UserError where the processes hold different configs or parameters.
+
+    Every process raises it, naming the hosts that differ. `params` are host arrays, or device
+    arrays of which the replicated ones are compared.
+    """
     if jax.process_count() == 1:
         return
+    # Bytes as numbers: an all-gather takes arrays of one shape.
     digests = np.concatenate([_digest_of_config(config), _digest_of_params(params), _host_name()])
     rows = np.asarray(multihost_utils.process_allgather(digests))
     raise_unless_agreed(rows)
 
 
 def raise_unless_agreed(rows: np.ndarray) -> None:
-    """The check itself, on one row of bytes a process: digest of config, digest of parameters, host name."""
+    """Raises UserError where rows differ.
+
+    There is one row of bytes for each process: digest of config, digest of parameters, host name.
+    """
     hosts = [bytes(row[64:]).rstrip(b"\0").decode(errors="replace") for row in rows]
     names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
     problems = []
     for what, part in (("config", slice(0, 32)), ("parameters", slice(32, 64))):
+        # Process 0 is the reference: which one is right, the digests cannot say.
         other = [name for name, row in zip(names, rows, strict=True) if not np.array_equal(row[part], rows[0, part])]
         if other:
             problems.append(f"another {what} than {names[0]}: {', '.join(other)}")
@@ -77,7 +86,7 @@ def _digest_of_params(params: Params) -> np.ndarray:
     for path, value in sorted(params.items()):
         if isinstance(value, jax.Array):
             if not value.is_fully_replicated:
-                continue  # every process holds another part of it
+                continue  # each process holds another part of it
             value = value.addressable_data(0)
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(value).view(np.uint8).data)
@@ -88,36 +97,34 @@ def _host_name() -> np.ndarray:
     return np.frombuffer(socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0"), np.uint8)
 
 
-class Vote:
-    """Whether any process says yes, at a step that all of them call `ask` at.
+def any_process(mesh: Mesh) -> Callable[[bool], bool]:
+    """Returns `any_process(flag)`, True where the flag is set in any process.
 
-    With several processes the answer comes one call late: it is worked out on the devices beside the step, and nobody
-    waits for it.
+    All processes call it at the same steps. With several processes the answer is that of the call
+    before: it is computed on the devices together with the step, so that no process waits for it.
     """
+    maximum = jax.jit(jnp.max, out_shardings=replicated(mesh))
+    pending: Array | None = None
 
-    def __init__(self, mesh: Mesh):
-        self._mesh = mesh
-        self._asked: Array | None = None
-        self._any_of = jax.jit(jnp.max, out_shardings=replicated(mesh))
-
-    def ask(self, yes: bool) -> bool:
-        """This process's word; returns what is known of all."""
+    def ask(flag: bool) -> bool:
+        nonlocal pending
         if jax.process_count() == 1:
-            return yes
-        before = self._asked
-        words = global_batch(self._mesh, {"yes": np.full(jax.local_device_count(), yes, np.int32)})
-        self._asked = self._any_of(words["yes"])
+            return flag
+        before = pending
+        flags = global_batch(mesh, {"flag": np.full(jax.local_device_count(), flag, np.int32)})
+        pending = maximum(flags["flag"])
         return before is not None and bool(jax.device_get(before))
+
+    return ask
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: what launch/ tells SLURM and Kubernetes to run again
 
 
 class Preempted(Exception):
-    """Training was told to stop, and has saved `step`."""
+    """Raised where training was stopped by a signal, after it saved `step`."""
 
     def __init__(self, step: int, reason: str):
         super().__init__(f"stopped by {reason} after step {step}, which is saved")
@@ -125,9 +132,10 @@ class Preempted(Exception):
 
 
 class PreemptionGuard:
-    """A context manager under which the first SIGTERM or SIGUSR1 is noted, to be looked at between steps.
+    """A context manager under which the first SIGTERM or SIGUSR1 is noted.
 
-    The second one ends the process at once, as does any signal outside of the context.
+    The loop reads it between steps. The second signal ends the process at once, as does any signal
+    outside of the context.
     """
 
     def __init__(self) -> None:
@@ -146,13 +154,13 @@ class PreemptionGuard:
         # Nothing is logged here: the main thread may be in the middle of writing a log line.
         self.reason, self._received_s = signal.Signals(number).name, time.monotonic()
         for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_DFL)  # the second one ends the process
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """True once SIGTERM or SIGUSR1 has arrived."""
         return bool(self.reason)
 
     def waited_s(self) -> float:
-        """Seconds since it came; 0 where none came to this process."""
+        """Returns the seconds since the signal arrived; 0 where this process got none."""
         return time.monotonic() - self._received_s if self.requested else 0.0

@@ -1,6 +1,6 @@
-"""The loop: batches in, checkpoints and metrics out, resumed where the workdir stands.
+"""The loop: batches in, checkpoints and metrics out, resumed from the workdir's newest checkpoint.
 
-While step k runs on the device, the metrics of step k - 1 are looked at: nobody waits for anybody.
+While step k runs on the device, the metrics of step k - 1 are fetched: neither waits for the other.
 """
 
 import json
@@ -23,262 +23,308 @@ from unils_jax.systems.base import Metrics, Objective, Stage
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import Checkpoints, Restored
 from unils_jax.training.config import RunConfig, stage_of
-from unils_jax.training.distributed import Preempted, PreemptionGuard, Vote, check_agreement
-from unils_jax.training.metrics import MetricsLog, StepReporter
+from unils_jax.training.distributed import Preempted, PreemptionGuard, any_process, check_agreement
+from unils_jax.training.metrics import KeptRows, MetricsLog, StepReporter
 from unils_jax.training.profiling import CompileWatch, StepTrace, Throughput
-from unils_jax.training.sharding import global_batch, place, replicated, shardings
+from unils_jax.training.sharding import global_batch, replicated, shard_params, shardings
 from unils_jax.training.step import TrainState, hold_frozen, init_state, make_eval_step, make_train_step
 
 log = logging.getLogger(__name__)
 
-
 HostBatch = dict[str, np.ndarray]
 
+# Starts the same validation batches anew.
+EvalBatches = Callable[[], Iterator[HostBatch]]
 
-Probe = Callable[[int, Params], dict[str, float]]
+# (step, all parameters as host arrays, the trained ones averaged) -> metrics of the model decoding
+# held-out conversations by itself.
+FreeRunningEval = Callable[[int, Params], dict[str, float]]
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless iterator over this process's part of the global batches.
+
+    Its position can be saved, as JSON.
+    """
+
+    def __next__(self) -> HostBatch: ...
+
+    def get_state(self) -> bytes:
+        """Returns the position."""
+
+    def set_state(self, state: bytes) -> None:
+        """Continues from a position; raises UserError where it is of other data."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Batches from any step on, and the names that their `record` ids refer to.
+
+    Where items differ in length, `mean_frames` is the number of frames that one has on average.
+    """
+
+    names: Sequence[str]
+
+    def at_step(self, step: int) -> Batches:
+        """Returns the batches that follow `step` batches."""
+
+
+@dataclass(frozen=True)
+class InitialState:
+    """The parameters a run begins with."""
+
+    shapes: Params  # of all parameters
+    published: Params  # host arrays of the audio encoder, which no checkpoint holds
+    fresh: Callable[[], Params]  # gives all others; called where there is nothing to resume
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """What a run trains, and on which devices."""
+
+    mesh: Mesh
+    graphdef: nnx.GraphDef  # the model's static structure
+    objective: Objective
+    initial: InitialState
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run may be given in addition to its config."""
+
+    stop: PreemptionGuard = field(default_factory=PreemptionGuard)
+    free_running_eval: FreeRunningEval | None = None  # every `config.probe_every` steps; None: none
+    profile_steps: tuple[int, int] | None = None  # first and last step to trace; None: none
+    allow_changes: bool = False  # whether the data may differ from those of the checkpoint
+    peak_flops: float | None = None  # matrix peak of all devices together, FLOP/s; None: unknown
+
+
+@dataclass(frozen=True)
+class FrozenParams:
+    """The parameters that do not train, in the three forms that a run needs."""
+
+    in_step: Params  # on the devices as the step uses them, see `hold_frozen`
+    on_host: Params  # all of them, float32
+    in_checkpoint: Params  # host arrays of those that checkpoints hold: no published encoder
 
 
 class Evaluation:
     """Writes rows of the splits `val` and `free` where they are due.
 
-    `batches()` starts the same validation batches anew. `probe(step, params)` is given all parameters as host arrays,
-    the trained ones averaged; every process calls it, with the same ones. Both come every so many steps as the config
-    says, and after the last.
+    Rows of `val` are validation losses, rows of `free` come from the free-running evaluation, which
+    every process calls with the same parameters. Both are due every so many steps as the config
+    says, and after the last one.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        mesh: Mesh,
-        graphdef: nnx.GraphDef,
-        objective: Objective,
-        batches: Callable[[], Iterator[HostBatch]],
-        probe: Probe | None,
+        setup: TrainSetup,
+        batches: EvalBatches,
+        free_running_eval: FreeRunningEval | None,
     ):
-        self.config, self.mesh, self.batches = config, mesh, batches
-        self.probe = probe if config.probe_every else None
-        self._evaluate = make_eval_step(stage_of(config), graphdef, objective, mesh=mesh)
-        self._whole = jax.jit(lambda params: params, out_shardings=replicated(mesh))
+        self.config, self.mesh, self.batches = config, setup.mesh, batches
+        self.free_running_eval = free_running_eval if config.probe_every else None
+        self._evaluate = make_eval_step(stage_of(config), setup.graphdef, setup.objective, mesh=setup.mesh)
+        # Parameters may be cut over devices of other hosts: gathered, each host can fetch them all.
+        self._gather = jax.jit(lambda params: params, out_shardings=replicated(setup.mesh))
 
     def is_due(self, step: int) -> bool:
-        """Whether anything is to be looked at after this step."""
-        return self._validates(step) or self._probes(step)
+        """Returns True where anything is to be evaluated after this step."""
+        return self._validates(step) or self._runs_free(step)
 
     def _validates(self, step: int) -> bool:
         return step % self.config.eval_every == 0 or step == self.config.num_steps
 
-    def _probes(self, step: int) -> bool:
-        return self.probe is not None and (step % self.config.probe_every == 0 or step == self.config.num_steps)
+    def _runs_free(self, step: int) -> bool:
+        if self.free_running_eval is None:
+            return False
+        return step % self.config.probe_every == 0 or step == self.config.num_steps
 
-    def write(self, step: int, ema: Params, frozen: Params, host_frozen: Params, metrics_log: MetricsLog) -> None:
-        """Evaluates what is due. `frozen` are the parameters that the step uses, `host_frozen` the same in float32."""
+    def write(self, step: int, ema: Params, frozen: FrozenParams, metrics_log: MetricsLog) -> None:
+        """Evaluates what is due, with the averaged parameters."""
         if self._validates(step):
-            rows = (self._evaluate(ema, frozen, device_batch(self.mesh, batch)) for batch in self.batches())
+            rows = (self._evaluate(ema, frozen.in_step, device_batch(self.mesh, batch)) for batch in self.batches())
             metrics_log.write(step, "val", mean_metrics(rows))
-        if self._probes(step):
-            metrics_log.write(step, "free", self.probe(step, host_frozen | jax.device_get(self._whole(ema))))
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """An endless iterator over this process's share of the global batches, with a position to save (JSON)."""
-
-    def __next__(self) -> HostBatch: ...
-    def get_state(self) -> bytes: ...
-    def set_state(self, state: bytes) -> None: ...
-
-
-@runtime_checkable
-class Data(Protocol):
-    """Batches from any step on, and the names that their `record` ids stand for. Where items differ in length,
-    `mean_frames` tells how many frames one has on average."""
-
-    names: Sequence[str]
-
-    def at_step(self, step: int) -> Batches: ...
-
-
-@dataclass(frozen=True)
-class InitialState:
-    """The parameters a run begins with.
-
-    `shapes` are those of all; `published` are host arrays of the audio encoder, which no checkpoint holds; `fresh()`
-    gives all others before the first step, and is called where there is nothing to resume.
-    """
-
-    shapes: Params
-    published: Params
-    fresh: Callable[[], Params]
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a run may be given beside its config.
-
-    `probe`: see Evaluation. `profile_steps`: the first and the last step to trace. `allow_changes`: the data may be
-    others than those of the checkpoint. `peak_flops` is the matrix peak of all devices together, in FLOP/s.
-    """
-
-    stop: PreemptionGuard = field(default_factory=PreemptionGuard)
-    probe: Probe | None = None
-    profile_steps: tuple[int, int] | None = None
-    allow_changes: bool = False
-    peak_flops: float | None = None
+        if self._runs_free(step):
+            params = frozen.on_host | jax.device_get(self._gather(ema))
+            metrics_log.write(step, "free", self.free_running_eval(step, params))
 
 
 def train(
     config: RunConfig,
     workdir: Path,
-    mesh: Mesh,
-    graphdef: nnx.GraphDef,
-    start: InitialState,
-    objective: Objective,
+    setup: TrainSetup,
     data: Data,
-    eval_batches: Callable[[], Iterator[HostBatch]],
-    extras: TrainOptions | None = None,
+    eval_batches: EvalBatches,
+    options: TrainOptions | None = None,
 ) -> dict[str, float]:
-    """Trains to `config.num_steps` and returns the last metrics. The workdir's config.json holds the config from then
-    on, unless the run cannot begin.
+    """Trains to `config.num_steps` and returns the last metrics.
 
-    Goes on from the workdir's newest whole checkpoint where there is one. `eval_batches()` starts the same validation
-    batches anew each time. Raises Preempted where it was told to stop and has saved, and UserError where loss or
-    gradient were not finite in `config.max_bad_steps` steps in a row.
+    Resumes the workdir's newest whole checkpoint where there is one. The workdir's config.json
+    holds the config from then on, unless the run cannot begin. Raises Preempted where the run was
+    stopped and has saved, and UserError where loss or gradient were not finite in
+    `config.max_bad_steps` steps in a row.
+
+    Args:
+        config: The run's settings, in steps.
+        workdir: Folder of checkpoints and metrics.
+        setup: What is trained, and on which devices.
+        data: Training batches.
+        eval_batches: Starts the same validation batches anew at every call.
+        options: What the config does not say; None: the defaults.
     """
-    extras = extras or TrainOptions()
-    stage, tells = stage_of(config), jax.process_index() == 0
+    options = options or TrainOptions()
+    stage, is_main = stage_of(config), jax.process_index() == 0
     with Checkpoints(workdir, config) as checkpoints:
-        found = checkpoints.restore(state_shapes(stage, start.shapes, config, mesh))
-        at = found or first_state(stage, start.fresh(), config, mesh)
-        first = int(at.state.step)
-        if found:
+        restored = checkpoints.restore(state_shapes(stage, setup.initial.shapes, config, setup.mesh))
+        start = restored or first_state(stage, setup.initial.fresh(), config, setup.mesh)
+        first = int(start.state.step)
+        if restored:
             log.info("resumed %s at step %d", workdir, first)
         batches = data.at_step(first)
-        if found and not extras.allow_changes:
-            check_position(batches, found)
-        host_frozen = at.frozen | start.published
-        check_agreement(config.to_dict(), at.state.params | host_frozen)
-        if tells:
-            with atomic_output(workdir / "config.json") as partial:
-                partial.write_text(json.dumps(config.to_dict(), indent=1))
-        sizes = [f"{count(params):,}" for params in (at.state.params, host_frozen)]
+        if restored and not options.allow_changes:
+            check_position(batches, restored)
+        on_host = start.frozen | setup.initial.published
+        check_agreement(config.to_dict(), start.state.params | on_host)
+        # Written only now: a run that cannot begin leaves the workdir's config as it was.
+        if is_main:
+            _save_config(config, workdir)
+        sizes = [f"{count(params):,}" for params in (start.state.params, on_host)]
         log.info("%s: %s trainable and %s frozen values", stage.name, *sizes)
-        shown = tqdm(
-            total=config.num_steps, initial=first, desc=stage.name, unit="step", disable=None if tells else True
-        )
-        with MetricsLog(workdir, first, evaluated=at.evaluated, writes=tells) as metrics_log, shown as bar:
+        in_step = shard_params(setup.mesh, hold_frozen(on_host, config.train.compute_dtype))
+        kept = KeptRows(first, evaluated=start.evaluated)
+        with (
+            MetricsLog(workdir if is_main else None, kept) as metrics_log,
+            _progress_bar(config, first, shown=is_main) as progress,
+        ):
             frames = stage.item_frames or data.mean_frames
-            speed = Throughput(round(config.data.batch_size * frames), extras.peak_flops)
+            throughput = Throughput(round(config.data.batch_size * frames), options.peak_flops)
             run = _Run(
                 config=config,
-                workdir=workdir,
-                mesh=mesh,
-                step_fn=make_train_step(
-                    stage,
-                    graphdef,
-                    objective,
-                    config.optimizer,
-                    accumulate_steps=config.train.accumulate_steps,
-                    mesh=mesh,
-                ),
-                frozen=place(mesh, hold_frozen(host_frozen, config.train.compute_dtype)),
-                host_frozen=host_frozen,
-                saved_frozen=at.frozen,
+                mesh=setup.mesh,
+                step_fn=_train_step(config, setup),
+                frozen=FrozenParams(in_step, on_host, start.frozen),
                 batches=batches,
-                evaluation=Evaluation(config, mesh, graphdef, objective, eval_batches, extras.probe),
+                evaluation=Evaluation(config, setup, eval_batches, options.free_running_eval),
                 checkpoints=checkpoints,
-                metrics_log=metrics_log,
-                reports=StepReporter(config, metrics_log, speed, bar, data.names),
-                speed=speed,
-                extras=extras,
+                reporter=StepReporter(config, metrics_log, throughput, progress, data.names),
+                trace=StepTrace(workdir / "profile", options.profile_steps),
+                stop=options.stop,
             )
-            if not at.evaluated:
-                run.evaluate(at.state, first)
-            run.steps(at.state, first)
+            if not start.evaluated:
+                run.evaluate(start.state, first)
+            run.steps(start.state, first)
         return metrics_log.last
+
+
+def _save_config(config: RunConfig, workdir: Path) -> None:
+    with atomic_output(workdir / "config.json") as partial:
+        partial.write_text(json.dumps(config.to_dict(), indent=1))
+
+
+def _progress_bar(config: RunConfig, first: int, *, shown: bool) -> tqdm:
+    # tqdm takes None as "where there is a terminal".
+    disable = None if shown else True
+    return tqdm(total=config.num_steps, initial=first, desc=config.stage, unit="step", disable=disable)
+
+
+def _train_step(config: RunConfig, setup: TrainSetup) -> Callable:
+    return make_train_step(
+        stage_of(config),
+        setup.graphdef,
+        setup.objective,
+        config.optimizer,
+        accumulate_steps=config.train.accumulate_steps,
+        mesh=setup.mesh,
+    )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What the steps of one run need. Frozen parameters come three times: as the step uses them, all of them as host
-    arrays, and those that checkpoints hold."""
+    """What the steps of one run need."""
 
     config: RunConfig
-    workdir: Path
     mesh: Mesh
     step_fn: Callable
-    frozen: Params
-    host_frozen: Params
-    saved_frozen: Params
+    frozen: FrozenParams
     batches: Batches
     evaluation: Evaluation
     checkpoints: Checkpoints
-    metrics_log: MetricsLog
-    reports: StepReporter
-    speed: Throughput
-    extras: TrainOptions
+    reporter: StepReporter
+    trace: StepTrace
+    stop: PreemptionGuard
 
     def steps(self, state: TrainState, first: int) -> None:
-        """All steps after `first`."""
-        config, speed, reports = self.config, self.speed, self.reports
+        """Takes all steps after `first`."""
+        config, throughput, reporter, trace = self.config, self.reporter.throughput, self.reporter, self.trace
+        # Made on the mesh: the step may not move anything there by itself.
         key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated(self.mesh))()
-        vote = Vote(self.mesh)
-        trace = StepTrace(self.workdir / "profile", self.extras.profile_steps)
+        stop_requested = any_process(self.mesh)
         with CompileWatch() as compiles, trace:
             for step in range(first + 1, config.num_steps + 1):
                 trace.before(step)
-                with speed.waiting():
+                with throughput.waiting():
                     batch = next(self.batches)
                 arrays = device_batch(self.mesh, batch)
                 if step == first + 1:
-                    speed.flop_per_step = flops.count(self.step_fn, state, self.frozen, arrays, key).model
-                    speed.restart(first)
+                    work = flops.count(self.step_fn, state, self.frozen.in_step, arrays, key)
+                    throughput.flop_per_step = work.model
+                    throughput.restart(first)
                 with (
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
                     jax.transfer_guard("disallow"),
                     compiles.counting(step, settled=step > first + 2),
                 ):
-                    state, metrics = self.step_fn(state, self.frozen, arrays, key)
+                    state, metrics = self.step_fn(state, self.frozen.in_step, arrays, key)
                 if step == first + 1:
-                    speed.compiled(step, metrics)
+                    throughput.compiled(step, metrics)
                 trace.after(step, metrics)
-                reports.flush()  # of the step before, while this one runs
-                reports.add(step, metrics, batch["record"])
+                reporter.flush()  # of the step before, while this one runs
+                reporter.add(step, metrics, batch["record"])
                 last = step == config.num_steps
-                stopping = vote.ask(self.extras.stop.requested) and not last
-                self._look_and_save(step, state, stopping, last)
+                stopping = stop_requested(self.stop.requested) and not last
+                self._evaluate_and_save(step, state, stopping, last)
                 if stopping:
-                    raise Preempted(step, self.extras.stop.reason or "a signal to another process")
+                    raise Preempted(step, self.stop.reason or "a signal to another process")
 
-    def _look_and_save(self, step: int, state: TrainState, stopping: bool, last: bool) -> None:
-        """Evaluates and saves where it is due. Where the run is to stop it saves at once: the evaluation is left to
-        the run that resumes."""
-        looks = self.evaluation.is_due(step)
+    def _evaluate_and_save(self, step: int, state: TrainState, stopping: bool, last: bool) -> None:
+        """Evaluates and saves where it is due.
+
+        Where the run is to stop it saves at once: the evaluation is left to the run that resumes.
+        """
+        evaluates = self.evaluation.is_due(step)
         saves = last or stopping or step % self.config.checkpoint_every == 0
-        if not (looks or saves):
+        if not (evaluates or saves):
             return
-        self.reports.flush()
-        if looks and not stopping:
+        self.reporter.flush()
+        if evaluates and not stopping:
             self.evaluate(state, step)
         if saves:
             position = json.loads(self.batches.get_state())
-            self.checkpoints.save(step, state, self.saved_frozen, position, evaluated=not (looks and stopping))
-        self.speed.restart(step)
+            evaluated = not (evaluates and stopping)
+            self.checkpoints.save(step, state, self.frozen.in_checkpoint, position, evaluated=evaluated)
+        self.reporter.throughput.restart(step)
 
     def evaluate(self, state: TrainState, step: int) -> None:
-        """What is due after this step."""
-        self.evaluation.write(step, state.ema, self.frozen, self.host_frozen, self.metrics_log)
+        """Evaluates what is due after this step."""
+        self.evaluation.write(step, state.ema, self.frozen, self.reporter.metrics_log)
 
 
-def check_position(batches: Batches, found: Restored) -> None:
-    """Sets the position that was saved. Raises UserError where it is of other data, or of another order of them."""
+def check_position(batches: Batches, restored: Restored) -> None:
+    """Sets the position that was saved.
+
+    Raises UserError where it is of other data, or of another order of them.
+    """
     try:
-        batches.set_state(json.dumps(found.data).encode())
+        batches.set_state(json.dumps(restored.data).encode())
     except UserError as error:
         raise UserError(f"cannot resume: {error}; --allow_changes does the latter") from error
 
 
 def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh) -> TrainState:
-    """Shapes, types and shardings of the training state, nothing allocated."""
+    """Returns shapes, types and shardings of the training state, with nothing allocated."""
     trainable, _ = stage.split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
     where = shardings(mesh, state)
@@ -286,25 +332,26 @@ def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh) ->
 
 
 def first_state(stage: Stage, params: Params, config: RunConfig, mesh: Mesh) -> Restored:
-    """What a run that resumes nothing begins with."""
+    """Returns the state of a run that resumes nothing, as if it had been restored."""
     trainable, frozen = stage.split(params)
+    # Fresh parameters were drawn on the mesh; a parent's are host arrays.
     on_host = {path: value for path, value in trainable.items() if not isinstance(value, jax.Array)}
-    state = init_state(trainable | place(mesh, on_host), config.optimizer, mesh=mesh)
+    state = init_state(trainable | shard_params(mesh, on_host), config.optimizer, mesh=mesh)
     return Restored(state, {path: np.asarray(value) for path, value in frozen.items()}, {}, evaluated=True)
 
 
 def count(params: Params) -> int:
-    """How many values the parameters hold."""
+    """Counts the values that the parameters hold."""
     return sum(value.size for value in params.values())
 
 
 def device_batch(mesh: Mesh, batch: HostBatch) -> dict[str, jax.Array]:
-    """The global batch of which this process holds its part; record ids stay on the host."""
+    """Returns the global batch of which this process holds a part; record ids stay on the host."""
     return global_batch(mesh, {name: array for name, array in batch.items() if name != "record"})
 
 
 def mean_metrics(metrics: Iterator[Metrics]) -> dict[str, float]:
-    """The mean of every metric over the equally large batches that have it."""
+    """Averages every metric over the equally large batches that have it."""
     rows = [jax.device_get(row) for row in metrics]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}

@@ -1,4 +1,4 @@
-"""What a run's time goes into: rates, waiting for data, compilation, memory, and the share of the device's peak."""
+"""Where a run's time goes: rates, waiting for data, compilation, memory, share of the peak."""
 
 import logging
 import re
@@ -8,17 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax import monitoring
+from jaxtyping import PyTree
 
 from unils_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-# Dense matrix peaks in bfloat16 by `device_kind`, FLOP/s of one JAX device, from the makers' data sheets.
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's own name of the event
+
+# Dense matrix peaks in bfloat16 by `device_kind`, FLOP/s of one JAX device, from data sheets.
 BFLOAT16_PEAKS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -34,19 +35,23 @@ BFLOAT16_PEAKS = {
 
 
 def known_peak(device_kind: str, compute_dtype: str) -> float | None:
-    """The data sheet's matrix peak in FLOP/s of one device; None where none is known (and for float32)."""
+    """Returns the data sheet's matrix peak in FLOP/s of one device.
+
+    It is None where none is known, and for float32.
+    """
     fitting = [name for name in BFLOAT16_PEAKS if device_kind.startswith(name)]
     if compute_dtype != "bfloat16" or not fitting:
         return None
+    # The longest name: "NVIDIA H100 PCIe" begins with "NVIDIA H100", too.
     return BFLOAT16_PEAKS[max(fitting, key=len)]
 
 
 class Throughput:
     """Wall-clock figures of the steps since the last `restart`, of all devices together.
 
-    Model-FLOPs utilisation is FLOP of one step (counted from its jaxpr, without what rematerialisation repeats) times
-    steps a second, over the peak of all devices. `data_wait_share` is the part of the time in which the loop waited for
-    a batch.
+    Model-FLOPs utilisation is FLOP of one step (counted from its jaxpr, without what
+    rematerialisation repeats) times steps a second, over the peak of all devices. `data_wait_share`
+    is the part of the time in which the loop waited for a batch.
     """
 
     def __init__(self, frames_per_step: int, peak_flops: float | None = None):
@@ -56,25 +61,35 @@ class Throughput:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Counts from here, `step` steps being done: compiling, evaluating and saving do not count."""
+        """Starts counting anew: compiling, evaluating and saving do not count.
+
+        `step` steps are done by then.
+        """
         self._started_s, self._first_step, self._waited_s = time.perf_counter(), step, 0.0
 
-    def compiled(self, step: int, results: Any) -> None:
-        """The first step has been dispatched, `results` are what it computes: the time since the last restart was for
-        compiling; once they are there, the counting begins."""
+    def compiled(self, step: int, results: PyTree) -> None:
+        """Ends the first step, of which `results` are the outputs.
+
+        The time since the last restart was for compiling; counting starts once the results are
+        there.
+        """
         self.compile_s = time.perf_counter() - self._started_s
+        # Dispatch returns when compiling is done; the step itself is still running then.
         jax.block_until_ready(results)
         self.restart(step)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around whatever waits for a batch."""
+        """Measures the time inside the context as waiting for a batch."""
         started_s = time.perf_counter()
         yield
         self._waited_s += time.perf_counter() - started_s
 
     def read(self, step: int) -> dict[str, float]:
-        """The figures when `step` steps are done; without rates where none was done since the restart."""
+        """Returns the figures after `step` steps.
+
+        There are no rates where no step was taken since the restart.
+        """
         elapsed_s, steps = time.perf_counter() - self._started_s, step - self._first_step
         figures: dict[str, float] = {}
         if steps > 0:
@@ -90,34 +105,45 @@ class Throughput:
 
 
 def memory_used() -> dict[str, float]:
-    """The largest use so far, in GiB: of this process's first device, or of the process where devices do not tell."""
+    """Returns the largest use so far, in GiB.
+
+    It is that of this process's first device, or of the process where devices do not report it.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return {"device_memory_gib": stats["peak_bytes_in_use"] / 2**30}
+    # macOS counts in bytes, Linux in kilobytes.
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     return {"host_memory_gib": kilobytes / 2**20}
 
 
 class CompileWatch:
-    """A context manager that counts the programs compiled inside `counting()`, those of a compile cache included."""
+    """A context manager that counts the programs compiled inside `counting()`.
+
+    Programs from a compile cache count, too.
+    """
 
     def __init__(self) -> None:
         self.programs = 0
         self._counts = False
 
     def __enter__(self) -> "CompileWatch":
-        monitoring.register_event_duration_secs_listener(self._hear)
+        monitoring.register_event_duration_secs_listener(self._count)
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        monitoring.unregister_event_duration_listener(self._hear)
+    def __exit__(self, *_: object) -> None:
+        monitoring.unregister_event_duration_listener(self._count)
 
-    def _hear(self, event: str, duration_s: float, **_: Any) -> None:
+    def _count(self, event: str, duration_s: float, **_: str | int) -> None:
         self.programs += self._counts and event == _COMPILED
 
     @contextmanager
     def counting(self, step: int, settled: bool) -> Iterator[None]:
-        """Around a step; warns where it is compiled although the run has `settled`, its first two steps being done."""
+        """Watches one step; warns where it is compiled although the run has settled.
+
+        A run has `settled` once its first two steps are done.
+        """
+        # Evaluation and saving compile programs too: only those inside the context count.
         before, self._counts, started_s = self.programs, True, time.perf_counter()
         try:
             yield
@@ -131,11 +157,11 @@ class CompileWatch:
             )
 
 
-log = logging.getLogger(__name__)
-
-
 def parse_steps(text: str) -> tuple[int, int]:
-    """`a:b`, the first and the last step to trace. Raises UserError for anything else."""
+    """Parses `a:b`, the first and the last step to trace.
+
+    Raises UserError for anything else.
+    """
     found = re.fullmatch(r"(\d+):(\d+)", text)
     first, last = map(int, found.groups()) if found else (0, 0)
     if not 1 <= first <= last:
@@ -144,7 +170,10 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class StepTrace:
-    """A context manager that traces steps `first` to `last` into `folder`; without steps it does nothing."""
+    """A context manager that traces steps `first` to `last` into `folder`.
+
+    Without steps it does nothing.
+    """
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None):
         self.folder, self.steps = Path(folder), steps
@@ -153,19 +182,20 @@ class StepTrace:
     def __enter__(self) -> "StepTrace":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._running:
             self._stop()
 
     def before(self, step: int) -> None:
-        """Called before each step is dispatched."""
+        """Starts the trace at its first step; called before each step is dispatched."""
         if self.steps is not None and self.steps[0] <= step <= self.steps[1] and not self._running:
             jax.profiler.start_trace(str(self.folder))
             self._running = True
 
-    def after(self, step: int, results: Any) -> None:
-        """Called after each step with what it returned."""
+    def after(self, step: int, results: PyTree) -> None:
+        """Ends the trace at its last step; called after each step with what it returned."""
         if self._running and step >= self.steps[1]:
+            # The device works ahead of Python: the trace must not end before the step does.
             jax.block_until_ready(results)
             self._stop()
 

@@ -29,14 +29,14 @@ from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
 from unils_jax.nn.params import Params, abstract
-from unils_jax.systems.base import Objective, Stage, Start
+from unils_jax.systems.base import Stage, Start
 from unils_jax.systems.registry import SYSTEMS, current_run
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
-from unils_jax.training.loop import Data, InitialState, Probe, TrainOptions, state_shapes
+from unils_jax.training.loop import Data, FreeRunningEval, InitialState, TrainOptions, TrainSetup, state_shapes
 from unils_jax.training.loop import train as train_loop
 from unils_jax.training.profiling import known_peak, parse_steps
 from unils_jax.training.sharding import init_sharded, make_mesh
@@ -120,9 +120,9 @@ def train_stage(
     graphdef, shapes = abstract(system.builder(config.model))
     given = {} if resumes or stage.init is None else stage.init(config, shapes, data, start)
     fresh = make_fresh(config, mesh, shapes, given)
-    state = InitialState(shapes, published_params(config), fresh)
+    setup = TrainSetup(mesh, graphdef, objective, InitialState(shapes, published_params(config), fresh))
     if options.dry_run:
-        try_shapes(config, mesh, graphdef, state, objective, data)
+        try_shapes(config, setup, data)
         return {}
     begins = f"parent {parent}" if parent else "scratch"
     log.info("starting from %s", f"the newest checkpoint of {workdir}" if resumes else begins)
@@ -132,7 +132,7 @@ def train_stage(
         log.warning(stage.without_head)
     look = make_probe(config, stage, workdir, graphdef) if config.probe_every else None
     extras = TrainOptions(stop or PreemptionGuard(), look, profile_steps, options.allow_changes, matrix_peak(config))
-    return train_loop(config, workdir, mesh, graphdef, state, objective, data, held_out, extras)
+    return train_loop(config, workdir, setup, data, held_out, extras)
 
 
 def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | None) -> Start:
@@ -202,7 +202,7 @@ def load_head(config: RunConfig) -> FlameAsset | None:
     return head
 
 
-def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.GraphDef) -> Probe:
+def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.GraphDef) -> FreeRunningEval:
     """Makes the function that decodes and scores held-out conversations while the model trains.
 
     They are the first ones of the validation split that fit. Raises UserError where there is none.
@@ -241,14 +241,13 @@ def matrix_peak(config: RunConfig) -> float:
     return peak * jax.device_count()
 
 
-def try_shapes(
-    config: RunConfig, mesh: Mesh, graphdef: nnx.GraphDef, start: InitialState, objective: Objective, data: Data
-) -> None:
+def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
     """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
-    stage = stage_of(config)
+    stage, shapes, mesh = stage_of(config), setup.initial.shapes, setup.mesh
+    parts = config.train.accumulate_steps
     step = make_train_step(
-        stage, graphdef, objective, config.optimizer, accumulate_steps=config.train.accumulate_steps, mesh=mesh
+        stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh
     )
-    _, frozen = stage.split(start.shapes)
+    _, frozen = stage.split(shapes)
     batch = next(data.at_step(0))
-    jax.eval_shape(step, state_shapes(stage, start.shapes, config, mesh), frozen, batch, jax.random.key(0))
+    jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))

@@ -1,19 +1,19 @@
-"""Where arrays lie: the mesh, which parameter is cut how, and batches put together from every process's part.
+"""Sharding: the mesh, how each parameter is cut, and global batches from every process's part.
 
-The only file that names mesh axes. Batches lie spread over both, `data` and `fsdp`; large parameters, with their
-moments and average, are cut over `fsdp` alone.
+This is the only file that names mesh axes. Batches are spread over both, `data` and `fsdp`; large
+parameters, with their moments and average, are cut over `fsdp` alone.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params, split
@@ -25,14 +25,17 @@ MIN_CUT_SIZE = 1 << 14  # smaller tensors cost more to gather than to keep
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along both axes, over all hosts; `data` 0 takes all that `fsdp` leaves. Batches are spread over both."""
+    """Devices along both axes of the mesh, over all hosts; batches are spread over both."""
 
-    data: int = 0
-    fsdp: int = 1
+    data: int = 0  # that hold copies of the parameters; 0: all devices that fsdp leaves
+    fsdp: int = 1  # that large parameters are cut over; 1: none is cut
 
 
 def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """The mesh over all devices of all hosts. Raises UserError where the config does not use every device."""
+    """Makes the mesh over all devices of all hosts.
+
+    Raises UserError where the config does not use every device.
+    """
     num_devices = jax.device_count()
     data = config.data or max(num_devices // config.fsdp, 1)
     if data * config.fsdp != num_devices:
@@ -48,7 +51,7 @@ def _whole(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 
 def _cut(shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """Cut along the largest dimension that divides; whole where none does or the tensor is small."""
+    """Cuts along the largest dimension that divides; not at all where none does or it is small."""
     fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or not fitting or math.prod(shape) < MIN_CUT_SIZE:
         return PartitionSpec()
@@ -56,7 +59,8 @@ def _cut(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     return PartitionSpec(*(FSDP if axis == longest else None for axis in range(longest + 1)))
 
 
-# Path pattern -> how; the first that matches in full. Every parameter must be covered: a new one is a decision.
+# Path pattern -> how a parameter lies; the first that matches in full. Every parameter must be
+# covered: how a new one lies is a decision.
 RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] = (
     (r".*/(kernel|lora_a|lora_b|weight_v)", _cut),
     (r".*/(bias|scale|weight_g)", _whole),
@@ -68,9 +72,10 @@ RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] =
 
 
 def param_shardings(mesh: Mesh | AbstractMesh, params: Params) -> dict[str, NamedSharding]:
-    """How every parameter (array or shape) lies on the mesh; an abstract mesh tells without its devices.
+    """Returns how every parameter (array or shape) lies on the mesh.
 
-    Raises UserError naming the paths that no rule covers.
+    An abstract mesh answers without its devices. Raises UserError naming the paths that no rule
+    covers.
     """
     shardings, uncovered = {}, []
     for path, value in params.items():
@@ -80,12 +85,15 @@ def param_shardings(mesh: Mesh | AbstractMesh, params: Params) -> dict[str, Name
         else:
             shardings[path] = NamedSharding(mesh, rule(value.shape, mesh.shape[FSDP]))
     if uncovered:
-        raise UserError(f"no sharding rule covers {', '.join(uncovered)}; add one to RULES in train/sharding.py")
+        raise UserError(f"no sharding rule covers {', '.join(uncovered)}; add one to RULES in training/sharding.py")
     return shardings
 
 
-def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """The same for any tree whose parameters stand in flat dicts by path (a train state); all else is replicated."""
+def shardings(mesh: Mesh | AbstractMesh, tree: PyTree) -> PyTree:
+    """Returns the shardings of any tree that holds its parameters in flat dicts by path.
+
+    Such a tree is a train state. All that is not in these dicts is replicated.
+    """
     return jax.tree.map(
         lambda node: param_shardings(mesh, node) if isinstance(node, dict) else replicated(mesh),
         tree,
@@ -94,17 +102,20 @@ def shardings(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """Returns the sharding that cuts the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def process_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, accumulate_steps: int = 1) -> int:
-    """How many items of a global batch this process loads. Raises UserError where the batch does not divide."""
+    """Returns how many items of a global batch this process loads.
+
+    Raises UserError where the batch does not divide.
+    """
     parts = mesh.size * accumulate_steps
     if batch_size % parts:
         raise UserError(
@@ -115,31 +126,39 @@ def process_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, accumulate_st
 
 
 def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Batch:
-    """The global batch on the devices, from every process's own items (NumPy, its share of `process_batch_size`)."""
+    """Puts every process's own items (NumPy, `process_batch_size`) together on the devices."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def place(mesh: Mesh, params: Params) -> Params:
-    """Parameters that every process holds whole (NumPy), on the mesh by the rules: a device gets its part alone."""
-    to = param_shardings(mesh, params)
+def shard_params(mesh: Mesh, params: Params) -> Params:
+    """Moves parameters that every process holds whole (NumPy) to the mesh, by the rules.
+
+    A device gets its part alone.
+    """
+    laid = param_shardings(mesh, params)
     values = {path: np.asarray(value) for path, value in params.items()}
     return {
-        path: jax.make_array_from_callback(value.shape, to[path], lambda index, value=value: value[index])
+        path: jax.make_array_from_callback(value.shape, laid[path], lambda index, value=value: value[index])
         for path, value in values.items()
     }
 
 
 def init_sharded(mesh: Mesh, build: Callable[[nnx.Rngs], nnx.Module], seed: int, pattern: str = ".*") -> Params:
-    """Fresh parameters of `build(rngs)` whose path matches `pattern` in full, drawn where they lie: no device ever
-    holds more than its part, and what does not match is never drawn. The values do not depend on the mesh."""
+    """Draws fresh parameters of `build(rngs)` where they are to lie on the mesh.
+
+    No device ever holds more than its part, and what does not match is never drawn. The values do
+    not depend on the mesh.
+
+    Args:
+        mesh: The devices.
+        build: Builds the model.
+        seed: Of the draw.
+        pattern: Regular expression that a parameter's path must match in full to be drawn.
+    """
 
     def draw() -> Params:
         return {path: v for path, v in split(build(nnx.Rngs(seed)))[1].items() if re.fullmatch(pattern, path)}
 
+    # Given the shardings of its results, XLA computes each part on its device.
     return jax.jit(draw, out_shardings=param_shardings(mesh, jax.eval_shape(draw)))()
-
-
-def bytes_per_device(tree: Any) -> int:
-    """What the tree's arrays take on one device; shapes with shardings count as the arrays they stand for."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -16,8 +16,9 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
+from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise
 from unils_jax.models.logmel import LogMel, LogMelConfig
-from unils_jax.models.wav2vec2 import EncoderNoise, EncoderRates, Wav2Vec2, Wav2Vec2Config, draw_encoder_noise
+from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, FPS, SAMPLE_RATE
 from unils_jax.nn.layers import Linear, RandomKey, SampleKeys, dropout, split_key
 from unils_jax.nn.lstm import BidirectionalLSTM

@@ -16,14 +16,8 @@ from jaxtyping import Float, Int
 
 from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
-from unils_jax.models.wav2vec2 import (
-    Conv,
-    EncoderNoise,
-    EncoderRates,
-    Wav2Vec2,
-    Wav2Vec2Config,
-    draw_encoder_noise,
-)
+from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise
+from unils_jax.models.wav2vec2 import Conv, Wav2Vec2, Wav2Vec2Config
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.nn.layers import LayerNorm, Linear, RandomKey, SampleKeys, dropout, resample, split_key
