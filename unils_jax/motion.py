@@ -22,7 +22,6 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = 640
 WINDOW_FRAMES = 100
 WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
-KIND_MARK = "kind:"  # before the name of a batch's annotation kind, where it has one
 MOTION_KIND = "motion_108"  # our motion as an annotation of UniTalker
 PARTNER_FRAMES = 200  # of a training window of DualTalk, 8 s
 MOTION_DIM = 108

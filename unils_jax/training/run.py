@@ -36,7 +36,15 @@ from unils_jax.training.checkpoint import check_workdir, has_checkpoint, publish
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
-from unils_jax.training.loop import Data, FreeRunningEval, InitialState, TrainOptions, TrainSetup, state_shapes
+from unils_jax.training.loop import (
+    Data,
+    FreeRunningEval,
+    InitialState,
+    TrainOptions,
+    TrainSetup,
+    state_shapes,
+    step_batch,
+)
 from unils_jax.training.loop import train as train_loop
 from unils_jax.training.profiling import known_peak, parse_steps
 from unils_jax.training.sharding import init_sharded, make_mesh
@@ -249,5 +257,5 @@ def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
         stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh
     )
     _, frozen = stage.split(shapes)
-    batch = next(data.at_step(0))
+    batch = step_batch(next(data.at_step(0)))
     jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))
