@@ -1,19 +1,48 @@
-"""Outputs that appear whole or not at all."""
+"""Files: outputs that appear whole or not at all, tables in Markdown, and untrusted .npz and .npy.
+
+Arrays are read by `zipfile` and `np.lib.format`. All sizes are compared before memory is taken: a
+file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled.
+"""
 
 import contextlib
+import io
+import math
 import os
+import struct
 import tempfile
-from collections.abc import Iterator
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from unils_jax.errors import UserError
+
+# Two and a half hours of a person: 16 kHz float32 audio and 112 float32 channels of motion.
+MAX_BYTES = 640 << 20
+MAX_MEMBERS = 64
+MAX_NDIM = 4
+MAX_HEADER_BYTES = 4096
+DEFLATE_MAX_RATIO = 1032  # what zlib's format can unfold at most
+GET_ANOTHER = "get a fresh copy"
+MAX_INDEX_BYTES = 1 << 20
+_END = b"PK\5\6" + bytes(18)  # of a zip archive without members and comment
+# What zipfile, zlib and NumPy raise on damage; RuntimeError includes NotImplementedError and
+# RecursionError.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, TypeError, KeyError,
+    RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
     """Returns `path` as a Path after checking that a file can be written there.
 
-    Called before the work starts, so that an hour of decoding is not lost to a typing mistake. Missing parent
-    folders are made. Raises UserError when the suffix is not one of `suffixes` or the folder is not writable.
+    Called before the work starts, so that an hour of decoding is not lost to a typing mistake.
+    Missing parent folders are made. Raises UserError when the suffix is not one of `suffixes` or
+    the folder is not writable.
     """
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
@@ -31,7 +60,7 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (same suffix); renamed to `path` on success, removed on failure."""
+    """Yields a temporary path, renamed to `path` on success and removed on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
@@ -44,7 +73,10 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def durable_output(path: str | os.PathLike) -> Iterator[Path]:
-    """`atomic_output`, and on disk before it appears: a file that is there after a power cut is whole."""
+    """Yields a path as `atomic_output` does; the file is on disk before it appears.
+
+    A file that is there after a power cut is therefore whole.
+    """
     path = Path(path)
     with atomic_output(path) as partial:
         yield partial
@@ -53,9 +85,175 @@ def durable_output(path: str | os.PathLike) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Returns rows, their head first, as the lines of a Markdown table.
+
+    Cells may hold text of strangers: what cannot be printed (new lines, lone surrogates, which
+    no file takes) becomes `?`, and a `|` does not end its cell.
+    """
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def _cell(value: object) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(value)).replace("|", "\\|")
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_npz(source: bytes | memoryview, names: Sequence[str], *, origin: str) -> dict[str, np.ndarray]:
+    """Reads the arrays `names`, as far as the archive `source` holds them.
+
+    They are fresh, native-endian and C-contiguous: booleans, integers, floats and text of at most
+    `MAX_NDIM` dimensions. Other members are not read. Raises UserError, naming `origin` and the
+    array, for anything that is not a whole, honest archive within the bounds.
+    """
+    with _damage_named(origin):
+        return _read_archive(io.BytesIO(source), len(source), names)
+
+
+def read_npz_file(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads arrays as `read_npz` does. Raises UserError also where `path` is no plain file."""
+    with _opened(Path(path)) as file, _damage_named(str(path)):
+        return _read_archive(file, os.fstat(file.fileno()).st_size, names)
+
+
+def read_npy_file(path: str | os.PathLike) -> np.ndarray:
+    """Reads the array of a .npy file as `read_npz` does. Raises UserError, naming the file."""
+    with _opened(Path(path)) as file, _damage_named(str(path)):
+        return _read_array(file, "array", os.fstat(file.fileno()).st_size)
+
+
+def npy_shape(path: str | os.PathLike) -> tuple[int, ...]:
+    """Returns the shape of a .npy file's array. Raises UserError for a broken file and a scalar."""
+    with _opened(Path(path)) as file, _damage_named(str(path)):
+        shape = _read_header(file, "array", os.fstat(file.fileno()).st_size)[1]
+    if not shape:
+        raise UserError(f"{path} holds a single number, must be an array; {GET_ANOTHER}")
+    return shape
+
+
+@contextlib.contextmanager
+def _damage_named(origin: str) -> Iterator[None]:
+    """Turns what broken files make the libraries raise into a UserError that names `origin`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's about headers that Python 2 wrote, Python's about odd literals
+            yield
+    except UserError as error:
+        raise UserError(f"{origin} {error}") from None
+    except _BROKEN as error:
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{origin} is truncated or damaged ({what}); {GET_ANOTHER}") from None
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    if not path.is_file():
+        raise UserError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}; check the path")
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+
+
+def _read_archive(file: io.BufferedIOBase, size: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads the arrays `names` after comparing the sizes of all members with the archive's."""
+    if size > MAX_BYTES:
+        raise UserError(f"has {size} bytes, at most {MAX_BYTES} are read; cut the record into shorter ones")
+    # Looked at before zipfile reads the index. NumPy writes no comment behind the end, and an
+    # archive of this size needs no zip64 locator before it.
+    file.seek(max(0, size - len(_END) - 20))
+    locator, found, end = file.read().rpartition(_END[:4])
+    if not found or len(end) != len(_END) - 4 or locator.startswith(b"PK\6\7"):
+        raise UserError(f"is no .npz archive, or has a damaged zip index; {GET_ANOTHER}")
+    count, index_bytes = struct.unpack_from("<HL", end, 6)
+    if count > MAX_MEMBERS or index_bytes > MAX_INDEX_BYTES:
+        raise UserError(f"holds {count} members, at most {MAX_MEMBERS} are read; keep only the arrays of the record")
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if len(archive.infolist()) != count:
+            raise UserError(f"has a damaged zip index; {GET_ANOTHER}")
+        if len(members) != count:
+            raise UserError(f"holds two members of one name; {GET_ANOTHER}")
+        wanted = {name: members[f"{name}.npy"] for name in dict.fromkeys(names) if f"{name}.npy" in members}
+        for name, member in wanted.items():
+            _check_member(name, member)
+        total = sum(member.file_size for member in wanted.values())
+        if total > MAX_BYTES:
+            raise UserError(f"unfolds to {total} bytes, at most {MAX_BYTES} are read; cut the record into shorter ones")
+        arrays = {}
+        for name, member in wanted.items():
+            with archive.open(member) as opened:
+                arrays[name] = _read_array(opened, name, member.file_size)
+        return arrays
+
+
+def _check_member(name: str, member: zipfile.ZipInfo) -> None:
+    packed, size, stored = member.compress_size, member.file_size, member.compress_type == zipfile.ZIP_STORED
+    if member.flag_bits & 1 or not (stored or member.compress_type == zipfile.ZIP_DEFLATED):
+        raise UserError(f"holds {name!r} encrypted or in an unknown compression; write it with numpy.savez")
+    if size != packed if stored else size > DEFLATE_MAX_RATIO * packed + 64:
+        raise UserError(f"claims {size} bytes for {name!r}, which {packed} bytes cannot hold; {GET_ANOTHER}")
+
+
+def _read_array(file: io.BufferedIOBase, name: str, size: int) -> np.ndarray:
+    """Reads an array of `size` bytes with its header; memory is taken once both agree."""
+    dtype, shape, fortran, start = _read_header(file, name, size)
+    out = np.empty(size - start, np.uint8)
+    filled = 0
+    while filled < len(out):
+        # In pieces, because zipfile copies what it reads.
+        num_bytes = file.readinto(memoryview(out)[filled : filled + (1 << 20)])
+        if not num_bytes:
+            raise UserError(f"holds {name!r}, whose bytes end early; {GET_ANOTHER}")
+        filled += num_bytes
+    file.read(1)  # zipfile compares the checksum at the end, which an empty array would not reach
+    array = np.ndarray(shape, dtype, buffer=out, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), order="C", copy=False)
+
+
+def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """Returns data type, shape, whether in Fortran order, and the header's length.
+
+    Raises UserError where they do not fit in `size` bytes.
+    """
+    head = file.read(12)
+    if head[:8] not in (b"\x93NUMPY\1\0", b"\x93NUMPY\2\0") or len(head) < 12:
+        raise UserError(f"holds {name!r}, which is no array of NumPy; {GET_ANOTHER}")
+    version_1 = head[6] == 1
+    start = 10 + int.from_bytes(head[8:10], "little") if version_1 else 12 + int.from_bytes(head[8:12], "little")
+    if start - 12 > MAX_HEADER_BYTES:
+        length = start - (10 if version_1 else 12)
+        raise UserError(
+            f"holds {name!r} with a header of {length} bytes, at most {MAX_HEADER_BYTES} are read; {GET_ANOTHER}"
+        )
+    whole = io.BytesIO(head[8:] + file.read(max(start - 12, 0)))
+    read_header = np.lib.format.read_array_header_1_0 if version_1 else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read_header(whole, max_header_size=MAX_HEADER_BYTES)
+    except Exception as error:  # a hostile header can make NumPy and Python's parser raise nearly anything
+        text = " ".join(str(error).split())[:80]
+        raise UserError(f"holds {name!r} with a header that is not an array's: {text}; {GET_ANOTHER}") from None
+    if dtype.hasobject:
+        raise UserError(f"holds {name!r} as pickled objects, which are never read; save plain arrays")
+    if dtype.kind not in "biufU" or (dtype.kind != "U" and dtype.itemsize > 8):
+        raise UserError(
+            f"holds {name!r} of type {dtype.str[1:]!r}, must be bool, integer, float or text; save plain arrays"
+        )
+    # A zero in the shape must not hide an absurd number in it, nor text of no letters an absurd
+    # number of texts.
+    counts = math.prod(max(n, 1) for n in shape)
+    if len(shape) > MAX_NDIM or min(shape, default=0) < 0 or counts * max(dtype.itemsize, 1) > MAX_BYTES:
+        raise UserError(
+            f"holds {name!r} of shape {str(shape)[:80]}, more than {MAX_BYTES} bytes; cut it into shorter ones"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if start + needed != size:
+        raise UserError(f"holds {name!r} of {needed} bytes by its header and {size - start} in truth; {GET_ANOTHER}")
+    return dtype, shape, fortran, start

@@ -1,4 +1,4 @@
-"""How a process of ours runs: its log lines, the cache of compiled programs, its memory."""
+"""The settings of a process: log lines, the cache of compiled programs, memory."""
 
 import ctypes
 import logging
@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 def prepare() -> None:
-    """Our log lines on stderr, the libraries' only from warnings up; compiled programs kept between runs."""
+    """Sets up logging on stderr, the cache of compiled programs, and memory.
+
+    Libraries log warnings and errors only. Compiled programs are kept between runs.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("unils_jax", "data_pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -21,10 +24,10 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Where there is no accelerator, has glibc keep freed memory instead of returning it to the kernel.
+    """Makes glibc keep freed memory where there is no accelerator.
 
-    A step on CPU allocates and frees hundreds of megabytes; fetched anew from the kernel each time, page faults took
-    a third of the CPU time of the smoke configs' training.
+    A step on CPU allocates and frees hundreds of megabytes; fetched anew from the kernel each time,
+    page faults took a third of the CPU time of the smoke configs' training.
     """
     if has_accelerator() or not sys.platform.startswith("linux"):
         return
@@ -36,5 +39,5 @@ def keep_freed_memory() -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether this machine has one, told by its device files: asking JAX would take its memory."""
+    """Returns whether device files name an accelerator; asking JAX would take its memory."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0"))

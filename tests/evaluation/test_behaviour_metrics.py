@@ -8,7 +8,6 @@ from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.audio import frame_loudness
 from unils_jax.evaluation.behaviour_metrics import (
     FREQUENCIES,
-    GROUPS,
     blinks,
     border_jumps,
     gaze,
@@ -18,7 +17,7 @@ from unils_jax.evaluation.behaviour_metrics import (
     spectral_distance,
     spectrum,
 )
-from unils_jax.motion import EYES, JAW, STANDIN_SHAPES
+from unils_jax.motion import EYES, GROUPS, JAW, STANDIN_SHAPES
 
 LIDS = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
 

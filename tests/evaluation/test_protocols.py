@@ -38,7 +38,7 @@ def test_clean_scores_both_and_never_a_frame_of_the_style(record):
         np.testing.assert_array_equal(conversation.style[i], conversation.motion[i, :100])
         np.testing.assert_array_equal(person.truth, conversation.motion[i, 100:])
         np.testing.assert_array_equal(person.speaking, record.speech_mask[i, 100:])
-        assert len(person.heard) == len(person.truth)
+        assert len(person.loudness_db) == len(person.truth)
 
 
 def test_a_turned_camera_changes_the_offset_alone(record):
@@ -54,7 +54,7 @@ def test_a_turned_camera_changes_the_offset_alone(record):
 def test_prediction_and_truth_are_cut_to_the_shorter(record):
     conversation = conversation_of(record, RELEASE)
     (person,) = people_to_score(conversation, conversation.motion[:, :280], RELEASE)
-    assert len(person.prediction) == len(person.truth) == len(person.speaking) == len(person.heard) == 280
+    assert len(person.prediction) == len(person.truth) == len(person.speaking) == len(person.loudness_db) == 280
     longer = np.concatenate([conversation.motion, conversation.motion[:, :20]], axis=1)
     (person,) = people_to_score(conversation, longer, RELEASE)
     assert len(person.prediction) == len(person.truth) == 300
@@ -102,7 +102,7 @@ def test_channels_that_the_truth_lacks_are_left_out_of_the_prediction(record):
     conversation = conversation_of(dataclasses.replace(record, motion=motion, observed=observed), RELEASE)
     (person,) = people_to_score(conversation, np.ones((2, 300, 108), np.float32), RELEASE)
     assert not person.prediction[:, 50:100].any() and person.prediction[:, :50].all()
-    np.testing.assert_array_equal(person.observed, observed[0])
+    np.testing.assert_array_equal(person.channel_mask, observed[0])
 
 
 def test_motion_files_need_no_audio_and_a_held_out_style_needs_more_frames():
@@ -114,7 +114,7 @@ def test_motion_files_need_no_audio_and_a_held_out_style_needs_more_frames():
 def test_a_record_without_audio_has_no_loudness(record):
     conversation = conversation_of(dataclasses.replace(record, audio=None), RELEASE)
     (person,) = people_to_score(conversation, conversation.motion, RELEASE)
-    assert person.heard is None
+    assert person.loudness_db is None
 
 
 def test_settings_say_everything_that_differs():

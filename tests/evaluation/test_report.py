@@ -18,9 +18,11 @@ from unils_jax.evaluation.report import (
     markdown,
     page,
     report_paths,
+    store_page,
     write_report,
 )
 from unils_jax.evaluation.scoring import ScoreTable, jsonable
+from unils_jax.files import markdown_table
 
 
 class Tags(HTMLParser):
@@ -28,10 +30,11 @@ class Tags(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.pictures, self.outside = [], [], []
+        self.open, self.pictures, self.outside, self.seen = [], [], [], set()
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
+        self.seen.add(tag)
         self.outside += [attrs[name] for name in ("href", "src") if not attrs.get(name, "data:").startswith("data:")]
         if tag == "img":
             self.pictures.append(attrs["src"])
@@ -43,7 +46,7 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def tally():
+def scores():
     split = ScoreTable(None, "standin", np.zeros(108, np.float32), np.ones(108, np.float32))
     split.add("first & <foremost>", [[person(1)]])
     split.add("second", [[person(2)]])
@@ -51,10 +54,10 @@ def tally():
 
 
 @pytest.fixture(scope="module")
-def report(tally):
+def report(scores):
     return jsonable(
         {
-            "metrics": tally.metrics(),
+            "metrics": scores.metrics(),
             "settings": {
                 "protocol": {"name": "unils-release"},
                 "seeds": [42],
@@ -65,7 +68,7 @@ def report(tally):
             "skipped": [{"name": "third", "reason": "too | short"}],
             "notes": ["A note."],
             "versions": {"unils": "0"},
-            "pictures": tally.pictures(),
+            "pictures": scores.pictures(),
             "time": {},
             "host": {},
         }
@@ -101,9 +104,9 @@ def test_markdown_tables_are_rectangular(report):
     assert "too \\| short" in text and "A note." in text and '"seeds"' in text
 
 
-def test_the_page_needs_no_other_file_and_is_well_formed(report, tally):
+def test_the_page_needs_no_other_file_and_is_well_formed(report, scores):
     tags = Tags()
-    text = page(report, tally.traces())
+    text = page(report, scores.traces())
     tags.feed(text)
     assert tags.open == [] and tags.outside == []
     assert len(tags.pictures) == 6  # bars, distances, distributions, spectra, best and worst clip
@@ -114,12 +117,45 @@ def test_the_page_needs_no_other_file_and_is_well_formed(report, tally):
     assert "first &amp; &lt;foremost&gt;" in text and "runs/&lt;x&gt;" in text
 
 
-def test_the_same_report_gives_the_same_page(report, tally):
-    assert page(report, tally.traces()) == page(report, tally.traces())
+HOSTILE = "<script>alert('x')</script> & \"y\""
 
 
-def test_three_files_are_written(tmp_path, report, tally):
-    paths = write_report(tmp_path / "report.json", report, tally.traces())
+def test_a_record_name_cannot_run_a_script_in_the_report(report, scores):
+    skipped = [{"name": HOSTILE, "reason": HOSTILE}]
+    traces = {which: {**trace, "name": HOSTILE} for which, trace in scores.traces().items()}
+    text = page({**report, "skipped": skipped, "notes": [HOSTILE]}, traces)
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == [] and "script" not in tags.seen
+    assert HOSTILE not in text and text.count("&lt;script&gt;") == 2 + 1 + 2 * len(traces)
+
+
+def test_a_record_name_cannot_run_a_script_in_the_page_of_a_store():
+    values = {"min": 0.0, "max": 1.0, "mean": None, "std": 0.5}
+    store = {
+        "channels": {HOSTILE: values},
+        "histograms": {},
+        "splits": {"train": {"first": HOSTILE}},
+        "speech": {},
+        "alignment": {"offset_frames": None},
+    }
+    tags = Tags()
+    text = store_page(store, f"# Store\n- {HOSTILE} is too short\n")
+    tags.feed(text)
+    assert tags.open == [] and tags.outside == [] and "script" not in tags.seen
+    assert HOSTILE not in text and text.count("&lt;script&gt;") == 3
+
+
+def test_a_cell_of_a_markdown_table_stays_in_its_cell():
+    assert markdown_table([["a", "b"], ["x | y\nz", 2]]) == ["| a | b |", "|---|---|", "| x \\| y?z | 2 |"]
+
+
+def test_the_same_report_gives_the_same_page(report, scores):
+    assert page(report, scores.traces()) == page(report, scores.traces())
+
+
+def test_three_files_are_written(tmp_path, report, scores):
+    paths = write_report(tmp_path / "report.json", report, scores.traces())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["REPORT.md", "report.html", "report.json"]
     assert json.loads(paths["json"].read_text()) == report
     assert report_paths("x/clean.json")["markdown"].name == "CLEAN.md"

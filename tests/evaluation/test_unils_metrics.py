@@ -13,13 +13,11 @@ from unils_jax.evaluation.unils_metrics import (
     CHUNK_FRAMES,
     ROLES,
     Mesh,
-    expression_fid,
-    pose_fid,
     role_masks,
     unils_metrics,
 )
 from unils_jax.face.standin import standin_asset
-from unils_jax.motion import HEAD, center_head
+from unils_jax.motion import EXPRESSION, HEAD, center_head
 
 BASIS = np.random.default_rng(7).normal(size=(108, 20, 3)).astype(np.float32) / 1000
 LIPS, UPPER = np.array([1, 2, 5, 5]), np.array([0, 3, 3, 9, 11])
@@ -35,6 +33,10 @@ LINEAR = Mesh(linear_vertices, LIPS, UPPER)
 
 def random_motion(frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(frames, 108)).astype(np.float32)
+
+
+def fid(channels: slice, prediction: np.ndarray, truth: np.ndarray) -> float:
+    return frechet_distance(moments(prediction[:, channels]), moments(truth[:, channels]))
 
 
 def alternating(frames: int) -> np.ndarray:
@@ -83,8 +85,8 @@ def test_truth_against_itself_is_zero():
     truth, speaking = random_motion(150), alternating(150)
     scores = unils_metrics(truth, truth, speaking, LINEAR)
     assert all(value == 0 for values in scores.values() for value in values.values())
-    assert expression_fid(truth, truth) == pytest.approx(0, abs=1e-6)
-    assert pose_fid(truth, truth) == pytest.approx(0, abs=1e-12)
+    assert fid(EXPRESSION, truth, truth) == pytest.approx(0, abs=1e-6)
+    assert fid(HEAD, truth, truth) == pytest.approx(0, abs=1e-12)
 
 
 def test_more_damage_scores_worse_in_every_role(conversation):
@@ -99,9 +101,9 @@ def test_more_damage_scores_worse_in_every_role(conversation):
         for name in ("FDD", "PDD", "JDD"):
             values = [score[role][name] for score in scores]
             assert values == sorted(values) and len(set(values)) == 4, (role, name, values)
-        for fid in (expression_fid, pose_fid):
-            values = [fid(motion[mask], truth[mask]) for motion in damaged]
-            assert values == sorted(values) and len(set(values)) == 4, (role, fid, values)
+        for channels in (EXPRESSION, HEAD):
+            values = [fid(channels, motion[mask], truth[mask]) for motion in damaged]
+            assert values == sorted(values) and len(set(values)) == 4, (role, channels, values)
 
 
 def test_a_frozen_face_scores_the_deviation_of_the_truth():
@@ -136,7 +138,7 @@ def test_nan_in_the_motion_gives_nan_and_no_error():
     broken[4] = np.nan
     scores = unils_metrics(broken, truth, np.ones(30, bool), LINEAR)
     assert np.isnan(list(scores["both"].values())).all()
-    assert np.isnan(expression_fid(broken, truth)) and np.isnan(pose_fid(truth, broken))
+    assert np.isnan(fid(EXPRESSION, broken, truth)) and np.isnan(fid(HEAD, truth, broken))
 
 
 def test_without_a_mesh_there_are_the_pose_metrics_alone():

@@ -18,6 +18,6 @@ def person(seed: int = 0, frames: int = 260, prediction: np.ndarray | None = Non
         truth=truth,
         partner=motion(frames, seed + 2000),
         speaking=np.arange(frames) // 90 % 2 == 0,
-        heard=rng.normal(size=frames).astype(np.float32),
+        loudness_db=rng.normal(size=frames).astype(np.float32),
         head_offset=0.1 * seed,
     )

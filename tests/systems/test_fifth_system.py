@@ -1,6 +1,6 @@
 """A fifth system from outside the package: a few lines of model, registered, trained, decoded, evaluated, exported."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar

@@ -1,1 +1,1 @@
-"""Throughput beside a PyTorch reference, and the paper in miniature."""
+"""Throughput against a PyTorch reference, and the paper in miniature."""

@@ -1,13 +1,16 @@
-"""How fast training windows are read: our store beside the release's way and a zero-copy LMDB reader.
+"""Measures how fast training windows are read, against the release's way and a zero-copy reader.
 
-All three cut the same windows, float32 and ready to batch, from the same records, in one process and one thread:
+All three cut the same windows, float32 and ready to batch, from the same records, in one process
+and one thread:
 
-- store: the pieces that the window needs, out of the ArrayRecord shards
+- store: the chunks that the window needs, out of the ArrayRecord shards
 - release: the LMDB value of each person, `np.load` of every array in it, whole, then the cut
-- view: the same LMDB with the arrays seen in place (the archive is uncompressed), the head's means known beforehand
+- view: the same LMDB with the arrays read in place (the archive is uncompressed), the head's
+  means known beforehand
 
-Warm: everything is in the page cache. Cold: the page cache is told to drop the files (posix_fadvise DONTNEED, nothing
-mapped), then readers are opened and every window comes from a record that was not touched since.
+Warm: everything is in the page cache. Cold: the page cache drops the files (posix_fadvise
+DONTNEED, nothing mapped), then readers are opened, and every window comes from a record that was
+not touched since.
 """
 
 import ast
@@ -30,10 +33,11 @@ import numpy as np
 
 from data_pipelines.loader import as_float32, inclusive
 from data_pipelines.record import Record
-from data_pipelines.store.reader import Store, write_store
+from data_pipelines.store.reader import Store, StoredRecord, write_store
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
 from data_pipelines.windows import RecordSource, cut_window, training_index
+from unils_jax.files import markdown_table
 from unils_jax.motion import HEAD, from_motioncode, head_mean
 
 RECORD_MINUTES = 2.0
@@ -47,10 +51,11 @@ Window = dict[str, np.ndarray]
 
 
 def run(*, hours: float = 1.0, rounds: int = 5, folder: str | None = None) -> dict[str, Any]:
-    """Makes `hours` of dialogues in `folder` (default: a temporary one) and measures; see `table` for the result.
+    """Makes `hours` of dialogues and measures all readers; `table` prints the result.
 
-    Medians over `rounds`, in which the readers take turns. Windows a second are those of one core; MB/s counts the
-    bytes, as stored, that the windows consist of.
+    The dialogues go to `folder` (None: a temporary one). Values are medians over `rounds`, in
+    which the readers take turns. Windows a second are those of one core; MB/s counts the bytes,
+    as stored, of the windows.
     """
     with tempfile.TemporaryDirectory(dir=folder) as place:
         records = make_records(hours)
@@ -82,57 +87,67 @@ def run(*, hours: float = 1.0, rounds: int = 5, folder: str | None = None) -> di
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `run` as a Markdown table: windows a second (and MB/s), and how many times the store is faster."""
+    """Returns the result of `run` as a Markdown table.
+
+    It has windows a second (and MB/s), and how many times faster the store is.
+    """
     rates = {(row["view"], row["reader"], row["cache"]): row for row in result["rows"]}
-    lines = ["| windows/s per core (MB/s) | cache | store | release's way | LMDB, zero copy | store / release |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [["windows/s per core (MB/s)", "cache", "store", "release's way", "LMDB, zero copy", "store / release"]]
     for view, stages in VIEWS.items():
         for state in ("warm", "cold"):
             cells = [rates[view, reader, state] for reader in READERS]
             shown = [f"{cell['windows_per_s']:,.0f} ({cell['mb_per_s']:,.0f})" for cell in cells]
             ratio = result["ratios"][f"{view}_{state}"]
-            lines.append(f"| {stages} | {state} | {' | '.join(shown)} | {ratio:.1f}x |")
+            lines.append([stages, state, *shown, f"{ratio:.1f}x"])
     settings = result["settings"]
-    lines.append("")
-    lines.append(
+    method = (
         f"Medians of {settings['rounds']} interleaved rounds, {settings['hours']:g} h of dialogues of "
         f"{settings['record_minutes']:g} minutes, one thread. Warm: CPU seconds. Cold: {settings['cold']}."
     )
-    return "\n".join(lines)
+    return "\n".join([*markdown_table(lines), "", method])
 
 
 def make_records(hours: float) -> list[Record]:
-    """Dialogues of two minutes, a few different ones over and over under names of their own."""
+    """Makes dialogues of two minutes: a few different ones, repeated under different names."""
     count = max(2, round(hours * 60 / RECORD_MINUTES))
     config = SynthConfig(minutes=RECORD_MINUTES)
+    # Windows cost the same on equal dialogues; making each would take most of the benchmark.
     made = [make_conversation(config, 0, i) for i in range(min(count, _DISTINCT_RECORDS))]
     return [dataclasses.replace(made[i % len(made)], name=f"r{i}", events={}) for i in range(count)]
 
 
 def write_lmdb(path: Path, records: Sequence[Record], view: str) -> None:
-    """The records in the release's layout: an .npz value a person, `motioncode [T, 112]`, for pairs audio and mask."""
+    """Writes the records in the release's layout: an .npz value a person.
+
+    It holds `motioncode [T, 112]`; for pairs also audio and speech mask.
+    """
+    # LMDB needs its size beforehand; the file is sparse, so that too much costs nothing.
     size = sum(record.motion.size * 3 + record.audio.nbytes for record in records) + (64 << 20)
     with lmdb.open(str(path), map_size=2 * size) as env:
         for record in records:
             with env.begin(write=True) as txn:
                 for person in range(record.num_people):
-                    arrays = {"motioncode": _motioncode(record.motion[person])}
-                    if view == "pair":
-                        arrays |= {"audio": record.audio[person], "speech_mask": record.speech_mask[person]}
-                    buffer = io.BytesIO()
-                    np.savez(buffer, **arrays)
-                    txn.put(f"{record.name}_{person}".encode(), buffer.getvalue())
+                    txn.put(f"{record.name}_{person}".encode(), _lmdb_value(record, person, view))
+
+
+def _lmdb_value(record: Record, person: int, view: str) -> bytes:
+    arrays = {"motioncode": _motioncode(record.motion[person])}
+    if view == "pair":
+        arrays |= {"audio": record.audio[person], "speech_mask": record.speech_mask[person]}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def _motioncode(motion: np.ndarray) -> np.ndarray:
-    """The release's columns of our channels; `from_motioncode` is the way back."""
+    """Returns the release's columns of our channels; `from_motioncode` is the way back."""
     wide = np.zeros((len(motion), 112), motion.dtype)
     wide[:, :104], wide[:, 106:108], wide[:, 109:111] = motion[:, :104], motion[:, 104:106], motion[:, 106:108]
     return wide
 
 
 def _measure(place: Path, records: list[Record], rounds: int) -> dict[tuple[str, str, str], list[float]]:
-    """Seconds a window of every view, reader and state of the cache, round by round."""
+    """Returns seconds a window for every view, reader and state of the cache, round by round."""
     items = training_index([record.num_frames for record in records])
     rates: dict[tuple[str, str, str], list[float]] = {
         (view, reader, state): [] for view in VIEWS for reader in READERS for state in ("warm", "cold")
@@ -146,7 +161,7 @@ def _measure(place: Path, records: list[Record], rounds: int) -> dict[tuple[str,
             else:
                 fill_page_cache(files)
             reader = open_reader(name, view, place, records)
-            # Warm, a window costs the core's time, whoever else works on the machine; cold, it waits for the disk.
+            # Warm, a window costs the core's time, on a busy machine, too; cold, it waits for disk.
             if state == "cold":
                 seconds = _seconds_a_window(reader, _cold_items(items, rng), rng, time.perf_counter)
             else:
@@ -161,7 +176,7 @@ def _files(place: Path, reader: str, view: str) -> Path:
 
 
 def _cold_items(items: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Items of different records, none twice."""
+    """Yields items of different records, none twice."""
     records = rng.permutation(np.unique(items[:, 0]))[:_COLD_WINDOWS]
     return iter([rng.choice(items[items[:, 0] == record]) for record in records])
 
@@ -183,7 +198,7 @@ def _seconds_a_window(
 
 
 def fill_page_cache(folder: Path) -> None:
-    """Has the kernel keep the files in a folder."""
+    """Reads all files in a folder, so that the kernel keeps them."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -192,12 +207,12 @@ def fill_page_cache(folder: Path) -> None:
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """Has the kernel forget the files in a folder. Nothing may have them mapped."""
+    """Makes the kernel forget the files in a folder; nothing may have them mapped."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(descriptor)
+                os.fsync(descriptor)  # pages not yet written cannot be dropped
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
@@ -205,32 +220,34 @@ def drop_from_page_cache(folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """An opened reader: `source(record number)` gives what windows are cut from (solo: of the first person)."""
+    """An opened reader of windows."""
 
-    source: Callable[[int], Any]
+    # A record's number -> what windows are cut from; of solo windows its first person.
+    source: Callable[[int], "RecordSource | StoredRecord | ViewSource"]
     close: Callable[[], None]
 
     def window(self, record: int, i: int, rng: np.random.Generator) -> Window:
-        """One training window, float32."""
+        """Returns one training window, float32."""
         cut = cut_window(self.source(record), i, inclusive(rng))
         return {name: as_float32(array) for name, array in cut.items()}
 
 
 def open_reader(reader: str, view: str, place: Path, records: Sequence[Record]) -> Reader:
-    """One of READERS on the files that `run` made in `place`."""
+    """Opens one of READERS on the files that `run` made in `place`."""
     path, people = _files(place, reader, view), (0,) if view == "solo" else (0, 1)
     if reader == "store":
         store = Store(path)
         person = 0 if view == "solo" else None
-        # Opens the shards: that is once in a run, not once a window.
+        # Opening the shards happens once in a run, not once a window: it is not measured.
         store.source("train", 0, person).frames([(0, 0, 1)])
         return Reader(lambda i: store.source("train", i, person), lambda: None)
+    # Reading ahead pays for the release, which reads whole values, not for a view of few pages.
     env = lmdb.open(str(path), readonly=True, lock=False, readahead=reader == "release")
     txn = env.begin(buffers=reader == "view")
     names = [record.name for record in records]
     means = [head_mean(record.motion)[:, 0] for record in records]
 
-    def values(i: int) -> list[Any]:
+    def values(i: int) -> list[bytes | memoryview]:
         return [txn.get(f"{names[i]}_{person}".encode()) for person in people]
 
     def close() -> None:
@@ -243,7 +260,7 @@ def open_reader(reader: str, view: str, place: Path, records: Sequence[Record]) 
 
 
 def _whole_record(name: str, values: Sequence[bytes]) -> Record:
-    """The release's way: every array of every person, read whole."""
+    """Reads every array of every person as a whole, which is the release's way."""
     arrays = []
     for value in values:
         with np.load(io.BytesIO(value), allow_pickle=False) as archive:
@@ -256,9 +273,9 @@ def _whole_record(name: str, values: Sequence[bytes]) -> Record:
 
 
 class ViewSource:
-    """A source of windows that sees uncompressed .npz members where they lie."""
+    """A source of windows that reads uncompressed .npz members in place."""
 
-    def __init__(self, name: str, values: Sequence[Any], means: np.ndarray):
+    def __init__(self, name: str, values: Sequence[bytes | memoryview], means: np.ndarray):
         self._arrays = [members_in_place(value) for value in values]
         self._means = means
         self.name, self.num_people = name, len(values)
@@ -268,7 +285,10 @@ class ViewSource:
     def frames(
         self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each `(person, first, last)` motion, head rotation centred or as it was, and speech mask."""
+        """Returns motion and speech mask for each `(person, first, last)`.
+
+        Head rotation is centred or as it was.
+        """
         out = []
         for person, first, last in spans:
             motion = from_motioncode(self._arrays[person]["motioncode"][first:last])
@@ -279,12 +299,16 @@ class ViewSource:
         return out
 
     def audio(self, first: int, last: int) -> np.ndarray:
-        """Samples `first`..`last` of all people, float32."""
+        """Returns samples `first`..`last` of all people, float32."""
         return np.stack([person["audio"][first:last] * np.float32(1 / 32768) for person in self._arrays])
 
 
-def members_in_place(value: Any) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed .npz by `np.savez`, as views of it. For one's own archives: nothing is checked."""
+def members_in_place(value: bytes | memoryview) -> dict[str, np.ndarray]:
+    """Returns the arrays of an uncompressed .npz by `np.savez`, as views of it.
+
+    Only for archives that this process wrote: nothing is checked.
+    """
+    # Local headers follow one another: sizes are in the header, or in its zip64 extra field.
     arrays, at = {}, 0
     while bytes(value[at : at + 4]) == b"PK\x03\x04":
         size, name_size, extra_size = struct.unpack_from("<IHH", value, at + 22)
@@ -308,13 +332,19 @@ def _described(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def _window_bytes(view: str) -> int:
-    """What a window consists of, in bytes as stored: motion, context and style in float16, for pairs int16 audio."""
+    """Returns the bytes of a window as stored.
+
+    They are motion, context and style in float16, for pairs also int16 audio.
+    """
     person = 300 * 108 * 2
     return person if view == "solo" else 2 * (person + 64_000 * 2 + 100)
 
 
 def _ratios(rates: dict[tuple[str, str, str], list[float]]) -> dict[str, float]:
-    """How many times faster than the release's way the store is: medians of the rounds' ratios."""
+    """Returns how many times faster than the release's way the store is.
+
+    Each is the median of the rounds' ratios.
+    """
     return {
         f"{view}_{state}": statistics.median(
             theirs / ours

@@ -1,4 +1,7 @@
-"""Motion per second from audio, how long one waits for it, and the PyTorch twin beside it, the release's way."""
+"""Measures motion per second from audio and its latency, against the PyTorch reference.
+
+The reference decodes as the release does.
+"""
 
 import gc
 import logging
@@ -13,8 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, ratio, seconds_of, twin_of
-from unils_jax.benchmarks.trace import DECODE_PARTS, sample_weights, scope_seconds, shares_line
+from unils_jax.benchmarks.timing import (
+    TorchModule,
+    interleaved,
+    markdown,
+    peak_bytes,
+    program_bytes,
+    ratio,
+    seconds_of,
+    torch_reference_of,
+)
+from unils_jax.benchmarks.trace import DECODE_PARTS, as_shares, scope_seconds, shares_line
 from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
@@ -31,29 +43,34 @@ WAITING_S = 10.0
 
 @dataclass(frozen=True)
 class Case:
-    """What is decoded at a time: `conversations` of `people`, from audio or (not `encodes`) from its features."""
+    """A workload of the decode benchmark."""
 
-    people: int
-    conversations: int
-    encodes: bool
+    people: int  # of a conversation: 1 or 2
+    conversations: int  # decoded at a time
+    encodes: bool  # from audio; False: from the audio encoder's features
 
     @property
     def name(self) -> str:
+        """The people and conversations, in words."""
         people = {1: "one person", 2: "both people"}[self.people]
         return people if self.conversations == 1 else f"{self.conversations} x {people}"
 
     @property
     def audio(self) -> str:
+        """Where the audio features come from, in words."""
         return "encoded" if self.encodes else "features given"
 
 
 def cases(batch: int) -> list[Case]:
-    """One person, both people, and both people of `batch` conversations; each with and without the audio encoder."""
+    """Returns the cases: one person, both people, both people of `batch` conversations.
+
+    Each comes with and without the audio encoder.
+    """
     sizes = [(1, 1), (2, 1)] + ([(2, batch)] if batch > 1 else [])
     return [Case(people, conversations, encodes) for encodes in (True, False) for people, conversations in sizes]
 
 
-def bench_decode(
+def bench_decode(  # noqa: PLR0913 - named options of one measurement
     config: UniLSConfig,
     params: Mapping[str, np.ndarray],
     measured: Sequence[Case],
@@ -64,13 +81,13 @@ def bench_decode(
     latencies: int,
     peak: float,
 ) -> list[dict[str, Any]]:
-    """The figures of every case, in order, of a dialogue with these sizes and parameters.
+    """Measures every case, in order, on a dialogue with these sizes and parameters.
 
-    Guidance is on (cfg 1.5, tau 1), audio is noise. The twin decodes one person at a time, nothing cached, the audio
-    encoded anew for each: the release's way. Up to `latencies` chunks are waited for one by one; `peak` is the device's
-    FLOP/s.
+    Guidance is on (cfg 1.5, tau 1), audio is noise. The reference decodes one person at a time,
+    nothing cached, the audio encoded anew for each: the release's way. Up to `latencies` chunks
+    are waited for one by one; `peak` is the device's FLOP/s.
     """
-    twin = twin_of(config, params).eval() if against_torch else None
+    reference = torch_reference_of(config, params).eval() if against_torch else None
     graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
     model = merge(graphdef, {path: jnp.asarray(value) for path, value in params.items()})
     rows = []
@@ -78,9 +95,10 @@ def bench_decode(
         log.info("%s, audio %s, %s", case.name, case.audio, dtype)
         ours = OurDecode(model, case, dtype)
         contenders = {"ours": ours.run}
-        if twin is not None and case.conversations == 1:
-            contenders["torch"] = torch_decode(twin, case, np.asarray(ours.audio[0]))
+        if reference is not None and case.conversations == 1:
+            contenders["torch"] = torch_decode(reference, case, np.asarray(ours.audio[0]))
             contenders["torch"](1)
+        # The program is compiled by now: this is a conversation's latency, not a process's.
         first = [seconds_of(ours.first_chunk) for _ in range(FIRST_TRIES)]
         waits = wait_for_each(ours.run, latencies)
         seconds = interleaved(contenders, rounds)
@@ -92,16 +110,20 @@ def bench_decode(
                 "chunk_p50_s": float(np.percentile(waits, 50)),
                 "chunk_p95_s": float(np.percentile(waits, 95)),
                 "waits_s": waits,
-                "profile": {name: sample_weights(values) for name, values in profile.items() if name != "phase"},
+                "profile": {name: as_shares(values) for name, values in profile.items() if name != "phase"},
             }
         )
+        # The next case must not find this one's memory still taken.
         del ours, contenders
         gc.collect()
     return rows
 
 
 class OurDecode:
-    """The decode program of a case, compiled, with inputs: noise as audio, no style, no previous motion."""
+    """The decode program of a case, compiled, with inputs.
+
+    The audio is noise; there is no style and no previous motion.
+    """
 
     def __init__(self, model: UniLS, case: Case, dtype: str):
         slots, people = case.conversations, case.people
@@ -131,25 +153,35 @@ class OurDecode:
         return jnp.tile(features[None], (self.program.slots, 1, 1, 1))
 
     def run(self, chunks: int) -> None:
-        """Chunk after chunk, each the previous motion of the next; returns when the last one's motion is there."""
+        """Decodes chunk after chunk, each the previous motion of the next.
+
+        Returns when the last chunk's motion is there.
+        """
         for _ in range(chunks):
             chunk, self.prev = self.program.chunk(self._inputs(self.style, self.prev))
         chunk.motion.block_until_ready()
 
     def first_chunk(self) -> np.ndarray:
-        """What a new conversation waits for, its first window heard: clips to features, chunk, motion to the host."""
+        """Decodes what a new conversation waits for once it has its first window of audio.
+
+        That is: clips to features, one chunk, motion to the host.
+        """
         style, prev = self._features(), self._features()
         return np.asarray(self.program.chunk(self._inputs(style, prev))[0].motion)
 
 
-def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], None]:
-    """The twin on one conversation's window `audio [2, N]`, each person apart as the release's inference does it."""
-    import torch
+def torch_decode(reference: TorchModule, case: Case, audio: np.ndarray) -> Callable[[int], None]:
+    """Returns a function that decodes n chunks of a window `audio [2, N]` with the reference.
 
-    from unils_jax.benchmarks.torch_runs import decode
+    Each person is decoded apart, as the release's inference does it.
+    """
+    # The extra `torch`: this benchmark runs without it, too.
+    import torch  # noqa: PLC0415
+
+    from unils_jax.benchmarks.torch_runs import decode  # noqa: PLC0415
 
     class Given(torch.nn.Module):
-        """In place of the audio encoder: its features, in the first person's order whoever listens."""
+        """The audio encoder's features instead of it, always in the first person's order."""
 
         def __init__(self, features: torch.Tensor):
             super().__init__()
@@ -158,26 +190,31 @@ def torch_decode(twin: Any, case: Case, audio: np.ndarray) -> Callable[[int], No
         def forward(self, audio: torch.Tensor) -> torch.Tensor:
             return self.features
 
-    device = next(twin.parameters()).device
+    # Features given: the encoder is replaced, so that both sides skip the same work.
+    device = next(reference.parameters()).device
     tracks = torch.tensor(audio, device=device)
-    encoder = twin.audio_encoder
+    encoder = reference.audio_encoder
     with torch.no_grad():
         given = encoder if case.encodes else Given(encoder(tracks))
 
     def run(chunks: int) -> None:
-        twin.audio_encoder = given
+        reference.audio_encoder = given
         for _ in range(chunks):
             for person in range(case.people):
-                decode(twin, tracks if person == 0 else tracks.flip(0))
+                decode(reference, tracks if person == 0 else tracks.flip(0))
         if device.type == "cuda":
             torch.cuda.synchronize()
-        twin.audio_encoder = encoder
+        reference.audio_encoder = encoder
 
     return run
 
 
 def wait_for_each(run: Callable[[int], None], most: int) -> list[float]:
-    """Seconds of `most` chunks waited for one by one; of fewer, at least three, where they last beyond WAITING_S."""
+    """Returns the seconds of `most` chunks, waited for one by one.
+
+    Where they last beyond WAITING_S there are fewer, but at least three.
+    """
+    # Percentiles of a few slow chunks say little, but more would take minutes.
     waits: list[float] = []
     while len(waits) < min(most, 3) or (len(waits) < most and sum(waits) < WAITING_S):
         waits.append(seconds_of(run, 1))
@@ -187,7 +224,7 @@ def wait_for_each(run: Callable[[int], None], most: int) -> list[float]:
 def describe(
     case: Case, dtype: str, ours: OurDecode, seconds: Mapping[str, Sequence[float]], peak: float
 ) -> dict[str, Any]:
-    """The figures that follow from the seconds a chunk took in the rounds."""
+    """Returns the figures that follow from the seconds a chunk took in the rounds."""
     chunk_s, frames = statistics.median(seconds["ours"]), case.people * case.conversations * WINDOW_FRAMES
     figures = {
         "case": case.name,
@@ -208,7 +245,7 @@ def describe(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The README's table of a result of `unils bench decode`."""
+    """Returns the README's table of a result of `unils bench decode`."""
     rows = []
     for row in result["cases"]:
         cells = {

@@ -1,4 +1,4 @@
-"""What all benches share: models with random weights, interleaved rounds, the machine in words, tables and JSON."""
+"""The common parts of all benchmarks: random models, interleaved rounds, the machine, tables."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,26 @@ from flax import nnx
 
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, markdown_table
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.registry import system_of_config
 from unils_jax.training.flops import matrix_peak
 
+if TYPE_CHECKING:
+    from torch.nn import Module as TorchModule
+else:
+    TorchModule = object  # torch is an extra, and slow to import
+
 MEASURED_S = 0.5  # quick work is repeated until a measurement lasts this long
 
 
 def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
-    """A model's structure and NumPy values of its parameters: speed does not depend on what was learnt.
+    """Returns a model's structure and random NumPy values of its parameters.
 
-    Uniform within 1/sqrt(fan-in), norms and statistics one or zero, so that activations keep their size.
+    Speed does not depend on what was learnt. Values are uniform within 1/sqrt(fan-in), norms and
+    statistics one or zero, so that activations keep their size.
     """
     graphdef, shapes = abstract(system_of_config(config).builder(config))
     rng = np.random.default_rng(seed)
@@ -43,57 +49,67 @@ def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
             return np.ones(shape, np.float32)
         if path.endswith(("/bias", "/motion_mean")):
             return np.zeros(shape, np.float32)
+        # The norm of a weight-normed convolution is over its input channels and its kernel.
         fan_in = math.prod(shape[1:]) if path.endswith("/weight_v") else math.prod(shape[:-1])
         return (rng.random(shape, np.float32) * 2 - 1) / np.float32(math.sqrt(max(fan_in, 1)))
 
     return graphdef, {path: value(path, shape.shape) for path, shape in shapes.items()}
 
 
-def twin_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> Any:
-    """The PyTorch twin (`TwinCodec` or `TwinGenerator`, adapters included) with the same weights, on the same kind of
-    device as JAX. Raises UserError where torch is missing and where the model has no twin."""
-    check_twin(config)
+def torch_reference_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> TorchModule:
+    """Returns the PyTorch reference with the same weights, on the same kind of device as JAX.
+
+    It is a `TorchReferenceCodec` or a `TorchReferenceGenerator`, adapters included. Raises UserError where torch is
+    missing and where the model has no reference.
+    """
+    check_torch_reference(config)
     try:
-        import torch
+        import torch  # noqa: PLC0415 - an extra
     except ImportError:
         raise UserError("--against torch needs PyTorch; install it with `pip install 'unils-jax[torch]'`") from None
-    from unils_jax.benchmarks.torch_model import TwinCodec, TwinGenerator
-    from unils_jax.benchmarks.torch_runs import add_lora
-    from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2
+    # These import torch.
+    from unils_jax.benchmarks.torch_encoder import build_encoder  # noqa: PLC0415
+    from unils_jax.benchmarks.torch_model import TorchReferenceCodec, TorchReferenceGenerator  # noqa: PLC0415
+    from unils_jax.benchmarks.torch_runs import add_lora  # noqa: PLC0415
 
+    # On the meta device: the weights come from `params`, so none is drawn or allocated twice.
     with torch.device("meta"):
-        twin = TwinCodec(**asdict(config.codec))
+        reference = TorchReferenceCodec(**asdict(config.codec))
         if config.prior is not None:
-            twin = TwinGenerator(twin, **asdict(config.prior))
+            reference = TorchReferenceGenerator(reference, **asdict(config.prior))
         if config.lora is not None:
-            add_lora(twin, config.lora.rank, config.lora.alpha, config.lora.dropout_rate)
+            add_lora(reference, config.lora.rank, config.lora.alpha, config.lora.dropout_rate)
         if config.wav2vec2 is not None:
-            twin.audio_encoder = TwinWav2Vec2(transformers_fields(config.wav2vec2))
+            reference.audio_encoder = build_encoder(transformers_fields(config.wav2vec2))
     encoder = {path: value for path, value in params.items() if path.startswith("audio_encoder/")}
     views = list(torch_views({path: value for path, value in params.items() if path not in encoder}, config.stage))
     views += [(f"audio_encoder.{key}", view) for key, view in torch_views(encoder, "audio_encoder")]
     if jax.device_count() > 1:
-        raise UserError("--against torch needs one device, for the twin has no more; set CUDA_VISIBLE_DEVICES=0")
+        raise UserError(
+            "--against torch needs one device, for the PyTorch reference has no more; set CUDA_VISIBLE_DEVICES=0"
+        )
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("JAX runs on a GPU and this PyTorch cannot; install PyTorch for CUDA or set JAX_PLATFORMS=cpu")
     torch.set_float32_matmul_precision("high")  # what JAX does by default on a GPU; no effect on a CPU
     state = {key: torch.tensor(np.ascontiguousarray(view), device=device) for key, view in views}
-    twin.load_state_dict(state, strict=True, assign=True)
-    return twin.to(device)
+    reference.load_state_dict(state, strict=True, assign=True)
+    return reference.to(device)
 
 
-def check_twin(config: object) -> None:
-    """Raises UserError where the model has no PyTorch twin."""
+def check_torch_reference(config: object) -> None:
+    """Raises UserError where the model has no PyTorch reference."""
     if not isinstance(config, UniLSConfig):
         name = system_of_config(config).title
-        raise UserError(f"--against torch: the PyTorch twin is of UniLS, {name} has none; leave it away")
+        raise UserError(f"--against torch: the PyTorch reference is of UniLS, {name} has none; leave it away")
     if config.logmel is not None:
-        raise UserError("--against torch needs a model with wav2vec2 or without audio: the twin has no log-mel encoder")
+        raise UserError(
+            "--against torch needs a model with wav2vec2 or without audio: the PyTorch reference has no log-mel encoder"
+        )
 
 
 def transformers_fields(config: Wav2Vec2Config) -> dict[str, Any]:
-    """The fields of a transformers config.json for an encoder of these sizes."""
+    """Returns the fields of a transformers config.json for an encoder of these sizes."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -109,10 +125,11 @@ def transformers_fields(config: Wav2Vec2Config) -> dict[str, Any]:
 
 
 def interleaved(contenders: Mapping[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds a call of every contender in every round; they take turns, so that a machine's moods meet all of them.
+    """Returns the seconds a call of every contender took in every round.
 
-    `contender(n)` does its work n times and returns when all is done. It has run before (compiled, warm); where once
-    is too quick to measure, n grows and the mean of the n counts.
+    The contenders take turns, so that a machine's changing speed meets all of them.
+    `contender(n)` does its work n times and returns when all is done. It has run before
+    (compiled, warm); where once is too quick to measure, n grows and the mean of the n counts.
     """
     repeats = {name: math.ceil(MEASURED_S / max(seconds_of(run, 1), 1e-6)) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -122,22 +139,23 @@ def interleaved(contenders: Mapping[str, Callable[[int], Any]], rounds: int) -> 
     return seconds
 
 
-def seconds_of(run: Callable[..., Any], *arguments: Any) -> float:
-    """How long `run(*arguments)` takes."""
+def seconds_of(run: Callable[..., object], *arguments: object) -> float:
+    """Returns how long `run(*arguments)` takes."""
     started = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - started
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """How many times faster `ours` is: the median over the rounds of each round's quotient."""
+    """Returns how many times faster `ours` is: the median over the rounds' quotients."""
     return statistics.median(b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True))
 
 
 def limit_threads(threads: int) -> None:
-    """Both frameworks on the first `threads` cores this process may use. Before JAX's first use.
+    """Restricts both frameworks to the first `threads` cores that this process may use.
 
-    Raises UserError where there are fewer, and on systems that cannot pin a process.
+    Call it before JAX's first use. Raises UserError where there are fewer cores, and on systems
+    that cannot pin a process.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise UserError("--threads needs Linux; leave it away")
@@ -149,7 +167,7 @@ def limit_threads(threads: int) -> None:
 
 
 def machine(peaks: bool = True) -> dict[str, Any]:
-    """Device, cores, versions and the measured peak of matrix products in FLOP/s."""
+    """Returns device, cores, versions and the measured peak of matrix products in FLOP/s."""
     device = jax.devices()[0]
     versions = {}
     for package in ("jax", "jaxlib", "flax", "torch"):
@@ -172,7 +190,7 @@ def machine(peaks: bool = True) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name, as the system tells it."""
+    """Returns the CPU's name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -181,7 +199,10 @@ def processor() -> str:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """What a compiled program needs on its device: arguments, results that are not donated arguments, temporaries."""
+    """Returns the bytes that a compiled program needs on its device.
+
+    They are its arguments, its results that are not donated arguments, and its temporaries.
+    """
     analysis = compiled.memory_analysis()
     return {
         "arguments": analysis.argument_size_in_bytes,
@@ -191,26 +212,27 @@ def program_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def peak_bytes() -> int:
-    """The most memory used so far: of the device where it says so, else of this process, PyTorch's included."""
+    """Returns the most memory used so far.
+
+    It is the device's where the device reports it, else this process's, PyTorch's included.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of rows with the same keys; floats to three digits."""
+    """Returns a Markdown table of rows with the same keys; floats have three digits."""
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
+    return "\n".join(markdown_table([names, *([_digits(row[name]) for name in names] for row in rows)]))
 
 
-def _cell(value: Any) -> str:
+def _digits(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else str(value)
 
 
 def write_json(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
-    """The whole result, appearing at once."""
+    """Writes the whole result; the file appears at once."""
     with atomic_output(path) as partial:
         partial.write_text(json.dumps(result, indent=1))

@@ -1,4 +1,4 @@
-"""Where a compiled program's time goes: the profiler's trace of it, summed by named scope."""
+"""Sums the time of a compiled program by named scope, from the profiler's trace of it."""
 
 import gzip
 import json
@@ -25,14 +25,14 @@ _OPCODE = re.compile(r"(?:^|\s)(?P<opcode>[a-z][\w\-]*)\(")
 
 @dataclass(frozen=True)
 class Operation:
-    """One instruction of a compiled program: what it is, and the scopes of the source that it stands for."""
+    """One instruction of a compiled program."""
 
     opcode: str
-    scope: str
+    scope: str  # path of the source's named scopes
 
 
 def operations(hlo: str) -> dict[str, Operation]:
-    """The instructions of a program's text, `compiled.as_text()`, by name."""
+    """Returns the instructions of a program's text, `compiled.as_text()`, by name."""
     found = {}
     for line in hlo.splitlines():
         match = _INSTRUCTION.match(line)
@@ -46,10 +46,10 @@ def operations(hlo: str) -> dict[str, Operation]:
 def scope_seconds(
     compiled: jax.stages.Compiled, run: Callable[[], Any], parts: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Seconds of the operations of `compiled` while `run()` calls it, by phase, by part and by kind.
+    """Runs `run()` and sums the seconds of `compiled`'s operations by phase, part and kind.
 
-    On a device with several queues, and on a CPU that runs operations side by side, they sum to more than the clock
-    showed: shares are what they are for.
+    On a device with several queues, and on a CPU that runs operations in parallel, the sum is
+    more than the elapsed time: use the shares.
     """
     known = operations(compiled.as_text())
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def scope_seconds(
 
 
 def _events(folder: Path) -> Iterator[tuple[str, float]]:
-    """(operation, seconds) of every operation that the trace files under `folder` recorded."""
+    """Yields (operation, seconds) of every operation that the trace files under `folder` hold."""
     for path in folder.rglob("*.trace.json.gz"):
         with gzip.open(path, "rt") as file:
             for event in json.load(file)["traceEvents"]:
@@ -71,12 +71,16 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
 def summarise(
     known: Mapping[str, Operation], events: Iterable[tuple[str, float]], parts: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Seconds by `phase` of training (encoder, forward, recomputed, backward; `update` is all
-    outside the gradient: noise, clipping, optimiser, average), by `part` (the first of `parts`
-    that the scope names) and by `kind` (product, other)."""
+    """Sums seconds by phase of training, by part and by kind.
+
+    Phases are encoder, forward, recomputed and backward; `update` is all outside the gradient:
+    noise, clipping, optimiser, average. The part is the first of `parts` that the scope names.
+    Kinds are product and other.
+    """
     sums: dict[str, dict[str, float]] = {name: defaultdict(float) for name in ("phase", "part", "kind")}
     for name, seconds in events:
         operation = known.get(name)
+        # Other programs' operations are in the trace, too.
         if operation is None or operation.opcode in CONTAINERS:
             continue
         scopes = names(operation.scope)
@@ -97,13 +101,13 @@ def _phase(scopes: frozenset[str]) -> str:
     return "forward" if "jvp" in scopes else "update"
 
 
-def sample_weights(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Each as a share of the sum, the largest first; empty where nothing was recorded."""
+def as_shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Returns each as a share of the sum, the largest first; empty where nothing was recorded."""
     total = sum(seconds.values())
     return {name: value / total for name, value in sorted(seconds.items(), key=lambda item: -item[1]) if total}
 
 
 def shares_line(profile: Mapping[str, Mapping[str, float]]) -> str:
-    """Shares of operation time in words, one group after the other."""
+    """Returns shares of operation time in words, one group after the other."""
     groups = [", ".join(f"{name} {share:.0%}" for name, share in part.items()) for part in profile.values() if part]
     return "; ".join(groups) or "the profiler recorded no operations"

@@ -1,4 +1,4 @@
-"""Training steps per second of a stage, beside the PyTorch twin's, and what bounds them."""
+"""Measures training steps per second of a stage, against the PyTorch reference."""
 
 import logging
 import statistics
@@ -12,13 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from unils_jax.benchmarks.timing import interleaved, markdown, peak_bytes, program_bytes, random_params, ratio, twin_of
-from unils_jax.benchmarks.trace import TRAIN_PARTS, sample_weights, scope_seconds, shares_line
+from unils_jax.benchmarks.timing import (
+    TorchModule,
+    interleaved,
+    markdown,
+    peak_bytes,
+    program_bytes,
+    random_params,
+    ratio,
+    torch_reference_of,
+)
+from unils_jax.benchmarks.trace import TRAIN_PARTS, as_shares, scope_seconds, shares_line
 from unils_jax.config import load_config, override
 from unils_jax.motion import (
     DUALTALK_DIM,
-    KIND_MARK,
     MOTION_DIM,
     MOTION_KIND,
     PARTNER_FRAMES,
@@ -27,7 +36,7 @@ from unils_jax.motion import (
     WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import Objective, Start
+from unils_jax.systems.base import Batch, Objective, Start
 from unils_jax.systems.registry import STAGES, SYSTEMS
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
@@ -41,13 +50,12 @@ ENCODERS = ("wav2vec2", "wavlm")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A training step compiled for a batch: the program, the mesh it is for (None: one device), its work, and the
-    seconds it took to compile."""
+    """A training step compiled for one batch size."""
 
     program: jax.stages.Compiled
-    mesh: Mesh | None
+    mesh: Mesh | None  # None: one device
     work: Work
-    seconds: float
+    seconds: float  # of compilation
 
 
 @dataclass(frozen=True)
@@ -75,21 +83,25 @@ def random_data_config(name: str, batch_size: int | None, overrides: list[str]) 
     return run if fit is None else fit(run, RandomMotion(getattr(run.model, "num_identities", 0) or 1), Start())
 
 
-def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of smooth random motion and, where the stage hears it, noise as audio: what a step is handed."""
+def random_batch(config: RunConfig, seed: int = 0) -> Batch:
+    """Returns a random batch of a stage: smooth motion and, where the stage reads audio, noise."""
     rng = np.random.default_rng(seed)
-    batch = {}
-    for name, shape in batch_shapes(config).items():
+    shapes, batch = batch_shapes(config), {}
+    for name, shape in shapes.items():
         if len(shape.shape) < 2 or name == "template":
             batch[name] = np.zeros(shape.shape, shape.dtype)
             continue
+        # Motion is a random walk: the mesh losses and their gradients see plausible faces.
         draws = rng.standard_normal(shape.shape, np.float32)
         batch[name] = draws if name.endswith("audio") else 0.3 * draws.cumsum(-2, dtype=np.float32)
-    return batch
+    return Batch(batch, shapes.annotation)
 
 
-def batch_shapes(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of the config's stage and size; UniTalker's are pieces of our motion."""
+def batch_shapes(config: RunConfig) -> Batch:
+    """Returns the shapes of a batch of the config's stage and size.
+
+    UniTalker's are pieces of our motion.
+    """
     windows, size = STAGES[config.stage].windows, config.data.batch_size
 
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
@@ -97,23 +109,25 @@ def batch_shapes(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
     if windows == "partners":
         clip, audio = floats(size, PARTNER_FRAMES, DUALTALK_DIM), floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME)
-        return {"motion": clip, "partner_motion": clip, "audio": audio, "partner_audio": audio}
+        return Batch({"motion": clip, "partner_motion": clip, "audio": audio, "partner_audio": audio})
     if windows == "speech":
-        return {
+        clips = {
             "motion": floats(size, PARTNER_FRAMES, MOTION_DIM),
             "audio": floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME),
             "template": floats(size, MOTION_DIM),
             "identity": jax.ShapeDtypeStruct((size,), jnp.int32),
-            f"{KIND_MARK}{MOTION_KIND}": floats(size, 0),
         }
+        return Batch(clips, MOTION_KIND)
     lead = (size, 2) if windows == "pair" else (size,)
     shapes = {name: floats(*lead, WINDOW_FRAMES, MOTION_DIM) for name in ("motion", "prev", "style")}
-    return shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {})
+    return Batch(shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {}))
 
 
 def compile_step(config: RunConfig, objective: Objective) -> Compiled:
-    """Traces and compiles the step from shapes alone, no weight is allocated; on the config's mesh where there are
-    several devices."""
+    """Traces and compiles the step from shapes alone, without allocating a weight.
+
+    Where there are several devices, it is on the config's mesh.
+    """
     stage, train = STAGES[config.stage], config.train
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
     graphdef, shapes = abstract(SYSTEMS[config.system].builder(config.model))
@@ -122,8 +136,8 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
     arguments = (state, frozen, batch_shapes(config), jax.eval_shape(lambda: jax.random.key(0)))
     if mesh is not None:
-        lie = (shardings(mesh, state), shardings(mesh, frozen), batch_sharding(mesh), replicated(mesh))
-        arguments = tuple(map(_placed, arguments, lie))
+        where = (shardings(mesh, state), shardings(mesh, frozen), batch_sharding(mesh), replicated(mesh))
+        arguments = tuple(map(_placed, arguments, where))
     step = make_train_step(
         stage, graphdef, objective, config.optimizer, accumulate_steps=train.accumulate_steps, mesh=mesh
     )
@@ -135,25 +149,30 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     return Compiled(program, mesh, work, time.perf_counter() - started)
 
 
-def _placed(shapes: Any, lie: Any) -> Any:
-    """Shapes that say where they lie: a tree of shardings like theirs, or one sharding for all."""
-    if isinstance(lie, jax.sharding.Sharding):
-        lie = jax.tree.map(lambda _: lie, shapes)
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, lie)
+def _placed(shapes: PyTree, sharding: PyTree) -> PyTree:
+    """Adds shardings to shapes.
+
+    `sharding` is a tree of shardings like that of the shapes, or one sharding for all.
+    """
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding)
 
 
 def bench_train(
     config: RunConfig, objective: Objective, *, against_torch: bool, rounds: int, peak: float
 ) -> dict[str, Any]:
-    """One stage's figures. `peak` is the FLOP/s of all devices in matrix products, what utilisation is a share of.
+    """Returns one stage's figures.
 
-    Weights and batch are random, noise and dropout are drawn as in training. Raises UserError where the twin is
-    wanted and cannot be had.
+    `peak` is the FLOP/s of all devices in matrix products, of which utilisation is a share.
+    Weights and batch are random, noise and dropout are drawn as in training. Raises UserError
+    where the reference is wanted and cannot be had.
     """
     compiled = compile_step(config, objective)
     _, params = random_params(config.model)
     batch = random_batch(config)
     contenders = {"ours": our_steps(config, compiled, params, batch)}
+    # Peak memory is read before the reference runs, which would add its own.
     contenders["ours"](1)
     peak_memory = peak_bytes()
     if against_torch:
@@ -166,17 +185,20 @@ def bench_train(
         **described(config, objective, compiled),
         **speeds(config, compiled.work, seconds, peak),
         "peak_bytes": peak_memory,
-        "profile": {name: sample_weights(values) for name, values in profile.items()},
+        "profile": {name: as_shares(values) for name, values in profile.items()},
     }
 
 
 def bench_aot(config: RunConfig, objective: Objective) -> dict[str, Any]:
-    """Memory and work of the compiled step, from shapes alone: nothing of the model's size is allocated or run."""
+    """Returns memory and work of the compiled step, from shapes alone.
+
+    Nothing of the model's size is allocated or run.
+    """
     return described(config, objective, compile_step(config, objective))
 
 
 def described(config: RunConfig, objective: Objective, compiled: Compiled) -> dict[str, Any]:
-    """What is known of a step without running it."""
+    """Returns what is known of a step without running it."""
     memory = program_bytes(compiled.program)
     return {
         "stage": config.stage,
@@ -195,17 +217,22 @@ def described(config: RunConfig, objective: Objective, compiled: Compiled) -> di
 
 
 def encoder_work(work: Work) -> int:
-    """The products inside the audio encoders, those of their gradients included where they train."""
+    """Returns the FLOP of products inside the audio encoders.
+
+    Those of their gradients are included where they train.
+    """
     return sum(work.within(name) for name in ENCODERS)
 
 
 def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], peak: float) -> dict[str, Any]:
-    """What follows from the seconds a step took in every round.
+    """Returns the figures that follow from the seconds a step took in every round.
 
-    Utilisation is `work.model`, all products of the step's jaxpr but those that rematerialisation repeats (forward of
-    everything, the frozen audio encoder once a track, backward of what leads to a trained parameter), by the measured
-    peak; `without_encoder` leaves the encoder's products out and its time in.
+    Utilisation is `work.model`, all products of the step's jaxpr but those that
+    rematerialisation repeats (forward of everything, the frozen audio encoder once a track,
+    backward of what leads to a trained parameter), by the measured peak; `without_encoder`
+    leaves the encoder's products out and its time in.
     """
+    # Items without a fixed length are random clips of PARTNER_FRAMES here.
     frames = config.data.batch_size * (STAGES[config.stage].item_frames or PARTNER_FRAMES)
     step_s = statistics.median(seconds["ours"])
     figures = {
@@ -224,13 +251,14 @@ def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], pe
 def our_steps(
     config: RunConfig, compiled: Compiled, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
 ) -> Callable[[int], None]:
-    """Runs n of our steps, one after the other, and waits for the last."""
+    """Returns a function that runs n of our steps in sequence, and waits for the last."""
+    # What training does before its first step: cast the frozen weights, and put all where they lie.
     trainable, frozen = STAGES[config.stage].split(dict(params))
     frozen = hold_frozen(frozen, jnp.dtype(config.train.compute_dtype))
     key, mesh = jax.random.key(0), compiled.mesh
     if mesh is None:
         state = init_state(trainable, config.optimizer)
-        frozen, batch = jax.device_put((frozen, dict(batch)))
+        frozen, batch = jax.device_put((frozen, batch))
     else:
         state = init_state(shard_params(mesh, trainable), config.optimizer, mesh=mesh)
         frozen, batch, key = (
@@ -251,43 +279,55 @@ def our_steps(
 def torch_steps(
     config: RunConfig, objective: Objective, params: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
 ) -> Callable[[int], None]:
-    """Runs n of the twin's steps, its attention PyTorch's default: noise, gradient, clipping, AdamW, average."""
-    twin = twin_of(config.model, params).train()
-    import torch
+    """Returns a function that runs n of the reference's steps.
 
-    from unils_jax.benchmarks.torch_runs import make_optimizer, sample_noise, train_step, update_ema
+    Its attention is PyTorch's default; a step has noise, gradient, clipping, AdamW, average.
+    """
+    reference = torch_reference_of(config.model, params).train()
+    # The extra `torch`: this benchmark runs without it, too.
+    import torch  # noqa: PLC0415
 
-    device = next(twin.parameters()).device
+    from unils_jax.benchmarks.torch_runs import (  # noqa: PLC0415
+        make_optimizer,
+        sample_noise,
+        train_step,
+        update_ema,
+    )
+
+    device = next(reference.parameters()).device
     tensors = {name: torch.tensor(value, device=device) for name, value in batch.items()}
-    optimizer, schedule = make_optimizer(twin, config.num_steps)
-    ema = [p.detach().clone() for p in twin.parameters() if p.requires_grad]
+    optimizer, schedule = make_optimizer(reference, config.num_steps)
+    ema = [p.detach().clone() for p in reference.parameters() if p.requires_grad]
     people = tensors["motion"].shape[:-2].numel()
-    loss = twin_loss(twin, objective)
+    loss = torch_reference_loss(reference, objective)
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            noise = None if config.stage == "codec" else sample_noise(twin, people)
-            train_step(twin, optimizer, schedule, loss(tensors, noise))
-            update_ema(ema, twin, config.optimizer.ema_decay)
+            noise = None if config.stage == "codec" else sample_noise(reference, people)
+            train_step(reference, optimizer, schedule, loss(tensors, noise))
+            update_ema(ema, reference, config.optimizer.ema_decay)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
-def twin_loss(twin: Any, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
-    """`loss(batch of tensors, noise or None)`, what the twin's stage minimises under the objective."""
-    if hasattr(twin, "teacher_forced"):
-        return twin.loss
-    from unils_jax.benchmarks.torch_runs import Head
+def torch_reference_loss(reference: TorchModule, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
+    """Returns `loss(batch of tensors, noise or None)` of the reference's stage.
 
-    head = objective.head and Head(objective.head, twin.motion_mean.device)
+    It is what the stage minimises under the objective.
+    """
+    if hasattr(reference, "teacher_forced"):
+        return reference.loss
+    from unils_jax.benchmarks.torch_runs import Head  # noqa: PLC0415 - it imports torch
+
+    head = objective.head and Head(objective.head, reference.motion_mean.device)
     lips = head and head.lips
-    return lambda batch, noise: sum(twin.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
+    return lambda batch, noise: sum(reference.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The README's table of a result of `unils bench train`."""
+    """Returns the README's table of a result of `unils bench train`."""
     rows = []
     for row in result["stages"]:
         work = row["step_flops"]

@@ -63,7 +63,6 @@ def _rules(stage: str) -> tuple[_Rule, ...]:
     )
 
 
-@cache
 def _aliases(stage: str) -> tuple[tuple[str, str], ...]:
     if stage == ENCODER:
         return ENCODER_ALIASES
@@ -71,7 +70,6 @@ def _aliases(stage: str) -> tuple[tuple[str, str], ...]:
     return () if layout is None else layout.aliases.get(stage, ())
 
 
-@cache
 def _derived(stage: str) -> tuple[str, ...]:
     layout = _layouts().get(stage)
     return () if layout is None else layout.derived

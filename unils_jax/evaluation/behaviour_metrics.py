@@ -1,24 +1,23 @@
-"""What users look for in a face: blinks, gaze, a shut mouth, smoothness, borders of windows, lips in time with sound.
+"""Measures what users notice: blinks, gaze, a shut mouth, smoothness, window borders, lip sync.
 
-Pure functions of one person's motion at 25 fps and a mask of the frames to look at. Each says its unit; what is not
-defined (too few frames, a motion that never moves where a ratio or a correlation is asked for, NaN) is NaN. Several
-mean something beside the same figure of the truth only; nothing here is of the paper.
+All are pure functions of one person's motion at 25 fps and a mask of the frames to measure. Each
+docstring gives the unit. An undefined value is NaN: too few frames, NaN in the motion, or a motion
+that never moves where a ratio or a correlation needs it to. Several figures mean something only
+next to the same figure of the truth. The paper has none of them.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.ndimage import binary_dilation
 
 from unils_jax.evaluation.statistics import correlation
-from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, STANDIN_SHAPES, WINDOW_FRAMES
+from unils_jax.motion import EYES, FPS, GROUPS, JAW, STANDIN_SHAPES, WINDOW_FRAMES
 
 NAN = float("nan")
 Motion = Float[np.ndarray, "T 108"]
 Mask = Bool[np.ndarray, " T"]
-
-GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
 
 BLINK_OPEN, BLINK_SHUT = 0.25, 0.5  # of a full blink: one begins and ends at half, and is over below a quarter
 MIN_BLINK_FRAMES = 25  # a rate over less than a second says nothing
@@ -38,24 +37,26 @@ MIN_LAG_FRAMES = 25
 class Blinks(NamedTuple):
     """Blinks per minute, and their mean duration in seconds at half closure."""
 
-    per_minute: float
-    duration_s: float
+    per_minute: float  # NaN with under a second of mask
+    duration_s: float  # at half closure; NaN without a blink
 
 
 def blinks(motion: Motion, mask: Mask) -> Blinks:
-    """Blinks that begin in frames of `mask`; motion in the stand-in basis (`NO_LIDS` is why FLAME's will not do).
+    """Counts blinks that begin in frames of `mask`, in motion of the stand-in basis.
 
-    Closure is the mean of both blink channels over their full size, less its own median (a person's lids never hang
-    at exactly zero). A blink begins where closure reaches 0.5, between frames by interpolation, and cannot begin again
-    before it fell below 0.25. The rate is NaN with under a second of mask, the duration without a blink.
+    FLAME's basis will not do, see `NO_LIDS`. Closure is the mean of both blink channels over their
+    full size, less its own median (a person's lids never hang at exactly zero). A blink begins
+    where closure reaches 0.5, interpolated between frames, and cannot begin again before it fell
+    below 0.25. The rate is NaN with under a second of mask, the duration without a blink.
     """
     lids = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
     closure = motion[:, lids].mean(axis=1, dtype=np.float64) / STANDIN_SHAPES["blink_left"]
     if mask.sum() < MIN_BLINK_FRAMES or not np.isfinite(closure).all():
         return Blinks(NAN, NAN)
+    # Lids never hang at exactly zero: each person's own median is their open eye.
     closure -= np.median(closure)
     durations, start = [], None
-    armed = True
+    armed = True  # lids that only tremble around half closure are one blink, not several
     for t in range(1, len(closure)):
         before, now = closure[t - 1], closure[t]
         if before < BLINK_SHUT <= now and armed:
@@ -71,11 +72,13 @@ def blinks(motion: Motion, mask: Mask) -> Blinks:
 
 
 def spectrum(tracks: Float[np.ndarray, "T C"], mask: Mask) -> Float[np.ndarray, " F"]:
-    """Power spectral density at `FREQUENCIES`, mean over channels, in squared units of the tracks per Hz.
+    """Returns the power spectral density at `FREQUENCIES`, the mean over channels.
 
-    Mean of the periodograms (Hann, mean removed, one-sided) of all half-overlapping segments of 2.56 s that lie in the
-    mask as a whole; all NaN without one.
+    The unit is that of the tracks squared per Hz. It is the mean of the periodograms (Hann, mean
+    removed, one-sided) of all half-overlapping segments of 2.56 s that lie in the mask as a whole;
+    all NaN without one.
     """
+    # A segment that is only partly in the mask would mix both roles: it counts for neither.
     starts = range(0, len(tracks) - SEGMENT_FRAMES + 1, SEGMENT_FRAMES // 2)
     segments = [tracks[s : s + SEGMENT_FRAMES] for s in starts if mask[s : s + SEGMENT_FRAMES].all()]
     if not segments:
@@ -88,37 +91,40 @@ def spectrum(tracks: Float[np.ndarray, "T C"], mask: Mask) -> Float[np.ndarray, 
 
 
 def gaze(motion: Motion) -> Float[np.ndarray, "T 2"]:
-    """Pitch and yaw of the eyes against the head, radians: the mean of both eyes."""
+    """Returns pitch and yaw of the eyes against the head in radians, the mean of both eyes."""
     return motion[:, EYES].reshape(len(motion), 2, 2).mean(axis=1)
 
 
 def spectral_distance(prediction: Float[np.ndarray, " F"], truth: Float[np.ndarray, " F"]) -> float:
-    """Root mean square over frequencies (0.39-12 Hz) of the level difference of two spectra, dB; 0 is equal.
+    """Returns the root mean square over frequencies of two spectra's level difference, in dB.
 
-    Levels are floored at 1e-9 rad^2/Hz, so that a frozen prediction is some 30-60 dB off, not infinitely.
+    Frequencies are 0.39-12 Hz; 0 dB is equal. Levels are floored at 1e-9 rad^2/Hz, so that a frozen
+    prediction is some 30-60 dB off, not infinitely.
     """
     levels = [10 * np.log10(np.maximum(psd, PSD_FLOOR)) for psd in (prediction, truth)]
     return float(np.sqrt(np.mean((levels[0] - levels[1]) ** 2)))
 
 
 def mouth_shut_in_silence(motion: Motion, truth: Motion, speaking: Mask, mask: Mask) -> float:
-    """Share of silent frames, 0..1, whose jaw is nearer than a quarter to rest.
+    """Returns the share of silent frames, 0..1, whose jaw is nearer than a quarter to rest.
 
-    Silent are frames of `mask` at least 5 frames away from own speech. Rest and wide open are the 5th and the 95th
-    percentile of the *truth's* jaw while speaking: the person's, whoever made `motion`. NaN without silence or speech,
-    or where the true jaw never moves.
+    Silent are frames of `mask` at least 5 frames away from own speech. Rest and wide open are the
+    5th and the 95th percentile of the *truth's* jaw while speaking, also when `motion` is a
+    prediction. NaN without silence or speech, or where the true jaw never moves.
     """
     silent = mask & ~binary_dilation(speaking, iterations=MARGIN_FRAMES)
     if not silent.any() or not speaking.any() or not np.isfinite(motion[silent, JAW]).all():
         return NAN
+    # The truth sets the scale, so that a prediction that hardly moves cannot set its own.
     rest, wide = np.percentile(truth[speaking, JAW], [5, 95])
     return float((motion[silent, JAW] < rest + SHUT * (wide - rest)).mean()) if wide > rest else NAN
 
 
 def jitter(motion: Motion, mask: Mask) -> dict[str, float]:
-    """Root mean square jerk (third difference times 25^3) per group: units/s^3; four frames in a row must be in mask.
+    """Returns the root mean square jerk per group of channels, in units/s^3.
 
-    Too little is as wrong as too much: compare with the truth's.
+    Jerk is the third difference times 25^3; four frames in a row must be in the mask. Too little is
+    as wrong as too much: compare with the truth's.
     """
     in_row = mask[3:] & mask[2:-1] & mask[1:-2] & mask[:-3] if len(mask) > 3 else np.zeros(0, bool)
     if not in_row.any():
@@ -128,10 +134,11 @@ def jitter(motion: Motion, mask: Mask) -> dict[str, float]:
 
 
 def border_jumps(motion: Motion, mask: Mask, window_frames: int = WINDOW_FRAMES) -> dict[str, float]:
-    """Mean step over window borders by the mean step inside windows, per group; 1 is seamless.
+    """Divides the mean step over window borders by the mean step inside, per group; 1 is seamless.
 
-    A step is the Euclidean distance of neighbouring frames, both in the mask; a border lies before every frame that is
-    a multiple of `window_frames`. NaN without a border, without an inside, or where nothing moves inside.
+    A step is the Euclidean distance of neighbouring frames, both in the mask; a border lies before
+    every frame that is a multiple of `window_frames`. NaN without a border, without an inside, or
+    where nothing moves inside.
     """
     steps = np.diff(motion.astype(np.float64), axis=0)
     border = np.arange(1, len(motion)) % window_frames == 0
@@ -144,29 +151,42 @@ def border_jumps(motion: Motion, mask: Mask, window_frames: int = WINDOW_FRAMES)
     return ratios
 
 
-class MouthLag(NamedTuple):
-    """How the jaw follows the own voice: its delay in seconds (negative: the mouth leads) and the correlation there."""
+def jaw_voice_correlation(
+    motion: Motion, loudness_db: Float[np.ndarray, " T2"], frames: Int[np.ndarray, " n"], lag: int
+) -> float:
+    """Returns the Pearson correlation of the jaw at `frames + lag` with the loudness at `frames`.
 
-    lag_s: float
+    A negative lag means that the mouth leads. NaN with fewer than two frames, or where jaw or
+    loudness is constant over them.
+    """
+    return correlation(motion[frames + lag, JAW][:, 0], loudness_db[frames])
+
+
+class MouthLag(NamedTuple):
+    """The delay of the jaw after the own voice, and the correlation at that delay."""
+
+    lag_s: float  # negative: the mouth leads
     correlation: float
 
 
 def mouth_lag(motion: Motion, loudness_db: Float[np.ndarray, " T"], mask: Mask) -> MouthLag:
-    """The delay within +-0.4 s at which jaw and loudness correlate most, over frames of the mask (own speech).
+    """Finds the delay within +-0.4 s at which jaw and loudness correlate most.
 
-    The peak is a parabola through the best of the whole-frame delays and its neighbours. NaN with under 25 frames, and
-    where jaw or loudness is constant. Lips lead the sound by 0.04-0.08 s, so that about -0.06 is true to life.
+    It uses the frames of the mask (own speech). The peak is that of a parabola through the best
+    whole-frame delay and its neighbours. NaN with under 25 frames, and where jaw or loudness is
+    constant. Lips lead the sound by 0.04-0.08 s, so that about -0.06 is true to life.
     """
     frames = np.flatnonzero(mask)
+    # Only frames with a neighbour at every lag: all lags are judged on the same frames of voice.
     frames = frames[(frames >= MAX_LAG_FRAMES) & (frames < len(motion) - MAX_LAG_FRAMES)]
     if len(frames) < MIN_LAG_FRAMES:
         return MouthLag(NAN, NAN)
-    jaw, lags = motion[:, JAW][:, 0], np.arange(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)
-    heard = loudness_db[frames]
-    values = np.array([correlation(jaw[frames + lag], heard) for lag in lags])
+    lags = range(-MAX_LAG_FRAMES, MAX_LAG_FRAMES + 1)
+    values = np.array([jaw_voice_correlation(motion, loudness_db, frames, lag) for lag in lags])
     if not np.isfinite(values).all():
         return MouthLag(NAN, NAN)
     best = int(values.argmax())
+    # Lips lead by 1 to 2 frames: whole frames would be too coarse, so a parabola goes between.
     offset, peak = 0.0, values[best]
     if 0 < best < len(values) - 1:
         before, after = values[best - 1], values[best + 1]

@@ -1,8 +1,8 @@
-"""The DualTalk family of metrics on 56 channels, per sequence: expression 50, jaw 3 and head 3, each group alone.
+"""The DualTalk family of metrics on 56 channels: expression 50, jaw 3 and head 3, each alone.
 
-Frames are those of one sequence, cut to equal length by the caller; what is not defined (too few frames, a constant
-where a correlation is asked for, NaN in the input) is NaN. Source: DualTalk's published evaluation script and, for
-`sid`, TIMAR. Everything is float64.
+Frames are those of one sequence, cut to equal length by the caller. An undefined value (too few
+frames, a constant where a correlation is needed, NaN in the input) is NaN. Source: DualTalk's
+published evaluation script and, for `sid`, TIMAR. Everything is float64.
 """
 
 import numpy as np
@@ -27,16 +27,18 @@ def dualtalk_metrics(
     *,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """All metrics of each group, over the frames of `mask` (default: all); `partner` is the other's true motion.
+    """Returns all metrics of each group over the frames of `mask` (None: all frames).
 
-    Jaw components that a source lacks are zero and count as channels in the means of `mse`, `variance` and `rpcc`.
-    `diversity` and `variance` are of the prediction, `true_diversity` and `true_variance` of the truth. `seed` draws
-    the frames of `diversity`.
+    `partner` is the other person's true motion. Jaw components that a source lacks are zero and
+    count as channels in the means of `mse`, `variance` and `rpcc`. `diversity` and `variance` are
+    of the prediction, `true_diversity` and `true_variance` of the truth. `seed` draws the frames of
+    `diversity`.
     """
     mask = np.ones(len(truth), bool) if mask is None else mask
     scores: dict[str, dict[str, float]] = {}
     for group, channels in DUALTALK_GROUPS.items():
         p, g, r = (x[:, channels].astype(np.float64) for x in (prediction, truth, partner))
+        # A step belongs to the mask where both of its frames do.
         step_mask = mask[1:] & mask[:-1]
         sts = similarity_of_steps(np.diff(p, axis=0)[step_mask], np.diff(g, axis=0)[step_mask])
         p, g, r = p[mask], g[mask], r[mask]
@@ -60,19 +62,23 @@ def dualtalk_metrics(
 
 
 def paired_fd(prediction: Frames, truth: Frames, partner: Frames) -> float:
-    """Fréchet distance of [partner | prediction] against [partner | truth] (the published P-FD; not `pose_fid`)."""
+    """Returns the Fréchet distance of [partner | prediction] from [partner | truth].
+
+    This is the published P-FD; it is not `pose_fid`.
+    """
     return frechet_distance(*(moments(np.concatenate([partner, own], axis=1)) for own in (prediction, truth)))
 
 
 def variance(frames: Frames) -> float:
-    """Mean over channels of the population variance over time."""
+    """Returns the mean over channels of the population variance over time."""
     return _mean(frames.astype(np.float64).var(axis=0)) if len(frames) else float("nan")
 
 
 def similarity_of_steps(prediction: Frames, truth: Frames) -> float:
-    """STS from first differences: root of the *sum* over frames and channels of squared difference / 0.1.
+    """Returns STS: the root of the *sum* over frames and channels of squared difference / 0.1.
 
-    It grows with length and channels. NaN without a step.
+    The arguments are first differences over time. The value grows with length and channels. NaN
+    without a step.
     """
     if not len(truth):
         return float("nan")
@@ -80,14 +86,17 @@ def similarity_of_steps(prediction: Frames, truth: Frames) -> float:
 
 
 def rpcc(prediction: Frames, truth: Frames, partner: Frames) -> float:
-    """|corr(truth, partner) - corr(prediction, partner)|, Pearson over all frames and channels flattened together."""
+    """Returns |corr(truth, partner) - corr(prediction, partner)|.
+
+    Each is one Pearson correlation over all frames and channels flattened together.
+    """
     return abs(correlation(truth.ravel(), partner.ravel()) - correlation(prediction.ravel(), partner.ravel()))
 
 
 def diversity(frames: Frames, seed: int = 0) -> float:
-    """Mean distance of 100 random pairs of frames; each side drawn without replacement. NaN below 100 frames.
+    """Returns the mean distance of 100 random pairs of frames; NaN below 100 frames.
 
-    The published script draws without a seed.
+    Each side of the pairs is drawn without replacement. The published script draws without a seed.
     """
     if len(frames) < NUM_PAIRS:
         return float("nan")
@@ -97,17 +106,18 @@ def diversity(frames: Frames, seed: int = 0) -> float:
 
 
 def mean_pair_distance(frames: Frames, first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"]) -> float:
-    """Mean Euclidean distance of the frames `first[i]` and `second[i]`."""
+    """Returns the mean Euclidean distance of the frames `first[i]` and `second[i]`."""
     frames = frames.astype(np.float64)
     return _mean(np.linalg.norm(frames[first] - frames[second], axis=1))
 
 
 def sid(prediction: Frames, truth: Frames, num_clusters: int) -> float:
-    """Shannon index of diversity, bits: entropy of the prediction's histogram over clusters fitted on the truth.
+    """Returns the Shannon index of diversity in bits, over clusters fitted on the truth.
 
-    `-sum p log2(p + 1e-6)`, at most log2(num_clusters), higher is more diverse, about 0 for a constant prediction.
-    With the arguments swapped it is `sid_reversed`, what the published script computes. NaN below `num_clusters`
-    frames of the side that is clustered.
+    It is the entropy of the prediction's histogram over the clusters, `-sum p log2(p + 1e-6)`: at
+    most log2(num_clusters), higher is more diverse, about 0 for a constant prediction. With the
+    arguments swapped it is `sid_reversed`, which the published script computes. NaN below
+    `num_clusters` frames of the truth, and where either side holds NaN or infinity.
     """
     if len(truth) < num_clusters or not (np.isfinite(truth).all() and np.isfinite(prediction).all()):
         return float("nan")
@@ -117,12 +127,14 @@ def sid(prediction: Frames, truth: Frames, num_clusters: int) -> float:
 
 
 def kmeans(frames: Frames, num_clusters: int) -> Float[np.ndarray, "K C"]:
-    """Cluster centres: greedy k-means++ drawn once, then Lloyd's steps until labels or centres stand still.
+    """Returns cluster centres: greedy k-means++ drawn once, then Lloyd's steps until convergence.
 
-    Deterministic, and meant to be reproduced: the draws are those of scikit-learn's KMeans(random_state=0), which the
-    published script uses, in its order. A cluster that loses all its frames gets the frame farthest from its centre.
+    Deterministic, and meant to be reproduced: the draws are those of scikit-learn's
+    KMeans(random_state=0), which the published script uses, in its order. A cluster that loses all
+    its frames gets the frame farthest from its centre.
     """
     frames = frames.astype(np.float64)
+    # scikit-learn centres the data and scales its tolerance: its centres come out to rounding.
     mean = frames.mean(axis=0)
     x = frames - mean
     tolerance = KMEANS_TOLERANCE * x.var(axis=0).mean()
@@ -139,20 +151,25 @@ def kmeans(frames: Frames, num_clusters: int) -> Float[np.ndarray, "K C"]:
 
 
 def nearest(frames: Frames, centres: Float[np.ndarray, "K C"]) -> Int[np.ndarray, " T"]:
-    """The nearest centre of each frame; the first of equals."""
+    """Returns the index of each frame's nearest centre; the first one where several are equal."""
     return _squared_distances(frames, centres).argmin(axis=1)
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     squared = (x**2).sum(axis=1)[:, None] - 2 * x @ y.T + (y**2).sum(axis=1)[None]
-    return np.maximum(squared, 0)
+    return np.maximum(squared, 0)  # the expanded square may round below zero
 
 
 def _plus_plus(x: np.ndarray, num_clusters: int, rng: np.random.RandomState) -> np.ndarray:
-    """First centres: each the best, by the distances it leaves, of 2 + log(K) frames drawn by squared distance."""
+    """Returns the first centres of greedy k-means++.
+
+    Each centre is the best, by the distances it leaves, of 2 + log(K) frames drawn by squared
+    distance.
+    """
     num_trials = 2 + int(np.log(num_clusters))
     chosen = [int(rng.choice(len(x), p=np.full(len(x), 1 / len(x))))]
     left = _squared_distances(x, x[chosen])[:, 0]
+    # `left` is each frame's squared distance to its nearest centre so far.
     for _ in range(num_clusters - 1):
         draws = rng.uniform(size=num_trials) * left.sum()
         tried = np.searchsorted(np.cumsum(left), draws).clip(max=len(x) - 1)
@@ -168,7 +185,8 @@ def _cluster_means(x: np.ndarray, labels: np.ndarray, centres: np.ndarray) -> np
     sums = np.zeros_like(centres)
     np.add.at(sums, labels, x)
     empty = np.flatnonzero(counts == 0)
-    sums[empty], counts[empty] = centres[empty], 1  # where no frame can be spared an empty cluster stays
+    sums[empty], counts[empty] = centres[empty], 1  # an empty cluster stays where no frame can be spared
+    # A frame may move only out of a cluster that keeps another.
     distances = ((x - centres[labels]) ** 2).sum(axis=1)
     spare = (f for f in distances.argsort()[::-1] if distances[f] > 0 and counts[labels[f]] > 1)
     for cluster, frame in zip(empty, spare, strict=False):

@@ -1,7 +1,7 @@
-"""What a trained stage has learnt, measured on held-out data against the simplest thing that knows nothing.
+"""Measures what a trained stage has learnt, on held-out data, against the simplest baseline.
 
-Per-window and per-person values come back, so that the caller chooses means and intervals. Batches are those of the
-loader: dicts of float32 arrays.
+The functions return values per window and per person, so that the caller chooses means and
+intervals. Batches are those of the loader: dicts of float32 arrays.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,12 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from unils_jax.evaluation.statistics import correlation
+from unils_jax.evaluation.behaviour_metrics import jaw_voice_correlation
 from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import scale_slices
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import JAW
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.systems.unils.system import generator_logits
 
@@ -28,7 +27,7 @@ Batch = dict[str, np.ndarray]
 
 
 def codec_error(model: UniLS, batch: Batch) -> tuple[float, float]:
-    """Mean absolute error of the reconstruction of `motion`, and of predicting the training set's mean instead."""
+    """Returns the codec's mean absolute error on `motion`, and that of the training mean."""
     graphdef, params = split(model)
     motion = jnp.asarray(batch["motion"])
     error = jnp.abs(_reconstruct(graphdef, params, motion) - motion).mean()
@@ -42,9 +41,9 @@ def _reconstruct(graphdef: nnx.GraphDef, params: Params, motion: Array) -> Array
 
 
 def window_cross_entropy(model: UniLS, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Teacher-forced cross-entropy in nats a bit of every window, [W], and the windows' bits, [W, L, C].
+    """Returns each window's teacher-forced cross-entropy [W], nats per bit, and its bits [W, L, C].
 
-    Of pairs W counts people; those of a pair stand side by side.
+    For batches of pairs, W counts people; the two people of a pair are neighbours.
     """
     graphdef, params = split(model)
     tensors = {name: batch[name] for name in ("motion", "prev", "style", "audio") if name in batch}
@@ -60,12 +59,14 @@ def _cross_entropy(graphdef: nnx.GraphDef, params: Params, batch: dict[str, Arra
 
 
 def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: Sampling | None = None) -> float:
-    """The share of bits whose likelier value is another one when decoding in `dtype` than in float32.
+    """Returns the share of bits whose likelier value differs between `dtype` and float32 decoding.
 
-    Of windows of pairs, by the decode program with its guidance, each scale given the true bits of the lower ones.
+    The batch holds windows of pairs; the decode program uses its guidance. Each scale gets the true
+    bits of the lower ones.
     """
     sampling = sampling or Sampling()
     pairs, people = batch["motion"].shape[:2]
+    # Both programs see the same features: only the decoding's precision differs.
     programs = [
         make_program(model, slots=pairs, people=people, guided=sampling.cfg > 1, dtype=name)
         for name in ("float32", dtype)
@@ -76,6 +77,7 @@ def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: 
         return clips.reshape(pairs, people, *clips.shape[1:])
 
     graphdef, params = split(model)
+    # Teacher forcing: a bit that flips must not change what later scales are decoded from.
     bits = _bits(graphdef, params, jnp.asarray(batch["motion"]))
     controls = make_controls([sampling] * pairs, [0] * pairs, [0] * pairs)
     style, prev = features("style"), features("prev")
@@ -91,9 +93,13 @@ def _bits(graphdef: nnx.GraphDef, params: Params, motion: Array) -> Array:
 
 
 def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, ...]) -> float:
-    """Nats a bit of the best model without context: each scale's bit by its own frequency in these very bits."""
+    """Returns the nats per bit of the best model without context.
+
+    That model predicts each scale's bit by its frequency in these very bits.
+    """
     total = 0.0
     for tokens in scale_slices(scales):
+        # A bit that never changes has no entropy, and a logarithm of zero.
         p = bits[:, tokens].mean((0, 1)).clip(1e-9, 1 - 1e-9)
         entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
         total += entropy * (tokens.stop - tokens.start)
@@ -101,8 +107,11 @@ def marginal_cross_entropy(bits: Bool[np.ndarray, "W L C"], scales: tuple[int, .
 
 
 def with_other_audio(batch: Batch) -> Batch:
-    """The batch of pairs with every pair's audio taken from its neighbour in the batch, both tracks: a conversation
-    still, and another one where the batch holds each conversation once."""
+    """Returns the batch of pairs with the audio of each pair taken from its neighbour in the batch.
+
+    Both tracks move together, so that the audio is still a conversation. It is a different one
+    where the batch holds each conversation once.
+    """
     return {**batch, "audio": np.roll(batch["audio"], 1, axis=0)}
 
 
@@ -112,18 +121,18 @@ def jaw_loudness_correlation(
     speaking: Bool[np.ndarray, " T3"],
     lead_frames: int = 1,
 ) -> float:
-    """Pearson correlation of the jaw with loudness (dB) `lead_frames` later, over the frames where the person speaks.
+    """Correlates the jaw with the loudness `lead_frames` later, over the frames of own speech.
 
-    Lips lead the sound they make by 40-80 ms. NaN with fewer than two speaking frames or a constant jaw.
+    `loudness` is in dB. Lips lead the sound they make by 40-80 ms. NaN with fewer than two speaking
+    frames or a constant jaw.
     """
     frames = min(len(motion), len(loudness) - lead_frames, len(speaking) - lead_frames)
-    jaw = motion[:frames, JAW][:, 0]
-    heard = slice(lead_frames, lead_frames + frames)
-    spoken = speaking[heard].astype(bool)
-    return correlation(jaw[spoken], loudness[heard][spoken])
+    # Frames of voice that have a frame of motion before them.
+    spoken = np.flatnonzero(speaking[lead_frames : lead_frames + frames]) + lead_frames
+    return jaw_voice_correlation(motion, loudness, spoken, -lead_frames)
 
 
 def mean_over(batches: list[Batch], measure: Callable[[Batch], tuple[float, float]]) -> tuple[float, float]:
-    """The means of a pair of figures over equally large batches."""
+    """Returns the means of a pair of figures over equally large batches."""
     first, second = np.mean([measure(batch) for batch in batches], axis=0)
     return float(first), float(second)

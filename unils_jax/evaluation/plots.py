@@ -1,4 +1,4 @@
-"""The plots of an evaluation's HTML report, as base64 of SVG."""
+"""The plots of the HTML reports of an evaluation and of a store, as base64 of SVG."""
 
 import base64
 import io
@@ -6,11 +6,24 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # before pyplot is imported: a machine without a display has no other backend
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+# Units of the histograms of a store, by their names in its report.
+_UNITS = {
+    "expression": "coefficient",
+    "head": "rad",
+    "jaw": "rad",
+    "eyes": "rad",
+    "loudness_db": "dB re full scale",
+    "seconds": "s",
+    "speech_share": "share of a person's frames",
+    "offset_frames": "frames that the motion is late",
+}
 
 PREDICTION, TRUTH = "#1f77b4", "#444444"
 TRACE_FRAMES = 500  # 20 s of a clip
@@ -18,7 +31,7 @@ FPS = 25.0
 
 
 def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str]]:
-    """Titles and base64-encoded SVG pictures; a picture that has nothing to show is left out."""
+    """Returns titles and base64-encoded SVG pictures of an evaluation, those that have data."""
     drawn = [
         ("Deviations by role", _role_bars(report["metrics"])),
         ("Fréchet distances by role", _fid_bars(report["metrics"])),
@@ -29,8 +42,14 @@ def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str
     return [(title, encode(figure)) for title, figure in drawn if figure is not None]
 
 
+def store_plots(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns titles and base64-encoded SVG pictures of a store's report, those that have data."""
+    drawn = [("Histograms", _histograms(report["histograms"])), ("Voice and mouth", _lags(report["alignment"]))]
+    return [(title, encode(figure)) for title, figure in drawn if figure is not None]
+
+
 def encode(figure: Figure) -> str:
-    """The figure as base64 of SVG; closes it."""
+    """Returns the figure as base64 of SVG, and closes it."""
     buffer = io.BytesIO()
     # A constant salt and no date: the same report gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "unils"}):
@@ -39,8 +58,8 @@ def encode(figure: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _bars(axis: Any, entries: dict[str, dict[str, Any]]) -> None:
-    """A bar each with its interval; undefined ones stay empty."""
+def _bars(axis: Axes, entries: dict[str, dict[str, Any]]) -> None:
+    """Draws one bar with its interval for each entry; undefined entries stay empty."""
     for place, entry in enumerate(entries.values()):
         if entry["mean"] is None:
             continue
@@ -74,6 +93,7 @@ def _distributions(counts: dict[str, Any]) -> Figure | None:
     figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 2.8), layout="constrained", squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
         for side, color in (("truth", TRUTH), ("prediction", PREDICTION)):
+            # As shares: groups differ in their number of channels.
             values = np.asarray(counts[group][side], float)
             axis.step(middles, values / max(values.sum(), 1), where="mid", color=color, label=side)
         axis.set(title=group, xlabel="deviations from the training mean", yticks=[])
@@ -88,6 +108,7 @@ def _spectra(spectra: dict[str, Any]) -> Figure | None:
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for side, color in (("truth", TRUTH), ("prediction", PREDICTION)):
+            # A floor keeps the line on a logarithmic axis where a frozen face has no power.
             axis.loglog(spectra["frequencies_hz"], np.maximum(spectra[name][side], 1e-12), color=color, label=side)
         axis.set(title=name.replace("/", ": "), xlabel="Hz", ylabel="rad$^2$/Hz")
     axes[0][0].legend()
@@ -97,6 +118,7 @@ def _spectra(spectra: dict[str, Any]) -> Figure | None:
 def _trace(trace: dict[str, Any]) -> Figure | None:
     tracks = [name for name in trace if name not in ("name", "speaking")]
     figure, axes = plt.subplots(len(tracks), 1, figsize=(10, 1.8 * len(tracks)), layout="constrained", sharex=True)
+    # A whole conversation would be a black band: its beginning shows the movement.
     seconds = np.arange(min(TRACE_FRAMES, len(trace["speaking"]))) / FPS
     for axis, name in zip(axes, tracks, strict=True):
         frames = trace[name][: len(seconds)]
@@ -114,4 +136,31 @@ def _trace(trace: dict[str, Any]) -> Figure | None:
         axis.set(ylabel=f"{name} (rad)")
     axes[0].legend(loc="upper right", ncols=3)
     axes[-1].set(xlabel="s")
+    return figure
+
+
+def _histograms(histograms: dict[str, Any]) -> Figure | None:
+    # A record without audio or speech fills no bins of theirs: an empty axis says nothing.
+    filled = {name: h for name, h in histograms.items() if sum(h["counts"])}
+    if not filled:
+        return None
+    columns = min(4, len(filled))
+    rows = -(-len(filled) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False)
+    for axis, (name, histogram) in zip(axes.flat, filled.items(), strict=False):
+        axis.stairs(histogram["counts"], histogram["edges"], fill=True, color=PREDICTION)
+        axis.set(title=name.replace("_", " "), xlabel=_UNITS[name], yticks=[])
+    for axis in axes.flat[len(filled) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _lags(alignment: dict[str, Any]) -> Figure | None:
+    curve = alignment.get("curve")
+    if curve is None:
+        return None
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    axis.plot(np.asarray(curve["lags"]), curve["correlation"], color=PREDICTION)
+    axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
+    axis.set(xlabel="frames that the motion is late", ylabel="correlation of jaw and loudness")
     return figure

@@ -1,4 +1,4 @@
-"""A look at the model while it trains: it decodes a few held-out conversations on its own, is scored, and filmed."""
+"""Decodes held-out conversations free-running while the model trains, and scores and films them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from unils_jax.systems.base import System
 
 # The release's validation during training: its protocol with stronger guidance.
 VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)
-# What a motion that answers no audio can be held against: how much it moves, not where it is.
+# Figures of how much a motion moves, not of where it is.
 _DYNAMICS = ("FDD", "PDD", "JDD")
 
 
-def make_probe(
+def make_free_running_eval(
     system: System,
     graphdef: nnx.GraphDef,
     conversations: list[Conversation],
@@ -28,15 +28,22 @@ def make_probe(
     expression_basis: str,
     clips: tuple[Path, FlameAsset] | None = None,
 ) -> Callable[[int, Params], dict[str, float]]:
-    """The function `probe(step, params) -> figures` of a prior or a dialogue.
+    """Returns the function `free_running_eval(step, params) -> figures` of a prior or a dialogue.
 
-    The first person of every conversation is decoded free-running (dialogue: from both tracks' audio; prior: from the
-    style clip alone) and scored with the metrics of the UniLS family, as `unils/<role>/<name>`; means over the
-    conversations that define a figure. With `clips` (a folder and a head) the first conversation is rendered into
-    `<folder>/step_<step>.mp4`.
+    It decodes the first person of every conversation free-running (dialogue: from both tracks'
+    audio; prior: from the style clip alone) and scores the motion with the metrics of the UniLS
+    family, as `unils/<role>/<name>`. Each figure is the mean over the conversations that define it.
+
+    Args:
+        graphdef: The model's structure; `params` are all of its parameters.
+        conversations: What is decoded and scored.
+        mesh: The head to measure on; None leaves out the figures that need vertices.
+        expression_basis: The basis of the motion.
+        clips: A folder and a head; the first conversation is rendered into
+            `<folder>/step_<step>.mp4`. None renders nothing.
     """
 
-    def probe(step: int, params: Params) -> dict[str, float]:
+    def free_running_eval(step: int, params: Params) -> dict[str, float]:
         model = merge(graphdef, params)
         predict = generate_with(system, model, VALIDATION)
         rows: list[dict[str, float]] = []
@@ -49,9 +56,10 @@ def make_probe(
                 folder, head = clips
                 path = folder / f"step_{step}.mp4"
                 render_video(path, motion, head, conversation.audio, expression_basis=expression_basis)
+        # A prior's motion answers no audio: only how much it moves compares with the truth.
         if model.audio_encoder is None:
             rows = [{n: v for n, v in row.items() if n.endswith(_DYNAMICS)} for row in rows]
         columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
         return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
-    return probe
+    return free_running_eval

@@ -185,19 +185,19 @@ def people_to_score(
     scores = center_head(scores) if protocol.centred else scores
     people = []
     for person in range(protocol.num_people):
-        heard = None
+        loudness_db = None
         if conversation.audio is not None:
-            heard = frame_loudness(conversation.audio[person])[scored]
+            loudness_db = frame_loudness(conversation.audio[person])[scored]
         people.append(
             Person(
                 prediction=np.where(conversation.observed[person], scores[person, scored], np.float32(0)),
                 truth=conversation.motion[person, scored],
                 partner=conversation.motion[1 - person, scored],
                 speaking=conversation.speaking[person, scored],
-                heard=heard,
+                loudness_db=loudness_db,
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
-                observed=conversation.observed[person],
-                partner_observed=conversation.observed[1 - person],
+                channel_mask=conversation.observed[person],
+                partner_channel_mask=conversation.observed[1 - person],
             )
         )
     return people

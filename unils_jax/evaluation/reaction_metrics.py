@@ -1,8 +1,8 @@
-"""Whether a listener answers: nods and smiles that begin within a second of what causes them, against chance.
+"""Measures whether a listener reacts: nods and smiles within a second of a cause, against chance.
 
-For the stand-in basis and synthetic conversations, whose events say what caused what. Onsets are frames at 25 fps; more
-than three of four true nods and smiles are found.
-Nothing here is of the paper.
+For the stand-in basis and synthetic conversations, whose events say what caused what. Onsets are
+frames at 25 fps. The detectors find more than three of four true nods and smiles. The paper has
+none of these figures.
 """
 
 from collections.abc import Iterable
@@ -23,26 +23,26 @@ SMILE_RISE, SMILE_RISE_FRAMES = 0.2, 15  # of a full smile, within 0.6 s
 
 
 class Reactions(NamedTuple):
-    """Counts that add up over people: of `causes` so many were `answered`; of `moments`, frames at which nothing need
-    have happened, so many were followed by an onset by `chance`."""
+    """Counts of reactions, which add up over people."""
 
-    answered: int
+    answered: int  # causes followed by an onset within a second
     causes: int
-    chance: int
-    moments: int
+    chance: int  # moments followed by an onset within a second
+    moments: int  # frames at which nothing need have happened
 
 
 def nod_onsets(motion: Float[np.ndarray, "T 108"]) -> Int[np.ndarray, " N"]:
-    """Frames at which the head begins to swing up and down between 1.5 and 5 Hz by more than 0.04 rad."""
+    """Returns frames at which the head begins to swing up and down at 1.5-5 Hz by over 0.04 rad."""
     band = butter(2, NOD_HZ, "bandpass", fs=FPS, output="sos")
     swing = np.abs(hilbert(sosfiltfilt(band, motion[:, HEAD][:, 0].astype(np.float64))))
     return _crossings(gaussian_filter1d(swing, 2), NOD_SIZE, 0.6 * NOD_SIZE)
 
 
 def smile_onsets(motion: Float[np.ndarray, "T 108"]) -> Int[np.ndarray, " N"]:
-    """Frames at which a smile begins that rises by a fifth of a full one within 0.6 s.
+    """Returns frames at which a smile begins that rises by a fifth of a full one within 0.6 s.
 
-    Corners of the mouth also drift; cheeks drift less than they smile: in the difference only the smile is left.
+    Corners of the mouth also drift; cheeks drift less than they smile: the difference leaves only
+    the smile.
     """
     mouth = ("smile_left", "smile_right")
     corners, cheeks = (_shape(motion, names) for names in (mouth, ("cheek_raise",)))
@@ -52,6 +52,7 @@ def smile_onsets(motion: Float[np.ndarray, "T 108"]) -> Int[np.ndarray, " N"]:
     rise = np.zeros(len(smile))
     rise[SMILE_RISE_FRAMES:] = smile[SMILE_RISE_FRAMES:] - smile[:-SMILE_RISE_FRAMES]
     starts = []
+    # The threshold is crossed on the way up: walk back to where the rise began.
     for frame in _crossings(rise, SMILE_RISE, SMILE_RISE / 2):
         while frame > 0 and rise[frame - 1] > SMILE_RISE / 5:
             frame -= 1
@@ -60,17 +61,23 @@ def smile_onsets(motion: Float[np.ndarray, "T 108"]) -> Int[np.ndarray, " N"]:
 
 
 def nod_causes(phrases: Iterable[list], own_phrases: Iterable[list]) -> Float[np.ndarray, " N"]:
-    """Seconds at which the other's phrases end that invite a nod; both are lists of a record's events."""
+    """Returns the seconds at which those phrases of the other person end that invite a nod.
+
+    Both arguments are lists of a record's events.
+    """
     own = [Phrase(*phrase) for phrase in own_phrases]
-    heard = [Phrase(*phrase) for phrase in phrases]
-    return np.array([phrase.end_s for phrase in heard if invites_nod(phrase, own)], np.float64)
+    others = [Phrase(*phrase) for phrase in phrases]
+    return np.array([phrase.end_s for phrase in others if invites_nod(phrase, own)], np.float64)
 
 
 def count_reactions(
     onsets: Int[np.ndarray, " N"], causes_s: Float[np.ndarray, " M"], moments: Bool[np.ndarray, " T"]
 ) -> Reactions:
-    """Answers within a second, and what chance would give: how often a second after any of the `moments` holds an
-    onset. Causes and moments with less than a second to come do not count."""
+    """Counts the causes that were answered within a second, and how often chance would answer.
+
+    Chance is how often the second after any of the `moments` holds an onset. Causes and moments
+    with less than a second to come do not count.
+    """
     last = len(moments) - WITHIN_FRAMES
     before = np.zeros(len(moments) + 1, np.int64)
     before[onsets + 1] = 1
@@ -86,13 +93,14 @@ def count_reactions(
 
 
 def _shape(motion: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Mean of named shapes, in parts of fully expressed."""
+    """Returns the mean of named shapes, as a part of fully expressed."""
     columns = [list(STANDIN_SHAPES).index(name) for name in names]
     return (motion[:, columns].astype(np.float64) / [STANDIN_SHAPES[name] for name in names]).mean(axis=1)
 
 
 def _crossings(track: np.ndarray, high: float, low: float) -> np.ndarray:
-    """Frames at which the track reaches `high`, each after it was below `low`."""
+    """Returns frames at which the track reaches `high`, each after it was below `low`."""
+    # Two thresholds: a track that trembles around `high` is one onset.
     frames, armed = [], True
     for frame in range(1, len(track)):
         if armed and track[frame - 1] < high <= track[frame]:

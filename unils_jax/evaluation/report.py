@@ -1,21 +1,22 @@
-"""The evaluation as files: JSON with everything, Markdown beside the published rows, an HTML page with plots."""
+"""Writes a report as files: JSON with everything, Markdown with published rows, an HTML page."""
 
-import html
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.figure import Figure
+import jinja2
 
-from unils_jax.evaluation.plots import PREDICTION, encode, plots
-from unils_jax.files import atomic_output
+from unils_jax.evaluation.plots import plots, store_plots
+from unils_jax.files import atomic_output, markdown_table
 
 Report = dict[str, Any]
+Rows = list[list[str]]
 
-# The paper's table (Seamless Interaction, test): name, then the columns' values; None where the paper gives none.
+# The paper's table (Seamless Interaction, test): name, then the columns' values; None where the
+# paper gives none.
 COLUMNS = {
     "LVE": "unils/speaking/LVE",
     "MHD": "unils/speaking/MHD",
@@ -35,7 +36,8 @@ PUBLISHED: dict[str, tuple[float | None, ...]] = {
     "DualTalk": (6.35, 1.95, 37.46, 9.70, 1.02, 43.58, 10.71, 2.02, 13.143, 0.079),
     "UniLS (paper)": (5.83, 1.89, 18.41, 4.67, 0.71, 17.12, 4.75, 0.98, 4.304, 0.038),
 }
-# DualTalk's and TIMAR's tables (DualTalk's test set): FD and SID of expression, jaw and head, SID higher is better.
+# DualTalk's and TIMAR's tables (DualTalk's test set): FD and SID of expression, jaw and head; a
+# higher SID is better.
 # By their size the published FD are in units of 1, 10^-3 and 10^-2.
 DUALTALK_COLUMNS = {
     "FD expression": ("dualtalk/fd/expression", 1.0),
@@ -59,13 +61,19 @@ FAMILIES = {
 
 
 def report_paths(out: str | os.PathLike) -> dict[str, Path]:
-    """The three files of a report: `report.json`, `REPORT.md`, `report.html` for `report.json`; other stems alike."""
+    """Returns the paths of a report's three files.
+
+    They are `report.json`, `REPORT.md` and `report.html` for `report.json`; other stems alike.
+    """
     out = Path(out)
     return {"json": out, "markdown": out.with_name(f"{out.stem.upper()}.md"), "html": out.with_suffix(".html")}
 
 
 def write_report(out: str | os.PathLike, report: Report, traces: dict[str, Any]) -> dict[str, Path]:
-    """Writes the three files, each whole or not at all; `traces` are the frames of the best and the worst clip."""
+    """Writes the three files of an evaluation, each whole or not at all.
+
+    `traces` are the frames of the best and the worst clip. Returns `report_paths`.
+    """
     return write_files(out, report, markdown(report), page(report, traces))
 
 
@@ -87,8 +95,8 @@ def _interval(entry: dict[str, Any]) -> str:
     return "–" if entry["interval"] is None else f"{_number(entry['interval'][0])} to {_number(entry['interval'][1])}"
 
 
-def comparison(report: Report) -> list[list[str]]:
-    """Rows of the table beside the published ones, its head first; the last row is this report's."""
+def comparison(report: Report) -> Rows:
+    """Returns the rows of the published table, this report's last; the head comes first."""
     metrics = report["metrics"]
     head = ["", *COLUMNS]
     rows = [[name, *map(_number, values)] for name, values in PUBLISHED.items()]
@@ -96,16 +104,16 @@ def comparison(report: Report) -> list[list[str]]:
     return [head, *rows, ["this evaluation", *own]]
 
 
-def dualtalk_comparison(report: Report) -> list[list[str]]:
-    """The same beside the rows that DualTalk and TIMAR published, in their units."""
+def dualtalk_comparison(report: Report) -> Rows:
+    """Returns the same for the rows that DualTalk and TIMAR published, in their units."""
     rows = [[name, *map(_number, values)] for name, values in PUBLISHED_DUALTALK.items()]
     means = [(report["metrics"][path]["mean"], scale) for path, scale in DUALTALK_COLUMNS.values()]
     own = [_number(None if mean is None else scale * mean) for mean, scale in means]
     return [["", *DUALTALK_COLUMNS], *rows, ["this evaluation", *own]]
 
 
-def family_table(report: Report, family: str) -> list[list[str]]:
-    """Rows of all figures of a family, their head first."""
+def family_table(report: Report, family: str) -> Rows:
+    """Returns the rows of all figures of a family, their head first."""
     rows = [["figure", "unit", "mean", "95 % interval", "truth", "conversations", "deviation over seeds"]]
     for path, entry in report["metrics"].items():
         if path.startswith(family + "/"):
@@ -123,8 +131,13 @@ def family_table(report: Report, family: str) -> list[list[str]]:
     return rows
 
 
+def skipped_table(report: Report) -> Rows:
+    """Returns the rows of the records that were not scored, their head first."""
+    return [["left out", "why"], *([item["name"], item["reason"]] for item in report["skipped"])]
+
+
 def summary(report: Report) -> str:
-    """One line: what was scored."""
+    """Returns one line that says what was scored."""
     data, settings = report["data"], report["settings"]
     seeds = f", seeds {', '.join(map(str, settings['seeds']))}" if settings["seeds"] else ""
     return (
@@ -134,123 +147,74 @@ def summary(report: Report) -> str:
     )
 
 
-def table(rows: list[list[str]]) -> list[str]:
-    """Rows, their head first, as lines of a Markdown table."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
-
-
 def markdown(report: Report) -> str:
-    """The report in Markdown."""
-    lines = ["# Evaluation", "", summary(report) + ".", "", "## Beside the published rows", ""]
-    lines += [*table(comparison(report)), "", *table(dualtalk_comparison(report)), ""]
+    """Returns the report in Markdown."""
+    lines = ["# Evaluation", "", summary(report) + ".", "", "## With the published rows", ""]
+    lines += [*markdown_table(comparison(report)), "", *markdown_table(dualtalk_comparison(report)), ""]
     lines += [*(f"- {note}" for note in report["notes"]), ""]
     for family, title in FAMILIES.items():
-        lines += [f"## {title}", "", *table(family_table(report, family)), ""]
+        lines += [f"## {title}", "", *markdown_table(family_table(report, family)), ""]
     if report["skipped"]:
-        rows = [["left out", "why"], *([item["name"], item["reason"]] for item in report["skipped"])]
-        lines += ["## Records left out", "", *table(rows), ""]
+        lines += ["## Records left out", "", *markdown_table(skipped_table(report)), ""]
     settings = json.dumps({"settings": report["settings"], "versions": report["versions"]}, indent=1)
     return "\n".join([*lines, "## Settings", "", "```json", settings, "```", ""])
 
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums }
-td, th { border: 1px solid #ddd; padding: .25em .6em; text-align: right }
-td:first-child, th:first-child { text-align: left }
-tr.own { background: #eef6ee; font-weight: 600 }
-img { max-width: 100%; display: block; margin: 1em 0 }
-pre { background: #f6f6f6; padding: 1em; overflow: auto }
-details { margin: 1em 0 }
-"""
+@dataclass(frozen=True)
+class Section:
+    """One section of a page; what is empty is left out."""
 
-
-def html_table(rows: list[list[str]], own: bool = False) -> str:
-    """Rows as a table, their head first; `own` marks the last row."""
-    parts = ["<table>"]
-    for i, row in enumerate(rows):
-        tag = "td" if i else "th"
-        mark = ' class="own"' if own and i == len(rows) - 1 else ""
-        parts.append(f"<tr{mark}>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    return "".join([*parts, "</table>"])
+    heading: str = ""
+    paragraph: str = ""
+    tables: Sequence[Rows] = ()
+    own_last: bool = False  # the last row of each table is this report's, and is marked
+    notes: Sequence[str] = ()
+    picture: str = ""  # base64 of an SVG
+    text: str = ""  # shown as it is, line by line
+    folded: bool = False  # shown after a click on the heading
 
 
 def page(report: Report, traces: dict[str, Any]) -> str:
-    """The report as one HTML page that needs no other file."""
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation</title>',
-        f"<style>{STYLE}</style></head><body><h1>Evaluation</h1><p>{html.escape(summary(report))}.</p>",
-        "<h2>Beside the published rows</h2>",
-        html_table(comparison(report), own=True),
-        html_table(dualtalk_comparison(report), own=True),
-        "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in report["notes"]) + "</ul>",
+    """Returns the report as one HTML page that needs no other file."""
+    notes = report["notes"]
+    published = [comparison(report), dualtalk_comparison(report)]
+    sections = [
+        Section(paragraph=summary(report) + "."),
+        Section("With the published rows", tables=published, own_last=True, notes=notes),
+        *(Section(title, picture=picture) for title, picture in plots(report, traces)),
+        *(Section(title, tables=[family_table(report, name)], folded=True) for name, title in FAMILIES.items()),
     ]
-    for title, picture in plots(report, traces):
-        alt = html.escape(title)
-        parts.append(f'<h2>{alt}</h2><img alt="{alt}" src="data:image/svg+xml;base64,{picture}">')
-    for family, title in FAMILIES.items():
-        table = html_table(family_table(report, family))
-        parts.append(f"<details><summary>{html.escape(title)}</summary>{table}</details>")
     if report["skipped"]:
-        rows = [["left out", "why"], *([item["name"], item["reason"]] for item in report["skipped"])]
-        parts.append(f"<h2>Records left out</h2>{html_table(rows)}")
+        sections.append(Section("Records left out", tables=[skipped_table(report)]))
     about = {key: report[key] for key in ("settings", "data", "versions", "time", "host")}
-    parts.append(f"<h2>Settings</h2><pre>{html.escape(json.dumps(about, indent=1))}</pre></body></html>")
-    return "\n".join(parts)
+    sections.append(Section("Settings", text=json.dumps(about, indent=1)))
+    return _render("Evaluation", sections)
 
 
-_UNITS = {
-    "expression": "coefficient",
-    "head": "rad",
-    "jaw": "rad",
-    "eyes": "rad",
-    "loudness_db": "dB re full scale",
-    "seconds": "s",
-    "speech_share": "share of a person's frames",
-    "offset_frames": "frames that the motion is late",
-}
+def store_page(report: Report, in_markdown: str) -> str:
+    """Returns the report of a verified store as one HTML page that needs no other file.
 
-
-def store_page(report: dict[str, Any], summary: str) -> str:
-    """The report of a verified store as a page that needs no other file; `summary` is it in Markdown."""
-    parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Store</title>',
-        f"<style>{STYLE}</style></head><body><h1>Store</h1><pre>{html.escape(summary)}</pre>",
-    ]
-    for title, figure in (("Histograms", _histograms(report)), ("Voice and mouth", _curve(report))):
-        if figure is not None:
-            parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/svg+xml;base64,{encode(figure)}">')
+    `in_markdown` is the report's summary in Markdown, shown as it is.
+    """
     rows = [["channel", "min", "max", "mean", "std"]]
-    for name, values in report["channels"].items():
-        rows.append([name, *("–" if value is None else f"{value:.4g}" for value in values.values())])
-    parts.append(f"<details><summary>Channels</summary>{html_table(rows)}</details>")
+    rows += [[name, *map(_number, values.values())] for name, values in report["channels"].items()]
     numbers = {key: report[key] for key in ("splits", "speech", "alignment")}
-    parts.append(f"<h2>Numbers</h2><pre>{html.escape(json.dumps(numbers, indent=1))}</pre></body></html>")
-    return "\n".join(parts) + "\n"
+    sections = [
+        Section(text=in_markdown),
+        *(Section(title, picture=picture) for title, picture in store_plots(report)),
+        Section("Channels", tables=[rows], folded=True),
+        Section("Numbers", text=json.dumps(numbers, indent=1)),
+    ]
+    return _render("Store", sections)
 
 
-def _histograms(report: dict[str, Any]) -> Figure | None:
-    filled = {name: h for name, h in report["histograms"].items() if sum(h["counts"])}
-    if not filled:
-        return None
-    columns = min(4, len(filled))
-    rows = -(-len(filled) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), layout="constrained", squeeze=False)
-    for axis, (name, histogram) in zip(axes.flat, filled.items(), strict=False):
-        axis.stairs(histogram["counts"], histogram["edges"], fill=True, color=PREDICTION)
-        axis.set(title=name.replace("_", " "), xlabel=_UNITS[name], yticks=[])
-    for axis in axes.flat[len(filled) :]:
-        axis.set_axis_off()
-    return figure
-
-
-def _curve(report: dict[str, Any]) -> Figure | None:
-    curve = report["alignment"].get("curve")
-    if curve is None:
-        return None
-    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    axis.plot(np.asarray(curve["lags"]), curve["correlation"], color=PREDICTION)
-    axis.axvline(report["alignment"]["offset_frames"], color="#444444", linewidth=1)
-    axis.set(xlabel="frames that the motion is late", ylabel="correlation of jaw and loudness")
-    return figure
+def _render(title: str, sections: Sequence[Section]) -> str:
+    # Names come from data of strangers: every value that the template prints is escaped.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("unils_jax", "evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html").render(title=title, sections=sections)

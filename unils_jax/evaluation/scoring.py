@@ -1,8 +1,9 @@
-"""Every metric of one person's motion against truth, and their means over a split.
+"""Computes every metric of one person's motion against truth, and their means over a split.
 
-`score_person` turns a prediction into named figures; `ScoreTable` gathers them: first the mean over the people of a
-conversation, then over seeds, then over conversations with a bootstrap interval, each ignoring what is undefined.
-Fréchet distances are of a split as a whole; their intervals resample conversations, too.
+`score_person` turns a prediction into named figures. `ScoreTable` gathers them: first the mean over
+the people of a conversation, then over seeds, then over conversations with a bootstrap interval;
+each mean ignores undefined values. Fréchet distances are of a split as a whole; their intervals
+resample conversations, too.
 """
 
 import math
@@ -20,7 +21,7 @@ from unils_jax.evaluation.dualtalk_metrics import dualtalk_metrics
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
-from unils_jax.motion import EXPRESSION, HEAD, JAW, dualtalk_channels
+from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, dualtalk_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name
 FID_CHANNELS = {"expression_fid": EXPRESSION, "pose_fid": HEAD}
@@ -47,7 +48,8 @@ _UNITS = {
     **{f"jitter_{group}": "rad/s^3" for group in ("head", "jaw", "eyes")},
 }
 
-# Groups of channels that figures rest on, where their names do not end in one; figures against the partner's motion.
+# Groups of channels that figures rest on, where their names do not end in one; then the figures
+# that are against the partner's motion.
 _FACE, _MOUTH = {"expression", "jaw"}, {"jaw"}
 _NEEDS = {
     **{name: _FACE for name in ("LVE", "MHD", "FDD")},
@@ -60,12 +62,12 @@ _WITH_PARTNER = ("dualtalk/paired_fd", "dualtalk/rpcc")
 
 
 def unit(name: str) -> str:
-    """The unit of a figure by its path; empty for ratios, correlations and the basis' own coefficients."""
+    """Returns the unit of a figure by its path; "" for ratios, correlations and coefficients."""
     return next((_UNITS[part] for part in name.split("/")[::-1] if part in _UNITS), "")
 
 
 def mesh_of(asset: FlameAsset) -> Mesh:
-    """The mesh to measure on of a head."""
+    """Returns the mesh of a head to measure on."""
     return Mesh(jax.jit(partial(_without_head_rotation, asset)), asset.lips, asset.upper_face)
 
 
@@ -75,26 +77,24 @@ def _without_head_rotation(asset: FlameAsset, motion: Float[Array, "t 108"]) -> 
 
 @dataclass(frozen=True)
 class Person:
-    """One person of one conversation: frames of prediction, truth and partner's truth, head rotation centred.
+    """One person of one conversation to score: prediction, truth and the partner's truth.
 
-    `heard` is the loudness of the own track in dB, or None where there is no audio. `head_offset` is the mean head
-    rotation in radians that centring took from the prediction. `observed` and `partner_observed` say which channels the
-    truth has (None: all); in the others truth and prediction are zero, and figures of a group that has none of its
-    channels are undefined.
+    Head rotation is centred as the protocol says. In channels that the truth lacks, truth and
+    prediction are zero, and figures that rest on a group without any of its channels are undefined.
     """
 
     prediction: Float[np.ndarray, "T 108"]
     truth: Float[np.ndarray, "T 108"]
-    partner: Float[np.ndarray, "T 108"]
+    partner: Float[np.ndarray, "T 108"]  # the partner's truth
     speaking: Bool[np.ndarray, " T"]
-    heard: Float[np.ndarray, " T"] | None
-    head_offset: float
-    observed: Bool[np.ndarray, "108"] | None = None
-    partner_observed: Bool[np.ndarray, "108"] | None = None
+    loudness_db: Float[np.ndarray, " T"] | None  # of the own track; None where there is no audio
+    head_offset: float  # mean head rotation in radians that centring took from the prediction
+    channel_mask: Bool[np.ndarray, "108"] | None = None  # channels that the truth has; None: all
+    partner_channel_mask: Bool[np.ndarray, "108"] | None = None  # the same for the partner's truth
 
 
 def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tuple[Figures, Figures]:
-    """All figures of a person, and those that the truth itself has where a metric can be taken of one motion alone."""
+    """Returns all figures of a person, and those of the truth that need one motion alone."""
     figures, true = {}, {}
     for role, values in unils_metrics(person.prediction, person.truth, person.speaking, mesh).items():
         figures |= {f"unils/{role}/{name}": value for name, value in values.items()}
@@ -113,8 +113,11 @@ def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tu
 
 
 def _without_missing(figures: Figures, person: Person) -> Figures:
-    """The figures, those undefined that rest on channels which the truth, or the partner's, lacks altogether."""
-    own, partner = missing_groups(person.observed), missing_groups(person.partner_observed)
+    """Returns the figures with NaN for those that rest on channels which the truth lacks.
+
+    Figures against the partner's motion also need the partner's channels.
+    """
+    own, partner = missing_groups(person.channel_mask), missing_groups(person.partner_channel_mask)
     if not own and not partner:
         return figures
     return {
@@ -123,19 +126,19 @@ def _without_missing(figures: Figures, person: Person) -> Figures:
     }
 
 
-def missing_groups(observed: Bool[np.ndarray, "108"] | None) -> set[str]:
-    """The groups of channels (expression, head, jaw, eyes) of which none is observed."""
-    if observed is None:
+def missing_groups(channel_mask: Bool[np.ndarray, "108"] | None) -> set[str]:
+    """Returns the groups (expression, head, jaw, eyes) that have none of their channels."""
+    if channel_mask is None:
         return set()
-    return {group for group, channels in behaviour.GROUPS.items() if not observed[channels].any()}
+    return {group for group, channels in GROUPS.items() if not channel_mask[channels].any()}
 
 
 def _needs(name: str) -> set[str]:
-    """The groups of channels that a figure rests on, by its path."""
+    """Returns the groups of channels that a figure rests on, by its path."""
     last = name.rpartition("/")[2]
     if last in _NEEDS:
         return _NEEDS[last]
-    return {group for group in behaviour.GROUPS if last == group or last.endswith(f"_{group}")}
+    return {group for group in GROUPS if last == group or last.endswith(f"_{group}")}
 
 
 def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Figures:
@@ -150,14 +153,18 @@ def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Fig
             silence = behaviour.mouth_shut_in_silence(motion, person.truth, person.speaking, mask)
             named["mouth_shut_in_silence"] = silence
         if role == "speaking":  # a record without audio has the figures, too, undefined
-            lag = (math.nan, math.nan) if person.heard is None else behaviour.mouth_lag(motion, person.heard, mask)
+            lag = (
+                (math.nan, math.nan)
+                if person.loudness_db is None
+                else behaviour.mouth_lag(motion, person.loudness_db, mask)
+            )
             named["mouth_lag_s"], named["mouth_correlation"] = lag
         figures |= {f"behaviour/{role}/{name}": value for name, value in named.items()}
     return figures
 
 
 def role_spectra(person: Person, role: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Spectra of gaze and head in a role, prediction's and truth's, rad^2/Hz."""
+    """Returns spectra of gaze and head in a role, prediction's and truth's, in rad^2/Hz."""
     mask = role_masks(person.speaking)[role]
     tracks = {"gaze": behaviour.gaze, "head": lambda motion: motion[:, HEAD]}
     return {
@@ -187,10 +194,13 @@ class _Conversation:
 
 
 def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
-    """Moments of the people's frames by role and Fréchet distance; those who lack the channels do not count."""
+    """Returns the moments of the people's frames by role and Fréchet distance.
+
+    People who lack the channels do not count.
+    """
 
     def of_person(person: Person, role: str, name: str, channels: slice) -> Moments:
-        counts = not _needs(name) & missing_groups(person.observed)
+        counts = not _needs(name) & missing_groups(person.channel_mask)
         return moments(getattr(person, which)[role_masks(person.speaking)[role] & counts, channels])
 
     return {
@@ -201,7 +211,10 @@ def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
 
 
 class ScoreTable:
-    """Gathers the scores of a split. `mean` and `std` are the training split's, for the distributions."""
+    """The scores of a split, gathered conversation by conversation.
+
+    `mean` and `std` are the training split's, for the distributions.
+    """
 
     def __init__(
         self,
@@ -214,14 +227,12 @@ class ScoreTable:
         self.mean, self.std = mean, std
         self.conversations: list[_Conversation] = []
         self.frames = 0
-        self._counts = {
-            group: np.zeros((2, len(BINS) - 1), np.int64) for group in behaviour.GROUPS
-        }  # prediction, truth
+        self._counts = {group: np.zeros((2, len(BINS) - 1), np.int64) for group in GROUPS}  # prediction, truth
         self._spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._traces: dict[str, dict[str, np.ndarray]] = {}
 
     def add(self, name: str, people_by_seed: list[list[Person]]) -> None:
-        """Scores a conversation: for every seed the people that the protocol looks at."""
+        """Scores a conversation: for every seed, the people that the protocol scores."""
         conversation = _Conversation(name)
         for people in people_by_seed:
             rows = [score_person(person, self.mesh, self.expression_basis) for person in people]
@@ -237,24 +248,25 @@ class ScoreTable:
         self._keep_trace(name, people_by_seed[0][0])
 
     def _add_pictures(self, person: Person) -> None:
-        for group, channels in behaviour.GROUPS.items():
-            if group in missing_groups(person.observed):
+        for group, channels in GROUPS.items():
+            if group in missing_groups(person.channel_mask):
                 continue
             for row, motion in zip(self._counts[group], (person.prediction, person.truth), strict=True):
                 scaled = (motion[:, channels] - self.mean[None, channels]) / (self.std[None, channels] + 1e-8)
                 row += np.histogram(scaled.clip(BINS[0], BINS[-1]), BINS)[0]
         for role in ("speaking", "listening"):
             for what, pair in role_spectra(person, role).items():
-                if np.isfinite(pair).all() and not _needs(f"{what}_spectrum") & missing_groups(person.observed):
+                if np.isfinite(pair).all() and not _needs(f"{what}_spectrum") & missing_groups(person.channel_mask):
                     self._spectra.setdefault(f"{role}/{what}", []).append(pair)
 
     def _keep_trace(self, name: str, person: Person) -> None:
-        """Jaw and head of the first person of the best and the worst conversation so far; others are let go."""
+        """Keeps jaw and head of the first person of the best and the worst conversation so far."""
         self._traces[name] = {
             "jaw": np.concatenate([person.prediction[:, JAW], person.truth[:, JAW]], axis=1),
             "head pitch": np.stack([person.prediction[:, HEAD][:, 0], person.truth[:, HEAD][:, 0]], axis=1),
             "speaking": person.speaking,
         }
+        # Traces are large: those of conversations that are neither best nor worst are let go.
         kept = set(self.extremes().values())
         self._traces = {name: trace for name, trace in self._traces.items() if name in kept}
 
@@ -264,17 +276,26 @@ class ScoreTable:
         return "unils/both/LVE" if self.mesh is not None else "dualtalk/mse/expression"
 
     def extremes(self) -> dict[str, str]:
-        """Names of the best and the worst conversation; none where the ranking figure is undefined everywhere."""
+        """Returns the names of the best and the worst conversation.
+
+        Empty where the ranking figure is undefined everywhere.
+        """
         ranked = [(c.mean[self.ranking], c.name) for c in self.conversations]
         ranked = sorted(pair for pair in ranked if np.isfinite(pair[0]))
         return {"best": ranked[0][1], "worst": ranked[-1][1]} if ranked else {}
 
     def traces(self) -> dict[str, dict[str, Any]]:
-        """Frames of the best and the worst clip: columns of prediction and truth, and who speaks."""
+        """Returns the frames of the best and the worst clip.
+
+        Each has columns of prediction and truth, and the speech mask.
+        """
         return {which: {"name": name, **self._traces[name]} for which, name in self.extremes().items()}
 
     def metrics(self) -> dict[str, dict[str, object]]:
-        """Every figure of the split: mean, 95 % interval, conversations that define it, spread over seeds, truth's."""
+        """Returns every figure of the split: mean, interval, spread over seeds, truth.
+
+        The interval is at 95 %; `conversations` counts those that define the figure.
+        """
         rows = [conversation.mean for conversation in self.conversations]
         true = [conversation.truth for conversation in self.conversations]
         results = {}
@@ -306,7 +327,8 @@ class ScoreTable:
             over_seeds = np.mean(spread, axis=0)
             over_seeds = over_seeds[np.isfinite(over_seeds)]
             if over_seeds.size > 1 and np.isfinite(value):
-                # Fewer distinct frames make a resampled distance larger on average: the spread is put round the value.
+                # Fewer distinct frames make a resampled distance larger on average: the spread is
+                # centred on the value.
                 low, high = np.quantile(over_seeds - over_seeds.mean(), [0.025, 0.975])
                 entry["interval"] = [max(0.0, value + float(low)), value + float(high)]
             entry["conversations"] = sum(part.count > 0 for part in true)
@@ -314,11 +336,11 @@ class ScoreTable:
         return results
 
     def per_conversation(self) -> list[dict[str, object]]:
-        """Each conversation's figures, the mean over people and seeds."""
+        """Returns each conversation's figures, the mean over people and seeds."""
         return [{"name": conversation.name, **conversation.mean} for conversation in self.conversations]
 
     def pictures(self) -> dict[str, object]:
-        """Distributions (counts per bin) and mean spectra, prediction's and truth's, for plots."""
+        """Returns distributions (counts per bin) and mean spectra of both sides, for plots."""
         return {
             "distributions": {
                 "bins": BINS.tolist(),
@@ -351,7 +373,7 @@ def _entry(name: str, values: np.ndarray, by_seed: list[float]) -> dict[str, obj
 
 
 def jsonable(value: object) -> object:
-    """Plain values with eight significant digits; undefined numbers become null."""
+    """Returns plain values with eight significant digits; undefined numbers become null."""
     if isinstance(value, Mapping):
         return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

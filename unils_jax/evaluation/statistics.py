@@ -1,4 +1,4 @@
-"""Statistics of motion: moments, Frechet distances, correlations and bootstrap intervals."""
+"""Statistics of motion: moments, Fréchet distances, correlations and bootstrap intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,33 +9,34 @@ from jaxtyping import Float, Float64, Int
 
 @dataclass(frozen=True)
 class Moments:
-    """What a Fréchet distance needs of a set of frames: how many, their mean, and the sum of x x^T (not centred).
+    """The moments of a set of frames, as a Fréchet distance needs them; `merge` unites sets.
 
-    Sets are united by `merge`. For a split, `expression_fid` (the paper's F-FID) is the Fréchet distance between the
-    Gaussians of predicted and true per-frame expression (100 channels), `pose_fid` (P-FID) of head rotation (3,
-    radians), over all frames of the split that belong to a role, un-normalised, each frame weighing the same. Like
-    every such distance it is too large on few frames: compare equal amounts.
+    For a split, `expression_fid` (the paper's F-FID) is the Fréchet distance between the Gaussians
+    of predicted and true per-frame expression (100 channels), `pose_fid` (P-FID) that of head
+    rotation (3, radians), over all frames of the split that belong to a role, un-normalised, each
+    frame weighing the same. Like every such distance it is too large on few frames: compare equal
+    amounts.
     """
 
-    count: int
-    total: Float64[np.ndarray, " C"]
-    products: Float64[np.ndarray, "C C"]
+    count: int  # frames
+    total: Float64[np.ndarray, " C"]  # their sum
+    products: Float64[np.ndarray, "C C"]  # sum of x x^T, not centred, so that sets add up
 
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the unbiased covariance; at least two frames."""
+        """Returns the mean and the unbiased covariance; it needs at least two frames."""
         mean = self.total / self.count
         covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
         return mean, covariance
 
 
 def moments(frames: Float[np.ndarray, "T C"]) -> Moments:
-    """The moments of frames, in float64."""
+    """Returns the moments of frames, in float64."""
     frames = frames.astype(np.float64)
     return Moments(len(frames), frames.sum(axis=0), frames.T @ frames)
 
 
 def merge(parts: Sequence[Moments], weights: Int[np.ndarray, " n"] | None = None) -> Moments:
-    """The moments of all parts together (at least one), part i taken `weights[i]` times."""
+    """Returns the moments of all parts together (at least one), part i taken `weights[i]` times."""
     weights = np.ones(len(parts), np.int64) if weights is None else weights
     counts, totals, products = (np.stack(values) for values in zip(*map(_fields, parts), strict=True))
     return Moments(int(weights @ counts), np.tensordot(weights, totals, 1), np.tensordot(weights, products, 1))
@@ -46,11 +47,12 @@ def _fields(part: Moments) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in squared units of the channels; never negative.
+    """Returns the Fréchet distance of two Gaussians in squared units of the channels, at least 0.
 
-    The root's trace is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), a symmetric matrix, so that
-    singular covariances (constant channels, fewer frames than channels) need no special case. NaN where either side
-    has fewer than two frames or holds NaN.
+    It is |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)). The root's trace is the sum of the
+    roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), a symmetric matrix, so that singular
+    covariances (constant channels, fewer frames than channels) need no special case. NaN where
+    either side has fewer than two frames or holds NaN.
     """
     if min(a.count, b.count) < 2 or not all(np.isfinite(m.products).all() for m in (a, b)):
         return float("nan")
@@ -63,7 +65,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Pearson correlation; NaN below two values and where either side is constant or holds NaN."""
+    """Returns the Pearson correlation of two tracks.
+
+    NaN below two values, and where either side is constant or holds NaN.
+    """
     if len(a) < 2:
         return float("nan")
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -76,7 +81,7 @@ def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float
 def bootstrap_interval(
     values: Float[np.ndarray, " W"], *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """The percentile interval of the mean of `values` under resampling."""
+    """Returns the percentile interval of the mean of `values` under resampling."""
     rng = np.random.default_rng(seed)
     means = rng.choice(values, (draws, len(values))).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

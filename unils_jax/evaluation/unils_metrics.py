@@ -1,11 +1,13 @@
-"""The UniLS family of metrics and the Fréchet distances of the paper's table, per sequence and per role.
+"""The UniLS family of metrics of the paper's table, per sequence and per role.
 
-A sequence is one person's prediction and truth, un-normalised motion of equal length. Roles are masks over its
-frames: `speaking`, `listening` (the rest) and `both` (all). What is not defined is NaN: fewer than two frames of a
-role, NaN in the input. Vertices are computed in pieces, so that a long conversation never stands in memory as meshes.
+A sequence is one person's prediction and truth, un-normalised motion of equal length. Roles are
+masks over its frames: `speaking`, `listening` (the rest) and `both` (all). An undefined value is
+NaN: fewer than two frames of a role, NaN in the input. Vertices are computed in pieces, so that the
+meshes of a long conversation are never in memory together.
 
-Source: the paper's section on metrics and the release's evaluation for LVE, MHD, FDD, PDD and JDD. The release's code
-lacks F-FID and P-FID; `expression_fid` and `pose_fid` are our definition of them, see `Moments`.
+Source: the paper's section on metrics and the release's evaluation for LVE, MHD, FDD, PDD and JDD.
+The release's code lacks F-FID and P-FID; `expression_fid` and `pose_fid` are our definition of
+them, see `statistics.Moments`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from unils_jax.evaluation.statistics import frechet_distance, moments
-from unils_jax.motion import EXPRESSION, HEAD, JAW
+from unils_jax.motion import HEAD, JAW
 
 ROLES = ("speaking", "listening", "both")
 MESH_METRICS = ("LVE", "MHD", "FDD")
@@ -29,15 +30,15 @@ Vertices = Callable[[Float[np.ndarray, "t 108"]], Any]
 
 @dataclass(frozen=True)
 class Mesh:
-    """A head to measure on. The lists name vertices; an index that stands twice counts twice."""
+    """A head to measure on; an index that a list holds twice counts twice."""
 
     vertices: Vertices
-    lips: Int[np.ndarray, " n"]
+    lips: Int[np.ndarray, " n"]  # indices of vertices
     upper_face: Int[np.ndarray, " m"]
 
 
 def role_masks(speaking: Bool[np.ndarray, " T"]) -> dict[str, Bool[np.ndarray, " T"]]:
-    """The frames of each role."""
+    """Returns the mask of frames of each role."""
     return {"speaking": speaking, "listening": ~speaking, "both": np.ones_like(speaking)}
 
 
@@ -47,15 +48,16 @@ def unils_metrics(
     speaking: Bool[np.ndarray, " T"],
     mesh: Mesh | None = None,
 ) -> dict[str, dict[str, float]]:
-    """LVE, MHD, FDD, PDD and JDD of each role; without a mesh PDD and JDD alone.
+    """Returns LVE, MHD, FDD, PDD and JDD of each role; PDD and JDD alone without a mesh.
 
     - LVE, mm: root of the mean over frames of the largest squared distance of a lip vertex.
     - MHD, mm: root of the mean squared distance over frames and all vertices.
-    - FDD, 0.01 mm: mean over upper-face vertices of |deviation of x+y+z over time, prediction less truth|.
-    - PDD, JDD, 0.01 rad: the same of the head rotation's three channels and of the jaw.
+    - FDD, 0.01 mm: mean over upper-face vertices of |deviation of x+y+z over time, prediction less
+      truth|.
+    - PDD, JDD, 0.01 rad: the same for the head rotation's three channels and for the jaw.
 
-    Deviations are unbiased, so that at least two frames are needed. The paper reports speaking LVE, MHD, FDD, PDD, JDD
-    and listening FDD, PDD, JDD.
+    Deviations are unbiased, so that at least two frames are needed. The paper reports speaking LVE,
+    MHD, FDD, PDD, JDD and listening FDD, PDD, JDD.
     """
     masks = role_masks(speaking)
     scores = {role: _pose_metrics(prediction[mask], truth[mask]) for role, mask in masks.items()}
@@ -73,7 +75,10 @@ def _pose_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
 
 
 def deviation_difference(prediction: Float[np.ndarray, "T C"], truth: Float[np.ndarray, "T C"]) -> float:
-    """Mean over channels of |unbiased deviation over time, prediction less truth|; NaN below two frames."""
+    """Returns the mean over channels of |deviation over time, prediction less truth|.
+
+    Deviations are unbiased; NaN below two frames.
+    """
     if len(prediction) < 2:
         return float("nan")
     deviations = [np.asarray(x, np.float64).std(axis=0, ddof=1) for x in (prediction, truth)]
@@ -90,6 +95,7 @@ class _Deviation:
         count = len(frames)
         if not count:
             return
+        # Chan's update of mean and squares: as exact as all frames at once, without keeping them.
         mean = frames.mean(axis=0)
         step, total = mean - self.mean, self.count + count
         self.squares = self.squares + ((frames - mean) ** 2).sum(axis=0) + step**2 * (self.count * count / total)
@@ -131,22 +137,16 @@ def _mesh_metrics(
 def _vertex_pieces(
     prediction: np.ndarray, truth: np.ndarray, vertices: Vertices
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Frames, and both sides' vertices in millimetres. Every piece has one length, so that a jit compiles once."""
+    """Yields frames and both sides' vertices in millimetres.
+
+    Every piece has one length, so that a jit compiles once.
+    """
     for start in range(0, len(truth), CHUNK_FRAMES):
         stop = min(start + CHUNK_FRAMES, len(truth))
         pieces = []
         for motion in (prediction, truth):
             piece = np.asarray(motion[start:stop], np.float32)
+            # Edge frames fill the last piece: any motion would do, for their vertices are cut off.
             padded = np.pad(piece, ((0, CHUNK_FRAMES - len(piece)), (0, 0)), mode="edge")
             pieces.append(np.asarray(vertices(padded))[: stop - start] * np.float32(1000))
         yield slice(start, stop), *pieces
-
-
-def expression_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
-    """`expression_fid` of the frames given: see `Moments`."""
-    return frechet_distance(moments(prediction[:, EXPRESSION]), moments(truth[:, EXPRESSION]))
-
-
-def pose_fid(prediction: Float[np.ndarray, "T 108"], truth: Float[np.ndarray, "T 108"]) -> float:
-    """`pose_fid` of the frames given, rad^2: see `Moments`."""
-    return frechet_distance(moments(prediction[:, HEAD]), moments(truth[:, HEAD]))

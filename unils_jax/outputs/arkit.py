@@ -1,9 +1,10 @@
-"""Motion as ARKit's 52 blendshape coefficients: by name from the stand-in basis, by least squares from any other.
+"""Motion as ARKit's 52 blendshape coefficients: by name (stand-in basis) or by least squares.
 
-The fit is on vertices: without head rotation and gaze, the displacement of every frame from the neutral face is
-approached by the user's 52 shapes on the same mesh, each coefficient within 0..1 (least squares with bounds, by
-coordinate descent on the normal equations). Gaze has no shapes in such bases as a rule; its coefficients are the eyes'
-angles over half a radian, whichever way the others were found. ARKit names sides as the person has them.
+The fit is on vertices: without head rotation and gaze, the displacement of every frame from the
+neutral face is approached by the user's 52 shapes on the same mesh, each coefficient within 0..1
+(least squares with bounds, by coordinate descent on the normal equations). Gaze has no shapes in
+such bases as a rule; its coefficients are the eyes' angles over half a radian with either
+method. ARKit names sides as the person has them.
 """
 
 import functools
@@ -19,8 +20,8 @@ from jaxtyping import Float, Float32
 
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset, vertices
+from unils_jax.files import read_npz_file
 from unils_jax.motion import EYES, JAW, MOTION_DIM, STANDIN_SHAPES
-from unils_jax.npz import read_npz_file
 
 _SIDES = ("Left", "Right")
 _EYES = ("eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide")
@@ -38,7 +39,7 @@ ARKIT_NAMES: tuple[str, ...] = (
 )
 JAW_OPEN, GAZE_FULL = 0.35, 0.5  # radians that count as 1
 
-# The stand-in's named shapes, fully expressed, as ARKit shapes; `{}` is a side.
+# The stand-in's named shapes, fully expressed, as ARKit shapes.
 STANDIN_TO_ARKIT: dict[str, tuple[str, ...]] = {
     "smile_left": ("mouthSmileLeft",),
     "smile_right": ("mouthSmileRight",),
@@ -69,20 +70,20 @@ STANDIN_TO_ARKIT: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Blendshapes:
-    """Coefficients [P, T, 52] in 0..1 in the order of `ARKIT_NAMES`, and what they miss.
-
-    `residual_mm` is the root mean square over frames and vertices of the distance that remains, `motion_mm` that of the
-    motion itself from the neutral face; both NaN where coefficients were found by name, without a mesh.
-    """
+    """Coefficients in 0..1 in the order of `ARKIT_NAMES`, and the error of their fit."""
 
     coefficients: Float32[np.ndarray, "P T 52"]
-    residual_mm: float
-    motion_mm: float
+    # Root mean squares over frames and vertices; both NaN where no mesh was used (by name).
+    residual_mm: float  # of the distance that remains
+    motion_mm: float  # of the motion itself from the neutral face
 
 
 def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
-    """Of motion in the stand-in basis: each named shape is the ARKit shape that does the same, shapes with two sides
-    give both; a jaw of 0.35 rad is jawOpen 1. What is below 0 or above 1 is cut."""
+    """Returns the coefficients of motion in the stand-in basis, by the names of its shapes.
+
+    Each named shape is the ARKit shape that does the same; shapes with two sides give both; a
+    jaw of 0.35 rad is jawOpen 1. Values are cut to 0..1.
+    """
     coefficients = np.zeros((*motion.shape[:2], len(ARKIT_NAMES)))
     for channel, (name, full) in enumerate(STANDIN_SHAPES.items()):
         for target in STANDIN_TO_ARKIT[name]:
@@ -95,8 +96,12 @@ def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
 def by_fit(
     motion: Float[np.ndarray, "P T 108"], asset: FlameAsset, names: list[str], shapes: Float[np.ndarray, "K V 3"]
 ) -> Blendshapes:
-    """The nearest coefficients within 0..1 of the user's `shapes` (displacements in metres over the vertices of
-    `asset`, fully expressed), frame by frame; shapes the user did not supply stay 0."""
+    """Returns the nearest coefficients within 0..1, frame by frame.
+
+    `shapes` are the user's, fully expressed: displacements in metres over the vertices of
+    `asset`. Shapes that the user did not supply stay 0.
+    """
+    # The normal equations are small (K by K) and the same for every frame.
     basis = shapes.reshape(len(shapes), -1).T.astype(np.float64)
     gram = basis.T @ basis
     gram[np.diag_indices_from(gram)] += 1e-9 * np.trace(gram) / len(gram)  # a choice between equal shapes
@@ -111,6 +116,7 @@ def by_fit(
     coefficients = np.zeros((*motion.shape[:2], len(ARKIT_NAMES)))
     columns = [ARKIT_NAMES.index(name) for name in names]
     coefficients[..., columns] = np.concatenate(fitted).reshape(*motion.shape[:2], -1)
+    # A basis with shapes for the gaze has fitted it: the angles would overwrite that.
     if not any(name.startswith("eyeLook") for name in names):
         _add_gaze(coefficients, motion)
     return Blendshapes(
@@ -121,10 +127,13 @@ def by_fit(
 def bounded_least_squares(
     gram: Float[np.ndarray, "K K"], projected: Float[np.ndarray, "T K"]
 ) -> Float[np.ndarray, "T K"]:
-    """For every row the x in [0, 1]^K that makes x G x / 2 - p x smallest: coordinate descent until nothing moves."""
+    """Returns for every row the x in [0, 1]^K that minimises x G x / 2 - p x.
+
+    Coordinate descent, until nothing moves.
+    """
     weights = np.zeros_like(projected)
     gradient = -projected
-    used = np.flatnonzero(np.diag(gram) > 0)
+    used = np.flatnonzero(np.diag(gram) > 0)  # a shape that moves nothing has no coefficient
     for _ in range(2000):
         largest = 0.0
         for k in used:
@@ -144,8 +153,12 @@ def _posed(asset: FlameAsset, motion: jax.Array) -> jax.Array:
 
 
 def _displacements(motion: np.ndarray, asset: FlameAsset, piece_frames: int = 200) -> Iterator[np.ndarray]:
-    """Metres from the neutral face [t, V, 3], people one after another, without head rotation and gaze."""
+    """Yields metres from the neutral face [t, V, 3], without head rotation and gaze.
+
+    People follow one another.
+    """
     frames = motion.reshape(-1, MOTION_DIM).astype(np.float32, copy=True)
+    # Gaze turns the eyeballs, which no shape of the face can follow.
     frames[:, EYES] = 0.0
     neutral = np.asarray(_posed(asset, jnp.zeros((1, MOTION_DIM))), np.float64)
     for start in range(0, len(frames), piece_frames):
@@ -154,7 +167,10 @@ def _displacements(motion: np.ndarray, asset: FlameAsset, piece_frames: int = 20
 
 
 def _add_gaze(coefficients: np.ndarray, motion: np.ndarray) -> None:
-    """A positive first component looks down, a positive second one to the person's left."""
+    """Adds the eyes' angles as coefficients of the eight eyeLook shapes.
+
+    A positive first component looks down, a positive second one to the person's left.
+    """
     for side, name, inward in ((0, "Left", -1.0), (1, "Right", 1.0)):
         pitch, yaw = (motion[..., EYES.start + 2 * side + i] / GAZE_FULL for i in (0, 1))
         for what, value in (("Down", pitch), ("Up", -pitch), ("In", inward * yaw), ("Out", -inward * yaw)):
@@ -162,8 +178,11 @@ def _add_gaze(coefficients: np.ndarray, motion: np.ndarray) -> None:
 
 
 def read_basis(path: str | os.PathLike, asset: FlameAsset) -> tuple[list[str], Float[np.ndarray, "K V 3"]]:
-    """The user's basis: an .npz with `names [K]` out of `ARKIT_NAMES` and `shapes [K, V, 3]`, displacements in metres
-    over the vertices of the head in use. Raises UserError, naming the file."""
+    """Reads the user's basis: an .npz with `names [K]` and `shapes [K, V, 3]`.
+
+    Names are of `ARKIT_NAMES`; shapes are displacements in metres over the vertices of the head
+    in use. Raises UserError, naming the file.
+    """
     path = Path(path)
     arrays = read_npz_file(path, ("names", "shapes"))
     if set(arrays) != {"names", "shapes"}:

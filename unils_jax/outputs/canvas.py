@@ -1,6 +1,7 @@
-"""Heads to pixels: lit in NumPy per vertex, drawn off-screen by OpenGL (extra `render`) or by a z-buffer in NumPy.
+"""Draws heads as pixels: lit in NumPy per vertex, then OpenGL (extra `render`) or a z-buffer.
 
-Both draw the same picture. OpenGL comes from EGL or OSMesa, whichever the system has.
+Both draw the same picture. OpenGL comes from EGL or OSMesa, whichever the system has; the
+z-buffer is NumPy.
 """
 
 import functools
@@ -31,7 +32,7 @@ _PROBE = (
 
 
 def pick_backend(backend: str | None = None) -> str:
-    """`backend` itself after a check, or the best that works here: "pyvista" or "numpy".
+    """Returns `backend` after a check, or the best that works here: "pyvista" or "numpy".
 
     Raises UserError for an unknown name, and for pyvista where it cannot draw.
     """
@@ -47,15 +48,16 @@ def pick_backend(backend: str | None = None) -> str:
 
 
 def pyvista_works() -> bool:
-    """Whether pyvista draws off-screen here."""
+    """Returns whether pyvista draws off-screen here."""
     return window_class() is not None
 
 
 @functools.cache
 def window_class() -> str | None:
-    """VTK's window class that draws off-screen here: its own choice (EGL as a rule), or else OSMesa's; None without.
+    """Returns VTK's window class that draws off-screen here, or None.
 
-    Tried in child processes, because a missing driver can abort one.
+    It is VTK's own choice (EGL as a rule), or else OSMesa's. Each is tried in a child process,
+    because a missing driver can abort the process.
     """
     if importlib.util.find_spec("pyvista") is None:
         return None
@@ -72,21 +74,20 @@ def window_class() -> str | None:
 
 
 def graphics(backend: str) -> str:
-    """What draws behind a backend, to tell the user: "pyvista on EGL", "pyvista on OSMesa", "NumPy"."""
+    """Returns what draws behind a backend: "pyvista on EGL", "pyvista on OSMesa" or "NumPy"."""
     window = window_class() if backend == "pyvista" else None
     return "NumPy" if window is None else f"pyvista on {_WINDOWS.get(window, window)}"
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A picture of `rows` by `columns` heads, each `width` by `height` pixels, filled row by row; `palettes` says whose
-    colours each tile has."""
+    """A picture of `rows` by `columns` heads, filled row by row."""
 
     rows: int
     columns: int
-    width: int
+    width: int  # of a tile, in pixels
     height: int
-    palettes: Sequence[int]
+    palettes: Sequence[int]  # for each tile the number of its person's colours
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,7 +97,7 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class _Scene:
-    """What stays the same over a video."""
+    """The parts of a picture that stay the same over a video."""
 
     head: DrawnHead
     faces: Int[np.ndarray, "F 3"]
@@ -122,8 +123,11 @@ _HALF_WAY = _unit(_KEY + _unit([0, 0, 1]))
 
 
 def _shade(scene: _Scene, points: np.ndarray, palette: int) -> np.ndarray:
-    """Lit vertex colours [V, 3], 0 to 255: a key light from the upper left front, a fill, a rim from behind, and
-    highlights that are broad on skin and small on eyes."""
+    """Returns lit vertex colours [V, 3], 0 to 255.
+
+    A key light comes from the upper left front, with a fill and a rim from behind; highlights
+    are broad on skin and small on eyes.
+    """
     a, b, c = (points[scene.faces[:, i]] for i in range(3))
     normals = scene.vertex_faces @ np.cross(b - a, c - a)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
@@ -143,14 +147,14 @@ class NumpyCanvas:
         self._scene, self._tiles = _scene(head), tiles
 
     def draw(self, points_NVx: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of N heads, one a tile."""
+        """Draws the picture of N heads, one a tile."""
         drawn = [self._tile(points, palette) for points, palette in zip(points_NVx, self._tiles.palettes, strict=True)]
         columns = self._tiles.columns
         rows = [np.concatenate(drawn[i : i + columns], axis=1) for i in range(0, len(drawn), columns)]
         return np.concatenate(rows)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Does nothing: this canvas holds no window."""
 
     def _tile(self, points: np.ndarray, palette: int) -> np.ndarray:
         scene, width, height = self._scene, self._tiles.width, self._tiles.height
@@ -161,6 +165,8 @@ class NumpyCanvas:
         x, y, z = (v.astype(np.float32)[scene.faces] for v in (screen_x, screen_y, points[:, 2]))
         edges = (x[:, 1] - x[:, 0], y[:, 1] - y[:, 0], x[:, 2] - x[:, 0], y[:, 2] - y[:, 0])
         area = edges[1] * edges[2] - edges[0] * edges[3]  # positive for faces towards the viewer (y grows downwards)
+        # The pixel centres inside each face's bounding box, cut to the tile, laid out as one list
+        # of (face, row, column): no loop over faces.
         limits = ((x, width), (y, height))
         first_x, first_y = (np.clip(np.ceil(v.min(axis=1) - 0.5), 0, n).astype(np.int32) for v, n in limits)
         last_x, last_y = (np.clip(np.floor(v.max(axis=1) - 0.5), -1, n - 1).astype(np.int32) for v, n in limits)
@@ -172,6 +178,7 @@ class NumpyCanvas:
         row, column = np.divmod(step, wide[face])
         column, row = column + first_x[face], row + first_y[face]
 
+        # Barycentric coordinates decide which of them a face covers, and mix its corners.
         dx = column.astype(np.float32) + np.float32(0.5) - x[:, 0][face]
         dy = row.astype(np.float32) + np.float32(0.5) - y[:, 0][face]
         inverse = 1.0 / np.where(area > 1e-6, area, np.float32(1.0))
@@ -181,6 +188,7 @@ class NumpyCanvas:
         face, u, v = face[inside], u[inside], v[inside]
         pixel = row[inside] * width + column[inside]
         depth = z[:, 0][face] + u * (z[:, 1] - z[:, 0])[face] + v * (z[:, 2] - z[:, 0])[face]
+        # Two passes: the largest depth of each pixel, then the faces that reach it.
         nearest = np.full(width * height, -np.inf, np.float32)
         np.maximum.at(nearest, pixel, depth)
         top = np.flatnonzero(depth >= nearest[pixel])
@@ -193,13 +201,15 @@ class NumpyCanvas:
 
 
 class PyvistaCanvas:
-    """An off-screen VTK window under a parallel projection: one renderer a tile, all heads of one topology."""
+    """An off-screen VTK window under a parallel projection: one renderer a tile, one topology."""
 
     def __init__(self, head: DrawnHead, tiles: Tiles) -> None:
-        import pyvista
-        from vtkmodules.vtkCommonCore import vtkLogger
+        # The extra `render`: a machine without it draws with NumPy.
+        import pyvista  # noqa: PLC0415
+        from vtkmodules.vtkCommonCore import vtkLogger  # noqa: PLC0415
 
         vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)  # it reports a missing X server, then uses EGL
+        # VTK's own choice failed in the probe and OSMesa worked: this process must ask for it, too.
         if window_class() == MESA_WINDOW:
             os.environ["VTK_DEFAULT_OPENGL_WINDOW"] = MESA_WINDOW
         self._scene, self._tiles = _scene(head), tiles
@@ -224,7 +234,7 @@ class PyvistaCanvas:
         self._plotter.enable_anti_aliasing("msaa", multi_samples=8)
 
     def draw(self, points_NVx: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of N heads, one a tile."""
+        """Draws the picture of N heads, one a tile."""
         for mesh, points, palette in zip(self._meshes, points_NVx, self._tiles.palettes, strict=True):
             mesh.points = points
             mesh["rgb"] = _shade(self._scene, points, palette).astype(np.uint8)
@@ -237,5 +247,5 @@ class PyvistaCanvas:
 
 
 def make_canvas(backend: str, head: DrawnHead, tiles: Tiles) -> NumpyCanvas | PyvistaCanvas:
-    """The canvas of a backend that `pick_backend` has checked."""
+    """Makes the canvas of a backend that `pick_backend` has checked."""
     return (PyvistaCanvas if backend == "pyvista" else NumpyCanvas)(head, tiles)

@@ -1,8 +1,8 @@
-"""Heads as they are drawn: the stand-in's training mesh made smooth, with finer eyes, hair, a bust and colours.
+"""Heads as they are drawn: the stand-in's mesh made smooth, with eyes, hair, a bust and colours.
 
-Training computes its mesh losses on `standin_asset`, which is small on purpose. Pictures, the page and glTF show this
-head: the same coefficients, joints and channels, so that what is seen is what was trained, on four times the faces.
-NumPy and SciPy only, the same on every call.
+Training computes its mesh losses on `standin_asset`, which is small on purpose. Pictures, the
+page and glTF show this head: the same coefficients, joints and channels on four times the faces,
+so that the picture is of what was trained. NumPy and SciPy only, the same on every call.
 """
 
 import functools
@@ -25,7 +25,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Palette:
-    """What tells two people apart: colours of the parts, RGB."""
+    """The colours, RGB, of a person's parts, by which two people differ."""
 
     skin: Color
     lips: Color
@@ -61,20 +61,21 @@ _GLOSS = np.array([0.10, 0.22, 0.05, 0.30, 0.02, 0.02, 1.0, 0.0])
 
 @dataclass(frozen=True, eq=False)
 class DrawnHead:
-    """A head to draw. `asset` poses it; `colors` are RGB before lighting, one row a palette (people take turns);
-    `gloss` 0..1 is the strength of highlights; `follow` how far a vertex turns with the head, 0 for the shoulders;
-    a square picture shows `half` metres to each side of `centre` (x, y)."""
+    """A head to draw."""
 
-    asset: FlameAsset
-    colors: UInt8[np.ndarray, "C V 3"]
-    gloss: Float32[np.ndarray, " V"]
-    follow: Float32[np.ndarray, " V"]
-    centre: tuple[float, float]
-    half: float
+    asset: FlameAsset  # poses it
+    colors: UInt8[np.ndarray, "C V 3"]  # RGB before lighting, one row a palette; people take turns
+    gloss: Float32[np.ndarray, " V"]  # strength of highlights, 0..1
+    follow: Float32[np.ndarray, " V"]  # how far a vertex turns with the head; 0: the shoulders
+    centre: tuple[float, float]  # x, y in metres of the middle of a square picture
+    half: float  # metres that the picture shows to each side of it
 
 
 def drawn_head(asset: FlameAsset) -> DrawnHead:
-    """How `asset` is drawn: the stand-in by its fine head, FLAME as it is, in skin colour with redder lips."""
+    """Returns how `asset` is drawn: the stand-in by its fine head, FLAME as it is.
+
+    FLAME has the colour of skin, and redder lips.
+    """
     if asset is standin_asset():
         return standin_head()
     num = len(asset.v_template)
@@ -89,8 +90,11 @@ def drawn_head(asset: FlameAsset) -> DrawnHead:
 def shown_motion(
     motion: Float[np.ndarray, "*b 108"], asset: FlameAsset, expression_basis: str, *, quiet: bool = False
 ) -> np.ndarray:
-    """What of `motion` the head can show: of another basis than its own only jaw, gaze and head, which is logged unless
-    `quiet`."""
+    """Returns the part of `motion` that the head can show.
+
+    A head of another basis than the motion's shows only jaw, gaze and head rotation; a warning
+    says so unless `quiet`.
+    """
     if expression_basis == asset.name:
         return motion
     if not quiet:
@@ -107,8 +111,9 @@ def shown_motion(
 
 @functools.cache
 def standin_head() -> DrawnHead:
-    """The stand-in, built once. Its arrays are shared and read-only."""
+    """Builds the drawn stand-in, once; its arrays are shared and read-only."""
     mesh, coarse = sm.build_mesh(), standin_asset()
+    # Eyes and neck are too coarse to be made smooth: finer ones replace them.
     kept = ~np.isin(mesh.part, (sm.EYE_LEFT, sm.EYE_RIGHT, sm.NECK))
     faces = np.cumsum(kept)[mesh.faces[kept[mesh.faces].all(axis=1)]] - 1
     smooth, faces = subdivision(faces, int(kept.sum()))
@@ -118,17 +123,18 @@ def standin_head() -> DrawnHead:
     teeth = [smooth @ (mesh.part[kept] == part).astype(np.float64) for part in (sm.TEETH_UPPER, sm.TEETH_LOWER)]
     points = _character(flat) + _hair_volume(flat, hair)
     points += teeth[0][:, None] * [0.0, 0.0, -0.0035] + teeth[1][:, None] * [0.0, -0.0015, -0.0045]
+    # The face's own proportions are not linear: each shape is the difference of two deformed faces.
     basis = np.zeros((len(points), 3, NUM_EXPRESSION))
     for i, (name, full) in enumerate(STANDIN_SHAPES.items()):
         moved = smooth @ (coarse.expression_basis[kept, :, i].astype(np.float64) * full)
         if name.startswith("blink"):
-            moved *= 1.0 - REST_LIDS
+            moved *= 1.0 - REST_LIDS  # the lids already hang that far
         basis[:, :, i] = (_character(flat + moved) - _character(flat)) / full
     lids = np.where(shut[:, 1:2] < 0, LIDS_FOLLOW[0], LIDS_FOLLOW[1]) * shut
     sides = [np.where((flat[:, :1] > 0) == left, lids, 0.0) for left in (True, False)]
     weights = smooth @ coarse.weights[kept].astype(np.float64)
-    sample_weights = np.stack([smooth @ np.isin(mesh.part[kept], parts).astype(np.float64) for parts in _PARTS], axis=1)
-    head = _Piece(points, faces, basis, weights, sample_weights, np.ones(len(points)), np.stack(sides, axis=2))
+    materials = np.stack([smooth @ np.isin(mesh.part[kept], parts).astype(np.float64) for parts in _PARTS], axis=1)
+    head = _Piece(points, faces, basis, weights, materials, np.ones(len(points)), np.stack(sides, axis=2))
     pieces = [head, _eye(1.0, coarse, 3), _eye(-1.0, coarse, 4), _bust()]
     colors = [_paint(palette, head, flat, hair, np.linalg.norm(shut, axis=1), pieces) for palette in PALETTES]
     return _joined(pieces, colors, coarse)
@@ -148,24 +154,23 @@ _PARTS = (
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A connected part: points [v, 3], faces from its first vertex, basis [v, 3, 100], skinning weights [v, 5],
-    shares [v, 8] of the materials, follow [v]; lids [v, 3, 2], displacements by the sine of each eye's pitch."""
+    """A connected part of a head."""
 
-    points: np.ndarray
-    faces: np.ndarray
-    basis: np.ndarray
-    weights: np.ndarray
-    sample_weights: np.ndarray
-    follow: np.ndarray
-    lids: np.ndarray | None = None
+    points: np.ndarray  # [v, 3], metres
+    faces: np.ndarray  # indices from the piece's first vertex
+    basis: np.ndarray  # [v, 3, 100]
+    weights: np.ndarray  # [v, 5], of skinning
+    materials: np.ndarray  # [v, 8], the share of each material
+    follow: np.ndarray  # [v], see DrawnHead
+    lids: np.ndarray | None = None  # [v, 3, 2], displacements by the sine of each eye's pitch
 
 
 def _joined(pieces: list[_Piece], colors: list[np.ndarray], coarse: FlameAsset) -> DrawnHead:
     starts = np.cumsum([0, *(len(piece.points) for piece in pieces)])[:-1]
     faces = np.concatenate([piece.faces + start for piece, start in zip(pieces, starts, strict=True)])
-    points, basis, weights, sample_weights, follow = (
+    points, basis, weights, materials, follow = (
         np.concatenate([getattr(piece, name) for piece in pieces])
-        for name in ("points", "basis", "weights", "sample_weights", "follow")
+        for name in ("points", "basis", "weights", "materials", "follow")
     )
     posedirs = np.zeros((len(points), 3, NUM_POSE), np.float32)
     for piece, start in zip(pieces, starts, strict=True):
@@ -179,18 +184,19 @@ def _joined(pieces: list[_Piece], colors: list[np.ndarray], coarse: FlameAsset) 
         j_regressor=joint_regressor(points, basis, weights, joints).astype(np.float32),
         weights=weights.astype(np.float32),
         faces=faces.astype(np.int32),
-        lips=np.flatnonzero(sample_weights[:, _LIPS] > 0.5).astype(np.int32),
+        lips=np.flatnonzero(materials[:, _LIPS] > 0.5).astype(np.int32),
         upper_face=np.zeros(0, np.int32),
         name="standin",
     )
     head = DrawnHead(
         asset=asset,
         colors=np.stack(colors),
-        gloss=(sample_weights @ _GLOSS).astype(np.float32),
+        gloss=(materials @ _GLOSS).astype(np.float32),
         follow=follow.astype(np.float32),
         centre=(0.0, -0.028),
         half=0.168,
     )
+    # The head is cached and shared: a caller that wrote into it would change every later picture.
     for array in (*vars(asset).values(), *vars(head).values()):
         if isinstance(array, np.ndarray):
             array.setflags(write=False)
@@ -198,9 +204,10 @@ def _joined(pieces: list[_Piece], colors: list[np.ndarray], coarse: FlameAsset) 
 
 
 def subdivision(faces: Int[np.ndarray, "F 3"], num_vertices: int) -> tuple[csr_array, Int[np.ndarray, "G 3"]]:
-    """One step of Loop's scheme: the matrix [V + edges, V] from old to new vertices, and four faces for each.
+    """Makes one step of Loop's scheme: the matrix [V + edges, V], and four faces for each.
 
-    Edges of one face are creases: they follow their own line, so pieces that share an open edge keep sharing it.
+    The matrix takes old vertices to new ones. Edges of one face are creases: they follow their
+    own line, so pieces that share an open edge keep sharing it.
     """
     corners = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
     edges, edge_of = np.unique(np.sort(corners, axis=1), axis=0, return_inverse=True)
@@ -209,7 +216,7 @@ def subdivision(faces: Int[np.ndarray, "F 3"], num_vertices: int) -> tuple[csr_a
     inner = counts == 2
     rows, columns, values = [], [], []
 
-    def put(row, column, value):
+    def put(row: np.ndarray, column: np.ndarray, value: np.ndarray | float) -> None:
         rows.append(row)
         columns.append(column)
         values.append(np.broadcast_to(value, row.shape))
@@ -217,7 +224,7 @@ def subdivision(faces: Int[np.ndarray, "F 3"], num_vertices: int) -> tuple[csr_a
     ends = np.where(inner, 3 / 8, 1 / 2)
     for end in (0, 1):
         put(num_vertices + np.arange(num_edges), edges[:, end], ends)
-    across = inner[edge_of]
+    across = inner[edge_of]  # a border edge has no vertex on its other side
     put(num_vertices + edge_of[across], opposite[across], 1 / 8)
 
     on_border = np.zeros(num_vertices, bool)
@@ -241,7 +248,10 @@ def subdivision(faces: Int[np.ndarray, "F 3"], num_vertices: int) -> tuple[csr_a
 
 
 def _character(points: np.ndarray) -> np.ndarray:
-    """The drawn face's own proportions: a broader jaw and a longer chin; nothing from the eyes upwards."""
+    """Gives points the drawn face's own proportions: a broader jaw and a longer chin.
+
+    Nothing changes from the eyes upwards.
+    """
     x, y, z = points.T.copy()
     low = sm.smoothstep((-0.026 - y) / 0.055)
     x = x * (1.0 + 0.17 * low * (1.0 - sm.bump(x, 0.030)))
@@ -250,7 +260,10 @@ def _character(points: np.ndarray) -> np.ndarray:
 
 
 def _hair(smooth: csr_array, mesh: sm.Mesh, kept: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """How much of each vertex is hair, 0..1: above a line from the forehead over the temples to the nape."""
+    """Returns how much of each vertex is hair, 0..1.
+
+    Hair is above a line from the forehead over the temples to the nape.
+    """
     x, y, z = flat.T
     skin = smooth @ (mesh.part[kept] == sm.SKIN).astype(np.float64)
     depth, height = zip(*_HAIRLINE, strict=True)
@@ -269,8 +282,10 @@ def _hair_volume(flat: np.ndarray, hair: np.ndarray) -> np.ndarray:
 
 
 def _eye(side: float, coarse: FlameAsset, joint: int) -> _Piece:
-    """An eyeball about the joint of the training mesh, its pole (the pupil) at +z, with narrow rings at the edges of
-    pupil, iris and limbus so that their colours do not run."""
+    """Makes an eyeball about the joint of the training mesh, its pole (the pupil) at +z.
+
+    Narrow rings at the edges of pupil, iris and limbus keep their colours from running.
+    """
     polar = np.deg2rad([0, 10, 11, 14, 18, 22, 26, 28, 30, 31.5, 40, 52, 68, 90, 130, 180])
     phi = 2 * np.pi * np.arange(32) / 32
     sin, cos = np.sin(polar)[:, None], np.cos(polar)[:, None]
@@ -278,14 +293,17 @@ def _eye(side: float, coarse: FlameAsset, joint: int) -> _Piece:
     centre = coarse.j_regressor[joint].astype(np.float64) @ coarse.v_template.astype(np.float64)
     num = len(ball)
     faces = sm.grid_faces(len(polar), 32, closed=True)[:, ::-1]
-    weights, sample_weights = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
-    weights[:, joint] = sample_weights[:, _EYE] = 1.0
+    weights, materials = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
+    weights[:, joint] = materials[:, _EYE] = 1.0
     basis = np.zeros((num, 3, NUM_EXPRESSION))
-    return _Piece(ball * EYE_RADIUS + centre, faces, basis, weights, sample_weights, np.ones(num))
+    return _Piece(ball * EYE_RADIUS + centre, faces, basis, weights, materials, np.ones(num))
 
 
 def _bust() -> _Piece:
-    """Neck, collar and shoulders. The neck turns with the head at its top, not at all from the collar down."""
+    """Makes neck, collar and shoulders.
+
+    The neck turns with the head at its top, and not at all from the collar down.
+    """
     phi = 2 * np.pi * np.arange(48) / 48
     rings = [  # height, half width, half depth, middle in depth
         (-0.030, 0.047, 0.050, -0.026),
@@ -307,27 +325,31 @@ def _bust() -> _Piece:
     dip = np.interp(row, [2, 3, 4, 8, 9], [0.0, 0.008, 0.018, 0.018, 0.0])  # the collar is lower at the throat
     points[:, 1] -= dip * sm.smoothstep((points[:, 2] + 0.02) / 0.05)
     num = len(points)
-    weights, sample_weights = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
+    weights, materials = np.zeros((num, 5)), np.zeros((num, len(_PARTS)))
     weights[:, 1] = 1.0
-    sample_weights[row <= 4, _SKIN] = sample_weights[row > 4, _SHIRT] = 1.0
+    materials[row <= 4, _SKIN] = materials[row > 4, _SHIRT] = 1.0
     follow = 1.0 - sm.smoothstep((-0.045 - points[:, 1]) / 0.085)
     follow[row >= 5] = 0.0
     faces = sm.grid_faces(len(rings), 48, closed=True)[:, ::-1]
-    return _Piece(points, faces, np.zeros((num, 3, NUM_EXPRESSION)), weights, sample_weights, follow)
+    return _Piece(points, faces, np.zeros((num, 3, NUM_EXPRESSION)), weights, materials, follow)
 
 
 def _paint(
     palette: Palette, head: _Piece, flat: np.ndarray, hair: np.ndarray, closed: np.ndarray, pieces: list[_Piece]
 ) -> np.ndarray:
-    """RGB [V, 3] uint8 of all pieces; `flat` are the head's points before its own proportions."""
+    """Returns the RGB [V, 3] uint8 of all pieces.
+
+    `flat` are the head's points before it got its own proportions, `closed` how far each moves
+    when the eyes shut.
+    """
     table = np.zeros((len(_PARTS), 3))
     table[[_SKIN, _LIPS, _SHIRT]] = palette.skin, palette.lips, palette.shirt
     table[[_BAG_PART, _TEETH_PART, _EDGE, _EYE]] = _BAG, _TEETH, _LASHES, _WHITE
     table[_BROW] = palette.hair
-    colors = [piece.sample_weights @ table for piece in pieces]
+    colors = [piece.materials @ table for piece in pieces]
     x, y, z = flat.T
-    skin, front = head.sample_weights[:, _SKIN], z > 0
-    lips = head.sample_weights[:, _LIPS]
+    skin, front = head.materials[:, _SKIN], z > 0
+    lips = head.materials[:, _LIPS]
     layers = (
         (0.40 * skin * sm.bump(np.abs(x) - 0.043, 0.017) * sm.bump(y + 0.033, 0.017) * front, palette.blush),
         (0.30 * skin * sm.bump(x, 0.012) * sm.bump(y + 0.036, 0.010) * front, palette.blush),
@@ -358,8 +380,8 @@ def _eye_colors(eye: _Piece, palette: Palette) -> np.ndarray:
 
 
 def _neck_shade(bust: _Piece) -> np.ndarray:
-    """The shadow of chin and jaw on the neck, and of the collar."""
+    """Returns the light that chin, jaw and collar leave on the neck, 0..1."""
     _, y, z = bust.points.T
-    skin = bust.sample_weights[:, _SKIN]
+    skin = bust.materials[:, _SKIN]
     shadow = 0.42 * skin * sm.smoothstep((y + 0.128) / 0.035) * sm.smoothstep((z + 0.04) / 0.06)
     return 1.0 - shadow - 0.15 * skin * sm.smoothstep((-0.118 - y) / 0.02)

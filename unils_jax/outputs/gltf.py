@@ -1,8 +1,9 @@
 """Motion as a binary glTF 2.0 file (.glb): skinned heads with morph targets and one animation.
 
-Frame t is a key at t/25 s. Morph targets are the named shapes fully expressed (the stand-in's) or a unit of coefficient
-(FLAME's), with pose correctives as further targets; their weights and the rotations of head, jaw and eyes are keyed
-in every frame. A reader that skins and morphs as the specification says gets the vertices of `models.flame.vertices`.
+Frame t is a key at t/25 s. Morph targets are the named shapes fully expressed (the stand-in's)
+or a unit of coefficient (FLAME's), with pose correctives as further targets; their weights and
+the rotations of head, jaw and eyes are keyed in every frame. A reader that skins and morphs as
+the specification says gets the vertices of `face.flame.vertices`.
 """
 
 import json
@@ -31,11 +32,16 @@ JOINTS = ("shoulders", "head", "jaw", "eye_left", "eye_right")
 
 @dataclass
 class _File:
-    """The parts of a file while it grows: bytes, their views and accessors, and the JSON's lists."""
+    """A file while it grows: its bytes, their views and accessors, and the JSON's lists."""
 
     binary: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    meshes: list[dict[str, Any]] = field(default_factory=list)
+    skins: list[dict[str, Any]] = field(default_factory=list)
+    channels: list[dict[str, Any]] = field(default_factory=list)  # of the one animation
+    samplers: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, values: np.ndarray, target: int | None = None, *, normalized: bool = False) -> int:
         """Appends an array [n] or [n, width]; returns its accessor's number."""
@@ -44,7 +50,7 @@ class _File:
         view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": values.nbytes}
         self.views.append(view if target is None else {**view, "target": target})
         self.binary += np.ascontiguousarray(values).tobytes()
-        self.binary += bytes(-len(self.binary) % 4)
+        self.binary += bytes(-len(self.binary) % 4)  # accessors must begin at multiples of four
         self.accessors.append(
             {
                 "bufferView": len(self.views) - 1,
@@ -58,6 +64,12 @@ class _File:
         )
         return len(self.accessors) - 1
 
+    def animate(self, node: int, path: str, times: int, values: np.ndarray) -> None:
+        """Adds keys of a node's property, one for each time of the accessor `times`."""
+        sampler = {"input": times, "output": self.add(values.astype(np.float32)), "interpolation": "LINEAR"}
+        self.samplers.append(sampler)
+        self.channels.append({"sampler": len(self.samplers) - 1, "target": {"node": node, "path": path}})
+
 
 def write_glb(
     path: str | os.PathLike,
@@ -67,10 +79,10 @@ def write_glb(
     expression_basis: str,
     embed_flame: bool = False,
 ) -> None:
-    """Writes people side by side, 0.42 m apart, metres, y up, looking along +z.
+    """Writes people side by side, 0.42 m apart, metres, y up, facing +z.
 
-    Motion of another basis than the head's moves jaw, gaze and head only. Raises UserError for an output that cannot be
-    written, and for FLAME geometry without `embed_flame`.
+    Motion of another basis than the head's moves jaw, gaze and head only. Raises UserError for
+    an output that cannot be written, and for FLAME geometry without `embed_flame`.
     """
     path = check_output(path, ".glb")
     if asset.name == "flame" and not embed_flame:
@@ -80,29 +92,27 @@ def write_glb(
         )
     motion = shown_motion(motion.astype(np.float32), asset, expression_basis)
     head, file = drawn_head(asset), _File()
-    shared = _shared(file, head)
-    tree: dict[str, Any] = {"nodes": [], "meshes": [], "skins": []}
-    animation: dict[str, Any] = {"name": "conversation", "channels": [], "samplers": []}
-    times = file.add((np.arange(motion.shape[1]) / FPS).astype(np.float32))
-    roots = [
-        _person(file, tree, animation, head, shared, times, person, p, len(motion)) for p, person in enumerate(motion)
-    ]
+    shared = _shared(file, head, motion.shape[1])
+    places = (np.arange(len(motion)) - (len(motion) - 1) / 2) * DISTANCE
+    roots = [_person(file, head, shared, motion[p], p, float(x)) for p, x in enumerate(places)]
     licence = {"copyright": "Geometry: FLAME, licensed by its makers"} if asset.name == "flame" else {}
     document = {
         "asset": {"version": "2.0", "generator": f"unils_jax {__version__}", **licence},
         "scene": 0,
         "scenes": [{"name": "conversation", "nodes": roots}],
-        **tree,
+        "nodes": file.nodes,
+        "meshes": file.meshes,
+        "skins": file.skins,
         "materials": [
             {"name": "vertex colours", "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 0.6}}
         ],
-        "animations": [animation],
+        "animations": [{"name": "conversation", "channels": file.channels, "samplers": file.samplers}],
         "accessors": file.accessors,
         "bufferViews": file.views,
         "buffers": [{"byteLength": len(file.binary)}],
     }
     text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
+    text += b" " * (-len(text) % 4)  # chunks, too
     with atomic_output(path) as partial, open(partial, "wb") as out:
         out.write(struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(file.binary)))
         out.write(struct.pack("<I4s", len(text), b"JSON") + text)
@@ -112,17 +122,18 @@ def write_glb(
 
 @dataclass(frozen=True)
 class _Shared:
-    """Accessors that everybody's mesh uses, and what a coefficient of 1 is worth in weights of its target."""
+    """The accessors that the meshes of all people share."""
 
     attributes: dict[str, int]
     indices: int
-    targets: list[dict[str, int]]
-    names: list[str]
-    per_coefficient: np.ndarray
+    targets: list[dict[str, int]]  # morph targets
+    names: list[str]  # of the targets
+    per_coefficient: np.ndarray  # what a coefficient of 1 is worth in weights of its target
     inverse_bind: int
+    times: int  # seconds of the keys
 
 
-def _shared(file: _File, head: DrawnHead) -> _Shared:
+def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
     asset, s = head.asset, head.asset.skinning
     points = asset.v_template
     joints, weights = _skin(head)
@@ -144,20 +155,25 @@ def _shared(file: _File, head: DrawnHead) -> _Shared:
         "WEIGHTS_0": file.add(weights, _VERTEX_BUFFER),
     }
     indices = file.add(asset.faces.astype(np.uint32).ravel(), _INDEX_BUFFER)
-    places = np.concatenate([s.joint_template[:1], s.joint_template])  # shoulders stand where the head turns
+    places = np.concatenate([s.joint_template[:1], s.joint_template])  # the shoulders' joint is where the head turns
     matrices = np.tile(np.eye(4, dtype=np.float32), (len(places), 1, 1))
     matrices[:, 3, :3] = -places  # column-major, so that the last row is the translation
     inverse_bind = file.add(matrices.reshape(-1, 16))
-    return _Shared(attributes, indices, targets, names, per_coefficient, inverse_bind)
+    times = file.add((np.arange(num_frames) / FPS).astype(np.float32))
+    return _Shared(attributes, indices, targets, names, per_coefficient, inverse_bind, times)
 
 
 def _skin(head: DrawnHead) -> tuple[np.ndarray, np.ndarray]:
-    """The four strongest of the five joints for every vertex, and their weights, which sum to one."""
+    """Returns the four strongest of the five joints for every vertex, and their weights.
+
+    The weights sum to one.
+    """
     s = head.asset.skinning
     moved = s.weights.T.astype(np.float64)
     rest = np.clip(1.0 - moved.sum(axis=1), 0.0, None)
     follow = head.follow.astype(np.float64)
     weights = np.column_stack([(1.0 - follow) * rest, follow * rest, moved])
+    # Readers support four joints a vertex; a stable sort gives the same file every time.
     order = np.argsort(-weights, axis=1, kind="stable")[:, :4]
     strongest = np.take_along_axis(weights, order, axis=1)
     strongest /= strongest.sum(axis=1, keepdims=True)
@@ -174,29 +190,22 @@ def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _linear(colors: np.ndarray) -> np.ndarray:
-    """sRGB bytes as linear RGBA bytes, as COLOR_0 has them."""
+    """Converts sRGB bytes to linear RGBA bytes, as COLOR_0 has them."""
     x = colors.astype(np.float64) / 255
     x = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     rgb = np.round(255 * x).astype(np.uint8)
     return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], axis=1)
 
 
-def _person(
-    file: _File,
-    tree: dict[str, Any],
-    animation: dict[str, Any],
-    head: DrawnHead,
-    shared: _Shared,
-    times: int,
-    motion: np.ndarray,
-    person: int,
-    num_people: int,
-) -> int:
-    """Adds one person's nodes, mesh, skin and keys; returns the number of the node that holds them."""
-    nodes, colors = tree["nodes"], head.colors[person % len(head.colors)]
+def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, person: int, x: float) -> int:
+    """Adds one person's nodes, mesh, skin and keys; returns the number of the node that holds them.
+
+    The person is at `x` metres; number `person` picks the palette and the names.
+    """
+    nodes, colors = file.nodes, head.colors[person % len(head.colors)]
     attributes = {**shared.attributes, "COLOR_0": file.add(_linear(colors), _VERTEX_BUFFER, normalized=True)}
     primitive = {"attributes": attributes, "indices": shared.indices, "targets": shared.targets, "material": 0}
-    tree["meshes"].append(
+    file.meshes.append(
         {
             "name": f"person {person + 1}",
             "primitives": [primitive],
@@ -206,39 +215,34 @@ def _person(
     )
     first = len(nodes)
     mesh, joints = first + 1, [first + 2 + j for j in range(len(JOINTS))]
-    tree["skins"].append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
-    at = (person - (num_people - 1) / 2) * DISTANCE
+    file.skins.append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
     template = head.asset.skinning.joint_template.astype(np.float64)
     places = [template[0], np.zeros(3), *(template[1:] - template[0])]  # each in its parent's frame
-    nodes.append({"name": f"person {person + 1}", "translation": [at, 0.0, 0.0], "children": [mesh, joints[0]]})
-    nodes.append({"name": f"face {person + 1}", "mesh": len(tree["meshes"]) - 1, "skin": len(tree["skins"]) - 1})
+    nodes.append({"name": f"person {person + 1}", "translation": [x, 0.0, 0.0], "children": [mesh, joints[0]]})
+    nodes.append({"name": f"face {person + 1}", "mesh": len(file.meshes) - 1, "skin": len(file.skins) - 1})
     children = ([joints[1]], joints[2:], [], [], [])
     for name, place, below in zip(JOINTS, places, children, strict=True):
         node = {"name": f"{name} {person + 1}", "translation": place.tolist()}
         nodes.append({**node, "children": below} if below else node)
-
-    def key(node: int, path: str, values: np.ndarray) -> None:
-        sampler = {"input": times, "output": file.add(values.astype(np.float32)), "interpolation": "LINEAR"}
-        animation["samplers"].append(sampler)
-        target = {"node": node, "path": path}
-        animation["channels"].append({"sampler": len(animation["samplers"]) - 1, "target": target})
-
     turns, weights, translations = _tracks(head.asset, motion, shared.per_coefficient)
-    key(mesh, "weights", weights.reshape(-1))
+    file.animate(mesh, "weights", shared.times, weights.reshape(-1))
     for joint, turn, places_T in zip(joints[1:], turns, translations, strict=True):
-        key(joint, "rotation", turn.as_quat(canonical=True))
-        if np.ptp(places_T, axis=0).max() > 1e-7:  # joints follow the expression in FLAME, not in the stand-in
-            key(joint, "translation", places_T)
+        file.animate(joint, "rotation", shared.times, turn.as_quat(canonical=True))
+        # Joints follow the expression in FLAME, not in the stand-in, whose keys would say nothing.
+        if np.ptp(places_T, axis=0).max() > 1e-7:
+            file.animate(joint, "translation", shared.times, places_T)
     return first
 
 
 def _tracks(
     asset: FlameAsset, motion: np.ndarray, per_coefficient: np.ndarray
 ) -> tuple[list[Rotation], np.ndarray, list[np.ndarray]]:
-    """Over time, for head, jaw and eyes: rotations, translations in the parent's frame; and the targets' weights.
+    """Returns rotations, translations and the targets' weights over time.
 
-    A joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its node applies
-    R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the head's J0, that less this J0.
+    Rotations and translations, in the parent's frame, are those of head, jaw and both eyes. A
+    joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its
+    node applies R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the
+    head's J0, that less this J0.
     """
     s = asset.skinning
     expression = motion[:, EXPRESSION][:, : s.num_expression].astype(np.float64)

@@ -1,7 +1,8 @@
-"""One HTML file that shows a conversation: heads, sound, curves; opened from disk, it needs nothing else.
+"""One HTML file that shows a conversation: heads, sound, curves; it needs no other file.
 
-What is embedded is the basis of shapes, quantised, and each frame's coefficients; the page's script poses the head
-from them. The script is built from `src` by vite (`make viewer`); wheels carry it.
+It embeds the basis of shapes, quantised, and each frame's coefficients; the page's script poses
+the head from them. The script is built from `viewer/src` by vite (`make viewer`); wheels carry
+it.
 """
 
 import base64
@@ -29,10 +30,12 @@ from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
 PEAKS_PER_S = 50
 MOTION_STEP = 1e-4  # radians, or units of coefficient
-FEW_SHAPES, FINE_STEP, COARSE_STEP = 50, 2e-6, 1e-5  # metres a unit of coefficient; a hundred err by 0.03 mm together
+# Steps of the basis in metres a unit of coefficient, fine for fewer than 50 shapes: the errors of a
+# hundred shapes add up to 0.03 mm with the coarse one.
+FEW_SHAPES, FINE_STEP, COARSE_STEP = 50, 2e-6, 1e-5
 FLAME_STAMP = (
     "This file contains geometry of the FLAME head model (https://flame.is.tue.mpg.de), which is licensed by its "
-    "makers. Whoever holds, shares or publishes this file is bound by that licence."
+    "makers. Anyone who holds, shares or publishes this file is bound by that licence."
 )
 # The page may run its own script and nothing from anywhere else.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob:"
@@ -40,19 +43,19 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 
 @dataclass(frozen=True)
 class PageSummary:
-    """Bytes of the page: all of it, its audio, its script; what is left is head, motion and curves."""
+    """Bytes of the page; the rest after audio and script is head, motion and curves."""
 
     total: int
-    audio: int
+    audio: int  # base64 of FLAC
     script: int
 
     @property
     def motion(self) -> int:
-        """What neither audio nor script takes."""
+        """The bytes that neither audio nor script takes."""
         return self.total - self.audio - self.script
 
 
-def make_page(
+def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
     asset: FlameAsset,
@@ -66,11 +69,25 @@ def make_page(
 ) -> PageSummary:
     """Writes the page of one or two people at 25 frames a second, with their audio at 16 kHz.
 
-    `audio` holds one track a person (one alone is heard on both ears, two left and right); it is padded or cut to the
-    motion. `truth`, of the same basis, is shown below and in the curves; it is cut to the motion, or holds its last
-    frame. Motion of another basis than the head's moves jaw, gaze and head only, and the page says so. The file appears
-    when it is whole. Raises UserError for an output that cannot be written, arrays of wrong shape or not finite, FLAME
-    geometry without `embed_flame`, and where the script has not been built.
+    The file appears when it is whole. Motion of another basis than the head's moves jaw, gaze
+    and head only, and the page says so.
+
+    Args:
+        path: The .html file.
+        motion: The motion of one or two people.
+        asset: The head.
+        audio: One track a person, padded or cut to the motion; one alone plays on both ears, two
+            left and right. None: a silent page.
+        expression_basis: The basis of the motion.
+        truth: Motion of the same basis, shown below and in the curves; it is cut to the motion,
+            or holds its last frame. None shows none.
+        names: A name for each person; None numbers them.
+        title: The page's title.
+        embed_flame: Allows FLAME's geometry in the file, which is licensed.
+
+    Raises:
+        UserError: The output cannot be written, arrays have a wrong shape or are not finite,
+            FLAME geometry without `embed_flame`, or the script has not been built.
     """
     path = check_output(path, ".html")
     script, licence = page_script()
@@ -81,6 +98,7 @@ def make_page(
     notices = [FLAME_STAMP] if asset.name == "flame" else []
     if expression_basis != asset.name:
         notices.append(f"The motion has the {expression_basis} basis, this head has not: only jaw, gaze and head move.")
+    # Coefficients of another basis would deform this head at random: they are left out.
     num_expression = asset.skinning.num_expression if expression_basis == asset.name else 0
     sound = None if audio is None else _fitted_audio(audio, num_frames)
     blinks = expression_basis == asset.name == "standin"
@@ -100,6 +118,7 @@ def make_page(
         "audio": None if sound is None else {"type": "audio/flac", "data": _flac(sound)},
     }
     if truth is not None:
+        # The same length as the motion, so that one cursor serves both.
         fitted = truth.astype(np.float32)[:, :num_frames]
         fitted = np.pad(fitted, ((0, 0), (0, num_frames - fitted.shape[1]), (0, 0)), mode="edge")
         data["truth"] = _motion(shown_motion(fitted, asset, expression_basis, quiet=True), num_expression)
@@ -110,9 +129,13 @@ def make_page(
 
 
 def page_script() -> tuple[str, str]:
-    """The page's script and the licence of the library in it. Raises UserError where they have not been built."""
+    """Returns the page's script and the licence of the library in it.
+
+    Raises UserError where they have not been built.
+    """
     folder = importlib.resources.files("unils_jax.outputs.viewer") / "dist"
     script, licence = folder / "viewer.js", folder / "LICENSE.three.txt"
+    # The licence of three.js asks to be in every copy: without it no page is made either.
     if not script.is_file() or not licence.is_file():
         raise UserError(
             "the page's script is not built: run `make viewer` (needs Node 20.19 or newer), or install a wheel of "
@@ -121,7 +144,14 @@ def page_script() -> tuple[str, str]:
     return script.read_text(encoding="utf-8"), licence.read_text(encoding="utf-8")
 
 
-def _check(motion, truth, audio, names, asset: FlameAsset, embed_flame: bool) -> None:
+def _check(
+    motion: np.ndarray,
+    truth: np.ndarray | None,
+    audio: Sequence[np.ndarray] | None,
+    names: Sequence[str] | None,
+    asset: FlameAsset,
+    embed_flame: bool,
+) -> None:
     problems = []
     for name, value in (("motion", motion), ("truth", truth)):
         if value is None:
@@ -147,7 +177,11 @@ def _check(motion, truth, audio, names, asset: FlameAsset, embed_flame: bool) ->
 
 
 def _packed(values: np.ndarray, step: np.ndarray | None = None) -> dict[str, Any]:
-    """An array for the page's script: little-endian, bytes sorted by significance (they repeat then), deflated."""
+    """Packs an array for the page's script.
+
+    The bytes are little-endian, sorted by significance (they repeat then), deflated.
+    """
+    # Bytes of one significance resemble one another: sorted, they deflate far better.
     stored = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<")))
     planes = stored.view(np.uint8).reshape(-1, stored.dtype.itemsize).T
     return {
@@ -159,14 +193,21 @@ def _packed(values: np.ndarray, step: np.ndarray | None = None) -> dict[str, Any
 
 
 def _quantised(values: np.ndarray, least: float = 1e-12) -> dict[str, Any]:
-    """Rounded to int16 multiples of a 32,767th of the largest value, or of `least` where that is more."""
+    """Rounds values to int16 multiples of one step, and packs them.
+
+    The step is a 32,767th of the largest value, or `least` where that is more.
+    """
     step = max(float(np.abs(values).max(initial=0)) / 32767, least)
     return _packed(np.round(values / step).astype(np.int16), np.array([step]))
 
 
 def _motion(motion: np.ndarray, num_expression: int) -> dict[str, Any]:
-    """The coefficients that the page uses, [P, T, K + 8], each channel with a step of its own, as differences from
-    frame to frame (modulo 2^16), which are small."""
+    """Packs the coefficients that the page uses, [P, T, K + 8].
+
+    Each channel has its own step. Values are differences from frame to frame (modulo 2^16),
+    which are small.
+    """
+    # Differences wrap around in int16 as the page's sums do: nothing is lost where they overflow.
     used = np.concatenate([motion[..., EXPRESSION][..., :num_expression], motion[..., HEAD.start :]], axis=-1)
     step = np.maximum(np.abs(used).max(axis=(0, 1)).astype(np.float64) / 32767, MOTION_STEP)
     levels = np.round(used / step).astype(np.int16)
@@ -201,7 +242,11 @@ def _fitted_audio(audio: Sequence[np.ndarray], num_frames: int) -> list[np.ndarr
 
 
 def _flac(tracks: list[np.ndarray]) -> str:
-    """FLAC: no delay to make up for, exact seeking, half the size of PCM, and every browser plays it."""
+    """Encodes the tracks as FLAC in base64.
+
+    FLAC has no delay to make up for, exact seeking and half the size of PCM, and every browser
+    plays it.
+    """
     file = io.BytesIO()
     soundfile.write(file, np.stack(tracks, axis=1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return base64.b64encode(file.getvalue()).decode()
@@ -216,6 +261,7 @@ def _people(
     ]
     if sound is None:
         return people
+    # One scale for all tracks: a quiet person must look quiet.
     loudest = max(float(np.abs(track).max()) for track in sound) or 1.0
     for person, track, mask in zip(people, sound, speaking_frames(sound), strict=False):
         peaks = np.abs(track).reshape(-1, SAMPLE_RATE // PEAKS_PER_S).max(axis=1) / loudest
@@ -225,7 +271,11 @@ def _people(
 
 
 def _html(title: str, data: dict[str, Any], script: str, licence: str, flame: bool) -> str:
-    """Page, data and script in one. In JSON a `<` is escaped, in scripts `</script`: nothing can end its element."""
+    """Joins page, data and script.
+
+    In JSON a `<` is escaped, in scripts `</script`: nothing can end its element.
+    """
+    # The licence must survive in the file itself, whatever happens to the notice on the page.
     stamp = f'<meta name="licence-of-geometry" content="{html.escape(FLAME_STAMP)}">\n' if flame else ""
     embedded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (

@@ -1,4 +1,4 @@
-"""Motion to pictures and video: heads in tiles, H.264 with the conversation's audio."""
+"""Motion as pictures and video: heads in tiles, H.264 with the conversation's audio."""
 
 import functools
 import logging
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
@@ -25,20 +26,19 @@ from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
 log = logging.getLogger(__name__)
 
-PIECE_ROWS = 48  # heads that are posed at a time
+PIECE_ROWS = 48  # heads posed at a time
 FULL_HD = (1920, 1080)
 
 
 @dataclass(frozen=True)
 class RenderSummary:
-    """What was rendered: frames of video, seconds it took, frames per second (all heads drawn and encoded), backend,
-    and what drew behind it."""
+    """The figures of a rendered video."""
 
-    num_frames: int
+    num_frames: int  # of video
     elapsed_s: float
-    frames_per_s: float
+    frames_per_s: float  # all heads drawn and encoded
     backend: str
-    graphics: str
+    graphics: str  # what drew behind the backend
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -46,18 +46,23 @@ def _posed(asset: FlameAsset, turns_whole: bool, motion: jax.Array, follow: jax.
     turned = vertices(asset, motion, head_rotation=True)
     if turns_whole:
         return turned
+    # Shoulders do not turn with the head: each vertex goes its own part of the way.
     still = vertices(asset, motion, head_rotation=False)
     return still + follow[None, :, None] * (turned - still)
 
 
 def _frames_of_vertices(head: DrawnHead, motion_PTM: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields [P, V, 3] frame by frame, computed in pieces of one shape whatever P and T are: memory does not grow with
-    time, and the program is compiled once a head."""
+    """Yields [P, V, 3] frame by frame.
+
+    All pieces have one shape, for any P and T: memory does not grow with time, and the program
+    is compiled once a head.
+    """
     num_people, num_frames = motion_PTM.shape[:2]
     piece_frames = max(1, PIECE_ROWS // num_people)
     turns_whole, follow = bool((head.follow == 1).all()), jnp.asarray(head.follow)
     for start in range(0, num_frames, piece_frames):
         piece = motion_PTM[:, start : start + piece_frames].swapaxes(0, 1).reshape(-1, MOTION_DIM)
+        # The last piece is padded, too: another shape would compile the program again.
         padded = np.pad(piece, ((0, max(0, PIECE_ROWS - len(piece))), (0, 0)))
         points = np.asarray(_posed(head.asset, turns_whole, jnp.asarray(padded), follow))
         for row in range(0, len(piece), num_people):
@@ -73,7 +78,10 @@ def _problems(motion: np.ndarray, name: str) -> list[str]:
 
 
 def _tiles(num_people: int, with_truth: bool, size: int | tuple[int, int], problems: list[str]) -> Tiles:
-    """The grid: people beside each other, truth beside one person and below several. Adds to `problems`."""
+    """Returns the grid of tiles, and adds what is wrong with `size` to `problems`.
+
+    People are side by side, truth next to one person and below several.
+    """
     below = with_truth and num_people > 1
     rows, columns = 2 if below else 1, num_people * (2 if with_truth and not below else 1)
     palettes = list(range(num_people)) * (2 if with_truth else 1)
@@ -82,6 +90,7 @@ def _tiles(num_people: int, with_truth: bool, size: int | tuple[int, int], probl
             problems.append(f"size must be an even number from 64 to 2048, got {size}; 512 is usual")
         return Tiles(rows, columns, size, size, palettes)
     width, height = size
+    # H.264 with 4:2:0 colour needs even sides, and so does every tile's cut.
     if width % (2 * columns) or height % (2 * rows) or min(width // columns, height // rows) < 64:
         problems.append(f"a picture of {width} x {height} does not divide into {columns} x {rows} tiles of even size")
     return Tiles(rows, columns, width // columns, height // rows, palettes)
@@ -95,7 +104,10 @@ def render_frame(
     size: int | tuple[int, int] = 512,
     backend: str | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One picture of P heads side by side, RGB. `size` and errors as `render_video`."""
+    """Draws one picture of P heads side by side, RGB.
+
+    `size` and errors are those of `render_video`.
+    """
     problems = _problems(motion, "motion")
     tiles = _tiles(len(motion), False, size, problems)
     if problems:
@@ -109,7 +121,7 @@ def render_frame(
         canvas.close()
 
 
-def render_video(
+def render_video(  # noqa: PLR0913 - a public entry point: its options are named
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
     asset: FlameAsset,
@@ -122,15 +134,30 @@ def render_video(
     truth: Float[np.ndarray, "Q U 108"] | None = None,
     backend: str | None = None,
 ) -> RenderSummary:
-    """Writes an .mp4 of `motion` at 25 frames a second, one tile a person, with the audio from its first sample.
+    """Writes an .mp4 of `motion` at 25 frames a second, one tile a person, with the audio.
 
-    `size` is the side of a square tile or (width, height) of the whole picture. `audio` holds one or two tracks at
-    16 kHz: the first is the left channel, the second the right; one alone is heard on both. It is padded or cut to the
-    motion's length. `truth`, of the same basis, is shown beside one person and below several; it is cut to the motion,
-    or holds its last frame. `captions` name people, an empty one leaves its tile bare; with `speaking` the role follows
-    the name. The file appears when it is whole. Raises UserError for an output that cannot be written, motion of a
-    wrong shape or not finite, a size that cannot be encoded, over two tracks, or an unknown backend.
+    The file appears when it is whole; audio starts with its first sample.
+
+    Args:
+        path: The .mp4 file.
+        motion: The motion of all people.
+        asset: The head.
+        audio: One or two tracks at 16 kHz, left and right channel, padded or cut to the motion;
+            one alone is on both. None: a silent video.
+        expression_basis: The basis of motion and truth.
+        size: The side of a square tile, or (width, height) of the whole picture, in pixels.
+        captions: A name for each person; an empty one leaves its tile bare. None numbers people
+            where there is text to show.
+        speaking: The speech mask; the role follows the name. None shows no role.
+        truth: Motion shown next to one person and below several; it is cut to the motion, or
+            holds its last frame. None shows none.
+        backend: "pyvista" or "numpy"; None takes the best that works here.
+
+    Raises:
+        UserError: The output cannot be written, motion has a wrong shape or is not finite, the
+            size cannot be encoded, there are over two tracks, or the backend is unknown.
     """
+    # Everything that can be wrong is found before the first frame is drawn, and named at once.
     path = check_output(path, ".mp4")
     num_people, num_frames = motion.shape[:2]
     problems = _problems(motion, "motion")
@@ -171,7 +198,7 @@ def _fitted(motion: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def _stereo(audio: Sequence[np.ndarray] | np.ndarray, num_frames: int) -> np.ndarray:
-    """[2, N] float32 in [-1, 1], exactly as long as the video."""
+    """Returns [2, N] float32 in [-1, 1], exactly as long as the video."""
     tracks = [np.asarray(track, np.float32) for track in audio]
     if not 1 <= len(tracks) <= 2 or any(track.ndim != 1 or not np.isfinite(track).all() for track in tracks):
         raise UserError(f"audio must be one or two finite mono tracks, got {[list(t.shape) for t in tracks]}")
@@ -183,13 +210,17 @@ def _stereo(audio: Sequence[np.ndarray] | np.ndarray, num_frames: int) -> np.nda
 def _encode(
     path: Path, images: Iterator[np.ndarray], stereo: np.ndarray | None, shape: tuple[int, int], num_frames: int
 ) -> None:
-    """Encodes H.264 and AAC; the audio of a frame goes in with the frame, so that players need not search."""
+    """Encodes H.264 and AAC.
+
+    The audio of a frame goes in with the frame, so that players need not search.
+    """
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         video = container.add_stream("libx264", rate=Fraction(FPS), options={"preset": "veryfast", "crf": "20"})
         video.height, video.width, video.pix_fmt = *shape, "yuv420p"
         sound = None
         if stereo is not None:
-            # FFmpeg's default AAC search spoils the first 64 ms of one channel (0.04 of a tone of 0.28, now 2e-4).
+            # FFmpeg's default AAC search spoils the first 64 ms of one channel: an error of 0.04 in
+            # a tone of 0.28, 2e-4 with this one.
             coder = {"aac_coder": "fast"}
             sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="stereo", bit_rate=96_000, options=coder)
         for t, image in enumerate(tqdm(images, "render", num_frames, disable=None, unit="frame")):
@@ -200,6 +231,7 @@ def _encode(
                 frame.sample_rate, frame.pts = SAMPLE_RATE, t * SAMPLES_PER_FRAME
                 frame.time_base = Fraction(1, SAMPLE_RATE)
                 container.mux(sound.encode(frame))
+        # None flushes what the encoders still hold.
         container.mux(video.encode(None))
         if sound is not None:
             container.mux(sound.encode(None))
@@ -208,12 +240,16 @@ def _encode(
 def _labels(
     tiles: Tiles, captions: Sequence[str] | None, speaking: np.ndarray | None, with_truth: bool
 ) -> Callable[[int], np.ndarray | None]:
-    """For a frame: a coverage mask [height, width, 1] of a line of text at the foot of every tile, or None."""
+    """Returns a function from a frame to the text mask of that frame, or to None.
+
+    The mask is the coverage [height, width, 1] of a line of text at the foot of every tile.
+    """
     num_people = len(tiles.palettes) // (2 if with_truth else 1)
     if captions is None and speaking is None and not with_truth:
         return lambda t: None
     names = [f"person {p + 1}" for p in range(num_people)] if captions is None else captions
 
+    # Captions change when a role does, not every frame.
     @functools.lru_cache(maxsize=16)
     def strip(texts: tuple[str, ...]) -> np.ndarray:
         return _caption_strip(texts, tiles)
@@ -236,8 +272,6 @@ def _labels(
 
 
 def _caption_strip(texts: Sequence[str], tiles: Tiles) -> np.ndarray:
-    from PIL import Image, ImageDraw, ImageFont
-
     height, width = tiles.shape
     canvas = Image.new("L", (width, height))
     draw = ImageDraw.Draw(canvas)

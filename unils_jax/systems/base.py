@@ -5,10 +5,11 @@ shares in the whole. A batch that is cut over devices or computed in parts gives
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,9 +25,32 @@ from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
 from unils_jax.systems.torch_layout import TorchLayout
 
-Batch = dict[str, Array]
+Arrays = Mapping[str, Array]  # of a batch, by name: a `Batch`, or plain ones
 GradientMask = dict[str, bool | Array]
 Metrics = dict[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Mapping[str, Array]):
+    """The arrays of a batch by name, and which annotation they are of.
+
+    The annotation is static: a step is traced and compiled once for each.
+    """
+
+    arrays: dict[str, Any]  # [B, ...] each; shapes or shardings where the batch is laid out
+    annotation: str | None = None  # of a system of several annotations; None: the system has one
+
+    def __getitem__(self, name: str) -> Array:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+jax.tree_util.register_dataclass(Batch, ["arrays"], ["annotation"])
 
 
 @dataclass(frozen=True)
@@ -103,14 +127,14 @@ class Stage:
     trainable: str  # pattern of parameter paths, a full match
     # (model, batch, noise, objective, global batch) -> (loss, metrics). In evaluation mode where the noise is None;
     # the batch is all there is where the global batch is None.
-    loss: Callable[[Any, Batch, Any, Objective, GlobalBatch | None], tuple[Array, Metrics]]
+    loss: Callable[[Any, Arrays, Any, Objective, GlobalBatch | None], tuple[Array, Metrics]]
     # (key, batch, model, objective) -> the noise of a whole batch. None: the stage has none.
-    draw: Callable[[RandomKey, Batch, Any, Objective], Any] | None = None
+    draw: Callable[[RandomKey, Arrays, Any, Objective], Any] | None = None
     # What `GlobalBatch.bit_probabilities` of a batch in parts is summed from. None: not needed.
-    bit_probabilities: Callable[[Any, Batch, Objective, SampleWeights], Array] | None = None
+    bit_probabilities: Callable[[Any, Arrays, Objective, SampleWeights], Array] | None = None
     # (paths, batch, noise, updates, objective) -> which parameters the step gives a gradient, and whether the
     # optimiser is made anew before it, after so many updates. None: all of them, never.
-    gradient_mask: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
+    gradient_mask: Callable[[Iterable[str], Arrays, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
     item_frames: int = WINDOW_FRAMES  # of motion to predict in an item; 0: the loader says how many on average
     decodes: bool = False  # whether the model decodes long conversations while it trains, see `probe`
     model: str = ""  # what kind of model comes out; "": one named like the stage
@@ -138,7 +162,7 @@ class Stage:
         return trainable, {path: value for path, value in params.items() if path not in chosen}
 
 
-def batch_sample_weights(batch: Batch) -> SampleWeights:
+def batch_sample_weights(batch: Arrays) -> SampleWeights:
     """The shares of a whole batch's items, from `observed` ([B, M] or [B, 2, M], 1 = counts) where it has that."""
     observed = batch.get("observed")
     if observed is None:

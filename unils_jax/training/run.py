@@ -36,7 +36,15 @@ from unils_jax.training.checkpoint import check_workdir, has_checkpoint, publish
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
-from unils_jax.training.loop import Data, FreeRunningEval, InitialState, TrainOptions, TrainSetup, state_shapes
+from unils_jax.training.loop import (
+    Data,
+    FreeRunningEval,
+    InitialState,
+    TrainOptions,
+    TrainSetup,
+    state_shapes,
+    step_batch,
+)
 from unils_jax.training.loop import train as train_loop
 from unils_jax.training.profiling import known_peak, parse_steps
 from unils_jax.training.sharding import init_sharded, make_mesh
@@ -217,7 +225,7 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
     head = load_head(config) or standin_asset()
     clips = (workdir / "clips", head) if config.probe_clips and jax.process_index() == 0 else None
-    return probe.make_probe(
+    return probe.make_free_running_eval(
         SYSTEMS[config.system],
         graphdef,
         [conversation_of(store.read("val", i), probe.VALIDATION) for i in chosen],
@@ -249,5 +257,5 @@ def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
         stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh
     )
     _, frozen = stage.split(shapes)
-    batch = next(data.at_step(0))
+    batch = step_batch(next(data.at_step(0)))
     jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))

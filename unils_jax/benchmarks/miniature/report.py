@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unils_jax.benchmarks.miniature.scores import BLINKS, PROTOCOL
-from unils_jax.evaluation.report import COLUMNS, PUBLISHED, table
+from unils_jax.evaluation.report import COLUMNS, PUBLISHED
+from unils_jax.files import markdown_table as table
 from unils_jax.motion import FPS
 
 Scores = Mapping[str, dict[str, Any]]  # by system

@@ -1,1 +1,1 @@
-"""The browser page: `page` makes it, `src` is what runs in it, built by `make viewer` into `dist`."""
+"""The script of the browser page of `outputs.page`: `src`, built by `make viewer` into `dist`."""

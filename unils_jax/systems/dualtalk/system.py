@@ -16,7 +16,7 @@ from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
 from unils_jax.systems.base import (
-    Batch,
+    Arrays,
     Card,
     Generated,
     GlobalBatch,
@@ -80,7 +80,7 @@ def generate(model: DualTalk, inputs: Inputs, options: Options) -> Generated:
 
 
 def dualtalk_loss(
-    model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
+    model: DualTalk, batch: Arrays, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """DualTalk's regression of own motion, in its 56 channels. Prediction and truth are cut to the shorter one.
 
@@ -98,7 +98,7 @@ def dualtalk_loss(
     return total, {"loss": total, **losses, "position": total - losses["velocity"]}
 
 
-def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective: Objective) -> DualTalkNoise:
+def sample_dualtalk_noise(key: RandomKey, batch: Arrays, model: DualTalk, objective: Objective) -> DualTalkNoise:
     """Dropout, skipped layers and time masks of a batch."""
     return model.draw(key, *batch["audio"].shape)
 

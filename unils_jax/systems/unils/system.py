@@ -22,7 +22,7 @@ from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
 from unils_jax.systems.base import (
-    Batch,
+    Arrays,
     Card,
     Generated,
     GlobalBatch,
@@ -68,7 +68,7 @@ jax.tree_util.register_dataclass(StepNoise, ["drop_style", "drop_prev", "drop_ow
 
 
 def codec_loss(
-    model: UniLS, batch: Batch, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
+    model: UniLS, batch: Arrays, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """Reconstruction, quantiser and, with a head, mesh and lip terms. The codec has no noise.
 
@@ -90,13 +90,13 @@ def codec_loss(
     return total, {"loss": total, **losses, "l1": jnp.sum(sample_weights.channels * jnp.abs(pred - motion).mean(1))}
 
 
-def codec_bit_probabilities(model: UniLS, batch: Batch, objective: Objective, sample_weights: SampleWeights) -> Array:
+def codec_bit_probabilities(model: UniLS, batch: Arrays, objective: Objective, sample_weights: SampleWeights) -> Array:
     """A part's contribution [K, 2, C] to the whole batch's `bit_probabilities`."""
     return model.codec.quantize(batch["motion"], None, objective.compute, sample_weights.items).means
 
 
 def generator_loss(
-    model: UniLS, batch: Batch, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
+    model: UniLS, batch: Arrays, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """Cross-entropy of a window's bits, for prior and dialogue. People without any observed motion do not count; what
     they say is heard all the same."""
@@ -108,7 +108,7 @@ def generator_loss(
 
 
 def generator_logits(
-    model: UniLS, batch: Batch, noise: StepNoise | None = None, compute: Compute = FLOAT32
+    model: UniLS, batch: Arrays, noise: StepNoise | None = None, compute: Compute = FLOAT32
 ) -> tuple[Array, Array]:
     """Teacher-forced logits [B, L, C, 2] and target bits [B, L, C] of a batch; of pairs [B, 2, ...].
 
@@ -143,7 +143,7 @@ def generator_logits(
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
-def sample_noise(key: RandomKey, batch: Batch, model: UniLS, objective: Objective) -> StepNoise:
+def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objective) -> StepNoise:
     """Independent drops for every person of the batch, bit flips, and every person's key."""
     people_shape, rates = batch["motion"].shape[:-2], objective.noise
     noise_key, layer_key = jax.random.split(key)

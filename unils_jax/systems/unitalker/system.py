@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 from jax import Array
 
-from unils_jax.motion import KIND_MARK
 from unils_jax.nn.layers import RandomKey
 from unils_jax.systems.base import (
     Batch,
@@ -26,11 +25,6 @@ from unils_jax.systems.unitalker.layout import LAYOUT
 from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker, UniTalkerConfig
 
 
-def kind_of(batch: Batch) -> str:
-    """The annotation kind of a batch of UniTalker: an empty array tells it by its name, so that it is static."""
-    return next(name.removeprefix(KIND_MARK) for name in batch if name.startswith(KIND_MARK))
-
-
 def _settings(objective: Objective) -> training.TalkerObjective:
     return objective.system or training.TalkerObjective()
 
@@ -39,7 +33,7 @@ def unitalker_loss(
     model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
     """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
-    kind, motion, template = kind_of(batch), batch["motion"], batch["template"]
+    kind, motion, template = batch.annotation, batch["motion"], batch["template"]
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     space = _settings(objective).spaces.get(kind, NUMBERS)
     predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
@@ -64,7 +58,7 @@ def talker_gradient_mask(
 ) -> tuple[GradientMask, Array]:
     """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
     where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
-    frozen_steps, head = _settings(objective).frozen_steps, f"heads/{kind_of(batch)}/"
+    frozen_steps, head = _settings(objective).frozen_steps, f"heads/{batch.annotation}/"
     free, present = updates >= frozen_steps, {}
     for path in paths:
         if path.startswith("heads/"):

@@ -2,10 +2,10 @@
 
 export class Clock {
   private rate = 1;
-  private stopped = 0; // without audio: the time when it last stood still, and since when it has run
-  private since: number | null = null;
-  private heard = 0; // with audio: the element's last report, and when it came
-  private heardAt = 0;
+  private stopped = 0; // without audio: the time at which it last stopped
+  private since: number | null = null; // and the moment since which it runs; null: it is stopped
+  private reported = 0; // with audio: the element's last report, and when it came
+  private reportedAt = 0;
 
   constructor(
     readonly duration: number,
@@ -29,11 +29,11 @@ export class Clock {
       return Math.min(time, this.duration);
     }
     const reported = this.audio.currentTime;
-    if (reported !== this.heard || !this.playing || this.audio.seeking) {
-      this.heard = reported;
-      this.heardAt = wall;
+    if (reported !== this.reported || !this.playing || this.audio.seeking) {
+      this.reported = reported;
+      this.reportedAt = wall;
     }
-    return Math.min(this.heard + Math.min(wall - this.heardAt, 0.03) * this.rate, this.duration);
+    return Math.min(this.reported + Math.min(wall - this.reportedAt, 0.03) * this.rate, this.duration);
   }
 
   async play(): Promise<void> {

@@ -1,4 +1,4 @@
-// What the page is made of: the JSON that `unils view` embeds, and its arrays.
+// The page's data: the JSON that `unils view` embeds, and its arrays.
 
 /** An array: little-endian, its bytes sorted by significance, deflated, in base64; value = stored * step[channel]. */
 export interface Packed {

@@ -235,7 +235,7 @@ async function start(): Promise<void> {
     touch();
   });
 
-  // What was drawn last: the time of the motion, and what the audio said at that moment.
+  // What was drawn last: the time of the motion, and the audio's time at that moment.
   const drawn = { time: -1, audio: -1, motions: [] as Float32Array[] };
   let before: number | null = null;
   const draw = () => {
@@ -275,7 +275,7 @@ async function start(): Promise<void> {
       jaw: motion[K + 3],
       blink: page.blink ? motion[page.blink.channels[0]!]! / page.blink.full : null,
     }));
-  // For scripts and tests: what stands on the page.
+  // For scripts and tests: what the page shows.
   const face = {
     state: () => ({
       time: drawn.time,

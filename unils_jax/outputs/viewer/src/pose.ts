@@ -1,9 +1,9 @@
-// Vertices from motion: the same arithmetic as unils_jax/models/flame.py, on the CPU and without a library.
+// Vertices from motion: the same arithmetic as unils_jax/face/flame.py, on the CPU and without a library.
 import { type HeadData, unpack } from "./data";
 
 type Matrix = Float64Array; // 3 x 3, row by row
 
-/** A head's arrays, unpacked once and shared by everybody who has that head. */
+/** A head's arrays, unpacked once and shared by all people with that head. */
 export interface HeadArrays {
   numVertices: number;
   numExpression: number;

@@ -1,4 +1,4 @@
-// The conversation as curves: voice, speech, jaw, lids and head of everybody, and a cursor that can be dragged.
+// The conversation as curves: voice, speech, jaw, lids and head of each person, and a cursor that can be dragged.
 import type { Track } from "./track";
 
 export interface Row {
@@ -10,7 +10,7 @@ export interface Row {
   speaking: Float32Array | null;
 }
 
-/** A curve lane: what it shows of a track, in its own unit. */
+/** A curve lane: one figure of a track, in that figure's unit. */
 export interface Lane {
   label: string;
   height: number;
@@ -75,7 +75,7 @@ export class Timeline {
     this.invalidate();
   }
 
-  /** Draw everything anew next time: size, theme, zoom or tracks have changed. */
+  /** Marks everything to be drawn anew: size, theme, zoom or tracks have changed. */
   invalidate(): void {
     this.picture = null;
   }

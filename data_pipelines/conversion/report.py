@@ -1,4 +1,4 @@
-"""The account of a conversion: every frame that went in came out, or is listed with the reason why not."""
+"""The report of a conversion: each frame came out, or is listed with the reason why not."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,42 +6,43 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data_pipelines.sources.base import Entry, Reading, SkippedEntry
+from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
 
 @dataclass
-class ShardAccount:
-    """What became of the entries of one shard: frames count one for the people of a conversation together."""
+class ShardReport:
+    """What became of the entries of one shard; people of a conversation share a frame."""
 
-    entries: int = 0
-    records: int = 0
-    frames_in: int = 0
-    frames_out: int = 0
-    cut: int = 0
-    dropped: list[dict[str, Any]] = field(default_factory=list)
+    entries: int = 0  # listed by the source
+    records: int = 0  # written
+    frames_in: int = 0  # of all entries, as their source has them
+    frames_out: int = 0  # of all records
+    cut: int = 0  # records that lost frames at their end
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # entries that became no record, and why
 
     def keep(self, reading: Reading) -> None:
-        """An entry that became a record, perhaps a frame shorter."""
+        """Counts an entry that became a record, perhaps a frame shorter."""
         self.entries += 1
         self.records += 1
         self.frames_in += reading.frames_in
         self.frames_out += reading.record.num_frames
         self.cut += reading.frames_in > reading.record.num_frames
 
-    def drop(self, entry: Entry, dropped: SkippedEntry) -> None:
-        """An entry that became none."""
+    def drop(self, entry: Entry, skipped: SkippedEntry) -> None:
+        """Counts an entry that became no record."""
         self.entries += 1
-        self.frames_in += dropped.frames
-        what = {"split": entry.split, "name": entry.name, "frames": dropped.frames}
-        self.dropped.append(what | {"reason": dropped.reason, "detail": dropped.detail})
+        self.frames_in += skipped.frames
+        what = {"split": entry.split, "name": entry.name, "frames": skipped.frames}
+        self.dropped.append(what | {"reason": skipped.reason, "detail": skipped.detail})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values."""
         return asdict(self)
 
 
-def merged(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The account of a whole conversion from the splits and accounts of its shards, in their order."""
+def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Merges the reports of all shards, given with their splits and in their order."""
     splits: dict[str, Counter] = {}
     dropped: list[dict[str, Any]] = []
     for split, part in parts:
@@ -71,8 +72,9 @@ def _hours(frames: int) -> float:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The account in Markdown: where every hour went."""
+    """Returns the report in Markdown: where every hour went."""
     frames = report["frames"]
+    counts = [frames[name] for name in ("in", "out", "dropped", "cut_at_ends")]
     lines = [
         "# Conversion",
         "",
@@ -81,22 +83,13 @@ def summary(report: dict[str, Any]) -> str:
         f"were left out; {report['records_cut_at_ends']} records lost {frames['cut_at_ends']} frames at their ends, "
         "where lengths differed by a frame.",
         "",
-        "| frames | in | out | left out | cut at ends |",
-        "|---|---|---|---|---|",
-        f"| | {frames['in']} | {frames['out']} | {frames['dropped']} | {frames['cut_at_ends']} |",
+        *markdown_table([["frames", "in", "out", "left out", "cut at ends"], ["", *counts]]),
         "",
         *(f"- {note}" for note in report["notes"]),
     ]
     if report["dropped"]:
-        lines += ["", "| left out because | sequences | hours |", "|---|---|---|"]
-        lines += [f"| {r} | {c['entries']} | {_hours(c['frames']):.4f} |" for r, c in report["reasons"].items()]
-        lines += ["", "| split | sequence | frames | why |", "|---|---|---|---|"]
-        for item in report["dropped"]:
-            cells = (item["split"], item["name"], item["frames"], f"{item['reason']}: {item['detail']}")
-            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        reasons = [[r, c["entries"], f"{_hours(c['frames']):.4f}"] for r, c in report["reasons"].items()]
+        lines += ["", *markdown_table([["left out because", "sequences", "hours"], *reasons])]
+        dropped = [[i["split"], i["name"], i["frames"], f"{i['reason']}: {i['detail']}"] for i in report["dropped"]]
+        lines += ["", *markdown_table([["split", "sequence", "frames", "why"], *dropped])]
     return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    """A stranger's text as a cell of a table: no new lines, and no lone surrogates, which nothing can write."""
-    return "".join(c if c.isprintable() else "?" for c in str(value)).replace("|", "\\|")
