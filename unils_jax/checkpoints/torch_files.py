@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 
 from unils_jax.checkpoints.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dict, widen
 from unils_jax.errors import UserError
-from unils_jax.systems.registry import SYSTEMS
 
 MAX_JSON_BYTES = 16 << 20
 MAX_CONFIG_NODES = 100_000
@@ -48,6 +47,8 @@ def read_pt(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _is_bare(top: Any) -> bool:
+    from unils_jax.systems.registry import SYSTEMS  # noqa: PLC0415 (importing the readers starts no JAX)
+
     if not isinstance(top, dict):
         return False
     keys = [key for key in top if type(key) is str]
