@@ -60,7 +60,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class RandomMotion:
-    """What a model that follows from its data takes from random ones: our motion of unknown people."""
+    """Stand-in for the data of a model that is fitted to them: our motion of unknown people."""
 
     num_identities: int
     kinds: Mapping[str, int] = field(default_factory=lambda: {MOTION_KIND: MOTION_DIM})
