@@ -253,9 +253,7 @@ def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
     """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
     stage, shapes, mesh = stage_of(config), setup.initial.shapes, setup.mesh
     parts = config.train.accumulate_steps
-    step = make_train_step(
-        stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh
-    )
+    step = make_train_step(stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh)
     _, frozen = stage.split(shapes)
     batch = step_batch(next(data.at_step(0)))
     jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))
