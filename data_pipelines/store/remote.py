@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 
 from unils_jax.errors import UserError
-from unils_jax.files import durable_output
+from unils_jax.files import atomic_output
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 # Threads of one process ask for the same shard at the same time.
@@ -52,7 +52,7 @@ def fetch(url: str, name: str, sha256: str, num_bytes: int) -> Path:
 def _copy(url: str, name: str, sha256: str, local: Path) -> None:
     digest = hashlib.sha256()
     try:
-        with durable_output(local) as partial:
+        with atomic_output(local) as partial:
             with _file_system(url).open(f"{url.rstrip('/')}/{name}", "rb") as source, open(partial, "wb") as copy:
                 while block := source.read(1 << 22):
                     digest.update(block)

@@ -25,7 +25,7 @@ from data_pipelines.store import pieces
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
-from unils_jax.files import durable_output
+from unils_jax.files import atomic_output
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
 
 SPLITS = ("train", "val", "test")
@@ -321,7 +321,7 @@ def _write_tfds(folder: Path, parts: dict[str, list[dict]], dtypes: Dtypes) -> d
 
 @contextlib.contextmanager
 def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
-    with durable_output(path) as partial:
+    with atomic_output(path) as partial:
         writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
         try:
             yield writer
@@ -343,7 +343,7 @@ def _checksum(path: Path) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with durable_output(path) as partial:
+    with atomic_output(path) as partial:
         partial.write_text(text)
 
 
