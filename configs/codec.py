@@ -45,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.mesh = {"data": 0, "fsdp": 1}  # data 0: all devices that fsdp leaves
     config.optimizer = {
-        "rate": 1e-4,
+        "learning_rate": 1e-4,
         "warmup_steps": 1000,
         "decay_steps": config.get_oneway_ref("num_steps"),
         "final_factor": 0.1,  # of the rate, at its start and at decay_steps

@@ -106,14 +106,14 @@ def test_overrides_keep_the_type_of_what_they_replace():
             "num_steps=7",
             "data.store=123",
             "data.batch_size=4",
-            "optimizer.rate=1",
+            "optimizer.learning_rate=1",
             "model.codec.scales=(1, 100)",
             "head=none",
             "expression_basis=standin",
         ],
     )
     assert (config.num_steps, config.data.store, config.data.batch_size) == (7, "123", 4)
-    assert config.optimizer.rate == 1.0 and type(config.optimizer.rate) is float
+    assert config.optimizer.learning_rate == 1.0 and type(config.optimizer.learning_rate) is float
     assert config.model.codec.scales == (1, 100)
     assert config.expression_basis == "standin"
     override(config, ["model.codec.scales=[1, 5, 100]"])
@@ -138,7 +138,7 @@ def test_decay_steps_follow_num_steps_until_they_are_set():
         ("num_steps=1.5", "config key num_steps is int (now 200000), got '1.5'"),
         ("num_steps=many", "config key num_steps is int (now 200000), got 'many'"),
         ("num_steps=true", "config key num_steps is int"),
-        ("optimizer.rate=fast", "config key optimizer.rate is float (now 0.0001), got 'fast'"),
+        ("optimizer.learning_rate=fast", "config key optimizer.learning_rate is float (now 0.0001), got 'fast'"),
         ("model.codec.scales=100", "config key model.codec.scales is tuple"),
         ("model.codec=3", "unknown config key 'model.codec'"),
     ],
@@ -211,12 +211,12 @@ def test_plain_values_become_frozen_dataclasses():
             "num_steps": 3,
             "data": ml_collections.ConfigDict({"store": "x", "batch_size": 1}),
             "model": {"codec": {"scales": [1, 100]}, "prior": None},
-            "optimizer": {"rate": 1},
+            "optimizer": {"learning_rate": 1},
         }
     )
     assert isinstance(run, RunConfig)
     assert run.model.codec.scales == (1, 100) and run.model.prior is None
-    assert type(run.optimizer.rate) is float
+    assert type(run.optimizer.learning_rate) is float
 
 
 def test_epochs_become_steps_of_the_data():

@@ -1,59 +1,46 @@
-"""Outputs that appear whole or not at all, and tables in Markdown."""
+"""Files: outputs that appear whole or not at all, tables in Markdown, and untrusted .npz and .npy.
+
+Arrays are read by `zipfile` and `np.lib.format`. All sizes are compared before memory is taken: a file costs
+at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled.
+"""
 
 import contextlib
-import errno
 import hashlib
+import io
+import math
 import os
 import secrets
-import shutil
+import struct
 import tempfile
+import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from unils_jax.errors import UserError
+import numpy as np
 
-# What writing fails with where a disk, a quota or a limit of the process leaves no room.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from unils_jax.errors import UserError
+from unils_jax.runtime import refuse_url, room_on_disk
+
 # Process numbers repeat on the machines that share a folder.
 _PROCESS = secrets.token_hex(3)
 _MAX_STEM_BYTES = 160  # a name has 255 bytes, of which the rest goes to what a partial file adds
 
-
-def local_path(path: str | os.PathLike, what: str) -> Path:
-    """Returns `path` as an absolute path without `..` and with the home folder for `~`.
-
-    A shell leaves `~` alone behind `=`, and Orbax refuses `..`. Links in front of a `..` are followed, as
-    the kernel does. Raises UserError, naming `what` it is, for a URL, which would become a folder of that
-    name, where no home is known, and for a name that is not UTF-8, which TensorStore and Orbax cannot open.
-    """
-    text = os.fspath(path)
-    refuse_url(text, what)
-    if not text.isprintable() and any("\udc80" <= c <= "\udcff" for c in text):
-        raise UserError(f"{what} {ascii(text)} has bytes that are not UTF-8 in its name; rename it")
-    # A folder that is really called so wins: with the shell's `--flag ~` it could not be meant.
-    if text.startswith("~") and not os.path.lexists(text.partition("/")[0]):
-        text = expand_home(text)
-        if text.startswith("~/") or text == "~":
-            raise UserError(f"{what} {text}: no home folder is known; set HOME, or write the path out")
-    path = Path(text)
-    return path.resolve() if ".." in path.parts else path.absolute()
-
-
-def expand_home(text: str) -> str:
-    """Returns text with a leading `~` or `~user` replaced; as it is where no such home is known."""
-    if os.environ.get("HOME") == "" and (text == "~" or text.startswith("~/")):
-        return text  # Python would take the root for it
-    return os.path.expanduser(text)
-
-
-def refuse_url(path: str | os.PathLike, what: str) -> None:
-    """Raises UserError where `path` is a URL: as a path of this machine it names a folder `gs:`."""
-    scheme, colon, rest = os.fspath(path).partition(":/")
-    if colon and scheme.isalnum() and (rest.startswith("/") or scheme.lower() in ("gs", "gcs", "s3")):
-        raise UserError(
-            f"{what} {path} is a URL; it must be a folder or file of this machine: mount the bucket, or write here and "
-            "copy"
-        )
+# Two and a half hours of a person: 16 kHz float32 audio and 112 float32 channels of motion.
+MAX_BYTES = 640 << 20
+MAX_MEMBERS = 64
+MAX_NDIM = 4
+MAX_HEADER_BYTES = 4096
+DEFLATE_MAX_RATIO = 1032  # what zlib's format can unfold at most
+GET_ANOTHER = "get a fresh copy"
+MAX_INDEX_BYTES = 1 << 20
+_END = b"PK\5\6" + bytes(18)  # of a zip archive without members and comment
+# What zipfile, zlib and NumPy raise on damage; RuntimeError includes NotImplementedError and RecursionError.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, TypeError, KeyError,
+    RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
@@ -106,43 +93,6 @@ def sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
-@contextlib.contextmanager
-def room_on_disk(folder: str | os.PathLike) -> Iterator[None]:
-    """Raises one UserError that names `folder` and its free space for whatever fails as its disk is full."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not disk_is_full(error):
-            raise
-        raise UserError(f"cannot write to {folder}: {no_room(folder)}") from error
-
-
-def no_room(folder: str | os.PathLike) -> str:
-    """Says that a folder has no room, how much is free, and what to do."""
-    try:
-        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB"
-    except OSError:
-        free = "nothing that can be told"
-    return f"no room is left on its disk or in the quota ({free} free); make room, then run the same command again"
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Decides whether an error, or one that led to it, says that there was no room to write.
-
-    Libraries in C++ raise errors of their own, which keep the kernel's words.
-    """
-    words = [os.strerror(code) for code in _NO_ROOM]
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if getattr(error, "errno", None) in _NO_ROOM or any(word in str(error) for word in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
     """Returns rows, their head first, as the lines of a Markdown table.
 
@@ -163,3 +113,151 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_npz(source: bytes | memoryview, names: Sequence[str], *, origin: str) -> dict[str, np.ndarray]:
+    """Reads the arrays `names`, as far as the archive `source` holds them.
+
+    They are fresh, native-endian and C-contiguous: booleans, integers, floats and text of at most `MAX_NDIM`
+    dimensions. Other members are not read. Raises UserError, naming `origin` and the array, for anything
+    that is not a whole, honest archive within the bounds.
+    """
+    with _damage_named(origin):
+        return _read_archive(io.BytesIO(source), len(source), names)
+
+
+def read_npz_file(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads arrays as `read_npz` does. Raises UserError, naming the file, also where it is no plain file."""
+    with _opened(Path(path)) as file, _damage_named(str(path)):
+        return _read_archive(file, os.fstat(file.fileno()).st_size, names)
+
+
+def read_npy_file(path: str | os.PathLike) -> np.ndarray:
+    """Reads the array of a .npy file, as `read_npz` gives arrays. Raises UserError, naming the file."""
+    with _opened(Path(path)) as file, _damage_named(str(path)):
+        return _read_array(file, "array", os.fstat(file.fileno()).st_size)
+
+
+def npy_shape(path: str | os.PathLike) -> tuple[int, ...]:
+    """Returns the shape of a .npy file's array of at least one axis. Raises UserError as `read_npy_file` does."""
+    with _opened(Path(path)) as file, _damage_named(str(path)):
+        shape = _read_header(file, "array", os.fstat(file.fileno()).st_size)[1]
+    if not shape:
+        raise UserError(f"{path} holds a single number, must be an array; {GET_ANOTHER}")
+    return shape
+
+
+@contextlib.contextmanager
+def _damage_named(origin: str) -> Iterator[None]:
+    """Raises one UserError that begins with `origin` for whatever a broken file makes the libraries raise."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's about headers that Python 2 wrote, Python's about odd literals
+            yield
+    except UserError as error:
+        raise UserError(f"{origin} {error}") from None
+    except _BROKEN as error:
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{origin} is truncated or damaged ({what}); {GET_ANOTHER}") from None
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    if not path.is_file():
+        raise UserError(f"{path} {'is no plain file' if path.exists() else 'does not exist'}; check the path")
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
+
+
+def _read_archive(file: io.BufferedIOBase, size: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads the arrays `names` after comparing the sizes of all members with the archive's."""
+    if size > MAX_BYTES:
+        raise UserError(f"has {size} bytes, at most {MAX_BYTES} are read; cut the record into shorter ones")
+    # Looked at before zipfile reads the index. NumPy writes no comment behind the end, and an archive of
+    # this size needs no zip64 locator before it.
+    file.seek(max(0, size - len(_END) - 20))
+    locator, found, end = file.read().rpartition(_END[:4])
+    if not found or len(end) != len(_END) - 4 or locator.startswith(b"PK\6\7"):
+        raise UserError(f"is no .npz archive, or has a damaged zip index; {GET_ANOTHER}")
+    count, index_bytes = struct.unpack_from("<HL", end, 6)
+    if count > MAX_MEMBERS or index_bytes > MAX_INDEX_BYTES:
+        raise UserError(f"holds {count} members, at most {MAX_MEMBERS} are read; keep only the arrays of the record")
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if len(archive.infolist()) != count:
+            raise UserError(f"has a damaged zip index; {GET_ANOTHER}")
+        if len(members) != count:
+            raise UserError(f"holds two members of one name; {GET_ANOTHER}")
+        wanted = {name: members[f"{name}.npy"] for name in dict.fromkeys(names) if f"{name}.npy" in members}
+        for name, member in wanted.items():
+            _check_member(name, member)
+        total = sum(member.file_size for member in wanted.values())
+        if total > MAX_BYTES:
+            raise UserError(f"unfolds to {total} bytes, at most {MAX_BYTES} are read; cut the record into shorter ones")
+        arrays = {}
+        for name, member in wanted.items():
+            with archive.open(member) as opened:
+                arrays[name] = _read_array(opened, name, member.file_size)
+        return arrays
+
+
+def _check_member(name: str, member: zipfile.ZipInfo) -> None:
+    packed, size, stored = member.compress_size, member.file_size, member.compress_type == zipfile.ZIP_STORED
+    if member.flag_bits & 1 or not (stored or member.compress_type == zipfile.ZIP_DEFLATED):
+        raise UserError(f"holds {name!r} encrypted or in an unknown compression; write it with numpy.savez")
+    if size != packed if stored else size > DEFLATE_MAX_RATIO * packed + 64:
+        raise UserError(f"claims {size} bytes for {name!r}, which {packed} bytes cannot hold; {GET_ANOTHER}")
+
+
+def _read_array(file: io.BufferedIOBase, name: str, size: int) -> np.ndarray:
+    """Reads an array of `size` bytes with its header; takes memory after the header agrees with the size."""
+    dtype, shape, fortran, start = _read_header(file, name, size)
+    out = np.empty(size - start, np.uint8)
+    filled = 0
+    while filled < len(out):
+        # In pieces, because zipfile copies what it reads.
+        num_bytes = file.readinto(memoryview(out)[filled : filled + (1 << 20)])
+        if not num_bytes:
+            raise UserError(f"holds {name!r}, whose bytes end early; {GET_ANOTHER}")
+        filled += num_bytes
+    file.read(1)  # zipfile compares the checksum at the end, which an empty array would not reach
+    array = np.ndarray(shape, dtype, buffer=out, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), order="C", copy=False)
+
+
+def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """Returns data type, shape, whether in Fortran order, and the header's length, checked against `size`."""
+    head = file.read(12)
+    if head[:8] not in (b"\x93NUMPY\1\0", b"\x93NUMPY\2\0") or len(head) < 12:
+        raise UserError(f"holds {name!r}, which is no array of NumPy; {GET_ANOTHER}")
+    version_1 = head[6] == 1
+    start = 10 + int.from_bytes(head[8:10], "little") if version_1 else 12 + int.from_bytes(head[8:12], "little")
+    if start - 12 > MAX_HEADER_BYTES:
+        length = start - (10 if version_1 else 12)
+        raise UserError(
+            f"holds {name!r} with a header of {length} bytes, at most {MAX_HEADER_BYTES} are read; {GET_ANOTHER}"
+        )
+    whole = io.BytesIO(head[8:] + file.read(max(start - 12, 0)))
+    read_header = np.lib.format.read_array_header_1_0 if version_1 else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read_header(whole, max_header_size=MAX_HEADER_BYTES)
+    except Exception as error:  # a hostile header can make NumPy and Python's parser raise nearly anything
+        text = " ".join(str(error).split())[:80]
+        raise UserError(f"holds {name!r} with a header that is not an array's: {text}; {GET_ANOTHER}") from None
+    if dtype.hasobject:
+        raise UserError(f"holds {name!r} as pickled objects, which are never read; save plain arrays")
+    if dtype.kind not in "biufU" or (dtype.kind != "U" and dtype.itemsize > 8):
+        raise UserError(
+            f"holds {name!r} of type {dtype.str[1:]!r}, must be bool, integer, float or text; save plain arrays"
+        )
+    # A zero in the shape must not hide an absurd number in it, nor text of no letters an absurd number of texts.
+    counts = math.prod(max(n, 1) for n in shape)
+    if len(shape) > MAX_NDIM or min(shape, default=0) < 0 or counts * max(dtype.itemsize, 1) > MAX_BYTES:
+        raise UserError(
+            f"holds {name!r} of shape {str(shape)[:80]}, more than {MAX_BYTES} bytes; cut it into shorter ones"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if start + needed != size:
+        raise UserError(f"holds {name!r} of {needed} bytes by its header and {size - start} in truth; {GET_ANOTHER}")
+    return dtype, shape, fortran, start

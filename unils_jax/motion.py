@@ -15,8 +15,7 @@ from jaxtyping import Float, Shaped
 from scipy.signal import savgol_filter
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
-from unils_jax.npz import read_npz_file
+from unils_jax.files import atomic_output, read_npz_file
 
 FPS = 25.0
 SAMPLE_RATE = 16_000

@@ -1,4 +1,4 @@
-"""How a process of ours runs: its log lines, the cache of compiled programs, its memory."""
+"""How a process of ours runs: log lines, cache, memory, and the disk: places, room, one writer."""
 
 import contextlib
 import ctypes
@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -17,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unils_jax.errors import UserError
-from unils_jax.files import disk_is_full, expand_home, room_on_disk
 
 log = logging.getLogger(__name__)
+
+# What writing fails with where a disk, a quota or a limit of the process leaves no room.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # File systems that know no locks: some mounts of Lustre and of NFS without its lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -65,6 +68,79 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     # The main thread meets the full disk itself, and says so in one line.
     if not disk_is_full(failure.exc_value):
         threading.__excepthook__(failure)
+
+
+def local_path(path: str | os.PathLike, what: str) -> Path:
+    """Returns `path` without `..` and with the home folder for `~`; any other stays as it is.
+
+    Shells leave a `~` behind `=` alone, and Orbax refuses `..`. Links in front of a `..` are followed,
+    as the kernel does. Raises UserError, naming `what` it is, for a URL, which would become a folder of
+    that name, where no home is known, and for bytes that are not UTF-8, which Orbax cannot open.
+    """
+    text = os.fspath(path)
+    refuse_url(text, what)
+    if not text.isprintable() and any("\udc80" <= c <= "\udcff" for c in text):
+        raise UserError(f"{what} {ascii(text)} has bytes that are not UTF-8 in its name; rename it")
+    if text.startswith("~"):
+        text = expand_home(text)
+        if text.startswith("~/") or text == "~":
+            raise UserError(f"{what} {text}: no home folder is known; set HOME, or write the path out")
+    path = Path(text)
+    return path.resolve() if ".." in path.parts else path
+
+
+def expand_home(text: str) -> str:
+    """Returns text with a leading `~` or `~user` replaced; as it is where no such home is known."""
+    if os.environ.get("HOME") == "" and (text == "~" or text.startswith("~/")):
+        return text  # Python would take the root for it
+    return os.path.expanduser(text)
+
+
+def refuse_url(path: str | os.PathLike, what: str) -> None:
+    """Raises UserError where `path` is a URL: as a path of this machine it names a folder `gs:`."""
+    scheme, colon, rest = os.fspath(path).partition(":/")
+    if colon and scheme.isalnum() and (rest.startswith("/") or scheme.lower() in ("gs", "gcs", "s3")):
+        raise UserError(
+            f"{what} {path} is a URL; it must be a folder or file of this machine: mount the bucket, or write here and "
+            "copy"
+        )
+
+
+@contextlib.contextmanager
+def room_on_disk(folder: str | os.PathLike) -> Iterator[None]:
+    """Raises one UserError that names `folder` and its free space for whatever fails as its disk is full."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise UserError(f"cannot write to {folder}: {no_room(folder)}") from error
+
+
+def no_room(folder: str | os.PathLike) -> str:
+    """Says that a folder has no room, how much is free, and what to do."""
+    try:
+        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB"
+    except OSError:
+        free = "nothing that can be told"
+    return f"no room is left on its disk or in the quota ({free} free); make room, then run the same command again"
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Decides whether an error, or one that led to it, says that there was no room to write.
+
+    Libraries in C++ raise errors of their own, which keep the kernel's words.
+    """
+    words = [os.strerror(code) for code in _NO_ROOM]
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if getattr(error, "errno", None) in _NO_ROOM or any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager
@@ -119,7 +195,12 @@ def _locked(lock: Path, what: str | os.PathLike) -> io.BufferedRandom:
 
 
 def _holder(file: io.BufferedRandom) -> str:
-    return describe_writer(file.read) if file.seek(0) == 0 else ""
+    file.seek(0)
+    try:
+        told = json.loads(file.read())
+        return f"process {told['pid']} on {told['host']} (since {told['since']})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # between its lock and its line
 
 
 def keep_freed_memory() -> None:

@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     }  # fmt: skip
     # Adam without decay, clipping and average; the rate falls by a fifth every fifty epochs.
     config.optimizer.update({
-        "rate": 1e-4,
+        "learning_rate": 1e-4,
         "warmup_steps": 0,
         "final_factor": 1.0,
         "weight_decay": 0.0,

@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.trainable = ""
     # Adam without decay, schedule, clipping and average, a count for every tensor.
     config.optimizer.update({
-        "rate": 1e-4,
+        "learning_rate": 1e-4,
         "warmup_steps": 0,
         "final_factor": 1.0,
         "weight_decay": 0.0,

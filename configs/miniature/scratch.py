@@ -15,6 +15,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.system = "artalk"
     config.stage = "artalk"
     config.num_steps = 512
-    config.optimizer.rate = 3e-3
+    config.optimizer.learning_rate = 3e-3
     config.model.lora = None
     return config

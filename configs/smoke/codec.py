@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.update({"batch_size": 8, "num_workers": 0})
     config.model.codec.update({"code_dim": 32, "width": 96, "depth": 2, "num_heads": 2})
     config.train.mesh_frames = 100  # fits, and nothing is computed twice
-    config.optimizer.update({"rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99})
+    config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99})
     config.log_every = 50
     config.eval_every = 350
     config.eval_batches = 4

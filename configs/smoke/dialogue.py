@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = load_config("smoke/prior")
     config.stage = "dialogue"
     config.num_steps = 600
-    config.optimizer.rate = 4e-3
+    config.optimizer.learning_rate = 4e-3
     config.data.batch_size = 4
     config.model.prior.update({"audio_dim": 200, "audio_condition": "pair"})
     config.model.logmel = {"num_mels": 40, "context_frames": 2}

@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The published form starts as the mean of all frames, and hundreds of steps do not lead away
     # from it.
     config.model.alignment = True
-    config.optimizer.update({"rate": 2e-3, "warmup_steps": 100, "final_factor": 0.1})
+    config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "final_factor": 0.1})
     config.optimizer.update({"max_grad_norm": 1.0, "lr_decay_every_epochs": 0})
     config.log_every = 50
     config.eval_every = 200

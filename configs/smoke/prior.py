@@ -17,6 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage = "prior"
     config.num_steps = 400
     config.head = ""
-    config.optimizer.rate = 3e-3
+    config.optimizer.learning_rate = 3e-3
     config.model.prior = {"width": 96, "depth": 3, "num_heads": 2}
     return config

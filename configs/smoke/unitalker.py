@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
         "pos_conv_groups": 4,
     }  # fmt: skip
     config.model.rates.layer_drop = 0.0
-    config.optimizer.rate = 1e-3
+    config.optimizer.learning_rate = 1e-3
     config.log_every = 50
     config.eval_every = 150
     config.eval_batches = 4

@@ -26,8 +26,8 @@ from data_pipelines.sources.base import (
     split_of_files,
 )
 from unils_jax.errors import UserError
+from unils_jax.files import read_npz_file
 from unils_jax.motion import HEAD, JAW, MOTION_DIM
-from unils_jax.npz import read_npz_file
 
 EXPRESSION_DIM, POSE_DIM = 50, 6
 OBSERVED = np.zeros(MOTION_DIM, bool)

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, SPLITS, Entry, Reading, SkippedEntry, Track, assemble
 from unils_jax.errors import UserError
+from unils_jax.files import read_npz
 from unils_jax.motion import from_motioncode
-from unils_jax.npz import read_npz
 
 MAX_INDEX_BYTES = 1 << 28
 MAX_INDEX_FRAMES = 25 * 3600 * 24

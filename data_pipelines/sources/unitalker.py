@@ -19,8 +19,8 @@ from jaxtyping import Float32
 
 from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, SkippedEntry, read_wav
 from unils_jax.errors import UserError
+from unils_jax.files import npy_shape, read_npy_file, read_npz_file
 from unils_jax.motion import SAMPLE_RATE
-from unils_jax.npz import npy_shape, read_npy_file, read_npz_file
 
 MAX_INDEX_BYTES = 1 << 28
 MAX_S, MIN_S = 20.0, 0.5  # of a clip: what is longer is cut at its end, what is shorter left out

@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from tiny_runs import quick_compiles
 
 from unils_jax.benchmarks import timing as bench
 from unils_jax.benchmarks.decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
-from unils_jax.benchmarks.timing import random_params, twin_of
+from unils_jax.benchmarks.timing import random_params, torch_reference_of
 from unils_jax.config import from_dict, load_config
 from unils_jax.inference.program import Constants, StepInputs, decode_chunk
 from unils_jax.inference.sampling import Sampling, make_controls
@@ -44,11 +45,11 @@ def test_figures_follow_from_the_rounds(torch, monkeypatch):
     measured = [Case(2, 1, encodes=True)]
     with quick_compiles():
         (row,) = bench_decode(DIALOGUE, random_params(DIALOGUE)[1], measured, against_torch=True, **SETTINGS)
-    ours, twins = row["seconds"]["ours"], row["seconds"]["torch"]
-    assert len(ours) == len(twins) == 2 and len(row["waits_s"]) == 3
+    ours, references = row["seconds"]["ours"], row["seconds"]["torch"]
+    assert len(ours) == len(references) == 2 and len(row["waits_s"]) == 3
     assert row["frames_per_s"] == pytest.approx(200 / statistics.median(ours))
     assert row["times_real_time"] == pytest.approx(4 / statistics.median(ours))
-    assert row["torch_frames_per_s"] == pytest.approx(200 / statistics.median(twins))
+    assert row["torch_frames_per_s"] == pytest.approx(200 / statistics.median(references))
     assert row["share_of_peak"] == pytest.approx(row["chunk_flops"] / statistics.median(ours) / 1e12)
     assert 0 < row["chunk_p50_s"] <= row["chunk_p95_s"] and row["first_frame_s"] > 0 and row["compile_s"] > 0
     assert sum(row["profile"]["part"].values()) == pytest.approx(1)
@@ -74,17 +75,18 @@ def test_many_conversations_of_given_features_are_measured_alone(monkeypatch):
     assert "| 2 x both people | features given | float32 |" in text and "torch" not in text
 
 
-def test_the_twin_encodes_once_a_person_and_not_where_features_are_given(torch, monkeypatch):
-    twin = twin_of(DIALOGUE, random_params(DIALOGUE)[1]).eval()
-    encoder, heard = twin.audio_encoder, []
-    monkeypatch.setattr(encoder, "forward", lambda audio: heard.append(len(audio)) or torch.zeros(2, 199, 16))
+def test_the_torch_reference_encodes_once_a_person_and_not_where_features_are_given(torch, monkeypatch):
+    reference = torch_reference_of(DIALOGUE, random_params(DIALOGUE)[1]).eval()
+    encoder, heard = reference.audio_encoder, []
+    features = SimpleNamespace(last_hidden_state=torch.zeros(2, 199, 16))
+    monkeypatch.setattr(encoder, "forward", lambda audio: heard.append(len(audio)) or features)
     audio = np.zeros((2, 64_000), np.float32)
-    torch_decode(twin, Case(2, 1, encodes=True), audio)(1)
+    torch_decode(reference, Case(2, 1, encodes=True), audio)(1)
     assert heard == [2, 2]
-    given = torch_decode(twin, Case(2, 1, encodes=False), audio)
+    given = torch_decode(reference, Case(2, 1, encodes=False), audio)
     assert heard == [2, 2, 2]
     given(2)
-    assert heard == [2, 2, 2] and twin.audio_encoder is encoder
+    assert heard == [2, 2, 2] and reference.audio_encoder is encoder
 
 
 def test_slow_chunks_are_waited_for_three_times_and_quick_ones_as_often_as_asked(monkeypatch):

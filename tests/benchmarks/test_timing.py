@@ -10,7 +10,15 @@ from bench_models import MODELS
 from tiny_models import CONFIGS
 
 from unils_jax.benchmarks import timing as bench
-from unils_jax.benchmarks.timing import interleaved, limit_threads, machine, markdown, random_params, ratio, twin_of
+from unils_jax.benchmarks.timing import (
+    interleaved,
+    limit_threads,
+    machine,
+    markdown,
+    random_params,
+    ratio,
+    torch_reference_of,
+)
 from unils_jax.errors import UserError
 from unils_jax.nn.params import merge
 
@@ -71,12 +79,12 @@ def test_a_table_has_a_line_a_row():
     assert text.splitlines() == ["| name | x | y |", "|---|---|---|", "| a | 0.123 | 1,234 |", "| b |  | 2 |"]
 
 
-def test_without_torch_the_twin_is_refused_in_words(monkeypatch):
+def test_without_torch_the_torch_reference_is_refused_in_words(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"needs PyTorch; install"):
-        twin_of(MODELS["prior"], {})
+        torch_reference_of(MODELS["prior"], {})
 
 
-def test_a_model_that_has_no_twin_is_refused():
+def test_a_model_that_has_no_torch_reference_is_refused():
     with pytest.raises(UserError, match="log-mel"):
-        twin_of(CONFIGS["dialogue"], {})
+        torch_reference_of(CONFIGS["dialogue"], {})

@@ -1,4 +1,4 @@
-"""The PyTorch twin beyond the goldens: every released size, strict loading, training mode, sampling, both people."""
+"""The PyTorch reference beyond the goldens: sizes, strict loading, training mode, sampling, both people."""
 
 import gzip
 import json
@@ -21,9 +21,14 @@ from unils_jax.inference.sampling import Sampling, nucleus_probability
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
-from unils_jax.benchmarks.torch_model import TwinGenerator, build_twin, load_twin, rotary_table  # noqa: E402
+from unils_jax.benchmarks.torch_encoder import build_encoder, load_encoder  # noqa: E402
+from unils_jax.benchmarks.torch_model import (  # noqa: E402
+    TorchReferenceGenerator,
+    build_torch_reference,
+    load_torch_reference,
+    rotary_table,
+)
 from unils_jax.benchmarks.torch_runs import LoRALinear, add_lora, decode, make_optimizer, sample_noise, train_step  # noqa: E402
-from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_wav2vec2  # noqa: E402
 
 SUPPORT = Path(__file__).parents[1] / "support"
 MANIFEST = json.loads(gzip.decompress((SUPPORT / "manifest.json.gz").read_bytes()))
@@ -32,7 +37,7 @@ META_CFG = json.loads((SUPPORT / "meta_cfg.json").read_text())
 
 @pytest.fixture(scope="module")
 def dialogue(release):
-    return load_twin(release.dialogue, release.encoder)
+    return load_torch_reference(release.dialogue, release.encoder)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def audio(golden):
 def fresh(release):
     """A prior with fresh weights."""
     torch.manual_seed(0)
-    return build_twin(json.loads(json.dumps(meta_cfg_of(release.prior))))
+    return build_torch_reference(json.loads(json.dumps(meta_cfg_of(release.prior))))
 
 
 def meta_cfg_of(path: Path) -> dict:
@@ -60,15 +65,15 @@ def solo_batch(people: int = 2) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", META_CFG)
 def test_every_released_model_has_exactly_the_released_keys_and_shapes(name):
     with torch.device("meta"):
-        twin = build_twin(META_CFG[name], 1024 if name.startswith("dialogue") else None)
-    assert {key: list(value.shape) for key, value in twin.state_dict().items()} == MANIFEST[name]["state_dict"]
+        reference = build_torch_reference(META_CFG[name], 1024 if name.startswith("dialogue") else None)
+    assert {key: list(value.shape) for key, value in reference.state_dict().items()} == MANIFEST[name]["state_dict"]
 
 
 def test_lora_names_and_counts_are_peft_s():
     with torch.device("meta"):
-        twin = build_twin(META_CFG["dialogue"], 1024)
-        add_lora(twin)
-    trained = {name: p.numel() for name, p in twin.named_parameters() if p.requires_grad}
+        reference = build_torch_reference(META_CFG["dialogue"], 1024)
+        add_lora(reference)
+    trained = {name: p.numel() for name, p in reference.named_parameters() if p.requires_grad}
     assert sum(size for name, size in trained.items() if "lora_" in name) == 2_132_992
     assert sum(trained.values()) == 27_380_736
     adapted = {name.removesuffix(".lora_A.default.weight") for name in trained if "lora_A" in name}
@@ -91,15 +96,15 @@ def test_the_encoder_has_exactly_transformers_keys_and_shapes():
         "layer_norm_eps": 1e-5,
     }
     with torch.device("meta"):
-        state = TwinWav2Vec2(config).state_dict()
+        state = build_encoder(config).state_dict()
     assert {key: list(value.shape) for key, value in state.items()} == MANIFEST["audio_encoder"]["state_dict"]
 
 
-def test_a_safetensors_file_gives_the_same_twin(golden, tmp_path, release):
+def test_a_safetensors_file_gives_the_same_reference(golden, tmp_path, release):
     weights = golden("freegen").weights
     save_file(weights, tmp_path / "x.safetensors")
     (tmp_path / "x.json").write_text(json.dumps(meta_cfg(golden("freegen").config["model"])))
-    state, same = (load_twin(path).state_dict() for path in (tmp_path / "x.safetensors", release.prior))
+    state, same = (load_torch_reference(path).state_dict() for path in (tmp_path / "x.safetensors", release.prior))
     assert set(state) == set(same)
     assert all(torch.equal(value, same[key]) for key, value in state.items())
 
@@ -123,7 +128,7 @@ def test_a_file_that_does_not_fit_is_one_clear_line(golden, tmp_path, damage):
     elif damage == "text":
         path.write_text("not a checkpoint")
     with pytest.raises(UserError, match="x.pt|T_DEPTH") as raised:
-        load_twin(path)
+        load_torch_reference(path)
     assert "\n" not in str(raised.value)
     named = {"missing": "sos_embed", "unexpected": "attn_blocks.odd", "misshapen": "sos_embed", "config": "T_DEPTH"}
     assert named.get(damage, "") in str(raised.value)
@@ -134,7 +139,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(golden, tmp_path):
     evil = call("os", "system", (f"touch {marker}",))
     checkpoint = {"model": case.weights, "meta_cfg": meta_cfg(case.config["model"])}
     with pytest.raises(UserError, match="evil.pt"):
-        load_twin(write_pt(tmp_path / "evil.pt", checkpoint, evil))
+        load_torch_reference(write_pt(tmp_path / "evil.pt", checkpoint, evil))
     assert not marker.exists()
 
 
@@ -148,11 +153,11 @@ def test_an_encoder_in_either_naming_is_the_same(release, tmp_path):
     }
     save_file(old | {"lm_head.weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((release.encoder / "config.json").read_text())
-    state, same = (load_wav2vec2(folder).state_dict() for folder in (tmp_path, release.encoder))
+    state, same = (load_encoder(folder).state_dict() for folder in (tmp_path, release.encoder))
     assert all(torch.equal(value, same[key]) for key, value in state.items())
     save_file(old | {"odd": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="odd"):
-        load_wav2vec2(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_drop_path_drops_whole_branches_in_training_only(fresh):
@@ -234,7 +239,7 @@ def test_sampled_bits_have_the_probabilities_of_ours(dialogue, audio):
 
 
 def test_a_decode_in_inference_mode_does_not_spoil_training(release):
-    prior, batch = load_twin(release.prior), solo_batch()
+    prior, batch = load_torch_reference(release.prior), solo_batch()
     rotary_table.cache_clear()
     with torch.inference_mode():
         decode(prior, style=batch["style"][:1], num_chunks=1)
@@ -243,13 +248,13 @@ def test_a_decode_in_inference_mode_does_not_spoil_training(release):
 
 
 def test_a_dialogue_without_its_encoder_still_takes_features(release):
-    twin = load_twin(release.dialogue)
-    assert isinstance(twin, TwinGenerator) and twin.audio_encoder is None
+    reference = load_torch_reference(release.dialogue)
+    assert isinstance(reference, TorchReferenceGenerator) and reference.audio_encoder is None
     features = torch.zeros(1, 100, 8)
-    sound = torch.zeros(1, 199, twin.audio_dim)
-    assert twin(features, features, torch.zeros(1, 0, 8), sound, sound).shape == (1, 1, 8, 2)
+    sound = torch.zeros(1, 199, reference.audio_dim)
+    assert reference(features, features, torch.zeros(1, 0, 8), sound, sound).shape == (1, 1, 8, 2)
 
 
-def test_the_twin_needs_no_jax():
+def test_the_torch_reference_needs_no_jax():
     code = "import sys; sys.modules['jax'] = sys.modules['flax'] = None; import unils_jax.benchmarks.torch_runs"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

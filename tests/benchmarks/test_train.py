@@ -11,9 +11,16 @@ from tiny_runs import quick_compiles
 from data_pipelines.loader import make_loader
 from data_pipelines.speech_loader import make_speech_loader
 from unils_jax.benchmarks import timing as bench
-from unils_jax.benchmarks.timing import random_params, twin_of
+from unils_jax.benchmarks.timing import random_params, torch_reference_of
 from unils_jax.benchmarks.trace import TRAIN_PARTS, Operation, operations, summarise
-from unils_jax.benchmarks.train import batch_shapes, bench_train, random_batch, random_data_config, table, twin_loss
+from unils_jax.benchmarks.train import (
+    batch_shapes,
+    bench_train,
+    random_batch,
+    random_data_config,
+    table,
+    torch_reference_loss,
+)
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.face.standin import standin_asset
 from unils_jax.models.unils import UniLS
@@ -33,7 +40,7 @@ def torch():
 
 
 def both_sides(torch, stage: str):
-    """Our loss as a function of the trainable parameters, those, the twin, and its loss."""
+    """Our loss as a function of the trainable parameters, those, the PyTorch reference, and its loss."""
     config, data = tiny_run(stage), STAGES[stage]
     graphdef, params = random_params(config.model)
     batch = jax.device_put(random_batch(config))
@@ -43,18 +50,18 @@ def both_sides(torch, stage: str):
     def loss(trainable):
         return data.loss(merge(graphdef, {**frozen, **trainable}), batch, None, objective)[0]
 
-    twin = twin_of(config.model, params).eval()
+    reference = torch_reference_of(config.model, params).eval()
     tensors = {name: torch.tensor(np.asarray(array)) for name, array in batch.items()}
-    return loss, trainable, twin, twin_loss(twin, objective)(tensors, None)
+    return loss, trainable, reference, torch_reference_loss(reference, objective)(tensors, None)
 
 
-def test_the_twin_s_codec_has_the_same_loss_and_gradients_with_its_mesh(torch):
-    loss, trainable, twin, twins = both_sides(torch, "codec")
+def test_the_torch_reference_s_codec_has_the_same_loss_and_gradients_with_its_mesh(torch):
+    loss, trainable, reference, references = both_sides(torch, "codec")
     with quick_compiles():
         value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
-    twins.backward()
-    np.testing.assert_allclose(twins.item(), value, rtol=1e-5)
-    found = {name: p.grad.numpy() for name, p in twin.named_parameters() if p.grad is not None}
+    references.backward()
+    np.testing.assert_allclose(references.item(), value, rtol=1e-5)
+    found = {name: p.grad.numpy() for name, p in reference.named_parameters() if p.grad is not None}
     expected = dict(torch_views(grads, "codec"))
     assert found.keys() == expected.keys()
     for name, grad in found.items():
@@ -62,11 +69,11 @@ def test_the_twin_s_codec_has_the_same_loss_and_gradients_with_its_mesh(torch):
 
 
 @pytest.mark.slow
-def test_the_dialogue_twin_has_the_same_loss_and_trains_the_same(torch):
-    loss, trainable, twin, twins = both_sides(torch, "dialogue")
+def test_the_dialogue_torch_reference_has_the_same_loss_and_trains_the_same(torch):
+    loss, trainable, reference, references = both_sides(torch, "dialogue")
     with quick_compiles():
-        np.testing.assert_allclose(twins.item(), jax.jit(loss)(trainable), rtol=1e-5)
-    trained = {name for name, parameter in twin.named_parameters() if parameter.requires_grad}
+        np.testing.assert_allclose(references.item(), jax.jit(loss)(trainable), rtol=1e-5)
+    trained = {name for name, parameter in reference.named_parameters() if parameter.requires_grad}
     assert trained == {key for key, _ in torch_views(trainable, "dialogue")}
 
 
@@ -74,12 +81,12 @@ def test_figures_follow_from_the_rounds(torch, monkeypatch):
     monkeypatch.setattr(bench, "MEASURED_S", 0.01)
     with quick_compiles():
         row = bench_train(tiny_run("prior"), Objective(), against_torch=True, rounds=3, peak=1e12)
-    ours, twins = row["seconds"]["ours"], row["seconds"]["torch"]
-    assert len(ours) == len(twins) == 3 and min(ours + twins) > 0
+    ours, references = row["seconds"]["ours"], row["seconds"]["torch"]
+    assert len(ours) == len(references) == 3 and min(ours + references) > 0
     assert row["steps_per_s"] == 1 / statistics.median(ours)
     assert row["frames_per_s"] == pytest.approx(200 * row["steps_per_s"])
     assert row["utilisation"] == pytest.approx(row["step_flops"] * row["steps_per_s"] / 1e12)
-    assert row["times_torch"] == statistics.median(b / a for a, b in zip(ours, twins, strict=True))
+    assert row["times_torch"] == statistics.median(b / a for a, b in zip(ours, references, strict=True))
     assert {"forward", "backward", "update"} <= row["profile"]["phase"].keys()
     assert {"self_attn", "mlp"} <= row["profile"]["part"].keys()
     for shares in row["profile"].values():

@@ -1,4 +1,4 @@
-"""The paper's six models with random weights: exported, loaded by PyTorch, and the twin's numbers against ours."""
+"""The paper's six models with random weights: exported, loaded by PyTorch, and the PyTorch reference's numbers against ours."""
 
 import gzip
 import json
@@ -26,9 +26,9 @@ from unils_jax.training.config import run_config
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 
-from unils_jax.benchmarks import torch_model as torch_twin  # noqa: E402
+from unils_jax.benchmarks import torch_model as torch_model  # noqa: E402
 from unils_jax.benchmarks import torch_runs  # noqa: E402
-from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2, load_strictly  # noqa: E402
+from unils_jax.benchmarks.torch_encoder import build_encoder, load_strictly  # noqa: E402
 
 pytestmark = pytest.mark.slow
 MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "support" / "manifest.json.gz").read_bytes()))
@@ -57,7 +57,7 @@ def assert_relative(actual: torch.Tensor, expected: jax.Array) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MANIFEST if name != "audio_encoder"])
 @torch.no_grad()
-def test_the_file_has_the_released_keys_and_the_twin_agrees(name, tmp_path):
+def test_the_file_has_the_released_keys_and_the_torch_reference_agrees(name, tmp_path):
     checkpoint, model = random_checkpoint(name)
     exported = export(checkpoint, tmp_path / "x.pt")
     assert {key: list(array.shape) for key, array in exported.state.items()} == MANIFEST[name]["state_dict"]
@@ -65,29 +65,29 @@ def test_the_file_has_the_released_keys_and_the_twin_agrees(name, tmp_path):
     assert {key: list(value.shape) for key, value in saved["model"].items()} == MANIFEST[name]["state_dict"]
     assert all(value.is_contiguous() and value.dtype == torch.float32 for value in saved["model"].values())
     assert saved["meta_cfg"]["MODEL"]["VAE_CONFIG"]["V_PATCH_NUMS"] == list(checkpoint.config.codec.scales)
-    twin = torch_twin.load_twin(tmp_path / "x.pt")
+    reference = torch_model.load_torch_reference(tmp_path / "x.pt")
     if name.startswith("codec"):
-        compare_codecs(model.codec, twin)
+        compare_codecs(model.codec, reference)
     else:
-        compare_logits(model, twin)
+        compare_logits(model, reference)
     if name in ("prior", "dialogue"):
-        compare_decodes(checkpoint, model, twin)
+        compare_decodes(checkpoint, model, reference)
 
 
-def compare_codecs(codec: Codec, twin: torch_twin.TwinCodec) -> None:
+def compare_codecs(codec: Codec, reference: torch_model.TorchReferenceCodec) -> None:
     """Latents, then the bits of one latent and the motion of one feature, so that no near-tie of a bit decides."""
     motion = random_motion(2, 100)
     latent = jitted(codec, Codec.encode, motion)
-    assert_relative(twin.encoder(tensor(motion) / (1 + 1e-8)), latent)
+    assert_relative(reference.encoder(tensor(motion) / (1 + 1e-8)), latent)
     quantized = quantize(latent, codec.scales)
-    bits = torch_twin.quantize(tensor(latent), codec.scales).bits
+    bits = torch_model.quantize(tensor(latent), codec.scales).bits
     np.testing.assert_array_equal(bits, quantized.bits)
     features = full_features(quantized.bits, codec.scales)
-    assert_relative(torch_twin.full_features(bits, codec.scales), features)
-    assert_relative(twin.decode(tensor(features)), jitted(codec, Codec.decode, features))
+    assert_relative(torch_model.full_features(bits, codec.scales), features)
+    assert_relative(reference.decode(tensor(features)), jitted(codec, Codec.decode, features))
 
 
-def compare_logits(model: UniLS, twin: torch_twin.TwinGenerator) -> None:
+def compare_logits(model: UniLS, reference: torch_model.TorchReferenceGenerator) -> None:
     """Teacher-forced logits of random conditions and bits."""
     scales, rng = model.codec.scales, np.random.default_rng(0)
     bits = [jnp.asarray(rng.integers(0, 2, (2, sum(scales), 32))) for _ in range(3)]
@@ -95,27 +95,29 @@ def compare_logits(model: UniLS, twin: torch_twin.TwinGenerator) -> None:
     if model.prior.has_audio:
         conditions += [jnp.asarray(rng.normal(size=(2, 199, 1024)), jnp.float32) for _ in range(2)]
     ours = jitted(model.prior, lambda prior, *conditions: prior(*conditions), *conditions)
-    logits = twin(*map(tensor, conditions))
+    logits = reference(*map(tensor, conditions))
     assert_relative(logits, ours)
     sure = np.abs(np.asarray(ours[..., 1] - ours[..., 0])) > SURE_GAP
-    greedy, twin_greedy = np.asarray(ours[..., 1] > ours[..., 0]), (logits[..., 1] > logits[..., 0]).numpy()
-    np.testing.assert_array_equal(greedy[sure], twin_greedy[sure])
+    greedy, reference_greedy = np.asarray(ours[..., 1] > ours[..., 0]), (logits[..., 1] > logits[..., 0]).numpy()
+    np.testing.assert_array_equal(greedy[sure], reference_greedy[sure])
     assert sure.mean() > 0.99
 
 
-def compare_decodes(checkpoint: Checkpoint, model: UniLS, twin: torch_twin.TwinGenerator) -> None:
+def compare_decodes(checkpoint: Checkpoint, model: UniLS, reference: torch_model.TorchReferenceGenerator) -> None:
     """One window, greedily: bits are equal up to the first scale with a bit that is not sure, where the ways part."""
     with recorded_chunks() as calls:
         if model.audio_encoder is None:
             style = np.asarray(random_motion(1, 100))
             decode_prior(model, style, 1, sampling=Sampling(tau=0.0))
-            decoded = torch_runs.decode(twin, style=tensor(style), num_chunks=1, tau=0.0)
+            decoded = torch_runs.decode(reference, style=tensor(style), num_chunks=1, tau=0.0)
         else:
             audio = np.random.default_rng(0).normal(0, 0.1, (2, 64_000)).astype(np.float32)
-            twin.audio_encoder = encoder_twin(checkpoint)
-            assert_relative(twin.audio_encoder(tensor(audio)), jitted(model.audio_encoder, lambda m, x: m(x), audio))
+            reference.audio_encoder = encoder_reference(checkpoint)
+            assert_relative(
+                reference.audio_encoder(tensor(audio)), jitted(model.audio_encoder, lambda m, x: m(x), audio)
+            )
             decode(model, *audio, sampling=Sampling(tau=0.0))
-            decoded = torch_runs.decode(twin, tensor(audio), tau=0.0)
+            decoded = torch_runs.decode(reference, tensor(audio), tau=0.0)
     bits, logits, motion = (np.asarray(getattr(calls[0].chunk, name)[0, :1]) for name in ("bits", "logits", "motion"))
     sure = np.abs(logits[..., 1] - logits[..., 0]) > SURE_GAP
     for tokens in scale_slices(model.codec.scales):
@@ -126,8 +128,8 @@ def compare_decodes(checkpoint: Checkpoint, model: UniLS, twin: torch_twin.TwinG
     np.testing.assert_allclose(decoded.motion.numpy(), motion, atol=1e-4)
 
 
-def encoder_twin(checkpoint: Checkpoint) -> TwinWav2Vec2:
-    """The twin of a checkpoint's own audio encoder."""
+def encoder_reference(checkpoint: Checkpoint) -> torch.nn.Module:
+    """The PyTorch reference of a checkpoint's own audio encoder."""
     sizes = asdict(checkpoint.config.wav2vec2)
     names = {
         "hidden_size": "width",
@@ -141,7 +143,7 @@ def encoder_twin(checkpoint: Checkpoint) -> TwinWav2Vec2:
         "num_conv_pos_embedding_groups": "pos_conv_groups",
         "layer_norm_eps": "norm_eps",
     }
-    twin = TwinWav2Vec2({theirs: sizes[ours] for theirs, ours in names.items()})
+    reference = build_encoder({theirs: sizes[ours] for theirs, ours in names.items()})
     params = {path: value for path, value in checkpoint.params.items() if path.startswith("audio_encoder/")}
-    load_strictly(twin, to_torch(params, "audio_encoder"), "random weights")
-    return twin.eval()
+    load_strictly(reference, to_torch(params, "audio_encoder"), "random weights")
+    return reference.eval()

@@ -146,7 +146,7 @@ def test_the_card_tells_data_steps_metrics_loading_licence_and_care(tiny_runs):
     card = model_card(checkpoint, "x.pt", license="CC BY 4.0")
     for text in ("`store`", "not FLAME's", "6 of 6 steps", "| val | 6 | loss |", "log-mel", "CC BY 4.0", "consent"):
         assert text in card
-    assert 'load("x.pt")' in card and 'load_twin("x.pt")' in card
+    assert 'load("x.pt")' in card and 'load_torch_reference("x.pt")' in card
     assert str(tiny_runs.store.parent) not in card
 
 

@@ -325,8 +325,8 @@ def test_train_refuses_a_workdir_of_another_run(refused, bad, tmp_path):
     message = refused(*train_flags(bad, codec, "codec", "--config.model.codec.width=32", "--config.seed=1"))
     assert "was started with another model.codec.width 16 -> 32; use the same config or a new workdir" in message
     assert "stage 'codec' -> 'prior'" in refused(*train_flags(bad, codec, "prior", "--parent", codec))
-    message = refused(*train_flags(bad, prior, "prior", "--config.optimizer.rate=1"))
-    assert "was started with another optimizer.rate" in message and "--allow_changes" in message
+    message = refused(*train_flags(bad, prior, "prior", "--config.optimizer.learning_rate=1"))
+    assert "was started with another optimizer.learning_rate" in message and "--allow_changes" in message
 
 
 def test_train_refuses_workdirs_that_cannot_be_used(refused, bad):

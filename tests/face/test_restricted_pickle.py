@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from unils_jax.errors import UserError
-from unils_jax.face.restricted_pickle import NUMPY_GLOBALS, Inert, PickledArray, restricted_load, unwrap
+from unils_jax.face.pickled_arrays import NUMPY_GLOBALS, PickledArray, unwrap
+from unils_jax.face.restricted_pickle import Inert, restricted_load
 
 ARRAYS = {
     "float64": np.arange(12.0).reshape(3, 4),
@@ -124,6 +125,28 @@ def test_damage_is_an_error_or_harmless():
             loads(bytes(damaged))
         except UserError:
             pass
+
+
+def test_depth_is_bounded():
+    for deep in (
+        b"\x80\x02)" + b"\x85" * 160_000 + b".",
+        b"\x80\x02" + b"(" * 160_000 + b"t" * 160_000 + b".",
+        b"\x80\x02" + b"]" * 160_000 + b"a" * 159_999 + b".",
+        b"\x80\x02}" + b"}U\x01x" * 160_000 + b"N" + b"s" * 160_000 + b".",
+        b"\x80\x02}" + b")" + b"\x85" * 160_000 + b"Ns.",
+    ):
+        with pytest.raises(UserError, match="nests over 100 containers|is not a pickle that can be read"):
+            loads(deep)
+    assert loads(b"\x80\x02N" + b"\x85" * 90 + b".") is not None
+
+
+def test_keys_are_text_or_numbers():
+    # Forty tuples, each holding the one before it twice: its hash would take hours.
+    doubling = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))
+    for key in (b")", doubling, b"c_codecs\nencode\n"):
+        for filled in (b"\x80\x02}" + key + b"Ns.", b"\x80\x02}(" + key + b"Nu.", b"(" + key + b"Nd."):
+            with pytest.raises(UserError, match="a key is neither text nor a number"):
+                loads(filled)
 
 
 def test_size_is_bounded():

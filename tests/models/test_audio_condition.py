@@ -155,30 +155,30 @@ def checkpoint_of(name: str) -> Checkpoint:
 
 
 @pytest.mark.parametrize("audio_condition", ["own", pytest.param("mixed", marks=pytest.mark.slow)])
-def test_the_twin_of_an_exported_file_gives_the_same_logits_and_motion(audio_condition, tmp_path):
+def test_the_torch_reference_of_an_exported_file_gives_the_same_logits_and_motion(audio_condition, tmp_path):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
     from unils_jax.benchmarks import torch_runs
-    from unils_jax.benchmarks.torch_model import load_twin
+    from unils_jax.benchmarks.torch_model import load_torch_reference
 
-    def twin_of(checkpoint: Checkpoint, path):
+    def torch_reference_of(checkpoint: Checkpoint, path):
         export(checkpoint, path)
         graphdef, params = split(checkpoint.model)
         encode = jax.jit(lambda audio: merge(graphdef, params).audio_encoder(audio))
-        twin = load_twin(path)
-        twin.audio_encoder = lambda audio: torch.tensor(np.asarray(encode(audio.numpy())))
-        return twin
+        reference = load_torch_reference(path)
+        reference.audio_encoder = lambda audio: torch.tensor(np.asarray(encode(audio.numpy())))
+        return reference
 
-    twin, batch = twin_of(checkpoint_of(audio_condition), tmp_path / "x.safetensors"), pairs()
+    reference, batch = torch_reference_of(checkpoint_of(audio_condition), tmp_path / "x.safetensors"), pairs()
     with torch.no_grad():
-        logits = twin.teacher_forced({name: torch.tensor(np.asarray(value)) for name, value in batch.items()})[0]
+        logits = reference.teacher_forced({name: torch.tensor(np.asarray(value)) for name, value in batch.items()})[0]
     ours = teacher_forced(audio_condition)(batch).swapaxes(0, 1).reshape(logits.shape)
     assert np.abs(logits.numpy() - ours).max() < 1e-5 * np.abs(ours).max()
 
     ready, audio = program(audio_condition, 1 if audio_condition == "own" else 2), tracks()
     params = {path: np.asarray(value) for path, value in ready.params.items()}
     merged = Checkpoint(replace(CONFIGS[audio_condition], lora=None), params, "flame", {"checkpoint": "tiny"})
-    twin = twin_of(merged, tmp_path / "y.safetensors")
-    motion = torch_runs.decode(twin, torch.tensor(audio), tau=0.0).motion[0]
+    reference = torch_reference_of(merged, tmp_path / "y.safetensors")
+    motion = torch_runs.decode(reference, torch.tensor(audio), tau=0.0).motion[0]
     request = Request(*audio, sampling=Sampling(tau=0.0))
     np.testing.assert_allclose(next(decode_many(ready, [request]))[1][0], motion, atol=1e-4)
 

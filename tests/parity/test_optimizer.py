@@ -13,7 +13,7 @@ def test_learning_rate_matches_at_every_recorded_step(golden):
     case = golden("misc")
     settings = case.config["lr"]
     config = OptimizerConfig(
-        rate=settings["base"],
+        learning_rate=settings["base"],
         warmup_steps=settings["warmup"],
         decay_steps=settings["decay_iter"],
         final_factor=settings["decay_rate"],

@@ -29,7 +29,7 @@ def schedule(rates: np.ndarray) -> OptimizerConfig:
     rates = [float(rate) for rate in rates]
     warmup = int(np.argmax(rates))
     base, slope = rates[warmup], rates[warmup] - rates[warmup + 1]
-    return OptimizerConfig(rate=base, warmup_steps=warmup, decay_steps=warmup + round(0.9 * base / slope))
+    return OptimizerConfig(learning_rate=base, warmup_steps=warmup, decay_steps=warmup + round(0.9 * base / slope))
 
 
 def run_updates(stage: Stage, model: UniLS, objective: Objective, batch: Batch, outputs: dict) -> Training:

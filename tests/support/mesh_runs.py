@@ -80,7 +80,7 @@ def main(folder: Path) -> None:
     params, batch = (load_file(folder / f"{name}.safetensors") for name in ("params", "batch"))
     graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
     objective = Objective(head=standin_asset() if case.get("head") else None)
-    optimizer = OptimizerConfig(rate=RATE, warmup_steps=0, decay_steps=1 << 30)
+    optimizer = OptimizerConfig(learning_rate=RATE, warmup_steps=0, decay_steps=1 << 30)
     stage = STAGES[config.stage]
     one = updates(stage, graphdef, objective, optimizer, params, batch, None)
     found = {}

@@ -14,7 +14,7 @@ from unils_jax.training.optimizer import (
     update_ema,
 )
 
-CONFIG = OptimizerConfig(rate=1.0, warmup_steps=10, decay_steps=110)
+CONFIG = OptimizerConfig(learning_rate=1.0, warmup_steps=10, decay_steps=110)
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,14 @@ def test_the_rate_rises_from_a_tenth_and_falls_to_a_tenth(step, rate):
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0, 0), (0, 100), (5, 5), (10, 5)])
 def test_degenerate_schedules_stay_between_a_tenth_and_the_full_rate(warmup, decay):
-    config = OptimizerConfig(rate=1.0, warmup_steps=warmup, decay_steps=decay)
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=warmup, decay_steps=decay)
     rates = np.array([learning_rate(config, step) for step in range(0, 120, 10)])
     assert ((rates >= 0.1 - 1e-6) & (rates <= 1 + 1e-6)).all()
 
 
 def test_the_defaults_are_the_papers():
     assert OptimizerConfig() == OptimizerConfig(
-        rate=1e-4,
+        learning_rate=1e-4,
         warmup_steps=1000,
         decay_steps=200_000,
         final_factor=0.1,
@@ -57,7 +57,7 @@ def test_adam_matches_its_definition_in_float64():
 
 
 def test_the_first_update_is_the_rate_against_the_sign_of_the_gradient():
-    optimizer = make_optimizer(OptimizerConfig(rate=1.0, weight_decay=0.0))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=0.0))
     params = {"w": jnp.array([1.0, 2.0]), "bias": jnp.array([3.0])}
     grads = {"w": jnp.array([5.0, -0.01]), "bias": jnp.array([100.0])}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -67,7 +67,7 @@ def test_the_first_update_is_the_rate_against_the_sign_of_the_gradient():
 
 @pytest.mark.parametrize("path", ["block/kernel", "block/bias", "norm/scale", "start_token"])
 def test_weight_decay_shrinks_every_tensor(path):
-    optimizer = make_optimizer(OptimizerConfig(rate=1.0, weight_decay=0.01))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=0.01))
     params = {path: jnp.full(3, 2.0)}
     updates, _ = optimizer.update({path: jnp.zeros(3)}, optimizer.init(params), params)
     np.testing.assert_allclose(updates[path], -0.1 * 0.01 * 2.0, rtol=1e-5)

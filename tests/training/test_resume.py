@@ -254,7 +254,7 @@ def changed(runs, **settings):
         ({"data__batch_size": 4}, "data.batch_size 2 -> 4"),
         ({"loss__vq": 2.0}, "loss.vq 1.0 -> 2.0"),
         ({"noise__style_drop": 0.5}, "noise.style_drop 0.1 -> 0.5"),
-        ({"optimizer__rate": 1.0, "seed": 1}, "optimizer.rate 0.004 -> 1.0, seed 0 -> 1"),
+        ({"optimizer__learning_rate": 1.0, "seed": 1}, "optimizer.learning_rate 0.004 -> 1.0, seed 0 -> 1"),
         ({"train__compute_dtype": "bfloat16"}, "train.compute_dtype 'float32' -> 'bfloat16'"),
     ],
 )

@@ -22,7 +22,7 @@ from unils_jax.systems.unils.system import CODEC, DIALOGUE
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
 
-CONFIG = OptimizerConfig(rate=1e-3, warmup_steps=2, decay_steps=100)
+CONFIG = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=100)
 OBSERVED = np.ones((3, 108), np.float32)
 
 
@@ -228,6 +228,6 @@ def test_holding_the_frozen_in_the_compute_dtype_changes_no_loss():
 def test_the_releases_rule_for_four_devices():
     config = OptimizerConfig(release_devices=4)
     rule = for_release_devices(config)
-    assert (rule.rate, rule.warmup_steps, rule.decay_steps) == (4e-4, 250, 50_000)
+    assert (rule.learning_rate, rule.warmup_steps, rule.decay_steps) == (4e-4, 250, 50_000)
     assert rule.ema_decay == pytest.approx(0.9996, abs=1e-6)
     assert rule.release_devices == 1 and for_release_devices(rule) == rule

@@ -24,7 +24,7 @@ from unils_jax.benchmarks.timing import (
     program_bytes,
     ratio,
     seconds_of,
-    twin_of,
+    torch_reference_of,
 )
 from unils_jax.benchmarks.trace import DECODE_PARTS, as_shares, scope_seconds, shares_line
 from unils_jax.inference.program import StepInputs, make_program
@@ -87,7 +87,7 @@ def bench_decode(  # noqa: PLR0913 - named options of one measurement
     nothing cached, the audio encoded anew for each: the release's way. Up to `latencies` chunks
     are waited for one by one; `peak` is the device's FLOP/s.
     """
-    twin = twin_of(config, params).eval() if against_torch else None
+    reference = torch_reference_of(config, params).eval() if against_torch else None
     graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
     model = merge(graphdef, {path: jnp.asarray(value) for path, value in params.items()})
     rows = []
@@ -95,8 +95,8 @@ def bench_decode(  # noqa: PLR0913 - named options of one measurement
         log.info("%s, audio %s, %s", case.name, case.audio, dtype)
         ours = OurDecode(model, case, dtype)
         contenders = {"ours": ours.run}
-        if twin is not None and case.conversations == 1:
-            contenders["torch"] = torch_decode(twin, case, np.asarray(ours.audio[0]))
+        if reference is not None and case.conversations == 1:
+            contenders["torch"] = torch_decode(reference, case, np.asarray(ours.audio[0]))
             contenders["torch"](1)
         # The program is compiled by now: this is a conversation's latency, not a process's.
         first = [seconds_of(ours.first_chunk) for _ in range(FIRST_TRIES)]
@@ -170,7 +170,7 @@ class OurDecode:
         return np.asarray(self.program.chunk(self._inputs(style, prev))[0].motion)
 
 
-def torch_decode(twin: TorchModule, case: Case, audio: np.ndarray) -> Callable[[int], None]:
+def torch_decode(reference: TorchModule, case: Case, audio: np.ndarray) -> Callable[[int], None]:
     """Returns a function that decodes n chunks of a window `audio [2, N]` with the reference.
 
     Each person is decoded apart, as the release's inference does it.
@@ -191,20 +191,20 @@ def torch_decode(twin: TorchModule, case: Case, audio: np.ndarray) -> Callable[[
             return self.features
 
     # Features given: the encoder is replaced, so that both sides skip the same work.
-    device = next(twin.parameters()).device
+    device = next(reference.parameters()).device
     tracks = torch.tensor(audio, device=device)
-    encoder = twin.audio_encoder
+    encoder = reference.audio_encoder
     with torch.no_grad():
         given = encoder if case.encodes else Given(encoder(tracks))
 
     def run(chunks: int) -> None:
-        twin.audio_encoder = given
+        reference.audio_encoder = given
         for _ in range(chunks):
             for person in range(case.people):
-                decode(twin, tracks if person == 0 else tracks.flip(0))
+                decode(reference, tracks if person == 0 else tracks.flip(0))
         if device.type == "cuda":
             torch.cuda.synchronize()
-        twin.audio_encoder = encoder
+        reference.audio_encoder = encoder
 
     return run
 

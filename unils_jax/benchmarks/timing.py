@@ -56,52 +56,56 @@ def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
     return graphdef, {path: value(path, shape.shape) for path, shape in shapes.items()}
 
 
-def twin_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> TorchModule:
+def torch_reference_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> TorchModule:
     """Returns the PyTorch reference with the same weights, on the same kind of device as JAX.
 
-    It is a `TwinCodec` or a `TwinGenerator`, adapters included. Raises UserError where torch is
+    It is a `TorchReferenceCodec` or a `TorchReferenceGenerator`, adapters included. Raises UserError where torch is
     missing and where the model has no reference.
     """
-    check_twin(config)
+    check_torch_reference(config)
     try:
         import torch  # noqa: PLC0415 - an extra
     except ImportError:
         raise UserError("--against torch needs PyTorch; install it with `pip install 'unils-jax[torch]'`") from None
     # These import torch.
-    from unils_jax.benchmarks.torch_model import TwinCodec, TwinGenerator  # noqa: PLC0415
+    from unils_jax.benchmarks.torch_encoder import build_encoder  # noqa: PLC0415
+    from unils_jax.benchmarks.torch_model import TorchReferenceCodec, TorchReferenceGenerator  # noqa: PLC0415
     from unils_jax.benchmarks.torch_runs import add_lora  # noqa: PLC0415
-    from unils_jax.benchmarks.torch_wav2vec2 import TwinWav2Vec2  # noqa: PLC0415
 
     # On the meta device: the weights come from `params`, so none is drawn or allocated twice.
     with torch.device("meta"):
-        twin = TwinCodec(**asdict(config.codec))
+        reference = TorchReferenceCodec(**asdict(config.codec))
         if config.prior is not None:
-            twin = TwinGenerator(twin, **asdict(config.prior))
+            reference = TorchReferenceGenerator(reference, **asdict(config.prior))
         if config.lora is not None:
-            add_lora(twin, config.lora.rank, config.lora.alpha, config.lora.dropout_rate)
+            add_lora(reference, config.lora.rank, config.lora.alpha, config.lora.dropout_rate)
         if config.wav2vec2 is not None:
-            twin.audio_encoder = TwinWav2Vec2(transformers_fields(config.wav2vec2))
+            reference.audio_encoder = build_encoder(transformers_fields(config.wav2vec2))
     encoder = {path: value for path, value in params.items() if path.startswith("audio_encoder/")}
     views = list(torch_views({path: value for path, value in params.items() if path not in encoder}, config.stage))
     views += [(f"audio_encoder.{key}", view) for key, view in torch_views(encoder, "audio_encoder")]
     if jax.device_count() > 1:
-        raise UserError("--against torch needs one device, for the twin has no more; set CUDA_VISIBLE_DEVICES=0")
+        raise UserError(
+            "--against torch needs one device, for the PyTorch reference has no more; set CUDA_VISIBLE_DEVICES=0"
+        )
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("JAX runs on a GPU and this PyTorch cannot; install PyTorch for CUDA or set JAX_PLATFORMS=cpu")
     torch.set_float32_matmul_precision("high")  # what JAX does by default on a GPU; no effect on a CPU
     state = {key: torch.tensor(np.ascontiguousarray(view), device=device) for key, view in views}
-    twin.load_state_dict(state, strict=True, assign=True)
-    return twin.to(device)
+    reference.load_state_dict(state, strict=True, assign=True)
+    return reference.to(device)
 
 
-def check_twin(config: object) -> None:
+def check_torch_reference(config: object) -> None:
     """Raises UserError where the model has no PyTorch reference."""
     if not isinstance(config, UniLSConfig):
         name = system_of_config(config).title
-        raise UserError(f"--against torch: the PyTorch twin is of UniLS, {name} has none; leave it away")
+        raise UserError(f"--against torch: the PyTorch reference is of UniLS, {name} has none; leave it away")
     if config.logmel is not None:
-        raise UserError("--against torch needs a model with wav2vec2 or without audio: the twin has no log-mel encoder")
+        raise UserError(
+            "--against torch needs a model with wav2vec2 or without audio: the PyTorch reference has no log-mel encoder"
+        )
 
 
 def transformers_fields(config: Wav2Vec2Config) -> dict[str, Any]:

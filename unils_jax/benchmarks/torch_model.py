@@ -1,7 +1,7 @@
-"""The twin: codec, prior and dialogue in PyTorch with the release's key names, for those who run the models there.
+"""The PyTorch reference: codec, prior and dialogue in PyTorch with the release's key names.
 
-Nothing of JAX is imported. Exported files and the release's load with `strict=True`. `models/` has the same in JAX,
-with the reasons; `torch_runs` trains and decodes with it, `torch_wav2vec2` is its audio encoder.
+Exported files and the release's load with `strict=True`. `models/` has the same in JAX, with the reasons;
+`torch_runs` trains and decodes with it, `torch_encoder` is its audio encoder.
 """
 
 import math
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unils_jax.benchmarks.torch_wav2vec2 import load_strictly, load_wav2vec2
+from unils_jax.benchmarks.torch_encoder import load_encoder, load_strictly
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
 from unils_jax.motion import HEAD_AND_JAW
 from unils_jax.systems.unils.layout import model_sizes
@@ -92,8 +92,8 @@ class AudioAttention(nn.Module):
 
 
 class FrameTransformer(nn.Module):
-    """Half of the codec. Attention and MLP (without norm) alternate in one list; its name and the last layer's differ
-    between the halves."""
+    """Half of the codec. Attention and MLP (without norm) alternate in one list; its name and the
+    last layer's differ between the halves."""
 
     def __init__(self, in_dim: int, out_dim: int, width: int, depth: int, num_heads: int, blocks: str, last: str):
         super().__init__()
@@ -173,7 +173,7 @@ def next_scale_inputs(bits: Tensor, scales: Scales) -> Float[Tensor, "B I C"]:
     return torch.cat(inputs, 1)
 
 
-class TwinCodec(nn.Module):
+class TorchReferenceCodec(nn.Module):
     """Motion windows to bits and back; motion is un-normalised in and out."""
 
     def __init__(self, *, motion_dim: int, code_dim: int, scales: Scales, width: int, depth: int, num_heads: int):
@@ -213,8 +213,9 @@ class TwinCodec(nn.Module):
         lips: Any = None,
         weights: Mapping[str, float] = LOSS_WEIGHTS,
     ) -> dict[str, Tensor]:
-        """Weighted terms; their sum is the loss. `vertices` maps motion to a face without head rotation in metres,
-        [B, T, V, 3], and `lips` lists its lip vertices; without them there are no mesh terms."""
+        """Weighted terms; their sum is the loss. `vertices` maps motion to a face without head
+        rotation in metres, [B, T, V, 3], and `lips` lists its lip vertices; without them there are
+        no mesh terms."""
         pred, quantized = self(motion)
         error = pred - motion
         velocity, target_velocity = (x[..., HEAD_AND_JAW].diff(dim=1) for x in (pred, motion))
@@ -301,13 +302,14 @@ def learned(*shape: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(value, std=math.sqrt(1 / shape[-1] / 3), a=-2, b=2))
 
 
-class TwinGenerator(nn.Module):
-    """Prior, and with `audio_dim` the dialogue; `audio_condition` is one of `motion.AUDIO_CONDITIONS`. `audio_encoder` maps audio
-    [B, N] to features [B, A, E]; files of the release leave it out, so it is set after loading."""
+class TorchReferenceGenerator(nn.Module):
+    """Prior, and with `audio_dim` the dialogue; `audio_condition` is one of
+    `motion.AUDIO_CONDITIONS`. `audio_encoder` maps audio [B, N] to features [B, A, E]; files of the
+    release leave it out, so it is set after loading."""
 
     def __init__(
         self,
-        codec: TwinCodec,
+        codec: TorchReferenceCodec,
         *,
         width: int,
         depth: int,
@@ -332,8 +334,8 @@ class TwinGenerator(nn.Module):
         own: Float[Tensor, "B A E"] | None = None,
         other: Float[Tensor, "B A E"] | None = None,
     ) -> Float[Tensor, "B L C 2"]:
-        """Logits of the scales that `inputs` reach (none: the first alone), from full features and audio features; one
-        audio alone is `own`."""
+        """Logits of the scales that `inputs` reach (none: the first alone), from full features and
+        audio features; one audio alone is `own`."""
         tracks = [track for track in (own, other) if track is not None]
         tokens = torch.cat([self.sos_embed.expand(len(style), 1, -1), self.code_token_embed(inputs)], 1)
         x = self.attn_blocks(self.code_token_embed(style), self.code_token_embed(prev), tokens, tracks)
@@ -371,31 +373,33 @@ class TwinGenerator(nn.Module):
         return F.cross_entropy(logits.flatten(0, -2), bits.long().flatten())
 
 
-def build_twin(
+def build_torch_reference(
     meta_cfg: Mapping[str, Any], audio_dim: int | None = None, audio_condition: str = ""
-) -> TwinCodec | TwinGenerator:
-    """The model that a release `meta_cfg` describes, with fresh weights; `audio_dim` (1024 for wav2vec2-xls-r-300m)
-    stands in no config and makes a generator a dialogue; `audio_condition` goes before the config's. Raises UserError naming
-    every impossible size."""
+) -> TorchReferenceCodec | TorchReferenceGenerator:
+    """The model that a release `meta_cfg` describes, with fresh weights; `audio_dim` (1024 for
+    wav2vec2-xls-r-300m) stands in no config and makes a generator a dialogue; `audio_condition`
+    goes before the config's. Raises UserError naming every impossible size."""
     sizes = model_sizes(meta_cfg)
-    codec = TwinCodec(**sizes["codec"])
+    codec = TorchReferenceCodec(**sizes["codec"])
     if sizes["prior"] is None:
         return codec
-    return TwinGenerator(
+    return TorchReferenceGenerator(
         codec, **sizes["prior"], audio_dim=audio_dim, audio_condition=audio_condition or sizes["audio_condition"]
     )
 
 
-def load_twin(path: str | os.PathLike, audio_encoder: str | os.PathLike | None = None) -> TwinCodec | TwinGenerator:
+def load_torch_reference(
+    path: str | os.PathLike, audio_encoder: str | os.PathLike | None = None
+) -> TorchReferenceCodec | TorchReferenceGenerator:
     """The model of an exported or released .pt, or .safetensors with its JSON; in evaluation mode.
 
-    `audio_encoder` is a transformers folder of wav2vec2. No pickled code runs. Raises UserError, in one line, for a
-    damaged file and for missing, unexpected or misshapen keys.
+    `audio_encoder` is a transformers folder of wav2vec2. No pickled code runs. Raises UserError, in
+    one line, for a damaged file and for missing, unexpected or misshapen keys.
     """
     contents = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
     sizes = model_sizes(contents["meta_cfg"], contents["model"])
-    model = build_twin(contents["meta_cfg"], sizes["audio_width"], sizes["audio_condition"])
+    model = build_torch_reference(contents["meta_cfg"], sizes["audio_width"], sizes["audio_condition"])
     load_strictly(model, contents["model"], str(path))
     if audio_encoder is not None and sizes["stage"] == "dialogue":
-        model.audio_encoder = load_wav2vec2(audio_encoder)
+        model.audio_encoder = load_encoder(audio_encoder)
     return model.eval()

@@ -1,5 +1,5 @@
-"""The twin at work as the release works, so that figures can be compared: training with noise and LoRA, and a decode
-that caches nothing."""
+"""The PyTorch reference at work as the release works, so that figures can be compared: training
+with noise and LoRA, and a decode that caches nothing."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from unils_jax.benchmarks.torch_model import StepNoise, TwinGenerator, full_features, next_scale_inputs, scale_slices
+from unils_jax.benchmarks.torch_model import (
+    StepNoise,
+    TorchReferenceGenerator,
+    full_features,
+    next_scale_inputs,
+    scale_slices,
+)
 from unils_jax.face.flame import FlameAsset
 from unils_jax.motion import EXPRESSION, EYES, JAW, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 
@@ -25,7 +31,9 @@ class Decoded(NamedTuple):
     logits: Tensor
 
 
-def sample_noise(model: TwinGenerator, people: int, drop_rate: float = 0.1, max_flip_percent: int = 30) -> StepNoise:
+def sample_noise(
+    model: TorchReferenceGenerator, people: int, drop_rate: float = 0.1, max_flip_percent: int = 30
+) -> StepNoise:
     """A step's noise: every condition dropped alone, one flip rate a scale for the whole batch."""
     device, scales = model.sos_embed.device, model.base_codec.scales
     drops = [torch.rand(people, 1, 1, device=device) < drop_rate for _ in range(4)]
@@ -51,7 +59,7 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + self.scale * low_rank
 
 
-def add_lora(model: TwinGenerator, rank: int = 32, alpha: float = 32.0, dropout: float = 0.1) -> None:
+def add_lora(model: TorchReferenceGenerator, rank: int = 32, alpha: float = 32.0, dropout: float = 0.1) -> None:
     """Stage 3, in place: adapters on every Linear of the prior; they and the audio attentions train, nothing else."""
     blocks = model.attn_blocks.attn_blocks
     layers = [(model, "code_token_embed"), (model.logits_head, "1")]
@@ -99,7 +107,7 @@ def update_ema(ema: list[Tensor], model: nn.Module, decay: float = 0.9999) -> No
 
 @torch.no_grad()
 def decode(
-    model: TwinGenerator,
+    model: TorchReferenceGenerator,
     audio: Float[Tensor, "2 N"] | None = None,
     *,
     style: Float[Tensor, "1 T M"] | None = None,
@@ -112,8 +120,9 @@ def decode(
 ) -> Decoded:
     """The first person's motion from own and other audio, for ceil(N / 640) frames; `tau` 0 is greedy.
 
-    The release's way: one person at a time, every scale computes prefix, lower scales and audio anew. The prior alone
-    decodes `num_chunks` windows without audio, from a style clip that is its first previous motion, too.
+    The release's way: one person at a time, every scale computes prefix, lower scales and audio
+    anew. The prior alone decodes `num_chunks` windows without audio, from a style clip that is its
+    first previous motion, too.
     """
     codec = model.base_codec
     zero = torch.zeros(1, codec.scales[-1], len(codec.motion_mean), device=codec.motion_mean.device)

@@ -22,7 +22,7 @@ from unils_jax.benchmarks.timing import (
     program_bytes,
     random_params,
     ratio,
-    twin_of,
+    torch_reference_of,
 )
 from unils_jax.benchmarks.trace import TRAIN_PARTS, as_shares, scope_seconds, shares_line
 from unils_jax.config import load_config, override
@@ -284,7 +284,7 @@ def torch_steps(
 
     Its attention is PyTorch's default; a step has noise, gradient, clipping, AdamW, average.
     """
-    twin = twin_of(config.model, params).train()
+    reference = torch_reference_of(config.model, params).train()
     # The extra `torch`: this benchmark runs without it, too.
     import torch  # noqa: PLC0415
 
@@ -295,36 +295,36 @@ def torch_steps(
         update_ema,
     )
 
-    device = next(twin.parameters()).device
+    device = next(reference.parameters()).device
     tensors = {name: torch.tensor(value, device=device) for name, value in batch.items()}
-    optimizer, schedule = make_optimizer(twin, config.num_steps)
-    ema = [p.detach().clone() for p in twin.parameters() if p.requires_grad]
+    optimizer, schedule = make_optimizer(reference, config.num_steps)
+    ema = [p.detach().clone() for p in reference.parameters() if p.requires_grad]
     people = tensors["motion"].shape[:-2].numel()
-    loss = twin_loss(twin, objective)
+    loss = torch_reference_loss(reference, objective)
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            noise = None if config.stage == "codec" else sample_noise(twin, people)
-            train_step(twin, optimizer, schedule, loss(tensors, noise))
-            update_ema(ema, twin, config.optimizer.ema_decay)
+            noise = None if config.stage == "codec" else sample_noise(reference, people)
+            train_step(reference, optimizer, schedule, loss(tensors, noise))
+            update_ema(ema, reference, config.optimizer.ema_decay)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
-def twin_loss(twin: TorchModule, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
+def torch_reference_loss(reference: TorchModule, objective: Objective) -> Callable[[Mapping[str, Any], Any], Any]:
     """Returns `loss(batch of tensors, noise or None)` of the reference's stage.
 
     It is what the stage minimises under the objective.
     """
-    if hasattr(twin, "teacher_forced"):
-        return twin.loss
+    if hasattr(reference, "teacher_forced"):
+        return reference.loss
     from unils_jax.benchmarks.torch_runs import Head  # noqa: PLC0415 - it imports torch
 
-    head = objective.head and Head(objective.head, twin.motion_mean.device)
+    head = objective.head and Head(objective.head, reference.motion_mean.device)
     lips = head and head.lips
-    return lambda batch, noise: sum(twin.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
+    return lambda batch, noise: sum(reference.loss(batch["motion"], head, lips, asdict(objective.weights)).values())
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Our checkpoints as release files: keys, config tree and model card, written, read back and compared.
 
-A `.pt` is what the release's own code and `torch_twin` load; a `.safetensors` with its JSON holds the same without
+A `.pt` is what the release's own code and `torch_model` load; a `.safetensors` with its JSON holds the same without
 pickle. torch is imported for a `.pt` only.
 """
 

@@ -45,7 +45,8 @@ def _training(checkpoint: Checkpoint, card: Card, raw: bool) -> str:
         optimizer = run["optimizer"]
         lines.append(
             f"- {checkpoint.source['step']:,} of {run['num_steps']:,} steps of {run['data']['batch_size']} windows, "
-            f"{'AdamW' if optimizer['weight_decay'] else 'Adam'}, rate {optimizer['rate']:g}, seed {run['seed']}"
+            f"{'AdamW' if optimizer['weight_decay'] else 'Adam'}, "
+            f"learning rate {optimizer['learning_rate']:g}, seed {run['seed']}"
         )
         average = f"averaged over the run (decay {optimizer['ema_decay']:g})"
         raw = raw or not optimizer["ema_decay"]
@@ -93,7 +94,7 @@ def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]
 def _loading(checkpoint: Checkpoint, file_name: str) -> str:
     published = _needs_encoder(checkpoint)
     encoder = ', audio_encoder="facebook/wav2vec2-xls-r-300m"' if published else ""
-    twin_encoder = ', audio_encoder="wav2vec2"' if published else ""
+    reference_encoder = ', audio_encoder="wav2vec2"' if published else ""
     folder = "\n`wav2vec2` is the folder that `hf download facebook/wav2vec2-xls-r-300m --local-dir wav2vec2` writes.\n"
     in_jax = f"""In JAX:
 
@@ -112,9 +113,9 @@ model = load("{file_name}"{encoder}).model
 In PyTorch (`pip install 'unils-jax[torch]'`), with the release's key names, strictly:
 
 ```python
-from unils_jax.benchmarks.torch_model import load_twin
+from unils_jax.benchmarks.torch_model import load_torch_reference
 
-model = load_twin("{file_name}"{twin_encoder})
+model = load_torch_reference("{file_name}"{reference_encoder})
 ```
 {folder if published else ""}"""
 

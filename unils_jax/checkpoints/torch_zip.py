@@ -1,8 +1,9 @@
-"""PyTorch's zip format, read without torch and without running pickled code.
+"""Reads PyTorch's zip format without torch and without running pickled code.
 
-An archive holds `<top>/data.pkl`, `<top>/data/<number>`, `<top>/byteorder` and bookkeeping. Globals of the pickle come
-from an exact allow-list; tensors become checked windows into the members, which are read when asked for. A stranger's
-file costs at most a small multiple of its own size in memory. Source: PyTorch's notes on serialization.
+An archive holds `<top>/data.pkl`, `<top>/data/<number>`, `<top>/byteorder` and bookkeeping. Globals
+of the pickle come from an exact allow-list; tensors become checked windows into the members, which
+are read when asked for. An untrusted file costs at most a small multiple of its size in memory.
+Source: PyTorch's notes on serialization.
 """
 
 import contextlib
@@ -11,12 +12,12 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.face.restricted_pickle import Inert, restricted_load
+from unils_jax.face.restricted_pickle import restricted_load
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 RESAVE = "save it again with torch.save of PyTorch 1.6 or newer"
@@ -24,7 +25,8 @@ MAX_PICKLE_BYTES = 16 << 20
 MAX_NDIM = 8
 MAX_TENSOR_BYTES_PER_FILE_BYTE = 4  # tied tensors are stored once; anything beyond this is a bomb
 BFLOAT16 = "bfloat16"
-# torch's storage classes as the names of NumPy dtypes: strings, so that a pickle can do nothing with them.
+# torch's storage classes as the names of NumPy dtypes: strings, so that a pickle can do nothing
+# with them.
 STORAGES = {
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -37,53 +39,36 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+DTYPES = frozenset(STORAGES.values())
 
 
-DTYPES = set(STORAGES.values())
+class _Storage(NamedTuple):
+    """A run of `numel` elements in a member of the archive, not read yet."""
+
+    dtype: str
+    member: str
+    numel: int
 
 
-class _Storage(Inert):
-    """A run of elements in the archive, not read yet."""
+class _Tensor(NamedTuple):
+    """A checked window into a storage; offset, size and strides count elements."""
 
-    __slots__ = ("dtype", "member", "numel")
-
-
-class _Tensor(Inert):
-    """A checked window into a `_Storage`: offset, size and strides count elements."""
-
-    __slots__ = ("offset", "size", "storage", "stride")
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
-class _Mapping(dict):
-    """`collections.OrderedDict` as pickled, without the attributes (torch hangs `_metadata` on state dicts)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _make(cls: type[Inert], **fields: Any) -> Any:
-    made = cls()
-    for name, value in fields.items():
-        object.__setattr__(made, name, value)
-    return made
-
-
-def _ordered_dict(*args: Any) -> _Mapping:
-    return _Mapping(*args)
-
-
-def _whole(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
-    """`torch._utils._rebuild_tensor_v2`. Raises UserError where the window leaves its storage or expands it."""
+def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> _Tensor:
+    """Stands for `torch._utils._rebuild_tensor_v2`. Raises UserError where the window leaves its storage."""
     if not isinstance(storage, _Storage):
         raise UserError(f"holds a tensor without a storage; {RESAVE}")
     plain = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= MAX_NDIM
-    if not plain or not all(map(_whole, (offset, *size, *stride))):
+    if not plain or not all(map(_is_count, (offset, *size, *stride))):
         raise UserError(f"holds a tensor whose offset, sizes or strides are not plain counts; {RESAVE}")
     numel = math.prod(size)
     end = offset + (sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if numel else 0)
@@ -92,18 +77,18 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
             f"holds a tensor of size {list(size)}, strides {list(stride)}, offset {offset}, which does not fit in its "
             f"storage of {storage.numel} elements; save contiguous tensors, or get a fresh copy"
         )
-    return _make(_Tensor, storage=storage, offset=offset, size=size, stride=stride)
+    return _Tensor(storage, offset, size, stride)
 
 
-def _rebuild_parameter(data: Any, *_: Any) -> _Tensor:
-    """`torch._utils._rebuild_parameter`: a parameter is read as its tensor."""
-    if not isinstance(data, _Tensor):
+def _rebuild_parameter(tensor: object, *_: object) -> _Tensor:
+    """Stands for `torch._utils._rebuild_parameter`: a parameter is read as its tensor."""
+    if not isinstance(tensor, _Tensor):
         raise UserError(f"holds a parameter without a tensor; {RESAVE}")
-    return data
+    return tensor
 
 
-ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _ordered_dict,
+ALLOWED_GLOBALS: dict[tuple[str, str], object] = {
+    ("collections", "OrderedDict"): lambda: {},  # no arguments: a pickle could ask for many copies of a large one
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
@@ -124,32 +109,28 @@ class Archive:
             raise UserError(f"{path} is a zip file but not one of torch.save; {RESAVE}")
         if len(self.members) != len(members):
             raise UserError(f"{path} holds two members of one name; get a fresh copy")
+        # Sizes are compared before anything is read: no member can unfold, and none is read twice.
         stored = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in members)
         if not stored or sum(m.file_size for m in members) > self.file_bytes:
             raise UserError(f"{path} is compressed or its members overlap, which torch.save never does; {RESAVE}")
         self.top = tops[0]
         self.bytes_read: dict[str, bytes] = {}
-        self.byte_order = self._read_byte_order()
-
-    def _read_byte_order(self) -> str:
-        name = f"{self.top}/byteorder"
-        order = self.zip.read(name) if name in self.members else b"little"
+        order = archive.read(f"{self.top}/byteorder") if f"{self.top}/byteorder" in self.members else b"little"
         if order not in (b"little", b"big"):
-            raise UserError(f"{self.path} has the byte order {order[:20]!r}, must be little or big; get a fresh copy")
-        return "<" if order == b"little" else ">"
+            raise UserError(f"{path} has the byte order {order[:20]!r}, must be little or big; get a fresh copy")
+        self.byte_order = "<" if order == b"little" else ">"
 
-    def load(self) -> Any:
-        """The pickled object, tensors as `_Tensor`."""
+    def load(self) -> object:
+        """Returns the pickled object, tensors as `_Tensor`."""
         with self.zip.open(f"{self.top}/data.pkl") as file:
-            limits = {"name": str(self.path), "max_bytes": MAX_PICKLE_BYTES}
-            return restricted_load(file, ALLOWED_GLOBALS, self.storage, **limits)
+            return restricted_load(file, ALLOWED_GLOBALS, self.storage, name=str(self.path), max_bytes=MAX_PICKLE_BYTES)
 
-    def storage(self, pid: Any) -> _Storage:
-        """The storage that a persistent id names: ("storage", class, key, device, elements)."""
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[2], str)):
+    def storage(self, pid: object) -> _Storage:
+        """Returns the storage that a persistent id names: ("storage", class, key, device, elements)."""
+        if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[2], str)):
             raise UserError(f"refers to something other than a storage; {RESAVE}")
         _, dtype, key, _, numel = pid
-        if not isinstance(dtype, str) or dtype not in STORAGES.values() or not _whole(numel):
+        if not isinstance(dtype, str) or dtype not in DTYPES or not _is_count(numel):
             raise UserError(f"holds a storage of an unknown kind; {RESAVE}")
         member = f"{self.top}/data/{key}"
         if member not in self.members:
@@ -157,10 +138,10 @@ class Archive:
         held, expected = self.members[member].file_size, numel * _item_bytes(dtype)
         if held != expected:
             raise UserError(f"declares {expected} bytes for {shown(member)}, which holds {held}; get a fresh copy")
-        return _make(_Storage, dtype=dtype, member=member, numel=numel)
+        return _Storage(dtype, member, numel)
 
     def array(self, tensor: _Tensor) -> np.ndarray:
-        """The tensor's elements: a read-only view of the bytes read, a copy for bfloat16 and foreign byte order."""
+        """Returns a read-only view of the bytes read; a copy for bfloat16 and for the other byte order."""
         storage = tensor.storage
         if storage.member not in self.bytes_read:
             self.bytes_read[storage.member] = self.zip.read(storage.member)
@@ -177,8 +158,8 @@ class Archive:
         return widen(array) if storage.dtype == BFLOAT16 else array
 
 
-def shown(value: Any) -> str:
-    """`value` as a piece of a one-line message."""
+def shown(value: object) -> str:
+    """Returns `value` as a piece of a one-line message."""
     return "".join(c if c.isprintable() else " " for c in str(value)[:160])
 
 
@@ -187,13 +168,13 @@ def _item_bytes(dtype: str) -> int:
 
 
 def widen(bfloat16: np.ndarray) -> np.ndarray:
-    """Float32 from the 16 bits of bfloat16, exactly."""
+    """Returns float32 from the 16 bits of bfloat16, exactly."""
     return np.left_shift(bfloat16.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
 @contextlib.contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Opens a torch.save file. Every way in which a file can be broken ends in a UserError."""
+    """Opens a torch.save file. Raises UserError for every way in which a file can be broken."""
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -215,7 +196,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
         raise UserError(f"{path} is truncated or damaged ({shown(error)}); get a fresh copy") from None
 
 
-def state_dict(archive: Archive, value: Any) -> dict[str, np.ndarray]:
+def state_dict(archive: Archive, value: object) -> dict[str, np.ndarray]:
+    """Returns the arrays of a pickled state dict by key. Raises UserError where it holds anything but tensors."""
     if not isinstance(value, dict) or not value:
         raise UserError(f"{archive.path} holds no state dict (a dict of tensors); use the file as published")
     wrong = [shown(key) for key, item in value.items() if type(key) is not str or not isinstance(item, _Tensor)]

@@ -1,11 +1,14 @@
 """Checkpoints of our own training runs: a workdir, or the folder of one step."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tensorstore as ts
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_keys import check_params
@@ -13,6 +16,7 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES
 from unils_jax.nn.params import Params
+from unils_jax.runtime import local_path
 from unils_jax.systems.registry import SYSTEMS, current_run
 
 ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our checkpoints
@@ -31,7 +35,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     restored: Params = {}
     for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
-            restored |= read_item(step_folder.absolute() / item)
+            restored |= read_item(local_path(step_folder, "checkpoint").absolute() / item)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))
@@ -40,27 +44,52 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
 
 
 def array_items(meta: Mapping[str, Any]) -> Sequence[str]:
-    """The items of arrays that a checkpoint holds, by its `meta`; older ones do not say and have all."""
+    """Returns the names of the items of arrays; all of them where `meta` does not list any."""
     return meta.get("arrays", ARRAYS)
 
 
-def read_item(folder: Path) -> Params:
-    """The arrays of one item of an Orbax checkpoint as NumPy arrays, wherever they were sharded; the keys of a nested
-    item are joined by dots.
+class _PatientHandler(ocp.type_handlers.NumpyHandler):
+    """Reads arrays as Orbax does, but ends after the last read even where one has failed.
 
-    Read as Orbax stores them, zarr arrays in one OCDBT, with TensorStore itself: Orbax's own reader warns about items
-    that are read alone, and where a file is damaged its threads print tracebacks after the error.
+    Orbax raises at the first failure and closes its event loop, on which the reads that are still
+    under way then report "Event loop is closed" from threads. `stored_type` is Orbax's name of the
+    type that was saved.
     """
-    layout = json.loads((folder / "_METADATA").read_text())
-    driver, context = "zarr3" if layout["use_zarr3"] else "zarr", ts.Context()
-    base = {"driver": "file", "path": f"{folder}/"}
-    # An optimiser without a state of its own leaves an empty node, which has no array.
-    entries = [e for e in layout["tree_metadata"].values() if not e["value_metadata"]["skip_deserialize"]]
-    names = [".".join(part["key"] for part in entry["key_metadata"]) for entry in entries]
-    specs = {n: {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": f"{n}/"}} for n in names}
-    opened = {name: ts.open(spec, open=True, context=context) for name, spec in specs.items()}
-    values = {name: store.result().read() for name, store in opened.items()}
-    return {name: value.result() for name, value in values.items()}
+
+    def __init__(self, stored_type: str) -> None:
+        super().__init__()
+        self.stored_type = stored_type
+        self._array_metadata_store = None  # as in Orbax's own handlers; without it Orbax warns
+
+    def typestr(self) -> str:
+        """Returns the name by which Orbax finds the handler of a stored array."""
+        return self.stored_type
+
+    async def deserialize(
+        self, infos: Sequence[ocp.type_handlers.ParamInfo], args: Sequence[ocp.RestoreArgs] | None = None
+    ) -> Sequence[np.ndarray]:
+        """Returns the arrays. Raises the first error after all reads have ended."""
+        read = super().deserialize
+        reads = [read([info], [arg]) for info, arg in zip(infos, args or [None] * len(infos), strict=True)]
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [array for arrays in results for array in arrays]
+
+
+def read_item(folder: Path) -> Params:
+    """Returns the arrays of one item of an Orbax checkpoint by path, however they were sharded.
+
+    The keys of a nested item are joined by dots; an optimiser's empty nodes have no array.
+    """
+    # The handler itself: a Checkpointer would warn about an item that is read alone.
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, _PatientHandler("jax.Array")), (np.ndarray, _PatientHandler("np.ndarray"))
+    )
+    restored = ocp.PyTreeCheckpointHandler(type_handler_registry=registry).restore(folder)
+    leaves = jax.tree_util.tree_leaves_with_path(restored)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): array for path, array in leaves}
 
 
 def _newest_step(path: Path) -> Path:

@@ -15,7 +15,7 @@ from unils_jax.benchmarks import data as data_bench
 from unils_jax.benchmarks import decode as decode_bench
 from unils_jax.benchmarks import train as train_bench
 from unils_jax.benchmarks.gpu_smoke import gpu_smoke
-from unils_jax.benchmarks.timing import check_twin, limit_threads, machine, random_params, write_json
+from unils_jax.benchmarks.timing import check_torch_reference, limit_threads, machine, random_params, write_json
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import DTYPES, Request
 from unils_jax.config import from_dict, load_config
@@ -294,7 +294,7 @@ def measure_train(request: TrainBenchRequest) -> Measured:
         train_bench.random_data_config(*pair, request.overrides) for pair in zip(request.config, sizes, strict=True)
     ]
     for config in configs if request.against else ():
-        check_twin(config.model)
+        check_torch_reference(config.model)
     described = start(request, peaks=not request.aot)
     rows = []
     for config in configs:

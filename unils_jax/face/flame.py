@@ -1,8 +1,8 @@
 """The FLAME head: reading the licensed model file without running it, and vertices from motion, in JAX.
 
-Source: Li et al. 2017 (FLAME), the published model file's layout, and the release's use of it: identity zero, neck
-zero, jaw and eyes padded to axis-angle. The joint regressor, blend shapes and skinning are folded into fewer, equal
-terms; see `Skinning` and `vertices`.
+Source: Li et al. 2017 (FLAME), the published model file's layout, and the release's use of it:
+identity zero, neck zero, jaw and eyes padded to axis-angle. The joint regressor, blend shapes and
+skinning are folded into fewer, equal terms; see `Skinning` and `vertices`.
 """
 
 import functools
@@ -22,7 +22,8 @@ PARENTS = (-1, 0, 1, 1, 1)  # root, neck, jaw, left eye, right eye
 class FlameAsset:
     """A head: float32 arrays in metres, y up, z towards the viewer, x to the head's left. Hashable by identity.
 
-    `lips` and `upper_face` list vertices; FLAME's lists repeat some, and the repeats count in means over them.
+    `lips` and `upper_face` list vertices; FLAME's lists repeat some, and the repeats count in means
+    over them.
     """
 
     v_template: Float[np.ndarray, "V 3"]
@@ -44,8 +45,9 @@ class FlameAsset:
 
 @dataclass(frozen=True, eq=False)
 class Skinning:
-    """Constants of the forward pass. The neck is never rotated, so it moves as the root does and its pose correctives
-    stay zero; trailing expression columns that are all zero and pose columns that are all zero are left out."""
+    """Constants of the forward pass. The neck is never rotated, so it moves as the root does and
+    its pose correctives stay zero; trailing expression columns that are all zero and pose columns
+    that are all zero are left out."""
 
     num_expression: int
     pose_columns: Int[np.ndarray, " q"]  # of the 27 of jaw, left eye, right eye
@@ -106,9 +108,9 @@ def rotation_matrices(axis_angle: Float[Array, "*b 3"]) -> Float[Array, "*b 3 3"
 def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation: bool) -> Float[Array, "*b V 3"]:
     """Vertices in metres of un-normalised motion, identity and neck zero; without `head_rotation` the root stays put.
 
-    With R_j the joint rotations, J_j the joints (they follow expression) and s the sum of a vertex's weights, linear
-    blend skinning of v is R_root [s (v - J_root) + sum_j w_j (R_j - I)(v - J_j)] + s J_root over jaw and eyes.
-    Differentiable; float32 throughout.
+    With R_j the joint rotations, J_j the joints (they follow expression) and s the sum of a
+    vertex's weights, linear blend skinning of v is R_root [s (v - J_root) + sum_j w_j (R_j - I)(v -
+    J_j)] + s J_root over jaw and eyes. Differentiable; float32 throughout.
     """
     s = asset.skinning
     batch = motion.shape[:-1]
@@ -137,15 +139,16 @@ def parameter_vertices(
 
 
 def _pose(s: Skinning, expression: Array, axis_angles: Array) -> tuple[list[Array], Array]:
-    """Coordinate planes [B, V] with the root where it is, and where that is [B, 3], of [B, joint, 3] axis-angles of
-    jaw and eyes."""
+    """Coordinate planes [B, V] with the root where it is, and where that is [B, 3], of [B, joint,
+    3] axis-angles of jaw and eyes."""
     turn = rotation_matrices(axis_angles) - jnp.eye(3)[None, None]  # [B, joint, 3, 3], less identity
     features = jnp.concatenate([expression, turn.reshape(-1, 27)[:, s.pose_columns]], axis=1)
     shaped = (features @ s.basis + s.template[None]).reshape(-1, 3, s.total_weight.size)
     joints = jnp.einsum("be,ejc->bjc", expression, s.joint_basis) + s.joint_template[None]
 
-    # Coordinate planes [B, V] and sums over them, not 3x3 products per vertex: XLA fuses the planes into one pass, and
-    # its sums over V are more exact in the gradient than a contraction (2e-6 against 1e-5 of the largest entry).
+    # Coordinate planes [B, V] and sums over them, not 3x3 products per vertex: XLA fuses the planes
+    # into one pass, and its sums over V are more exact in the gradient than a contraction (2e-6
+    # against 1e-5 of the largest entry).
     planes = (shaped[:, 0], shaped[:, 1], shaped[:, 2])
     shift = -jnp.einsum("bjck,bjk->bjc", turn, joints[:, 1:])  # (R_j - I)(v - J_j) = (R_j - I) v + shift_j
     posed = [s.total_weight[None] * plane for plane in planes]

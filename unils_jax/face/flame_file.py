@@ -23,7 +23,8 @@ from unils_jax.face.flame import (
     Skinning,
     fold,
 )
-from unils_jax.face.restricted_pickle import NUMPY_GLOBALS, Inert, restricted_load, unwrap
+from unils_jax.face.pickled_arrays import NUMPY_GLOBALS, unwrap
+from unils_jax.face.restricted_pickle import Inert, restricted_load
 
 MAX_FILE_BYTES = 256 << 20  # the published file holds 55 MB
 
@@ -40,11 +41,6 @@ class _Sparse(Inert):
     __slots__ = ()
 
 
-def _set(items: Any = ()) -> set:
-    """Python 2's pickled set (chumpy keeps one in its state, of no use here): what is simple in it."""
-    return {item for item in items if isinstance(item, str | int)} if isinstance(items, list) else set()
-
-
 _ALLOWED: dict[tuple[str, str], Any] = {
     **NUMPY_GLOBALS,
     ("chumpy.ch", "Ch"): _Chumpy,
@@ -52,9 +48,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("chumpy.reordering", "Select"): _Chumpy,
     ("chumpy.reordering", "transpose"): _Chumpy,
     **{(f"scipy.sparse.{module}", "csc_matrix"): _Sparse for module in ("csc", "_csc")},
-    **{(module, "set"): _set for module in ("__builtin__", "builtins")},
+    # chumpy keeps a set in its state, of no use here.
+    **{(module, "set"): Inert for module in ("__builtin__", "builtins")},
 }
-
 
 _SHAPES = {
     "v_template": (NUM_VERTICES, 3),
@@ -70,8 +66,9 @@ _SHAPES = {
 def load_flame(path: str | os.PathLike) -> FlameAsset:
     """Reads `generic_model.pkl` of FLAME 2020, or an .npz of the same names (`J_regressor` dense), without chumpy.
 
-    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises UserError for a
-    missing, damaged, hostile or oversized file and, all at once, for every array of a wrong shape or range.
+    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises
+    UserError for a missing, damaged, hostile or oversized file and, all at once, for every array of
+    a wrong shape or range.
     """
     arrays = _read_flame(Path(path))
     regions = flame_regions()

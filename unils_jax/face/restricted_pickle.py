@@ -1,278 +1,184 @@
-"""Reads pickles from strangers without running them: an exact allow-list, inert stand-ins for every class, size caps.
+"""Reads pickles from untrusted files without running them: one unpickler for FLAME's `.pkl` and PyTorch's `.pt`.
 
-What a pickle can reach while it loads is: Python's plain containers and numbers, the callables of the allow-list
-behind a wrapper that nothing can be written to, and instances of `Inert` classes. NumPy arrays are not rebuilt by
-NumPy's own functions (they accept object arrays and shapes without data) but by `PickledArray`, which checks the
-bytes against dtype and shape first. Neither torch, chumpy nor SciPy is imported.
+A pickle reaches plain containers, numbers and text, the callables of an allow-list, and instances
+of `Inert`, which hold what was stored. File size, number of opcodes and depth are bounded.
 """
 
-import contextvars
 import io
-import math
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
 
 from unils_jax.errors import UserError
 
 MAX_BYTES = 1 << 30
 MAX_OPCODES = 2_000_000
-MAX_ARRAY_NDIM = 8
-_DTYPE_CODES = {f"{kind}{size}" for kind, sizes in (("i", "1248"), ("u", "1248"), ("f", "248")) for size in sizes}
-_DTYPE_CODES |= {"b1"}
-_copies_left: contextvars.ContextVar[int] = contextvars.ContextVar("bytes that the load in progress may still copy")
+MAX_DEPTH = 100  # of containers inside containers; the releases' configs have fewer than 10
+_KEY_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
+# Opcodes that plain data never needs: classes by other ways than GLOBAL, sets, buffers outside the
+# file.
+_FORBIDDEN = frozenset(
+    "PERSID INST OBJ EXT1 EXT2 EXT4 NEWOBJ_EX EMPTY_SET ADDITEMS FROZENSET NEXT_BUFFER READONLY_BUFFER".split()
+)
+# Opcodes that put objects into a container, and how many they take off the stack; 0: all above the
+# mark.
+_FILLING = {
+    **dict.fromkeys((pickle.APPEND, pickle.TUPLE1, pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD, pickle.BINPERSID), 1),
+    **dict.fromkeys((pickle.TUPLE2, pickle.SETITEM), 2),
+    pickle.TUPLE3: 3,
+    **dict.fromkeys((pickle.APPENDS, pickle.SETITEMS, pickle.TUPLE, pickle.LIST, pickle.DICT), 0),
+}
+_KEYED = (pickle.SETITEM, pickle.SETITEMS, pickle.DICT)
 
 
-def _copy(num_bytes: int) -> None:
-    """Counts a copy: a small pickle can ask for the same long string to be encoded a million times."""
-    left = _copies_left.get() - num_bytes
-    if left < 0:
-        raise pickle.UnpicklingError("it asks for far more memory than it holds")
-    _copies_left.set(left)
-
-
-class _Frozen(type):
-    """A metaclass whose classes cannot be written to: a pickle's BUILD may name a class, not only an instance."""
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError(f"a pickle tried to change {cls.__name__}.{name}")
-
-    def __delattr__(cls, name: str) -> None:
-        raise pickle.UnpicklingError(f"a pickle tried to change {cls.__name__}.{name}")
-
-
-class Inert(metaclass=_Frozen):
+class Inert:
     """An object of a foreign class, reduced to what was stored: constructor arguments in `args`, state in `state`.
 
-    Subclass it to stand for a class of the pickle; subclasses may override `__setstate__` to check the state.
+    A subclass stands for one class of the pickle; it may override `set_state` to check the state.
     """
 
     __slots__ = ("args", "state")
 
-    def __new__(cls, *args: Any) -> "Inert":
-        self = object.__new__(cls)
-        object.__setattr__(self, "args", args)
-        object.__setattr__(self, "state", None)
-        return self
+    def __init__(self, *args: object) -> None:
+        self.args, self.state = args, None
 
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError(f"a pickle tried to change {type(self).__name__}.{name}")
-
-    def __setstate__(self, state: Any) -> None:
-        object.__setattr__(self, "state", state)
+    def set_state(self, state: object) -> None:
+        """Keeps the state that the pickle gives to the object."""
+        self.state = state
 
 
-class PickledDtype(Inert):
-    """`numpy.dtype` as pickled: a code such as 'f8', then the byte order. Numbers and booleans only."""
+class Global:
+    """A callable of the allow-list as a pickle sees it: REDUCE and NEWOBJ call it, no opcode changes it."""
 
-    __slots__ = ()
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The NumPy dtype. Raises pickle.UnpicklingError for objects, strings, records and subclasses of numbers."""
-        code = self.args[0] if self.args else None
-        if not isinstance(code, str) or code.lstrip("<>|=") not in _DTYPE_CODES:
-            raise pickle.UnpicklingError(f"an array has dtype {code!r}; only plain numbers are read")
-        order = code[0] if code[0] in "<>" else "="
-        if isinstance(self.state, tuple) and len(self.state) > 1 and self.state[1] in ("<", ">", "|", "="):
-            order = self.state[1]
-        return np.dtype(code.lstrip("<>|=")).newbyteorder(order)
-
-
-class PickledArray(Inert):
-    """`numpy.ndarray` as pickled; `array` is the checked array (a read-only view of the pickle's bytes)."""
-
-    __slots__ = ("array",)
-
-    def __setstate__(self, state: Any) -> None:
-        if not (isinstance(state, tuple) and len(state) == 5):
-            raise pickle.UnpicklingError("an array has a state of an unknown layout")
-        _, shape, dtype, fortran, data = state
-        _fill(self, data, dtype, shape, "F" if fortran else "C")
-
-
-def _fill(target: PickledArray, data: Any, dtype: Any, shape: Any, order: str) -> None:
-    """Sets `target.array` after checking that `data` holds exactly the elements that `shape` asks for."""
-    if isinstance(data, str):  # Python 2 wrote the bytes as a string
-        data = _encode(data)
-    if not isinstance(data, bytes | bytearray):
-        raise pickle.UnpicklingError(f"an array's data is {type(data).__name__}, not bytes")
-    if not isinstance(dtype, PickledDtype):
-        raise pickle.UnpicklingError(f"an array's dtype is {type(dtype).__name__}, not numpy.dtype")
-    plain = isinstance(shape, tuple) and all(isinstance(n, int) and 0 <= n <= MAX_BYTES for n in shape)
-    if not plain or len(shape) > MAX_ARRAY_NDIM:
-        raise pickle.UnpicklingError(f"an array has the shape {str(shape)[:80]}")
-    if math.prod(shape) * dtype.dtype.itemsize != len(data):
-        raise pickle.UnpicklingError(f"an array of shape {list(shape)} {dtype.dtype} holds {len(data)} bytes")
-    if isinstance(data, bytearray):
-        _copy(len(data))
-    array = np.frombuffer(bytes(data), dtype.dtype).reshape(shape, order=order)
-    object.__setattr__(target, "array", array)
-
-
-def _reconstruct(*_: Any) -> PickledArray:
-    """`numpy.core.multiarray._reconstruct`: an empty array; shape and data come with the state."""
-    return PickledArray()
-
-
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: str) -> PickledArray:
-    """`numpy.core.numeric._frombuffer`, which pickles of protocol 5 use."""
-    array = PickledArray()
-    _fill(array, data, dtype, shape, "F" if order == "F" else "C")
-    return array
-
-
-def _scalar(dtype: Any, data: Any) -> int | float | bool:
-    """`numpy.core.multiarray.scalar`, as a plain Python number."""
-    array = PickledArray()
-    _fill(array, data, dtype, (), "C")
-    return array.array.item()
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """`_codecs.encode`, for the one encoding in which Python 3 writes bytes into old pickles."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"_codecs.encode with the encoding {str(encoding)[:40]!r} is not read")
-    _copy(len(text))
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    """`bytes()`, as old protocols write an empty array's data."""
-    return b""
-
-
-def _reconstructor(cls: Any, *_: Any) -> Inert:
-    """`copyreg._reconstructor`: an instance without state of one of our inert classes."""
-    if not (isinstance(cls, type) and issubclass(cls, Inert)):
-        raise pickle.UnpicklingError("copyreg._reconstructor is read for known classes only")
-    return cls()
-
-
-class _Object(Inert):
-    """`builtins.object`, which Python 2 names as the base in `copy_reg._reconstructor`."""
-
-    __slots__ = ()
-
-
-# What arrays and plain objects need; spread it into an allow-list.
-NUMPY_GLOBALS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): PickledArray,
-    ("numpy", "dtype"): PickledDtype,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
-    ("builtins", "bytes"): _no_bytes,
-    ("copy_reg", "_reconstructor"): _reconstructor,
-    ("copyreg", "_reconstructor"): _reconstructor,
-    ("__builtin__", "object"): _Object,
-    ("builtins", "object"): _Object,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
-}
-
-
-class _Call:
-    """A callable of the allow-list that a pickle can call and nothing else: no attribute can be set on it."""
-
-    __slots__ = ("_function",)
+    __slots__ = ("function",)
 
     def __init__(self, function: Callable) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("a pickle tried to change a function")
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a pickle tried to change a function")
+        self.function = function
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that knows the globals of `allowed` and no other.
+class _Unpickler(pickle._Unpickler):
+    """Python's unpickler in Python: unlike the one in C it lets each opcode be overridden."""
 
-    Inert classes are handed out as they are (a pickle may instantiate them), any other callable behind a wrapper,
-    any other value as it is. Use `restricted_load`, which also bounds sizes and words the errors.
-    """
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(
-        self,
-        file: io.BufferedIOBase,
-        allowed: Mapping[tuple[str, str], Any],
-        persistent_load: Callable[[Any], Any] | None,
+        self, data: bytes, allowed: Mapping[tuple[str, str], object], refer: Callable[[object], object] | None
     ) -> None:
-        super().__init__(file, fix_imports=False, encoding="latin1")
-        self._allowed = allowed
-        self._persistent_load = persistent_load
+        super().__init__(io.BytesIO(data), fix_imports=False, encoding="latin1")
+        self.allowed, self.refer = allowed, refer
+        self.bytes_to_copy = 2 * len(data) + (1 << 20)
+        self.depths: dict[int, int] = {}  # by the id of a container
+        self.kept: list[object] = []  # the containers, so that no id is used twice
 
-    def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a global. Raises UserError naming a global that is not in the allow-list."""
-        if (module, name) not in self._allowed:
+    def find_class(self, module: str, name: str) -> object:
+        """Returns the stand-in for a global. Raises UserError naming a global that is not in the allow-list."""
+        if (module, name) not in self.allowed:
             shown = f"{module}.{name}"[:120]
             raise UserError(f"holds the forbidden global {shown!r} (never executed); use the file as published")
-        value = self._allowed[module, name]
-        return _Call(value) if callable(value) and not isinstance(value, _Frozen) else value
+        value = self.allowed[module, name]
+        return Global(value) if callable(value) else value
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> object:
         """Passes persistent references on. Raises UserError where the caller expects none."""
-        if self._persistent_load is None:
+        if self.refer is None:
             raise UserError("refers to objects outside the file, which its kind does not do; use the file as published")
-        return self._persistent_load(pid)
+        return self.refer(pid)
+
+    def charge(self, items: object) -> None:
+        """Counts text that a call may copy: a pickle can have one long text copied many times."""
+        self.bytes_to_copy -= sum(len(item) for item in items if type(item) is str) if type(items) is tuple else 0
+        if self.bytes_to_copy < 0:
+            raise pickle.UnpicklingError("it asks for far more memory than it holds")
+
+    def load_call(self) -> None:
+        """Calls a callable of the allow-list: all that REDUCE and NEWOBJ can do."""
+        args, target = self.stack.pop(), self.stack[-1]
+        if not (isinstance(target, Global) and isinstance(args, tuple)):
+            raise pickle.UnpicklingError(f"it calls a {type(target).__name__}")
+        self.charge(args)
+        self.stack[-1] = target.function(*args)
+
+    def load_state(self) -> None:
+        """Gives an `Inert` object its state, and drops the attributes that torch hangs on dicts."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Inert):
+            self.charge(state)
+            target.set_state(state)
+        elif not isinstance(target, dict):
+            raise pickle.UnpicklingError(f"it changes a {type(target).__name__}")
+
+
+def _checked(load: Callable[[_Unpickler], None], opcode: bytes) -> Callable[[_Unpickler], None]:
+    """Wraps the handler of an opcode that fills a container: bounds the depth and the kinds of keys."""
+    count = _FILLING[opcode]
+
+    def checked_load(self: _Unpickler) -> None:
+        items = self.stack[-count:]
+        # Tuples as keys could make one hash take exponential time or overflow C's stack.
+        if opcode in _KEYED and not all(type(key) in _KEY_TYPES for key in items[::2]):
+            raise pickle.UnpicklingError("a key is neither text nor a number")
+        depth = 1 + max((self.depths.get(id(item), 0) for item in items), default=0)
+        if depth > MAX_DEPTH:
+            raise pickle.UnpicklingError(f"it nests over {MAX_DEPTH} containers")
+        load(self)
+        target = self.stack[-1]
+        if isinstance(target, list | tuple | dict | Inert):
+            self.kept.append(target)
+            self.depths[id(target)] = max(depth, self.depths.get(id(target), 0))
+
+    return checked_load
+
+
+_handlers = _Unpickler.dispatch
+_handlers[pickle.REDUCE[0]] = _handlers[pickle.NEWOBJ[0]] = _Unpickler.load_call
+_handlers[pickle.BUILD[0]] = _Unpickler.load_state
+_handlers[pickle.BYTEARRAY8[0]] = pickle._Unpickler.load_binbytes8  # which takes no memory ahead of the bytes
+for _opcode in _FILLING:
+    _handlers[_opcode[0]] = _checked(_handlers[_opcode[0]], _opcode)
 
 
 def restricted_load(
     file: io.BufferedIOBase,
-    allowed: Mapping[tuple[str, str], Any],
-    persistent_load: Callable[[Any], Any] | None = None,
+    allowed: Mapping[tuple[str, str], object],
+    persistent_load: Callable[[object], object] | None = None,
     *,
     name: str = "pickle",
     max_bytes: int = MAX_BYTES,
-) -> Any:
-    """The object that the pickle in `file` (open for reading, binary) describes, built from allow-listed parts only.
+) -> object:
+    """Returns the object that the pickle in `file` describes, built from allow-listed parts only.
 
-    Keys of `allowed` are (module, name) exactly as they stand in the file: Python 2's names are not translated.
-    Values that are callable must be safe with any arguments. Arrays come as `PickledArray`: see `unwrap`.
-    Raises UserError, beginning with `name`, for a forbidden global, a truncated or damaged pickle, and one of more
-    than `max_bytes` bytes or `MAX_OPCODES` opcodes.
+    Raises UserError, beginning with `name`, for a forbidden global, a truncated or damaged pickle,
+    and one of more than `max_bytes` bytes, `MAX_OPCODES` opcodes or `MAX_DEPTH` nested containers.
+
+    Args:
+        file: Open for reading, binary.
+        allowed: By (module, name) exactly as the file has them; Python 2's names are not translated.
+            Callables must be safe with any arguments.
+        persistent_load: Resolves references to objects outside the pickle; None refuses them.
+        name: Names the file in errors.
+        max_bytes: The largest pickle that is read.
     """
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise UserError(
             f"{name} holds over {max_bytes} bytes of pickle, the limit for its kind; use a file as published"
         )
-    token = _copies_left.set(2 * len(data) + (1 << 20))
     try:
         _scan(data)
-        return RestrictedUnpickler(io.BytesIO(data), allowed, persistent_load).load()
+        return _Unpickler(data, allowed, persistent_load).load()
     except UserError as error:
         raise UserError(f"{name} {error}") from None
     except Exception as error:  # a hostile pickle can make the unpickler raise nearly anything
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{name} is not a pickle that can be read ({detail}); get a fresh copy") from None
-    finally:
-        _copies_left.reset(token)
 
 
 def _scan(data: bytes) -> None:
-    """Walks the opcodes without acting on them: complete to STOP, of bounded number, memo indices without gaps.
-
-    The unpickler would allocate for a memo index or a string length before it notices that the file is too short.
-    """
+    """Walks the opcodes without acting on them. Raises for too many and for forbidden ones."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
         if count > MAX_OPCODES:
             raise UserError(f"has over {MAX_OPCODES} opcodes, far more than its kind needs; use the file as published")
+        if opcode.name in _FORBIDDEN:
+            raise pickle.UnpicklingError(f"it uses the opcode {opcode.name}")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= count:
             raise pickle.UnpicklingError(f"memo index {argument}")
-
-
-def unwrap(value: Any) -> Any:
-    """The array of a `PickledArray`; anything else unchanged."""
-    return getattr(value, "array", None) if isinstance(value, PickledArray) else value

@@ -1,8 +1,8 @@
 """The stand-in head: a procedural FlameAsset for those who have no FLAME file, driven by the `standin` basis.
 
 Same array names, ranks and units as FLAME; its leading expression columns are the named shapes of
-`motion.STANDIN_SHAPES`, its own lip and upper-face lists stand where FLAME's do. NumPy and SciPy only, the same on
-every call.
+`motion.STANDIN_SHAPES`, its own lip and upper-face lists stand where FLAME's do. NumPy and SciPy
+only, the same on every call.
 """
 
 import functools
@@ -70,8 +70,8 @@ def joint_regressor(
     weights: Float[np.ndarray, "V 5"],
     joints: Float[np.ndarray, "5 3"],
 ) -> Float[np.ndarray, "5 V"]:
-    """The smallest weights that put the `joints` where they are asked for, on vertices no expression moves: eyes on
-    their eyeballs, the others on what follows neither jaw nor eyes."""
+    """The smallest weights that put the `joints` where they are asked for, on vertices no
+    expression moves: eyes on their eyeballs, the others on what follows neither jaw nor eyes."""
     unmoved = np.abs(basis).max(axis=(1, 2)) < 1e-6
     regressor = np.zeros((5, len(points)))
     for joint, place in enumerate(joints):

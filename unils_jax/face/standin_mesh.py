@@ -1,8 +1,9 @@
 """The stand-in head's geometry: a closed skin with lips and lids laid in rings, and the parts inside and on it.
 
-The skin is triangulated as the convex hull of directions: rings around mouth and eyes, rows elsewhere. Every
-direction is then lifted to a super-ellipsoid and warped into a face. Metres; y up, z towards the viewer, x to the
-head's left; the origin is the middle of the skull at the height of the eyes. NumPy and SciPy only.
+The skin is triangulated as the convex hull of directions: rings around mouth and eyes, rows
+elsewhere. Every direction is then lifted to a super-ellipsoid and warped into a face. Metres; y up,
+z towards the viewer, x to the head's left; the origin is the middle of the skull at the height of
+the eyes. NumPy and SciPy only.
 """
 
 from dataclasses import dataclass, fields
@@ -37,8 +38,9 @@ def bump(x: np.ndarray, width: float | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Vertices by part. `closed` is where a vertex lies with both eyes shut; `domain_y` its height before the lips were
-    brought together (upper and lower lip are apart there); `polar` the angle of eyeball vertices from the pupil."""
+    """Vertices by part. `closed` is where a vertex lies with both eyes shut; `domain_y` its height
+    before the lips were brought together (upper and lower lip are apart there); `polar` the angle
+    of eyeball vertices from the pupil."""
 
     points: Float[np.ndarray, "V 3"]
     faces: Int[np.ndarray, "F 3"]

@@ -20,8 +20,8 @@ from jaxtyping import Float, Float32
 
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset, vertices
+from unils_jax.files import read_npz_file
 from unils_jax.motion import EYES, JAW, MOTION_DIM, STANDIN_SHAPES
-from unils_jax.npz import read_npz_file
 
 _SIDES = ("Left", "Right")
 _EYES = ("eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide")

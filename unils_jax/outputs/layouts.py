@@ -13,9 +13,8 @@ from jaxtyping import Float, Float32
 
 from data_pipelines.sources.dualtalk import read_motion
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, read_npz_file
 from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names, dualtalk_channels
-from unils_jax.npz import read_npz_file
 
 ARTALK_DIM = 106
 _HEADING = ["person", "frame", "time_s"]

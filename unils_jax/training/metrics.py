@@ -141,7 +141,7 @@ class StepReporter:
             raise UserError(
                 f"loss or gradient were not finite in {self._bad_steps} steps in a row, up to step {step} ({what}); "
                 f"the last batch's records: {named}. Nothing was learnt from these steps: resume with a lower "
-                "optimizer.rate (--allow_changes), or look at those records"
+                "optimizer.learning_rate (--allow_changes), or look at those records"
             )
 
     def _write(self, step: int, values: dict[str, float]) -> None:

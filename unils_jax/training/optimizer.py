@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,36 +15,33 @@ from unils_jax.nn.params import Params
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The paper's settings. `decay_steps` is D, by which the rate has fallen to a tenth; it is the number of steps.
+    """AdamW, its schedule, the clipping and the average; the defaults are the paper's."""
 
-    `release_devices` n above 1 asks for the release's rule for n devices, see `for_release_devices`. A `max_grad_norm`
-    of 0 clips nothing, a `lr_decay_every_steps` above 0 multiplies the rate by `stair_factor` every so many steps;
-    `lr_decay_every_epochs` above 0 sets it, see `config.count_epochs`. `per_tensor`: every tensor counts its own updates, see
-    `per_tensor`.
-    """
-
-    rate: float = 1e-4
-    warmup_steps: int = 1000
-    decay_steps: int = 200_000
-    final_factor: float = 0.1
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
-    release_devices: int = 1
-    lr_decay_every_steps: int = 0
-    stair_factor: float = 1.0
-    lr_decay_every_epochs: int = 0
-    per_tensor: bool = False
+    learning_rate: float = 1e-4  # at its peak, which update `warmup_steps` has
+    warmup_steps: int = 1000  # updates of the linear rise; 0 starts at the peak
+    decay_steps: int = 200_000  # the update by which the learning rate has fallen; the number of steps
+    final_factor: float = 0.1  # learning rate of the first and the last update, as a factor of the peak
+    weight_decay: float = 0.01  # on every tensor; 0: Adam
+    max_grad_norm: float = 1.0  # global norm that gradients are scaled down to; 0 clips nothing
+    ema_decay: float = 0.9999  # of the moving average of the weights, per update
+    release_devices: int = 1  # n: steps, learning rate and EMA decay as the release has them on n devices
+    lr_decay_every_steps: int = 0  # multiplies the learning rate by `stair_factor` every so many steps; 0: never
+    stair_factor: float = 1.0  # used where `lr_decay_every_steps` is above 0
+    lr_decay_every_epochs: int = 0  # sets `lr_decay_every_steps` by the size of the data; 0 leaves it
+    per_tensor: bool = False  # every tensor counts its own updates, see `scale_by_per_tensor_adam`
 
 
 def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
-    """The settings that the release trains with on `release_devices` devices: step counts divided by their number (down
-    to whole steps), the rate times it, the EMA decay to its power. The batch size, which the release counts by device,
-    is the caller's; what comes back counts as one device."""
+    """Returns the settings with which the release trains on `release_devices` devices.
+
+    Step counts are divided by their number (down to whole steps), the learning rate is multiplied
+    by it, the EMA decay is raised to its power. The caller scales the batch size, which the release
+    counts by device; the settings that come back count as one device.
+    """
     n = config.release_devices
     return replace(
         config,
-        rate=config.rate * n,
+        learning_rate=config.learning_rate * n,
         warmup_steps=config.warmup_steps // n,
         decay_steps=config.decay_steps // n,
         lr_decay_every_steps=config.lr_decay_every_steps // n,
@@ -54,18 +51,23 @@ def for_release_devices(config: OptimizerConfig) -> OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[Array, ""]:
-    """The rate of update `step` (from 0): a linear rise, the full rate at `warmup_steps`, a linear fall; times the
-    stairs."""
+    """Returns the learning rate of update `step`, counted from 0.
+
+    It rises linearly to its peak at `warmup_steps` and falls linearly; both are multiplied by the
+    stairs.
+    """
+    peak, low = config.learning_rate, config.learning_rate * config.final_factor
+    rise = optax.linear_schedule(low, peak, max(config.warmup_steps, 1))
+    fall = optax.linear_schedule(peak, low, max(config.decay_steps - config.warmup_steps, 1))
     step = jnp.asarray(step, jnp.float32)
-    warmup, decay, low = config.warmup_steps, config.decay_steps, config.final_factor
-    rise = low + (1 - low) * step / max(warmup, 1)
-    fall = 1 - (1 - low) * (step - warmup) / max(decay - warmup, 1)
-    rate = config.rate * jnp.where(step < warmup, rise, jnp.maximum(fall, low))
-    return rate * config.stair_factor ** (step // config.lr_decay_every_steps) if config.lr_decay_every_steps else rate
+    rate = optax.join_schedules([rise, fall], [config.warmup_steps])(step)
+    if not config.lr_decay_every_steps:
+        return rate
+    return rate * optax.exponential_decay(1.0, config.lr_decay_every_steps, config.stair_factor, staircase=True)(step)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW on every tensor it is given, biases, norms and embeddings included. Gradients arrive clipped."""
+    """Returns AdamW for all tensors, biases, norms and embeddings included; it does not clip."""
     adam = scale_by_per_tensor_adam if config.per_tensor else scale_by_adam
     return optax.chain(
         adam(0.9, 0.999, eps=1e-8),
@@ -75,10 +77,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction with exact bias corrections.
+    """Returns the transformation to Adam's direction, with exact bias corrections.
 
-    `1 - b**t` in float32, as optax has it, is off by 1e-5 in the first updates; PyTorch counts in float64. Written as
-    `-expm1(t * log(b))` it is good to the last digits.
+    optax's own has `1 - b**t` in float32, which is off by 1e-5 in the first updates where PyTorch
+    counts in float64, and raises under strict dtype promotion. `-expm1(t * log(b))` is good to the
+    last digits.
     """
 
     def init(params: Params) -> optax.ScaleByAdamState:
@@ -98,56 +101,52 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
 
 def clip_gradients(grads: Params, max_norm: float) -> tuple[Params, Float[Array, ""]]:
-    """Gradients scaled to a global norm of at most `max_norm` (0: any), and the norm before (PyTorch's formula)."""
-    norm = optax.tree.norm(grads)
-    if max_norm == 0:
-        return grads, norm
-    factor = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), norm
+    """Returns gradients of a global norm of at most `max_norm` (0: any), and the norm before."""
+    clip = optax.clip_by_global_norm(max_norm) if max_norm else optax.identity()
+    return clip.update(grads, optax.EmptyState())[0], optax.tree.norm(grads)
 
 
 def update_ema(ema: Params, params: Params, decay: float) -> Params:
-    """`decay * ema + (1 - decay) * params` for floating tensors; integers are copied."""
+    """Returns `decay * ema + (1 - decay) * params` for floating tensors; integers are copied."""
 
     def update(average: Array, value: Array) -> Array:
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            return value
-        return decay * average + (1 - decay) * value
+        is_float = jnp.issubdtype(value.dtype, jnp.floating)
+        return optax.incremental_update(value, average, 1 - decay) if is_float else value
 
     return jax.tree.map(update, ema, params)
 
 
-# Which paths have a gradient; those that are not named have one.
+# Which paths have a gradient; paths that are not named have one.
 GradientMask = dict[str, bool | Bool[Array, ""]]
 
 
 class PerTensorState(NamedTuple):
-    """`count` is the number of updates of any tensor, `counts` that of each."""
+    """The moments, and how many updates all tensors (`count`) and each (`counts`) have had."""
 
     count: Int[Array, ""]
-    counts: dict[str, Any]
+    counts: dict[str, Int[Array, ""]]
     mu: Params
     nu: Params
 
 
 def adam_direction(count: Int[Array, ""], mu: Array, nu: Array, b1: float, b2: float, eps: float) -> Array:
-    """The direction of update `count` (from 1) of moments that have taken its gradient in."""
+    """Returns the direction of update `count` (from 1), whose gradient the moments include."""
     correction1, correction2 = (-jnp.expm1(count.astype(jnp.float32) * math.log(b)) for b in (b1, b2))
     return mu / correction1 / (jnp.sqrt(nu / correction2) + eps)
 
 
 def init_per_tensor(params: Params) -> PerTensorState:
-    """Nothing counted, no moments."""
+    """Returns the state before the first update: no updates counted, zero moments."""
     zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
     return PerTensorState(jnp.int32(0), {path: jnp.int32(0) for path in params}, *zeros)
 
 
 def scale_by_per_tensor_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """`scale_by_adam` with a count for every tensor.
+    """Returns `scale_by_adam` with a count for every tensor.
 
-    `present` says of a path whether the step gave it a gradient (absent paths: yes); where it did not, moments, count
-    and parameter stay. A gradient that is zero is one all the same. `rebuild` (bool) starts anew before this update, as
-    an optimiser that is made again does.
+    `present` says of a path whether the step gave it a gradient (yes for absent paths); where it
+    did not, moments, count and parameter stay. A zero gradient is a gradient. `rebuild` (bool)
+    resets the state before this update, as a newly made optimiser would.
     """
 
     def update(

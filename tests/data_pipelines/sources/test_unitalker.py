@@ -13,7 +13,7 @@ from data_pipelines.sources.base import SkippedEntry
 from data_pipelines.sources.unitalker import TalkerSplit, clip_length, read_pca
 from unils_jax.audio import write_wav
 from unils_jax.errors import UserError
-from unils_jax.npz import npy_shape, read_npy_file
+from unils_jax.files import npy_shape, read_npy_file
 
 RNG = np.random.default_rng(0)
 

@@ -43,7 +43,7 @@ CONFIG = """
             "width": 8, "depth": 1, "num_heads": 2, "hidden_dim": 16, "conv_dims": (4,) * 7, "pos_conv_kernel": 4,
             "pos_conv_groups": 2,
         }})
-        config.optimizer.update({{"rate": 1e-3, "warmup_steps": 0, "final_factor": 1.0, "max_grad_norm": 0.0}})
+        config.optimizer.update({{"learning_rate": 1e-3, "warmup_steps": 0, "final_factor": 1.0, "max_grad_norm": 0.0}})
         # Draws take long to compile: some of each kind are enough.
         rates = {{"layer_drop": 0.0, "attention": 0.0, "activation": 0.0, "projection": 0.0}}
         config.model.rates.update(rates)

@@ -253,7 +253,7 @@ def _trainer_tree(run: Mapping[str, Any]) -> dict[str, Any]:
         "WARMUP_ITER": optimizer["warmup_steps"],
         "LR_DECAY_RATE": optimizer["final_factor"],
         "LR_DECAY_ITER": optimizer["decay_steps"],
-        "LEARNING_RATE": optimizer["rate"],
+        "LEARNING_RATE": optimizer["learning_rate"],
         "USING_EMA": True,
         "EMA_DECAY": optimizer["ema_decay"],
         "EMA_UPDATE_FREQ": 1,
@@ -280,7 +280,7 @@ def _warnings(config: UniLSConfig) -> list[str]:
     if config.prior is not None and config.prior.audio_condition != "pair":
         warnings.append(
             "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
-            "unils_jax's PyTorch twin"
+            "unils_jax's PyTorch reference"
         )
     return warnings
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset, Skinning, parameter_vertices, vertices
 from unils_jax.face.flame_file import load_parameter_head
-from unils_jax.npz import read_npy_file, read_npz_file
+from unils_jax.files import read_npy_file, read_npz_file
 
 BLENDSHAPE_WEIGHT = 1e-4  # of the squared error of blendshape weights beside that of the vertices
 PCA_WEIGHT = 0.01

@@ -1,4 +1,4 @@
-"""The PyTorch twin against the goldens: everything that our own model is held to, at the same tolerances."""
+"""The PyTorch reference against the goldens: everything that our own model is held to, at the same tolerances."""
 
 import jax
 import numpy as np
@@ -23,24 +23,30 @@ from unils_jax.face.flame import vertices
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
-from unils_jax.benchmarks.torch_model import StepNoise, full_features, load_twin, next_scale_inputs, scale_slices  # noqa: E402
+from unils_jax.benchmarks.torch_encoder import load_strictly  # noqa: E402
+from unils_jax.benchmarks.torch_model import (  # noqa: E402
+    StepNoise,
+    full_features,
+    load_torch_reference,
+    next_scale_inputs,
+    scale_slices,
+)
 from unils_jax.benchmarks.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
-from unils_jax.benchmarks.torch_wav2vec2 import load_strictly  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def codec(release):
-    return load_twin(release.codec)
+    return load_torch_reference(release.codec)
 
 
 @pytest.fixture(scope="module")
 def prior(release):
-    return load_twin(release.prior)
+    return load_torch_reference(release.prior)
 
 
 @pytest.fixture(scope="module")
 def dialogue(release):
-    return load_twin(release.dialogue, release.encoder)
+    return load_torch_reference(release.dialogue, release.encoder)
 
 
 def tensor(array) -> torch.Tensor:
@@ -74,7 +80,7 @@ def assert_gradients_match(model: torch.nn.Module, loss: torch.Tensor, outputs: 
 def assert_updates_match(model: torch.nn.Module, loss, outputs: dict) -> None:
     """Five updates record the golden's losses, norms and rates, and leave its weights."""
     config = schedule(outputs["train5_lr"])
-    settings = config.decay_steps, config.rate, config.warmup_steps, config.final_factor
+    settings = config.decay_steps, config.learning_rate, config.warmup_steps, config.final_factor
     optimizer, rates = make_optimizer(model, *settings)
     for index, rate in enumerate(outputs["train5_lr"]):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=RECORDED)
@@ -90,7 +96,7 @@ def assert_updates_match(model: torch.nn.Module, loss, outputs: dict) -> None:
 
 
 class Vertices(torch.autograd.Function):
-    """Our FLAME, identity zero and no head rotation, with its gradient, for the twin: [B, T, 108] -> [B, T, V, 3]."""
+    """Our FLAME, identity zero and no head rotation, with its gradient, for the PyTorch reference: [B, T, 108] -> [B, T, V, 3]."""
 
     @staticmethod
     def forward(ctx, motion, head):
@@ -159,7 +165,7 @@ def test_codec_losses_without_vertices_leave_the_mesh_terms_out(golden, codec):
 
 
 def test_five_updates_of_the_codec_match(golden, release, codec_head):
-    codec = load_twin(release.codec)
+    codec = load_torch_reference(release.codec)
     assert_updates_match(codec, lambda: sum(codec_terms(golden, codec, codec_head).values()), golden("codec").outputs)
 
 
@@ -189,7 +195,7 @@ def test_prior_under_drops_and_flips_matches(golden, prior, solo_batch):
 
 
 def test_five_updates_of_the_prior_match(golden, release, solo_batch):
-    prior, batch = load_twin(release.prior), tensors(solo_batch)
+    prior, batch = load_torch_reference(release.prior), tensors(solo_batch)
     assert_updates_match(prior, lambda: prior.loss(batch), golden("freegen").outputs)
 
 
@@ -232,19 +238,19 @@ def test_dialogue_under_drops_and_flips_matches(golden, dialogue, pair_batch):
 def test_adapters_apart_match(golden, release, pair_batch):
     case = golden("loragen_peft")
     settings = case.config["lora"]
-    twin = load_twin(release.dialogue, release.encoder)
-    add_lora(twin, settings["r"], float(settings["alpha"]), settings["dropout"])
+    reference = load_torch_reference(release.dialogue, release.encoder)
+    add_lora(reference, settings["r"], float(settings["alpha"]), settings["dropout"])
     codec = {f"base_codec.{key}": value for key, value in golden("codec").weights.items()}
-    encoder = {f"audio_encoder.{key}": value.numpy() for key, value in twin.audio_encoder.state_dict().items()}
+    encoder = {f"audio_encoder.{key}": value.numpy() for key, value in reference.audio_encoder.state_dict().items()}
     base, adapters = (load_file(case.folder / f"{name}.safetensors") for name in ("base", "lora"))
     adapters = {key.replace(".modules_to_save.default", ""): value for key, value in adapters.items()}
-    load_strictly(twin, {**codec, **encoder, **base, **adapters}, "golden")
+    load_strictly(reference, {**codec, **encoder, **base, **adapters}, "golden")
     batch = tensors(pair_batch)
-    close(twin.eval().teacher_forced(batch)[0], case.outputs["logits"], MODEL)
-    relative(twin.loss(batch), case.outputs["ce_loss"])
-    trained = {name for name, parameter in twin.named_parameters() if parameter.requires_grad}
+    close(reference.eval().teacher_forced(batch)[0], case.outputs["logits"], MODEL)
+    relative(reference.loss(batch), case.outputs["ce_loss"])
+    trained = {name for name, parameter in reference.named_parameters() if parameter.requires_grad}
     assert trained == {name.replace(".modules_to_save.default", "") for name in case.config["trainable"]}
-    assert_gradients_match(twin, twin.loss(batch), case.outputs)
+    assert_gradients_match(reference, reference.loss(batch), case.outputs)
 
 
 @pytest.mark.parametrize("variant", ["style", "nostyle", "prevonly", "cfg1"])
