@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -29,6 +30,8 @@ from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, dualtalk_channels
 VIEWS = ("solo", "pair", "partners")
 # Grain wants a length; at a thousand steps a second this one lasts for nine thousand years.
 _ENDLESS = 1 << 48
+_BUFFER = 2  # batches that each worker holds ready
+SHARED_MEMORY = "/dev/shm"
 _MAX_SUBSTITUTES = 16
 _HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
@@ -226,11 +229,12 @@ class Loader:
         dataset = grain.MapDataset.source(rows).batch(rows.rows, drop_remainder=True)
         # Few and small: a batch of 128 pairs holds 65 MB of audio.
         batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-        if self.num_workers:
+        num_workers = fitting_workers(rows[0], rows.rows, self.num_workers) if self.num_workers else 0
+        if num_workers:
             if not flags.FLAGS.is_parsed():
                 # Grain hands absl's flags to its workers and refuses to while nobody has parsed any; we have none.
                 flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=2)
+            options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=_BUFFER)
             batches = batches.mp_prefetch(options)
         return iter(batches)
 
@@ -251,7 +255,12 @@ class LoaderIterator:
 
     def __next__(self) -> Batch:
         self.start_prefetch()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "was terminated unexpectedly" not in str(error):
+                raise
+            raise _worker_died(error) from error
         self._watch(batch.pop("replaced"))
         self.step += 1
         return batch
@@ -298,6 +307,45 @@ class LoaderIterator:
                     f"{self.loader.max_bad_records})"
                 )
             log.warning("left out: %s", reason)
+
+
+def fitting_workers(window: Batch, rows: int, num_workers: int) -> int:
+    """Returns how many of the workers can hand their batches over in shared memory; 0: use threads.
+
+    A worker that finds no room there is killed by the kernel. Needed are the batches that each of them
+    holds ready, and one more that is being taken. A warning says so where they are fewer than asked for.
+    """
+    num_bytes = sum(array.nbytes for array in window.values()) * rows
+    try:
+        room = shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return num_workers  # a system that has it elsewhere
+    fitting = min(num_workers, max(0, room.free // max(num_bytes, 1) - 1) // _BUFFER)
+    if fitting < num_workers:
+        log.warning(
+            "WARNING: %d workers need %d MiB in %s, where %d of %d MiB are free: batches are cut by %s; %s",
+            num_workers,
+            num_bytes * (_BUFFER * num_workers + 1) >> 20,
+            SHARED_MEMORY,
+            room.free >> 20,
+            room.total >> 20,
+            f"{fitting} of them" if fitting else "threads",
+            _SHARED_MEMORY_REMEDY,
+        )
+    return fitting
+
+
+_SHARED_MEMORY_REMEDY = (
+    "start the container with more (--shm-size, or an emptyDir of medium Memory there), or set "
+    "--config.data.num_workers=0"
+)
+
+
+def _worker_died(error: RuntimeError) -> UserError:
+    text = " ".join(str(error).split())[:200]
+    return UserError(
+        f"a worker of the loader died ({text}): either memory or {SHARED_MEMORY} ran out; {_SHARED_MEMORY_REMEDY}"
+    )
 
 
 def _global_order(items: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> grain.MapDataset:

@@ -157,8 +157,7 @@ def only_writer(lock: str | os.PathLike, what: str | os.PathLike) -> Iterator[No
         file = _locked(lock, what)
         try:
             file.truncate(0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}).encode())
+            file.write(json.dumps(about_this_process()).encode())
             file.flush()
         except OSError:
             lock.unlink(missing_ok=True)
@@ -188,17 +187,24 @@ def _locked(lock: Path, what: str | os.PathLike) -> io.BufferedRandom:
             file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            raise UserError(
-                f"{what} is in use: {held} writes there; wait for it, stop it, or choose another folder"
-            ) from None
+            raise UserError(f"{what} is in use by {held}; wait for it, stop it, or choose another folder") from None
         file.close()
+
+
+def about_this_process() -> dict[str, str | int]:
+    """Returns what names this process to others: host, pid and the time now."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def describe_process(told: dict[str, str | int]) -> str:
+    """Returns `about_this_process` in words."""
+    return f"process {told['pid']} on {told['host']}, since {told['since']}"
 
 
 def _holder(file: io.BufferedRandom) -> str:
     file.seek(0)
     try:
-        told = json.loads(file.read())
-        return f"process {told['pid']} on {told['host']} (since {told['since']})"
+        return describe_process(json.loads(file.read()))
     except (ValueError, KeyError, TypeError):
         return "another process"  # between its lock and its line
 

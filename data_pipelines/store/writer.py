@@ -25,8 +25,9 @@ from data_pipelines.store import pieces
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, sync_folder
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
+from unils_jax.runtime import local_path, only_writer
 
 SPLITS = ("train", "val", "test")
 FORMAT_VERSION = 2
@@ -187,10 +188,11 @@ def write_store(
     together. The folder is written beside and renamed when whole. Raises UserError where `path` exists and is not an
     empty folder, and as `write_shard` and `finish_store`.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} already exists and is not empty; choose another folder or remove it")
-    with _folder_beside(path) as partial:
+    path = local_path(path, "store")
+    lock = path.absolute().parent / f".{path.name}.lock"
+    with only_writer(lock, path), _folder_beside(path) as partial:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} already exists and is not empty; choose another folder or remove it")
         shards: dict[str, int] = {}
         basis = None
         for split, group in _runs(records):
@@ -202,6 +204,7 @@ def write_store(
         if path.exists():
             path.rmdir()
         os.replace(partial, path)
+        sync_folder(path.parent)
     return manifest
 
 

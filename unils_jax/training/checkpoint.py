@@ -264,7 +264,7 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
 
 
 def saved_config(workdir: Path) -> dict[str, Any]:
-    """Reads the config of a workdir's run: of its config.json, else of the newest checkpoint that has one.
+    """Reads the config of a workdir's run, from config.json or else from the newest checkpoint.
 
     Raises UserError where none can be read.
     """
