@@ -1,1 +1,1 @@
-"""Everything between a disk and a batch: records, the synthetic set, the store, windows and the loader."""
+"""Everything between a disk and a batch: records, synthetic set, store, windows, loader."""

@@ -10,14 +10,16 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from unils_jax.errors import UserError
 
-# Motion kept in memory by each process, 1.7 hours of one person in float16; the page cache holds the rest.
+# Motion kept in memory by each process: 1.7 hours of one person in float16. The page cache holds
+# the rest.
 CACHE_BYTES = 32 << 20
 
 
 def parse_stores(store: str, stores: Sequence[str]) -> list[tuple[str, float]]:
-    """Paths and weights of a config's `data.store` (one path) and `data.stores` (`PATH` or `PATH=WEIGHT` each).
+    """Reads paths and weights of a config's `data.store` and `data.stores`.
 
-    Raises UserError unless one of the two is given, and for a weight that is not positive.
+    `data.store` is one path, `data.stores` holds `PATH` or `PATH=WEIGHT` each. Raises UserError
+    unless one of the two is given, and for a weight that is not positive.
     """
     if bool(store) == bool(stores):
         raise UserError("set data.store to one store, or data.stores to several PATH=WEIGHT, and not both")
@@ -40,7 +42,10 @@ def parse_stores(store: str, stores: Sequence[str]) -> list[tuple[str, float]]:
 
 
 class Mixture:
-    """Opened stores with their weights. Raises UserError where they do not hold motion of one basis."""
+    """Opened stores with their weights.
+
+    Raises UserError where they do not hold motion of one basis.
+    """
 
     def __init__(self, stores: str | os.PathLike | Sequence[tuple[str, float]], *, cache_bytes: int = CACHE_BYTES):
         pairs = [(stores, 1.0)] if isinstance(stores, str | os.PathLike) else list(stores)
@@ -53,20 +58,20 @@ class Mixture:
             raise UserError(f"weights of stores must be positive, got {self.weights}")
         bases = {store.expression_basis: str(store.path) for store in self.stores}
         if len(bases) > 1:
-            told = ", ".join(f"{path} is of the {basis!r} basis" for basis, path in sorted(bases.items()))
-            raise UserError(f"stores of a mixture must share one expression basis: {told}; leave one out")
+            listed = ", ".join(f"{path} is of the {basis!r} basis" for basis, path in sorted(bases.items()))
+            raise UserError(f"stores of a mixture must share one expression basis: {listed}; leave one out")
 
     @property
     def expression_basis(self) -> str:
-        """What the 100 expression channels mean, in all of them."""
+        """The meaning of the 100 expression channels, the same in all of them."""
         return self.stores[0].expression_basis
 
     def statistics(self, *, centred: bool = True) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
-        """Mean and standard deviation per channel over the training frames of all stores, each frame once; head
-        rotation `centred` or as it was.
+        """Returns mean and standard deviation per channel over the training frames of all stores.
 
-        The weights of drawing do not enter: a store drawn twice as often keeps the statistics of its frames. Raises
-        UserError where no store has motion to train on.
+        Each frame counts once: a store drawn twice as often keeps the statistics of its frames. The
+        head rotation is `centred` or as it was. Raises UserError where no store has motion to train
+        on.
         """
         merged = ChannelStatistics.zero()
         for store in self.stores:

@@ -1,4 +1,4 @@
-"""The record: one conversation, or one person alone, as every reader yields it and the store keeps it."""
+"""The record: one conversation, or one person alone, as readers yield it and the store keeps it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,31 +8,32 @@ import numpy as np
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES, MOTION_DIM, SAMPLES_PER_FRAME
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class Record:
-    """One sequence of P people (2: a dialogue, 1: a person alone), T frames at 25 fps, N samples at 16 kHz.
+    """One sequence of P people (2: a dialogue, 1: a person alone), T frames at 25 fps.
 
-    `motion [P, T, 108]` is float16 or float32, radians and expression coefficients, the head rotation *not*
-    centred (windows centre it, in the stored dtype). `audio [P, N]` is int16 or float32 in -1..1, or None.
-    `speech_mask [P, T]` is bool, true while that person speaks, or None. `expression_basis` says what the 100
-    expression channels mean (`flame` or `standin`). `events` holds the latent events of synthetic records, as
-    JSON-able values. `identities` names each person (empty: unknown), so that a style can be taken from another
-    record of the same person. `observed [P, 108]` is bool, false where the source has no such channel: it is zero in
-    `motion` and left out of statistics, losses and metrics; a person without any is heard and never seen. None: all
-    are there. `source` says where the record comes from. Arrays are not checked here: `validate` does that at the
-    borders.
+    Arrays are not checked here: `validate` does that at the borders.
     """
 
     name: str
+    # [P, T, 108] float16 or float32, radians and expression coefficients. The head rotation is
+    # *not* centred: windows centre it, in the stored dtype.
     motion: np.ndarray
-    audio: np.ndarray | None
-    speech_mask: np.ndarray | None
-    expression_basis: str
+    audio: np.ndarray | None  # [P, N] int16, or float32 in -1..1
+    speech_mask: np.ndarray | None  # [P, T] bool, true while that person speaks
+    expression_basis: str  # meaning of the 100 expression channels: `flame` or `standin`
+    # Latent events of synthetic records, JSON-able.
     events: dict[str, Any] = field(default_factory=dict)
+    # The name of each person, () where unknown: a style can come from another record of the person.
     identities: tuple[str, ...] = ()
+    # [P, 108] bool, false where the source has no such channel: it is zero in `motion` and left out
+    # of statistics, losses and metrics. A person without any channel has a voice only. None: all
+    # channels are there.
     observed: np.ndarray | None = None
-    source: str = ""
+    source: str = ""  # where the record comes from
 
     @property
     def num_people(self) -> int:
@@ -46,7 +47,10 @@ class Record:
 
 
 def validate(record: Record) -> None:
-    """Checks a record against its description. Raises one UserError that names every problem at once."""
+    """Checks a record against its description.
+
+    Raises one UserError that names every problem at once.
+    """
     problems = _motion_problems(record.motion)
     shaped = not problems
     problems += _text_problems(record)
@@ -93,7 +97,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _people_problems(record: Record) -> list[str]:
-    """What `identities` and `observed` say of each person."""
+    """Checks `identities` and `observed` of each person."""
     problems, observed = [], record.observed
     if record.identities and len(record.identities) != record.num_people:
         problems.append(f"identities must name {record.num_people} people or nobody, got {len(record.identities)}")

@@ -1,7 +1,8 @@
-"""Clips of one person's speech in several annotations -> batches of one kind and length, the same for any process.
+"""Clips of speech with annotations -> batches of one annotation and length, for any process count.
 
-The sources are UniTalker's sets and, as the annotation `motion_108`, people of our stores. An epoch holds every clip as
-often as its set says; its order is a function of (seed, epoch), a batch of its global step.
+The sources are UniTalker's sets and, as the annotation `motion_108`, people of our stores. An epoch
+holds every clip as often as its set says; its order is a function of (seed, epoch), a batch of its
+global step.
 """
 
 import hashlib
@@ -11,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipelines.loader import Batch, LoaderIterator, as_float32
 from data_pipelines.partner_windows import partner_index
 from data_pipelines.sources.base import SHORT, SkippedEntry
-from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerSet, TalkerSplit, read_pca
+from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerEntry, TalkerSet, TalkerSplit, read_pca
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
 from unils_jax.audio import normalize_record
@@ -28,17 +28,18 @@ from unils_jax.motion import FPS, KIND_MARK, MOTION_DIM, MOTION_KIND, PARTNER_FR
 
 @dataclass(frozen=True)
 class Item:
-    """One clip as the loader sees it: its source, the source's own entry, and what it will hold."""
+    """One clip as the loader sees it."""
 
-    source: int
-    entry: Any
+    source: int  # the number of its source
+    # The source's own; of a store it is record, person and first frame.
+    entry: TalkerEntry | tuple[int, int, int]
     name: str
-    kind: str
-    dim: int
+    kind: str  # the annotation's name
+    dim: int  # numbers a frame
     fps: int
     frames: int
     samples: int
-    repeats: int
+    repeats: int  # how often an epoch shows it
 
 
 class SetSpeech:
@@ -49,28 +50,31 @@ class SetSpeech:
         self.num_subjects = self.split.num_identities - 1
 
     def items(self, number: int) -> Iterator[Item]:
-        """The clips that are long enough; damaged ones are a UserError."""
+        """Yields the clips that are long enough. Raises UserError for a damaged one."""
         for entry in self.split.entries:
             one = self.split.sets[entry.number]
             try:
                 frames, samples = self.split.length(entry)
-            except SkippedEntry as dropped:
-                if dropped.reason == SHORT:
+            except SkippedEntry as skipped:
+                if skipped.reason == SHORT:
                     continue
-                raise UserError(f"{one.folder}: {dropped}; mend it or leave it out") from None
+                raise UserError(f"{one.folder}: {skipped}; mend it or leave it out") from None
             dim = self.split.templates[entry.number].shape[1]
             name = f"{one.folder.name}/{entry.annotation}"
             yield Item(number, entry, name, entry.kind, dim, entry.model_fps, frames, samples, one.repeats)
 
     def read(self, item: Item) -> TalkerClip:
-        """The clip. Raises UserError where its files are damaged."""
+        """Reads the clip. Raises UserError where its files are damaged."""
         try:
             return self.split.read(item.entry)
-        except SkippedEntry as dropped:
-            raise UserError(f"{item.name}: {dropped}; mend it or leave it out") from None
+        except SkippedEntry as skipped:
+            raise UserError(f"{item.name}: {skipped}; mend it or leave it out") from None
 
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Components and mean of every kind whose set has a PCA file; the first set of a kind decides."""
+        """Reads components and mean of every annotation whose set has a PCA file.
+
+        The first set of an annotation decides.
+        """
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for entry in {entry.number: entry for entry in reversed(self.split.entries)}.values():
             folder = self.split.sets[entry.number].folder
@@ -79,14 +83,15 @@ class SetSpeech:
         return found
 
     def describe(self) -> str:
+        """Returns a checksum of the records of the sets."""
         return self.split.describe()
 
 
 class StoreSpeech:
-    """People of a store as a source: pieces of 8 s side by side, head rotation centred, no template.
+    """People of a store as a source: clips of 8 s side by side, head rotation centred, no template.
 
-    `first_row` is the identity row of its first person; who has no name is nobody in particular (-1). People with
-    missing channels or audio are left out.
+    `first_row` is the identity row of its first person; a person without a name is the pivot (-1).
+    People with missing channels or audio are left out.
     """
 
     def __init__(self, store: Store, split: str, repeats: int, first_row: int):
@@ -97,6 +102,7 @@ class StoreSpeech:
         self.num_subjects = len(known)
 
     def items(self, number: int) -> Iterator[Item]:
+        """Yields the clips of all people that have every channel and audio."""
         index = self.store.index(self.name)
         for record, first in partner_index(index.frames).tolist():
             whole = index.observed_of(record).all(axis=1) & (index.samples[record] != NO_AUDIO)
@@ -106,6 +112,7 @@ class StoreSpeech:
                 yield Item(number, entry, name, MOTION_KIND, MOTION_DIM, int(FPS), PARTNER_FRAMES, size, self.repeats)
 
     def read(self, item: Item) -> TalkerClip:
+        """Reads the clip."""
         record, person, first = item.entry
         last = first + PARTNER_FRAMES
         source, names = self.store.source(self.name, record), self.store.index(self.name).identities(record)
@@ -115,7 +122,21 @@ class StoreSpeech:
         return TalkerClip(audio, motion, np.zeros(MOTION_DIM, np.float32), row)
 
     def describe(self) -> str:
+        """Returns the checksum of the split's index."""
         return str(self.store.manifest["files"].get(f"index/{self.name}.npz"))
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """What the batches of speech hold, and how they are made; see `make_speech_loader`."""
+
+    batch_size: int  # clips of a global batch, of all processes together
+    seed: int  # decides the order
+    clip_step_s: float  # seconds that a clip is cut down to a multiple of; 0: it keeps its length
+    normalize: bool  # audio to zero mean and unit variance over the clip
+    as_pivot: bool  # every clip as of the pivot identity (-1), whichever person speaks
+    process_index: int  # of this training process
+    process_count: int  # training processes that share each batch
 
 
 class SpeechLoader:
@@ -123,37 +144,28 @@ class SpeechLoader:
 
     max_bad_records = 0
 
-    def __init__(
-        self,
-        sources: Sequence[SetSpeech | StoreSpeech],
-        *,
-        batch_size: int,
-        seed: int,
-        clip_step_s: float,
-        normalize: bool,
-        as_pivot: bool,
-        process_index: int,
-        process_count: int,
-    ):
-        self.sources, self.seed, self.normalize, self.as_pivot = list(sources), seed, normalize, as_pivot
-        self.batch_size, self.process_index, self.process_count = batch_size, process_index, process_count
+    def __init__(self, sources: Sequence[SetSpeech | StoreSpeech], options: SpeechOptions):
+        self.sources, self.seed, self.batch_size = list(sources), options.seed, options.batch_size
+        self.normalize, self.as_pivot = options.normalize, options.as_pivot
+        self.process_index, self.process_count = options.process_index, options.process_count
         listed = [item for number, source in enumerate(sources) for item in source.items(number)]
         if not listed:
             raise UserError("the data hold no clip of at least 0.5 s with audio; name other sets or stores")
-        self.items = [_cut_down(item, clip_step_s) for item in listed]
+        self.items = [_cut_down(item, options.clip_step_s) for item in listed]
         self.num_identities = sum(source.num_subjects for source in sources) + 1
         groups: dict[tuple, list[int]] = {}
         for number, item in enumerate(self.items):
             groups.setdefault((item.kind, item.frames, item.samples), []).extend([number] * item.repeats)
         self.groups = list(groups.values())
-        self.steps_per_epoch = sum(-(-len(group) // batch_size) for group in self.groups)
+        self.steps_per_epoch = sum(-(-len(group) // self.batch_size) for group in self.groups)
         self.mean_frames = float(np.mean([self.items[number].frames for group in self.groups for number in group]))
-        told = [[source.describe() for source in sources], batch_size, seed, clip_step_s, normalize, as_pivot]
-        self.order = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        settings = (options.batch_size, options.seed, options.clip_step_s, options.normalize, options.as_pivot)
+        decisive = [[source.describe() for source in sources], *settings]
+        self.order = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
     @cached_property
     def kinds(self) -> dict[str, int]:
-        """Numbers a frame of every kind. Raises UserError where two sets of one kind differ."""
+        """Numbers per frame of every annotation. Raises UserError where two sets of one differ."""
         kinds: dict[str, int] = {}
         for item in self.items:
             if kinds.setdefault(item.kind, item.dim) != item.dim:
@@ -162,7 +174,7 @@ class SpeechLoader:
 
     @cached_property
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Components and mean of the kinds that have a PCA."""
+        """Components and mean of the annotations that have a PCA."""
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for source in self.sources:
             if isinstance(source, SetSpeech):
@@ -174,16 +186,22 @@ class SpeechLoader:
         """The name of every clip, by the numbers in a batch's `record`."""
         return [item.name for item in self.items]
 
+    def why_bad(self, record: int) -> str:
+        """Returns a clip's name; none is ever replaced, for a bad clip is an error here."""
+        return self.names[record]
+
     def __iter__(self) -> LoaderIterator:
         return self.at_step(0)
 
     def at_step(self, step: int) -> LoaderIterator:
-        """The iterator whose first batch is that of step `step`, counted from 0."""
+        """Returns the iterator whose first batch is that of step `step`, counted from 0."""
         return LoaderIterator(self, step)
 
     def plan(self, epoch: int) -> list[list[int]]:
-        """The items of every batch of an epoch: clips of one kind and length, what is missing in the last batch of a
-        length filled up with its first."""
+        """Returns the items of every batch of an epoch, each of clips of one annotation and length.
+
+        The last batch of a length is filled up with its first clips.
+        """
         rng = np.random.default_rng((self.seed, epoch))
         batches = []
         for group in self.groups:
@@ -194,7 +212,7 @@ class SpeechLoader:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """This process's batches from a step on; the next is read while one is used."""
+        """Yields this process's batches from a step on; the next is read while one is used."""
         with ThreadPoolExecutor(1) as pool:
             epoch, plan = -1, []
             step, waiting = first_step, None
@@ -208,7 +226,7 @@ class SpeechLoader:
                 step, waiting = step + 1, coming
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """This process's rows of a batch."""
+        """Returns this process's rows of a batch."""
         rows = len(numbers) // self.process_count
         numbers = numbers[self.process_index * rows : (self.process_index + 1) * rows]
         items = [self.items[number] for number in numbers]
@@ -227,7 +245,7 @@ class SpeechLoader:
 
 
 def _cut_down(item: Item, step_s: float) -> Item:
-    """The item with a length that is a multiple of `step_s`, where it is as long as one."""
+    """Returns the item cut to a multiple of `step_s`, where it is as long as one."""
     seconds = item.frames / item.fps
     whole = step_s * (seconds // step_s) if step_s else 0
     if not whole:
@@ -237,12 +255,12 @@ def _cut_down(item: Item, step_s: float) -> Item:
 
 
 def parse_sets(texts: Sequence[str]) -> list[TalkerSet]:
-    """Sets of a config's `data.sets`: `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS` each."""
+    """Reads a config's `data.sets`: `PATH`, `PATH=SCALE` or `PATH=SCALE*REPEATS` each."""
     sets, problems = [], []
     for text in texts:
-        path, equals, told = text.rpartition("=")
-        path, told = (path, told) if equals else (text, "1")
-        scale, _, repeats = told.partition("*")
+        path, equals, factors = text.rpartition("=")
+        path, factors = (path, factors) if equals else (text, "1")
+        scale, _, repeats = factors.partition("*")
         try:
             one = TalkerSet(Path(path), float(scale), int(repeats or 1))
         except ValueError:
@@ -256,17 +274,22 @@ def parse_sets(texts: Sequence[str]) -> list[TalkerSet]:
 
 
 def make_speech_loader(
-    sets: Sequence[TalkerSet], stores: Sequence[tuple[str, float]], split: str, **settings: Any
+    sets: Sequence[TalkerSet], stores: Sequence[tuple[str, float]], split: str, **options: int | float | bool
 ) -> SpeechLoader:
-    """Endless batches: `audio [B, N]` as the encoder wants it, `motion [B, T, D]`, `template [B, D]`, `identity [B]`
-    (-1: nobody), `record [B]` and an empty array whose name `kind:NAME` tells the kind. A store's weight, rounded, is
-    how often an epoch shows its clips. The identity table's rows are the sets' subjects, the stores' people, the pivot.
+    """Returns endless batches of clips of one annotation and length.
 
-    Settings: `batch_size` of all processes together, `seed`, `clip_step_s` (clips are cut down to a multiple of it),
-    `normalize` (audio, by the clip), `as_pivot` (whoever speaks is nobody), `process_index`, `process_count`.
+    They hold `audio [B, N]` as the encoder wants it, `motion [B, T, D]`, `template [B, D]`,
+    `identity [B]` (-1: the pivot), `record [B]` and an empty array whose name `kind:NAME` tells the
+    annotation. The identity table's rows are the sets' subjects, the stores' people, the pivot.
+
+    Args:
+        sets: UniTalker's sets.
+        stores: Paths and weights; a weight, rounded, is how often an epoch shows a store's clips.
+        split: "train", "val" or "test".
+        **options: The fields of `SpeechOptions`.
     """
     sources: list[SetSpeech | StoreSpeech] = [SetSpeech(sets, split)] if sets else []
     for path, weight in stores:
         first_row = sum(source.num_subjects for source in sources)
         sources.append(StoreSpeech(Store(path), split, max(round(weight), 1), first_row))
-    return SpeechLoader(sources, **settings)
+    return SpeechLoader(sources, SpeechOptions(**options))

@@ -1,4 +1,4 @@
-"""Channel statistics that are computed piece by piece, anywhere, and merged in any order."""
+"""Channel statistics that are computed in parts, anywhere, and merged in any order."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from unils_jax.motion import MOTION_DIM
 class ChannelStatistics:
     """Count, mean and sum of squared deviations of each of the 108 channels, in float64.
 
-    Channels count apart, because frames of a source that lacks a channel say nothing of it. Merging follows Chan,
-    Golub and LeVeque's pairwise update, so that the result does not depend on how frames were parted, but for
-    rounding.
+    Channels count apart, because frames of a source that lacks a channel say nothing about it.
+    Merging follows Chan, Golub and LeVeque's pairwise update, so that the result does not depend on
+    how frames were parted, but for rounding.
     """
 
     count: np.ndarray
@@ -25,11 +25,14 @@ class ChannelStatistics:
 
     @classmethod
     def zero(cls) -> "ChannelStatistics":
-        """Those of no frame at all."""
+        """Returns the statistics of no frame at all."""
         return cls(np.zeros(MOTION_DIM, np.int64), np.zeros(MOTION_DIM), np.zeros(MOTION_DIM))
 
     def add(self, frames: np.ndarray, observed: np.ndarray | None = None) -> "ChannelStatistics":
-        """With `frames [..., 108]` (head rotation already centred) added; channels not `observed [108]` left out."""
+        """Returns these with `frames [..., 108]` added, whose head rotation is already centred.
+
+        Channels that are not `observed [108]` are left out; None: all are observed.
+        """
         wide = frames.reshape(-1, MOTION_DIM).astype(np.float64)
         if not len(wide):
             return self
@@ -41,7 +44,7 @@ class ChannelStatistics:
         return self.merge(ChannelStatistics(count, mean, m2))
 
     def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
-        """Those of both sets of frames together."""
+        """Returns the statistics of both sets of frames together."""
         count = self.count + other.count
         total = np.maximum(count, 1)
         difference = other.mean - self.mean
@@ -50,8 +53,11 @@ class ChannelStatistics:
         return ChannelStatistics(count, mean, m2)
 
     def with_offsets(self, channels: slice, offsets: np.ndarray, frames: np.ndarray) -> "ChannelStatistics":
-        """Those of frames in groups of mean zero, once each group's offset is added in these channels: `offsets
-        [..., channels]`, and `frames` of the same shape, how many a group has."""
+        """Adds an offset to each group of frames, all of mean zero so far, in these channels.
+
+        `offsets [..., channels]` has one for each group, and `frames`, of the same shape, the
+        number of frames of a group.
+        """
         offsets, total = offsets.astype(np.float64), np.maximum(self.count[channels], 1)
         groups = tuple(range(offsets.ndim - 1))
         mean = (frames * offsets).sum(groups) / total
@@ -63,11 +69,11 @@ class ChannelStatistics:
 
     @property
     def std(self) -> np.ndarray:
-        """The standard deviation per channel, dividing by the count; zero where no frame was counted."""
+        """The deviation per channel, dividing by the count; zero where no frame was counted."""
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
     def normalisation(self, where: str) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
-        """Mean and standard deviation as a model keeps them.
+        """Returns mean and standard deviation as a model keeps them.
 
         Raises UserError, naming `where` they come from, where no frame was counted.
         """
@@ -76,12 +82,15 @@ class ChannelStatistics:
         return self.mean.astype(np.float32), self.std.astype(np.float32)
 
     def to_json(self) -> dict[str, list]:
-        """Plain lists; `from_json` reads them back exactly."""
+        """Returns plain lists; `from_json` reads them back exactly."""
         return {"count": self.count.tolist(), "mean": self.mean.tolist(), "m2": self.m2.tolist()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ChannelStatistics":
-        """The way back from `to_json`. Raises UserError where the values are not three lists of 108 numbers."""
+        """Reads what `to_json` returned.
+
+        Raises UserError where the values are not three lists of 108 numbers.
+        """
         try:
             arrays = [
                 np.array(values[name], dtype) for name, dtype in (("count", np.int64), ("mean", float), ("m2", float))

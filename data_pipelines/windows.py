@@ -1,17 +1,16 @@
 """Record -> training window, pure and seeded, with the release's semantics.
 
-Source: the release's two data sets (unpaired motion, dialogue pairs). Training items start every 50 frames and
-are jittered; the previous context is the 100 frames before, left-padded with zeros; the style reference is any 100
-frames of the same person; the head rotation is centred over the whole record, in the stored dtype.
+Source: the release's two data sets (unpaired motion, dialogue pairs). Training items start every 50
+frames and are jittered; the previous context is the 100 frames before, left-padded with zeros; the
+style reference is any 100 frames of the same person; the head rotation is centred over the whole
+record, in the stored dtype.
 
-Windows are cut from a *source*: a `RecordSource` (a record in memory) or a `store.StoredRecord` (reads what it needs).
-Both have `name`, `num_people`, `num_frames`, `has_audio`, `num_samples` (of audio, up to T * 640), `frames(spans)` and
-`audio(first, last)`.
+Windows are cut from a `WindowSource`: a `RecordSource` (a record in memory) or a
+`store.StoredRecord` (reads what it needs).
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,16 +26,19 @@ RandInt = Callable[[int, int], int]
 
 
 def is_long_enough(frames: int, clip_frames: int = WINDOW_FRAMES, prev_frames: int = WINDOW_FRAMES) -> bool:
-    """Whether the release keeps a sequence of so many frames: more than the longer of clip and context, plus one."""
+    """Returns whether the release keeps a sequence of so many frames.
+
+    It keeps those of more than the longer of clip and context, plus one.
+    """
     return frames > max(prev_frames, clip_frames) + 1
 
 
 def training_index(
     lengths: Sequence[int] | np.ndarray, clip_frames: int = WINDOW_FRAMES, prev_frames: int = WINDOW_FRAMES
 ) -> Int64[np.ndarray, "items 2"]:
-    """The training items `(record, i)` of records with `lengths` frames: starts i every 50 frames.
+    """Lists the training items `(record, i)` of records with `lengths` frames.
 
-    Records that are not `is_long_enough` are left out.
+    Starts i are every 50 frames. Records that are not `is_long_enough` are left out.
     """
     frames = np.asarray(lengths, np.int64)
     counts = np.where(frames > max(prev_frames, clip_frames) + 1, -(-(frames - clip_frames) // STRIDE_FRAMES), 0)
@@ -46,20 +48,23 @@ def training_index(
     return np.stack([records, starts], axis=1)
 
 
-def one_person(record: Record, person: int) -> Record:
-    """One person of a record as a record of its own, without audio: the view of the codec and the prior."""
+@runtime_checkable
+class WindowSource(Protocol):
+    """One record that windows are cut from."""
 
-    def alone(values: Any) -> Any:
-        return None if values is None else values[person : person + 1]
+    name: str
+    num_people: int
+    num_frames: int
+    has_audio: bool
+    num_samples: int  # of audio, up to T * 640
 
-    return dataclasses.replace(
-        record,
-        motion=alone(record.motion),
-        audio=None,
-        speech_mask=alone(record.speech_mask),
-        identities=alone(record.identities),
-        observed=alone(record.observed),
-    )
+    def frames(
+        self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Returns motion `[last - first, 108]` and speech mask of each `(person, first, last)`."""
+
+    def audio(self, first: int, last: int) -> np.ndarray:
+        """Returns samples `first`..`last` `[P, last - first]` float32, zero behind the end."""
 
 
 class RecordSource:
@@ -76,8 +81,10 @@ class RecordSource:
     def frames(
         self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each `(person, first, last)` motion `[last - first, 108]` and speech mask; head rotation `centred` or as
-        it was."""
+        """Returns motion `[last - first, 108]` and speech mask of each `(person, first, last)`.
+
+        The head rotation is `centred` or as it was.
+        """
         out, mask = [], self._record.speech_mask
         for person, first, last in spans:
             motion = self._record.motion[person, first:last].copy()
@@ -87,7 +94,10 @@ class RecordSource:
         return out
 
     def audio(self, first: int, last: int) -> np.ndarray:
-        """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
+        """Returns samples `first`..`last` `[P, last - first]` float32.
+
+        They are zero behind the end of the track and behind T * 640.
+        """
         track = self._record.audio
         end = min(last, self.num_samples)
         samples = np.zeros((self.num_people, last - first), np.float32)
@@ -96,13 +106,14 @@ class RecordSource:
         return samples
 
 
-def cut_window(source: Any, i: int, randint: RandInt, *, centred: bool = True) -> dict[str, np.ndarray]:
-    """The jittered training window of item `i` (a multiple of 50 out of `training_index`).
+def cut_window(source: WindowSource, i: int, randint: RandInt, *, centred: bool = True) -> dict[str, np.ndarray]:
+    """Cuts the jittered training window of item `i` (a multiple of 50 out of `training_index`).
 
-    Returns `motion`, `prev` and `style` `[P, 100, 108]` in the stored dtype, head rotation `centred` or as it was, and
-    where the source has them `audio [P, 64000]` float32 and `speech_mask [P, 100]` bool. `randint(low, high)` includes
-    both ends and is called for the start, then for the style of each person in turn. People share the start.
-    Raises UserError for a record too short to cut.
+    Returns `motion`, `prev` and `style` `[P, 100, 108]` in the stored dtype, head rotation
+    `centred` or as it was, and where the source has them `audio [P, 64000]` float32 and
+    `speech_mask [P, 100]` bool. `randint(low, high)` includes both ends and is called for the
+    start, then for the style of each person in turn. People share the start. Raises UserError for a
+    record too short to cut.
     """
     frames, people = source.num_frames, range(source.num_people)
     _check_length(source.name, frames)
@@ -129,11 +140,12 @@ def cut_window(source: Any, i: int, randint: RandInt, *, centred: bool = True) -
 
 
 def whole_sequence(record: Record) -> dict[str, np.ndarray]:
-    """The validation and test item: the whole record, without randomness.
+    """Returns the validation and test item: the whole record, without randomness.
 
-    Returns `motion [P, T, 108]` and `style [P, 100, 108]` (from frame `min(T // 2, T - 100)` of the same record) in
-    the stored dtype, head rotation centred, and where the record has them `audio [P, T * 640]` float32 and
-    `speech_mask [P, T]` bool. Raises UserError for a record too short to have a style.
+    It holds `motion [P, T, 108]` and `style [P, 100, 108]` (from frame `min(T // 2, T - 100)` of
+    the same record) in the stored dtype, head rotation centred, and where the record has them
+    `audio [P, T * 640]` float32 and `speech_mask [P, T]` bool. Raises UserError for a record too
+    short to have a style.
     """
     frames = record.num_frames
     _check_length(record.name, frames)
@@ -148,7 +160,7 @@ def whole_sequence(record: Record) -> dict[str, np.ndarray]:
 
 
 def to_float(audio: np.ndarray) -> np.ndarray:
-    """Stored samples as float32 in -1..1."""
+    """Returns stored samples as float32 in -1..1."""
     return audio * np.float32(1 / 32768) if audio.dtype == np.int16 else audio
 
 

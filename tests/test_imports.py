@@ -67,7 +67,8 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig, UniLS
 from unils_jax.nn.params import split
-from unils_jax.systems.base import CODEC, Objective
+from unils_jax.systems.base import Objective
+from unils_jax.systems.unils.system import CODEC
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.step import init_state, make_train_step
 jax.config.update("jax_disable_most_optimizations", True)

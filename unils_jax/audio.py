@@ -240,25 +240,10 @@ class _Timeline:
             block = np.repeat(block.mean(axis=0, keepdims=True, dtype=np.float32), self._num_channels, axis=0)
         self._push(block)
 
-    def add_silence(self, seconds: float, *, damaged: bool) -> None:
-        """Appends silence for sound that was lost."""
-        start = self.seconds
-        if damaged:
-            self._damages.append((start, start + seconds))
-        else:
-            self._gaps.append((start, start + seconds))
-        if not self._rate:
-            return
-        left = round(seconds * self._rate)
-        self._check_length(left)
-        while left:
-            self._push(np.zeros((self._num_channels, min(left, _BLOCK)), np.float32))
-            left -= min(left, _BLOCK)
-
     def lose(self, time: float) -> None:
         """Appends silence up to `time`, for damage at the end."""
         ahead = time + self._shift - self.seconds
-        self.add_silence(ahead if 0 < ahead < MAX_GAP_S else 0.0, damaged=True)
+        self._silence(ahead if 0 < ahead < MAX_GAP_S else 0.0, self._damages)
 
     def finish(self) -> tuple[Block, list[str]]:
         """Returns all channels and the notices. Raises UserError for no samples or bad ones."""
@@ -303,19 +288,25 @@ class _Timeline:
         elif ahead < -JOIN_S and not is_start and (ahead < -1 or time < JOIN_S):
             self.notices.append(f"its clock starts again at {self.seconds:.2f} s; read on as one recording")
         else:
-            return self._fill(block, ahead, damaged, JOIN_S if not is_start else 0)
+            return self._fill(block, ahead, damaged, 0.0 if is_start else JOIN_S)
         self._shift -= ahead
         return block
 
     def _fill(self, block: Block, ahead: float, damaged: bool, tolerance: float) -> Block:
         if ahead > tolerance:
-            if not self.seconds and not damaged:
-                self._push(np.zeros((self._num_channels, round(ahead * self._rate)), np.float32))
-            else:
-                self.add_silence(ahead, damaged=damaged)
+            # The decoder speaks of a late start itself: it knows whether there is a picture.
+            is_late_start = not self.seconds and not damaged
+            self._silence(ahead, [] if is_late_start else self._damages if damaged else self._gaps)
         elif damaged:
             self._damages.append((self.seconds, self.seconds))
         return block[:, round(-ahead * self._rate) :] if ahead < -tolerance else block
+
+    def _silence(self, seconds: float, spans: list[tuple[float, float]]) -> None:
+        spans.append((self.seconds, self.seconds + seconds))
+        left = round(seconds * self._rate)
+        self._check_length(left)
+        for start in range(0, left, _BLOCK):
+            self._push(np.zeros((self._num_channels, min(left - start, _BLOCK)), np.float32))
 
     def _push(self, block: Block) -> None:
         self._check_length(block.shape[1])
@@ -336,7 +327,7 @@ class _Timeline:
 
 
 class Resampler:
-    """`resample_poly` to 16 kHz for the blocks of one signal, with the same bits as for the whole."""
+    """`resample_poly` to 16 kHz for the blocks of one signal: the same bits as for the whole."""
 
     def __init__(self, rate: int):
         divisor = math.gcd(rate, SAMPLE_RATE)
@@ -344,8 +335,8 @@ class Resampler:
         largest = max(self.up, self.down)
         if largest > 1:
             self._filter = firwin(20 * largest + 1, 1 / largest, window=("kaiser", 5.0)).astype(np.float32)
-        # What an output sample needs on either side. Blocks begin at multiples of `down`, where the
-        # filter's phases repeat.
+        # What an output sample needs on either side. Blocks begin at multiples of `down`,
+        # where the filter's phases repeat.
         self._context = -(-(10 * largest // self.up + 2) // self.down) * self.down
         self._pending: list[Block] = []
         self._num_pending = self._before = 0

@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user: the command line prints it as one line and exits 2."""
+"""The exception for mistakes of the user: the command line prints it as one line and exits 2."""
 
 
 class UserError(ValueError):

@@ -9,7 +9,7 @@ import os
 import stat
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
@@ -45,12 +45,10 @@ _SILENT_FORMATS = set(
     "webm_dash_manifest webm_chunk mpeg1video mpeg2video a64 ivf fbdev".split()
 )
 _AMBIGUOUS = set("avif heic heif str 302 bit dat v xl idx sf al ul sw sb uw ub pcm tun mks dtk sol afc drc".split())
-_ALSO = set(
-    "wav wave bwf rf64 w64 aif aiff aifc caf au snd oga ogg ogx ogv opus spx flac mp3 m4a m4b m4r m4v mp4 mov qt 3gp "
-    "aac mka mkv webm weba ts mts m2ts mpg mpeg vob avi wma wmv asf amr awb flv f4a gsm sph nist voc wv ape tta".split()
-)
+# Suffixes in use that FFmpeg's own lists leave out.
+_ALSO = set("wave bwf rf64 snd ogx weba m4r f4a qt awb".split())
 
-Block = Float32[np.ndarray, "C N"]
+Block = Float32[np.ndarray, "C _"]
 
 
 @lru_cache(maxsize=1)
@@ -78,6 +76,7 @@ def shown(path: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where decoded sound goes, in the order of the file, and sentences that have to be said."""
 
@@ -171,13 +170,17 @@ class _Window:
         return piece
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Moves, as of a file."""
+        """Sets the offset as a file does, and returns it."""
         self.at = max(0, offset + (0, self.at, self.size)[whence])
         return self.at
 
     def tell(self) -> int:
         """Returns the offset."""
         return self.at
+
+    def peek(self, at: int, size: int) -> bytes:
+        """Returns bytes from an offset, without moving."""
+        return os.pread(self.file.fileno(), min(size, self.size - at), self.start + at) if at < self.size else b""
 
 
 def _links(file: io.BufferedReader, size: int) -> list[tuple[int, int]]:
@@ -219,7 +222,7 @@ def _read_container(window: _Window, track: int, sink: Sink, *, is_first: bool) 
         options = {"protocol_whitelist": "none"}
         with av.open(window, metadata_errors="replace", options=options) as container:
             stream = _choose(container, track, sink, is_first=is_first)
-            _Decoder(container, stream, sink).run()
+            _Decoder(container, stream, sink, window).run()
     except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
         if is_first and isinstance(error, UserError):
             raise
@@ -249,7 +252,8 @@ def _choose(container: "av.container.InputContainer", track: int, sink: Sink, *,
 def _listed(streams: "tuple[av.AudioStream, ...]") -> str:
     tracks = []
     for number, stream in enumerate(streams, 1):
-        about = [stream.metadata.get("title"), stream.metadata.get("language"), stream.codec_context.name]
+        codec = stream.codec_context.name if stream.codec_context else "no decoder"
+        about = [stream.metadata.get("title"), stream.metadata.get("language"), codec]
         tracks.append(f"{number}: {', '.join(shown(word)[:60] for word in about if word)}")
     return f"{len(tracks)} audio track{'s' * (len(tracks) > 1)} ({'; '.join(tracks)})"
 
@@ -257,8 +261,8 @@ def _listed(streams: "tuple[av.AudioStream, ...]") -> str:
 class _Decoder:
     """One stream's packets, decoded one by one; what cannot be decoded is noted and passed over."""
 
-    def __init__(self, container: "av.container.InputContainer", stream: "av.AudioStream", sink: Sink):
-        self.container, self.stream, self.sink = container, stream, sink
+    def __init__(self, container: "av.container.InputContainer", stream: "av.AudioStream", sink: Sink, window: _Window):
+        self.container, self.stream, self.sink, self.window = container, stream, sink, window
         self.link_start = sink.seconds
         self.is_clocked = container.format.name not in _UNCLOCKED
         # FFmpeg skips checksums by default: damaged frames of these codecs would be noise.
@@ -270,6 +274,7 @@ class _Decoder:
         # Of good packets: their bytes and samples give the time of a damaged packet without clock.
         self.num_bytes = self.num_samples = 0
         self.first_s = 0.0  # duration of the first packet
+        self.next_pos: int | None = None  # where the next packet should begin
         # Of bad packets since the last good one: their bytes and the end of the last, on the clock.
         self.bad_bytes, self.bad_end = 0, 0.0
         self.error: Exception | None = None
@@ -301,9 +306,11 @@ class _Decoder:
     def _decode(self, packet: "av.Packet") -> list["av.AudioFrame"]:
         import av  # noqa: PLC0415  FFmpeg's libraries load for files that need them
 
-        head = bytes(packet)[:64] if packet.size and not self.is_clocked else b""
-        if head.startswith(_TAGS) or b"Xing" in head or b"Info" in head:
-            return []  # the head of a further file in a chain, whose sound comes after it
+        if packet.size and not self.is_clocked:
+            self._note_skipped(packet)
+            head = bytes(packet)[:64]
+            if head.startswith(_TAGS) or b"Xing" in head or b"Info" in head:
+                return []  # the head of a further file in a chain, whose sound comes after it
         try:
             frames = packet.decode()
         except (av.FFmpegError, ValueError) as error:
@@ -319,10 +326,28 @@ class _Decoder:
             self.num_bytes += packet.size
         return frames
 
+    def _note_skipped(self, packet: "av.Packet") -> None:
+        """Counts the bytes between packets, where FFmpeg found no frame, as damage unless tags.
+
+        FFmpeg's positions leave skipped bytes out, so the packet is looked up in the file.
+        """
+        head = bytes(packet)[:16]
+        if self.next_pos is None:
+            self.next_pos = packet.pos or 0
+        elif self.next_pos < self.window.size and self.window.peek(self.next_pos, len(head)) != head:
+            ahead = self.window.peek(self.next_pos, _BLOCK)
+            skipped = ahead.find(head)
+            if skipped < 0:
+                self.next_pos = self.window.size  # lost for good: nothing more is looked up
+                return
+            self.bad_bytes += 0 if ahead.startswith(_TAGS) else skipped
+            self.next_pos += skipped
+        self.next_pos += packet.size
+
     def _add(self, frame: "av.AudioFrame") -> None:
         time = None
         if not self.num_samples and not self.bad_bytes and self.stream.codec_context.name == "vorbis":
-            # FFmpeg counts the first packet as time, though it begins an overlap and gives no samples.
+            # FFmpeg counts the first packet as time, though it only begins an overlap.
             self.base += min(_clock(frame.pts, frame.time_base) - self.base, self.first_s)
         if self.is_clocked and frame.pts is not None:
             time = _clock(frame.pts, frame.time_base) - self.base

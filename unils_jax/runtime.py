@@ -1,4 +1,4 @@
-"""How a process of ours runs: log lines, cache, memory, and the disk: places, room, one writer."""
+"""The settings of a process, and its disk: log lines, caches, memory; places, room, one writer."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def prepare() -> None:
-    """Our log lines on stderr, the libraries' only from warnings up; compiled programs kept between runs."""
+    """Sets up logging on stderr, the cache of compiled programs, and memory.
+
+    Libraries log warnings and errors only. Compiled programs are kept between runs.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("unils_jax", "data_pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -71,11 +74,12 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def local_path(path: str | os.PathLike, what: str) -> Path:
-    """Returns `path` without `..` and with the home folder for `~`; any other stays as it is.
+    """Returns `path` without `..` and with the home folder for `~`; any other as it is.
 
-    Shells leave a `~` behind `=` alone, and Orbax refuses `..`. Links in front of a `..` are followed,
-    as the kernel does. Raises UserError, naming `what` it is, for a URL, which would become a folder of
-    that name, where no home is known, and for bytes that are not UTF-8, which Orbax cannot open.
+    Shells leave a `~` behind `=` alone, and Orbax refuses `..`. Links in front of a `..` are
+    followed, as the kernel does. Raises UserError, naming `what` it is, for a URL, which would become
+    a folder of that name, where no home is known, and for bytes that are not UTF-8, which Orbax
+    cannot open.
     """
     text = os.fspath(path)
     refuse_url(text, what)
@@ -108,7 +112,7 @@ def refuse_url(path: str | os.PathLike, what: str) -> None:
 
 @contextlib.contextmanager
 def room_on_disk(folder: str | os.PathLike) -> Iterator[None]:
-    """Raises one UserError that names `folder` and its free space for whatever fails as its disk is full."""
+    """Raises a UserError, naming `folder` and its free space, where its disk is full."""
     try:
         yield
     except UserError:
@@ -147,28 +151,28 @@ def disk_is_full(error: BaseException | None) -> bool:
 def only_writer(lock: str | os.PathLike, what: str | os.PathLike) -> Iterator[None]:
     """Holds the lock file `lock` while this process writes `what`.
 
-    Raises UserError, naming the process that holds it (host, number, since when), where there is one.
+    Raises UserError where another process holds it, naming that one (host, number, since when).
     The kernel lets go of the lock however a process ends. Over NFS it excludes other machines too,
     where the mount has a lock service; where a file system knows no locks, a warning says so.
     """
     lock = Path(lock)
-    with room_on_disk(lock.parent):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(lock, what)
-        try:
+    try:
+        with room_on_disk(lock.parent):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked(lock, what)
+    except OSError as error:
+        raise UserError(f"cannot write to {lock.parent}: {error.strerror}; choose another output folder") from None
+    try:
+        with room_on_disk(lock.parent):
             file.truncate(0)
             file.write(json.dumps(about_this_process()).encode())
             file.flush()
-        except OSError:
-            lock.unlink(missing_ok=True)
-            file.close()
-            raise
-    try:
         yield
     finally:
-        # Removed while it is held: who opened it before finds out that it is no longer there.
+        # Removed while it is held: a process that opened it before finds that it is no longer there.
         lock.unlink(missing_ok=True)
-        file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is written once more
+            file.close()
 
 
 def _locked(lock: Path, what: str | os.PathLike) -> io.BufferedRandom:
@@ -210,10 +214,10 @@ def _holder(file: io.BufferedRandom) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Where there is no accelerator, has glibc keep freed memory instead of returning it to the kernel.
+    """Makes glibc keep freed memory where there is no accelerator.
 
-    A step on CPU allocates and frees hundreds of megabytes; fetched anew from the kernel each time, page faults took
-    a third of the CPU time of the smoke configs' training.
+    A step on CPU allocates and frees hundreds of megabytes; fetched anew from the kernel each time,
+    page faults took a third of the CPU time of the smoke configs' training.
     """
     if has_accelerator() or not sys.platform.startswith("linux"):
         return
@@ -225,5 +229,5 @@ def keep_freed_memory() -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether this machine has one, told by its device files: asking JAX would take its memory."""
+    """Returns whether device files name an accelerator; asking JAX would take its memory."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0"))

@@ -1,1 +1,1 @@
-"""From a source to a store: convert, account for every hour, check."""
+"""From a source to a store: convert, report every hour, check."""

@@ -1,4 +1,4 @@
-"""Whether the mouth moves with the voice: the lag at which the jaw's opening and the loudness agree best."""
+"""The lag at which the jaw's opening and the loudness of the voice agree best."""
 
 from typing import NamedTuple
 
@@ -17,14 +17,17 @@ MIN_SPEAKING_FRAMES = 50
 
 
 class Alignment(NamedTuple):
-    """Correlation at each of `LAGS` (jaw at t + lag against loudness at t), and the speaking frames behind it."""
+    """How well the jaw agrees with the voice at each lag."""
 
-    curve: np.ndarray
-    frames: int
+    curve: np.ndarray  # correlation at each of `LAGS`: jaw at t + lag against loudness at t
+    frames: int  # the speaking frames that were counted
 
 
 def speaking_frames(loudness: Float[np.ndarray, " T"], mask: Bool[np.ndarray, " T"] | None) -> Bool[np.ndarray, " T"]:
-    """The frames of speech: the mask's, or where there is none those within 30 dB of the loudest."""
+    """Returns the frames of speech: those of the mask.
+
+    Without a mask they are the frames within 30 dB of the loudest.
+    """
     if mask is not None:
         return mask
     return loudness > max(float(loudness.max(initial=FLOOR_DB)) - SPEECH_BELOW_PEAK_DB, FLOOR_DB)
@@ -33,9 +36,9 @@ def speaking_frames(loudness: Float[np.ndarray, " T"], mask: Bool[np.ndarray, " 
 def align(
     motion: Float[np.ndarray, "T 108"], audio: Float[np.ndarray, " N"], mask: Bool[np.ndarray, " T"] | None
 ) -> Alignment | None:
-    """The correlation of one person's jaw opening with the loudness of the voice while speaking, by lag.
+    """Correlates one person's jaw opening with the loudness of the voice while speaking, by lag.
 
-    None where the person speaks for less than two seconds or either never changes.
+    Returns None where the person speaks for less than two seconds or either never changes.
     """
     frames = len(motion)
     loudness = np.maximum(frame_loudness(audio[: frames * SAMPLES_PER_FRAME]), FLOOR_DB).astype(np.float64)
@@ -60,8 +63,10 @@ def align(
 
 
 def peak(curve: Float[np.ndarray, " lags"]) -> tuple[float, float]:
-    """The lag in frames (positive: the motion is late) at which a curve is highest, between frames by a parabola, and
-    the correlation there."""
+    """Returns the lag in frames at which a curve is highest, and the correlation there.
+
+    A positive lag says that the motion is late. It is refined between frames by a parabola.
+    """
     best = int(np.argmax(curve))
     if 0 < best < len(curve) - 1:
         before, here, after = curve[best - 1 : best + 2]

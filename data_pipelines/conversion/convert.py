@@ -1,8 +1,9 @@
-"""Any source -> store: sharded, parallel, resumable after a kill at any moment, with an account of every hour.
+"""Any source -> store: sharded, parallel, resumable after a kill, with a report of every hour.
 
-A shard is a list of entries that depends on the source and the settings alone; it is there whole or not at all, so
-that a conversion that is run again does what is missing and ends in the same bytes. Parts of one conversion may run on
-several machines that share the output folder; whichever completes the last shard finishes the store.
+A shard is a list of entries that depends on the source and the settings alone. It is there whole or
+not at all, so that a conversion that is run again does what is missing and ends in the same bytes.
+Parts of one conversion may run on several machines that share the output folder; the one that
+completes the last shard finishes the store.
 """
 
 import contextlib
@@ -17,13 +18,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from data_pipelines.conversion import account
-from data_pipelines.conversion.workers import run_in_processes
-from data_pipelines.record import Record, validate
-from data_pipelines.sources.base import DAMAGED, SPLITS, Entry, Reading, SkippedEntry, Source
+from data_pipelines.conversion.report import ShardReport, conversion_report, summary
+from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
+from data_pipelines.record import SPLITS, Record, validate
+from data_pipelines.sources.base import DAMAGED, Entry, Reading, SkippedEntry, Source
 from data_pipelines.store.reader import MANIFEST, read_manifest
 from data_pipelines.store.writer import (
     DEFAULT_DTYPES,
@@ -40,10 +42,10 @@ from unils_jax.runtime import about_this_process, describe_process, local_path
 
 CONVERT_VERSION = 1
 REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lock", "conversion"
-# Where a source does not tell how long an entry is, half a minute is assumed to share the work out.
+# The length of an entry whose source does not say it, half a minute, to share the work out.
 ASSUMED_FRAMES = 750
 
-# Told as work goes on: hours of entries done, and the share of all work (0..1).
+# Called as work goes on with the hours of entries done and the share of all work (0..1).
 Progress = Callable[[float, float], None]
 
 
@@ -63,11 +65,11 @@ class _Busy(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes into which shard, and the settings that decide it."""
+    """The entries of each shard, and the settings that decide it."""
 
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # JSON-able; equal for equal sources and flags
     shards: dict[ShardId, tuple[Entry, ...]]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what is odd about the source, a sentence each
 
     def counts(self) -> dict[str, int]:
         """Shards of each split."""
@@ -76,18 +78,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`finished` says whether the store is whole; `report` is its account then, `missing` counts shards until then."""
+    """`finished` is true once the store is whole, and `report` is then that of the conversion.
 
-    finished: bool
-    report: dict[str, Any]
-    missing: int = 0
+    `missing` counts the shards that are not there yet.
+    """
+
+    finished: bool  # the store is whole
+    report: dict[str, Any]  # of the whole conversion, {} until it is finished
+    missing: int = 0  # shards that other parts have not written yet
 
 
 def make_plan(source: Source, *, num_shards: int | None = None, dtypes: Dtypes = DEFAULT_DTYPES) -> Plan:
-    """Shares the entries out over about `num_shards` shards of equal length, at least one a split that has entries.
+    """Shares the entries out over about `num_shards` shards of equal length.
 
-    Without a number: a quarter of an hour each for small sets, two hours each for large ones. Raises UserError for a
-    source that lists nothing or cannot be read, and for a number that is not positive.
+    Each split that has entries gets at least one. `num_shards=None` gives shards of a quarter of an
+    hour for small sets and two hours for large ones. Raises UserError for a source that lists
+    nothing or cannot be read, and for a number that is not positive.
     """
     if num_shards is not None and not 1 <= num_shards <= 99_999:
         raise UserError(f"shards must be from 1 to 99999, got {num_shards}")
@@ -117,7 +123,7 @@ def _weight(entry: Entry) -> int:
 
 
 def _parted(entries: list[Entry], number: int) -> list[tuple[Entry, ...]]:
-    """Runs of entries of about equal length."""
+    """Cuts entries into runs of about equal length."""
     parts: list[list[Entry]] = [[] for _ in range(number)]
     total, done = sum(map(_weight, entries)), 0
     for entry in entries:
@@ -127,7 +133,10 @@ def _parted(entries: list[Entry], number: int) -> list[tuple[Entry, ...]]:
 
 
 def _marked_twice(entries: list[Entry]) -> tuple[list[Entry], tuple[str, ...]]:
-    """Entries whose name is taken in their split become a problem of their own; names in several splits are a note."""
+    """Marks entries whose name is taken in their split as a problem of that entry.
+
+    Names in several splits are a note.
+    """
     if not entries:
         raise UserError("the source lists no sequence; check --source and --index")
     seen: dict[str, set[str]] = {split: set() for split in SPLITS}
@@ -154,11 +163,20 @@ def convert(
     dtypes: Dtypes = DEFAULT_DTYPES,
     progress: Progress = lambda hours, share: None,
 ) -> Outcome:
-    """Writes the shards of part i of n (from 1) that are not there yet; finishes the store where none is missing then.
+    """Writes the shards of a part that are missing; finishes the store where all are there then.
 
-    Shards are written in `num_workers` processes, which end when this one does (0: here). Raises UserError
-    where `out` holds anything but this very conversion, where another process is writing these shards, for a part that
-    is none, and where files cannot be written.
+    Args:
+        source: What is converted.
+        out: The store's folder.
+        plan: As `make_plan` made it from the source.
+        num_workers: Processes that write shards, which end when this one does; 0: this one does.
+        part: Part i of n, from 1.
+        dtypes: What motion and audio are stored as.
+        progress: Called with the hours and the share of all work that are done.
+
+    Raises:
+        UserError: Where `out` holds anything but this very conversion, where another process is
+            writing these shards, for a part that is none, and where files cannot be written.
     """
     number, of = part
     if not 1 <= number <= of:
@@ -183,23 +201,20 @@ def _convert_shards(
     total = sum(_weight(entry) for shard in todo for entry in plan.shards[shard])
     frames = weight = 0
 
-    def told(message: tuple[int, int]) -> None:
+    def count(message: tuple[int, int]) -> None:
         nonlocal frames, weight
         frames, weight = frames + message[0], weight + message[1]
         progress(frames / FPS / 3600, weight / total)
 
     task = ShardTask(source, out, dtypes)
     work = [(shard, plan.shards[shard]) for shard in todo]
-    if num_workers == 0:
-        for shard, entries in work:
-            task((shard, entries), lambda _: None, told)
-    else:
-        run_in_processes(task, work, num_workers, told)
+    engine: Engine = partial(run_in_processes, num_workers=num_workers) if num_workers else run_here
+    engine(task, work, done=count)
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Writes one shard; picklable, so that a worker process can be handed it."""
+    """The writing of one shard, as a worker does it."""
 
     source: Source
     out: Path
@@ -211,7 +226,11 @@ class ShardTask:
         at: Callable[[str], None],
         done: Callable[[tuple[int, int]], None],
     ) -> None:
-        """`at` is told what is read next, `done` the frames and the weight of every entry dealt with."""
+        """Writes a shard.
+
+        `at` is called with the entry that is read next, `done` with the frames and the weight of
+        every entry that was dealt with.
+        """
         shard, entries = work
         with self.source.open() as read:
             write_shard(self.out, *shard, self._records(read, shard, entries, at, done), dtypes=self.dtypes)
@@ -224,19 +243,19 @@ class ShardTask:
         at: Callable[[str], None],
         done: Callable[[tuple[int, int]], None],
     ) -> Iterator[Record]:
-        part = account.ShardAccount()
+        part = ShardReport()
         for entry in entries:
             at(f"record {entry.name!r} of {entry.split}")
             try:
                 reading = _checked(read, entry)
-            except SkippedEntry as dropped:
-                part.drop(entry, dropped)
-                done((dropped.frames, _weight(entry)))
+            except SkippedEntry as skipped:
+                part.drop(entry, skipped)
+                done((skipped.frames, _weight(entry)))
                 continue
             part.keep(reading)
             yield reading.record
             done((reading.frames_in, _weight(entry)))
-        # The account is there before the shard is: a shard that counts as complete has one.
+        # The report is there before the shard is: a shard that counts as complete has one.
         _write(self.out / WORK / f"{shard}.json", json.dumps(part.to_json()))
 
 
@@ -271,7 +290,7 @@ def _claim(out: Path, plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path, shards: list[int]) -> Iterator[None]:
-    """Holds a byte of the lock file for each shard; the kernel lets go of them however the process ends."""
+    """Holds a byte of the lock file for each shard; the kernel frees them when the process ends."""
     with open(out / LOCK, "a+b") as file:
         for shard in shards:
             try:
@@ -300,7 +319,10 @@ def _holder(file: BinaryIO, shard: int) -> str:
 
 
 def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
-    """Completes the store where every shard is there, whichever process wrote it, and clears the working files away."""
+    """Completes the store where every shard is there, whichever process wrote it.
+
+    Working files are removed.
+    """
     if not (out / MANIFEST).exists():
         missing = sum(not shard_is_complete(out, *shard) for shard in plan.shards)
         if missing:
@@ -311,7 +333,7 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
                 _clear_leftovers(out)
                 report = _report(out, plan)
                 _write(out / REPORT, json.dumps(report, indent=1) + "\n")
-                _write(out / SUMMARY, account.summary(report))
+                _write(out / SUMMARY, summary(report))
                 if not report["records"]:
                     raise UserError(f"no sequence of the source could be used; {out / SUMMARY} says why of each")
                 layout = plan.settings["layout"]
@@ -320,29 +342,32 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
             # Who wrote it is of no use any more, and equal conversions are equal stores.
             os.truncate(out / LOCK, 0)
     except _Busy:
-        # Another part is at its last step: whoever lets go of the lock last finishes.
+        # Another part is at its last step: the one that lets go of the lock last finishes.
         return Outcome(False, {}, 0)
     return Outcome(True, json.loads((out / REPORT).read_text()))
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Removes what killed processes were writing; nobody writes while this holds every shard's lock."""
+    """Removes what killed processes were writing.
+
+    No process writes while this one holds every shard's lock.
+    """
     for path in out.rglob(".*.partial*"):
         path.unlink(missing_ok=True)
 
 
 def _report(out: Path, plan: Plan) -> dict[str, Any]:
-    """The account of the whole conversion, checked against what the shards say they hold."""
+    """Returns the report of the whole conversion, checked against what the shards hold."""
     parts = []
     for shard in plan.shards:
         file, held = out / WORK / f"{shard}.json", shard_summary(out, *shard)
         part = json.loads(file.read_text()) if file.exists() else None
         if part is None or held["frames"] != part["frames_out"] or held["records"] != part["records"]:
             raise UserError(
-                f"shard {shard} of {out} does not hold what its account says; remove {out} and convert again"
+                f"shard {shard} of {out} does not hold what its report says; remove {out} and convert again"
             )
         parts.append((shard.split, part))
-    return {"settings": plan.settings, **account.merged(parts), "notes": list(plan.notes)}
+    return {"settings": plan.settings, **conversion_report(parts), "notes": list(plan.notes)}
 
 
 def _write(path: Path, text: str) -> None:

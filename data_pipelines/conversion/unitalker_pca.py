@@ -1,6 +1,7 @@
 """The PCA of a large annotation, as UniTalker makes its `pca.npz`: scikit-learn's incremental one.
 
-Motion less its subject's template, of every training frame. Needs the extra `pca`.
+Its rows are the displacements from the subject's template, of every training frame. It needs the
+extra `pca`.
 """
 
 import os
@@ -21,13 +22,14 @@ CHUNK_ROWS = 1024
 def fit_pca(
     rows: Float32[np.ndarray, "R D"], num_components: int, batch_size: int, order: Int[np.ndarray, " R"]
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """The arrays of a `pca.npz` of displacements, which are centred in place.
+    """Computes the arrays of a `pca.npz` from displacements, which are centred in place.
 
-    Fitted on full batches in the given order; what is left at the end is not looked at. Raises UserError where
-    scikit-learn is missing and for sizes that do not fit: a batch must hold as many rows as there are components.
+    It is fitted on full batches in the given order; rows left over at the end are not used. Raises
+    UserError where scikit-learn is missing and for sizes that do not fit: a batch must hold as many
+    rows as there are components.
     """
     try:
-        from sklearn.decomposition import IncrementalPCA
+        from sklearn.decomposition import IncrementalPCA  # noqa: PLC0415 - an optional extra
     except ImportError:
         raise UserError(f"a PCA is fitted by scikit-learn: {install_hint('pca')}") from None
     if not 1 <= num_components <= min(batch_size, rows.shape[1]) or len(rows) < batch_size:
@@ -58,8 +60,15 @@ def fit_pca(
 def write_pca(path: str | os.PathLike, one: TalkerSet, num_components: int, batch_size: int, seed: int) -> int:
     """Fits the PCA of a set's training split and writes it; returns the number of frames.
 
-    Frames are kept in a temporary file meanwhile, in the folder of `path`. Records under 0.5 s are left out, as in
-    training. Raises UserError as `fit_pca` does, and where a record cannot be read.
+    Meanwhile frames are kept in a temporary file in the folder of `path`. Records under 0.5 s are
+    left out, as in training. Raises UserError as `fit_pca` does, and where a record cannot be read.
+
+    Args:
+        path: The file that is written.
+        one: The set.
+        num_components: At most the rows of a batch and the numbers of a row.
+        batch_size: Rows that are fitted at a time.
+        seed: Decides the order of the rows.
     """
     source = SetSpeech([one], "train")
     items = list(source.items(0))

@@ -1,7 +1,7 @@
-"""Checks a store from its checksums to the lips: what is wrong, what is odd, and what there is, in one report.
+"""Checks a store from its checksums to the lips, and reports what is wrong and what there is.
 
-A *problem* is data that must not be trained on; a *warning* names what deserves a look. One record is in memory at a
-time.
+A *problem* is data that must not be trained on; a *warning* names what deserves a check by eye. One
+record is in memory at a time.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.conversion.alignment import LAGS, align, peak
-from data_pipelines.record import Record, validate
+from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store.reader import SPLITS, Store
+from data_pipelines.store.reader import Store
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
 from unils_jax.files import markdown_table
@@ -37,12 +37,12 @@ EDGES = {
     "offset_frames": np.arange(LAGS[0] - 0.5, LAGS[-1] + 1),
 }
 
-# Told as work goes on: hours of records checked, and the share of all (0..1).
+# Called as work goes on with the hours of records checked and the share of all (0..1).
 Progress = Callable[[float, float], None]
 
 
 class _Findings:
-    """Problems or warnings: all counted, the first `MAX_LISTED` kept."""
+    """Problems or warnings: all are counted, the first `MAX_LISTED` are kept."""
 
     def __init__(self) -> None:
         self.count, self.first = 0, []
@@ -57,7 +57,7 @@ class _Findings:
 
 
 class _Tally:
-    """What is counted over all records."""
+    """All that is counted over the records."""
 
     def __init__(self) -> None:
         self.problems, self.warnings = _Findings(), _Findings()
@@ -78,7 +78,10 @@ class _Tally:
 
 
 def verify(path: str | Path, progress: Progress = lambda hours, share: None) -> dict[str, Any]:
-    """Checks the store at `path`; the report, JSON-able. Raises UserError only where there is no store to check."""
+    """Checks the store at `path`; returns the report, JSON-able.
+
+    Raises UserError only where there is no store to check.
+    """
     store, tally = Store(path), _Tally()
     _check_files(store, tally)
     total, done = sum(int(np.sum(store.lengths(split))) for split in SPLITS), 0
@@ -136,8 +139,8 @@ def _check_name(name: str, split: str, names: dict[str, str], tally: _Tally) -> 
 
 def _check_record(record: Record, split: str, entry: dict[str, Any], tally: _Tally) -> None:
     who = f"record {record.name!r} of {split}"
-    told = {"name": record.name, "frames": record.num_frames, "people": record.num_people}
-    wrong = {key: entry[key] for key, value in told.items() if entry[key] != value}
+    read = {"name": record.name, "frames": record.num_frames, "people": record.num_people}
+    wrong = {key: entry[key] for key, value in read.items() if entry[key] != value}
     if wrong:
         tally.problems.add(f"{who} is not what the index says: {wrong}")
     tally.count("seconds", np.array([record.num_frames / FPS]))
@@ -189,7 +192,7 @@ def _count_speech(record: Record, tally: _Tally) -> None:
 
 
 def _check_voices(record: Record, who: str, tally: _Tally) -> None:
-    """Loudness, whether the mask is where the voice is, and whether the mouth moves with it."""
+    """Checks loudness, that the mask is where the voice is, and that the mouth moves with it."""
     if record.audio is None:
         return
     audio = record.audio / np.float32(32768) if record.audio.dtype == np.int16 else record.audio
@@ -220,10 +223,10 @@ def _check_voices(record: Record, who: str, tally: _Tally) -> None:
 def _check_statistics(store: Store, tally: _Tally) -> None:
     if not len(store.lengths("train")):
         return
-    told = store.channel_statistics()
-    same = np.array_equal(told.count, tally.train.count)
+    stated = store.channel_statistics()
+    same = np.array_equal(stated.count, tally.train.count)
     close = all(
-        np.allclose(getattr(told, name), getattr(tally.train, name), rtol=1e-6, atol=1e-6) for name in ("mean", "std")
+        np.allclose(getattr(stated, name), getattr(tally.train, name), rtol=1e-6, atol=1e-6) for name in ("mean", "std")
     )
     if not (same and close):
         tally.problems.add("the manifest's channel statistics are not those of the train split; convert again")
@@ -258,7 +261,10 @@ def _speech(tally: _Tally) -> dict[str, Any]:
 
 
 def _channels(basis: str, tally: _Tally) -> dict[str, dict[str, float | None]]:
-    """Range (not centred), mean and deviation (head centred) of every channel over the whole store."""
+    """Returns range, mean and deviation of every channel over the whole store.
+
+    The range is that of the head as it is, mean and deviation are those of the centred head.
+    """
     columns = (tally.low, tally.high, tally.statistics.mean, tally.statistics.std)
     return {
         name: {
@@ -270,7 +276,7 @@ def _channels(basis: str, tally: _Tally) -> dict[str, dict[str, float | None]]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report in Markdown, without its histograms."""
+    """Returns the report in Markdown, without its histograms."""
     problems, warnings, alignment = report["problems"], report["warnings"], report["alignment"]
     hours = sum(split["hours"] for split in report["splits"].values())
     splits = [[name, split["count"], f"{split['hours']:.4f}"] for name, split in report["splits"].items()]
@@ -289,8 +295,8 @@ def summary(report: dict[str, Any]) -> str:
         hours = f"{speech['hours_with_mask']:.4f} person-hours"
         lines += [f"Speech masks over {hours}: {speech['share_speaking']:.1%} speech{both}."]
     if alignment["offset_frames"] is not None:
-        found = f"{alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
-        lines += [f"Jaw against loudness while speaking: best at {found}, correlation {alignment['correlation']:.3f}."]
+        place = f"{alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
+        lines += [f"Jaw against loudness while speaking: best at {place}, correlation {alignment['correlation']:.3f}."]
     for title, findings in (("Problems", problems), ("Warnings", warnings)):
         if findings["count"]:
             more = findings["count"] - len(findings["first"])

@@ -1,97 +1,136 @@
 """Work shared out over processes that end when their parent does, however it ends."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
-from typing import Any
+from multiprocessing.queues import SimpleQueue
+from typing import Protocol, TypeVar, runtime_checkable
 
 from unils_jax.errors import UserError
 
-_PR_SET_PDEATHSIG = 1
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+# Handles one item, picklable: takes the item, a function that reports what is in work, and a
+# function that reports what was done of it.
+Task = Callable[[Item, Callable[[str], None], Callable[[Done], None]], None]
+
+# How often progress is passed on while no item ends.
+_PROGRESS_S = 0.2
+# Messages below PIPE_BUF are written whole, so that a worker's death leaves none in half.
+_MAX_TEXT = 1000
 
 
-# What a worker does with one item, picklable: it is called with the item, a function to tell what it is at, and a
-# function to tell what it has done of it.
-Task = Callable[[Any, Callable[[str], None], Callable[[Any], None]], None]
+@runtime_checkable
+class Engine(Protocol):
+    """A place where a task runs once for each item; `done` is called in the caller's process."""
+
+    def __call__(self, task: Task, items: Sequence[Item], *, done: Callable[[Done], None]) -> None:
+        """Returns when all items are done. Raises the first failure."""
 
 
-def run_in_processes(task: Task, items: Sequence[Any], num_workers: int, done: Callable[[Any], None]) -> None:
+def run_here(task: Task, items: Sequence[Item], *, done: Callable[[Done], None]) -> None:
+    """Calls `task` for every item in this process, one after the other."""
+    for item in items:
+        task(item, lambda _: None, done)
+
+
+def run_in_processes(task: Task, items: Sequence[Item], num_workers: int, done: Callable[[Done], None]) -> None:
     """Calls `task` for every item in up to `num_workers` spawned processes; `done` is called here.
 
-    The first failure ends all workers: a UserError is raised as it was, another exception as RuntimeError with its
-    traceback, and a worker that dies without a word as a UserError that names what it was at. The caller guards
-    `__main__`.
+    The first failure ends all workers: a UserError is raised as it was, another exception as
+    RuntimeError with its traceback, and the death of a worker as UserError that names what it had
+    in work. The caller guards `__main__`.
     """
+    if not items:
+        return
     context = multiprocessing.get_context("spawn")
-    waiting, at = list(reversed(items)), {}
-    workers: dict[Connection, BaseProcess] = {}
+    messages: SimpleQueue = context.SimpleQueue()
+    at: dict[int, str] = {}
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(min(num_workers, len(items)), context, _begin, (messages,))
+    workers: set[BaseProcess] = set()
     try:
-        for _ in range(min(num_workers, len(items))):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(task, theirs, os.getpid()), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
-        while workers:
-            for connection in wait(list(workers)):
-                try:
-                    kind, value = connection.recv()
-                    if kind == "next":
-                        connection.send(waiting.pop() if waiting else None)
-                except (EOFError, BrokenPipeError, ConnectionResetError):
-                    raise _died(workers[connection], at.get(connection, "its start")) from None
-                if kind == "at":
-                    at[connection] = value
-                elif kind == "done":
-                    done(value)
-                elif kind == "refused":
-                    raise UserError(value)
-                elif kind == "failed":
-                    raise RuntimeError(f"a worker failed:\n{value}")
-                elif kind == "end":
-                    workers.pop(connection).join()
-    finally:
-        for process in workers.values():
-            process.kill()
-        for process in workers.values():
-            process.join()
+        with pool:
+            try:
+                pending = {pool.submit(_run, task, item) for item in items}
+                workers = set(multiprocessing.active_children()) - others
+                while pending:
+                    pending = _wait(pending, messages, at, done)
+            except BaseException:
+                # The pool would let workers finish their items, which may take an hour.
+                for worker in workers:
+                    worker.kill()
+                raise
+    except BrokenProcessPool:
+        _deliver(messages, at, done)
+        raise _death(workers, at) from None
 
 
-def _died(process: BaseProcess, at: str) -> UserError:
-    process.join()
-    code = process.exitcode or 0
+def _wait(pending: set[Future], messages: SimpleQueue, at: dict[int, str], done: Callable[[Done], None]) -> set[Future]:
+    """Waits a moment and passes on what was done; returns the futures that are still pending."""
+    finished, pending = wait(pending, _PROGRESS_S, FIRST_EXCEPTION)
+    _deliver(messages, at, done)
+    for future in finished:
+        future.result()
+    return pending
+
+
+def _deliver(messages: SimpleQueue, at: dict[int, str], done: Callable[[Done], None]) -> None:
+    while not messages.empty():
+        process, is_done, value = messages.get()
+        if is_done:
+            done(value)
+        else:
+            at[process] = value
+
+
+def _death(workers: set[BaseProcess], at: dict[int, str]) -> UserError:
+    # The pool ends the other workers with SIGTERM once one is dead.
+    codes = {worker.pid: worker.exitcode or 0 for worker in workers}
+    process = next((pid for pid, code in codes.items() if code not in (0, -signal.SIGTERM)), None)
+    code = codes.get(process, -signal.SIGTERM)
     how = signal.Signals(-code).name if code < 0 else f"status {code}"
-    return UserError(f"a worker ended with {how} at {at}; look at that piece of the source, or use fewer workers")
+    where = at.get(process, " and ".join(at.values()) if process is None and at else "its start")
+    return UserError(f"a worker ended with {how} at {where}; look at that piece of the source, or use fewer workers")
 
 
-def _work(task: Task, connection: Connection, parent: int) -> None:
-    end_with_parent(parent)
+# Of a worker: where its messages go, and what it has in work.
+_messages: SimpleQueue | None = None
+_in_work = "its start"
+
+
+def _begin(messages: SimpleQueue) -> None:
+    """Prepares a worker: its messages go to the parent, and it ends with the parent."""
+    global _messages
+    _messages = messages
+    # A Ctrl-C reaches parent and workers alike; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run(task: Task, item: Item) -> None:
     try:
-        connection.send(("next", None))
-        while (item := connection.recv()) is not None:
-            task(item, lambda text: connection.send(("at", text)), lambda value: connection.send(("done", value)))
-            connection.send(("next", None))
-        connection.send(("end", None))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        # The parent is gone, or the user stopped both: where no kernel says so, the pipe does.
-        os._exit(1)
+        task(item, _report_work, lambda value: _messages.put((os.getpid(), True, value)))
     except UserError as error:
-        connection.send(("refused", str(error)))
+        raise UserError(str(error)) from None
     except OSError as error:
-        connection.send(("refused", f"a worker cannot go on: {error}; free space or mend the disk, then run it again"))
+        raise UserError(f"a worker cannot go on: {error}; free space or mend the disk, then run it again") from None
     except Exception:
-        connection.send(("failed", traceback.format_exc()))
+        raise RuntimeError(f"a worker failed at {_in_work}:\n{traceback.format_exc()}") from None
 
 
-def end_with_parent(parent: int) -> None:
-    """Has the kernel kill this process with the process `parent`, its parent; at once where that is gone already."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+def _report_work(text: str) -> None:
+    global _in_work
+    _in_work = text[:_MAX_TEXT]
+    _messages.put((os.getpid(), False, _in_work))

@@ -1,4 +1,4 @@
-"""What readers of other people's layouts share: entries, the tracks of people, and the record put together of them."""
+"""What readers of published layouts share: entries, tracks of people, the record made of them."""
 
 import hashlib
 import os
@@ -12,13 +12,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import soundfile
 
-from data_pipelines.record import Record
+from data_pipelines.record import SPLITS, Record
 from data_pipelines.windows import is_long_enough
 from unils_jax.audio import read_audio, resample
 from unils_jax.errors import UserError
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES
 
-SPLITS = ("train", "val", "test")
 # Why an entry is left out, as the report of a conversion groups them.
 DAMAGED = "damaged"
 MISSING = "missing"
@@ -28,17 +27,18 @@ SHORT = "too short"
 NOT_FINITE = "NaN or infinite values"
 RANGE = "out of range"
 
-# Of one audio file: ten hours, and a gigabyte of float32.
+# The limits of one audio file: ten hours, and a gigabyte of float32.
 MAX_RECORD_S = 36_000
 MAX_SAMPLES = 1 << 28
-# Louder than full scale by this factor, float audio was written in other units; no tracked coefficient is near 1000.
+# Louder than full scale by this factor, float audio was written in other units; no tracked
+# coefficient is near 1000.
 MAX_AMPLITUDE = 4.0
 MAX_MOTION = 1000.0
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
 
 class SkippedEntry(Exception):
-    """An entry that cannot become a record: the reason's kind, the detail, and the frames it would have had."""
+    """An entry that cannot become a record: the kind of reason, the detail, and its frames."""
 
     def __init__(self, reason: str, detail: str, frames: int = 0):
         super().__init__(f"{reason}: {detail}")
@@ -47,23 +47,24 @@ class SkippedEntry(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One future record as a source lists it: where its parts are, and its length where an index tells it.
+    """One future record as a source lists it.
 
-    `problem` is set where the source itself is wrong about it; reading such an entry drops it as damaged.
+    `problem` is set where the source itself is wrong about it; reading such an entry drops it as
+    damaged.
     """
 
     split: str
     name: str
-    parts: tuple[str, ...]
-    frames: int | None = None
-    problem: str = ""
+    parts: tuple[str, ...]  # keys or paths within the source
+    frames: int | None = None  # its length, where an index gives it
+    problem: str = ""  # what the source says wrongly about it; "": nothing
 
 
 class Reading(NamedTuple):
-    """A record and the frames its source has for it: `frames_in` less the record's own were cut off at the end."""
+    """A record and its length in the source."""
 
     record: Record
-    frames_in: int
+    frames_in: int  # those beyond the record's own were cut off at its end
 
 
 @runtime_checkable
@@ -71,25 +72,27 @@ class Source(Protocol):
     """A published layout on a disk. Picklable: worker processes open it for themselves."""
 
     def describe(self) -> dict[str, Any]:
-        """What tells this source from another, JSON-able."""
+        """Returns what distinguishes this source from another, JSON-able."""
 
     def entries(self) -> list[Entry]:
-        """All future records in an order that depends on the source's content alone. Raises UserError."""
+        """Lists all future records in an order that depends on the source's content alone.
+
+        Raises UserError where the source cannot be read.
+        """
 
     def open(self) -> AbstractContextManager[Callable[[Entry], Reading]]:
-        """Opens the source for reading entries; the reader raises Dropped for one that cannot be a record."""
+        """Opens the source; the reader raises SkippedEntry for an entry that cannot be a record."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """One person: `motion [T, 108]` or None, channels `observed [108]` bool, `audio [N]` int16 or float32 or None,
-    `mask [T]` bool or None, who it is ("" unknown)."""
+    """One person of an entry."""
 
-    motion: np.ndarray | None
-    audio: np.ndarray | None
-    mask: np.ndarray | None = None
-    observed: np.ndarray | None = None
-    identity: str = ""
+    motion: np.ndarray | None  # [T, 108]
+    audio: np.ndarray | None  # [N] int16 or float32
+    mask: np.ndarray | None = None  # [T] bool, true in speech
+    observed: np.ndarray | None = None  # [108] bool; None: every channel is there
+    identity: str = ""  # the person's name; "": unknown
 
 
 def read_people(
@@ -100,10 +103,20 @@ def read_people(
     read_sound: Callable[[Path, str], np.ndarray],
     num_frames: Callable[[Any], int],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], int]:
-    """Motion and sound in an entry's .npz and .wav files, by speaker ("1", "2", "" where the name tells none), and the
-    frames they have. `pattern` gives a name's recording, speaker and suffix; `read_sound` is told the speaker.
+    """Reads the motion and the sound in an entry's .npz and .wav files.
 
-    Raises Dropped with the problems of all files.
+    Raises SkippedEntry with the problems of all files.
+
+    Args:
+        folder: The source's folder.
+        entry: Its parts are file names within `folder`.
+        pattern: Gives a name's recording, speaker ("1", "2"; "" where it has none) and suffix.
+        read_motion: Reads an .npz.
+        read_sound: Reads a .wav of a speaker.
+        num_frames: Counts the frames of what `read_motion` returned.
+
+    Returns:
+        Motion and sound by speaker, and the frames they have.
     """
     motions, sounds, problems = {}, {}, []
     for part in entry.parts:
@@ -123,11 +136,12 @@ def read_people(
 
 
 def assemble(entry: Entry, tracks: list[Track], *, expression_basis: str, source: str) -> Reading:
-    """The record of one or two people, cut to what all of them have.
+    """Makes the record of one or two people, cut to what all of them have.
 
-    Motion, masks and the index must agree to a frame and audio to less than two frames; all is cut to the shortest
-    (audio is left short: windows pad it with zeros). A person without motion has zeros, marked as not observed. Raises
-    Dropped where lengths disagree, the rest is too short, or values are not finite or in other units.
+    Motion, masks and the index must agree to a frame and audio to less than two frames; all is cut
+    to the shortest (audio is left short: windows pad it with zeros). A person without motion has
+    zeros, marked as not observed. Raises SkippedEntry where lengths disagree, the rest is too
+    short, or values are not finite or in other units.
     """
     motions = [track.motion for track in tracks if track.motion is not None]
     if not motions:
@@ -213,13 +227,16 @@ def _check_values(record: Record, frames_in: int) -> None:
 
 
 def read_wav(path: Path) -> np.ndarray:
-    """16 kHz mono float32 samples `[N]` of an audio file whose claimed size was checked first. Raises UserError."""
+    """Reads an audio file as 16 kHz mono float32 samples `[N]`; its claimed size is checked first.
+
+    Raises UserError where it cannot be read.
+    """
     _check_wav(path)
     return read_audio(path)
 
 
 def read_wav_channels(path: Path) -> np.ndarray:
-    """`read_wav` without the mixing: `[C, N]`, 16 kHz float32."""
+    """Reads as `read_wav` without the mixing: `[C, N]`, 16 kHz float32."""
     _check_wav(path)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -243,10 +260,10 @@ def _check_wav(path: Path) -> None:
 
 
 def split_of_files(folder: Path, split: str, pattern: re.Pattern) -> list[Entry]:
-    """The files of a folder whose names match the pattern, as entries by its first group.
+    """Lists the files of a folder whose names match the pattern, as entries by its first group.
 
-    Where `split` is empty the folders `train`, `val` and `test` inside are the splits; without those, names are split
-    by `hashed_splits`. Raises UserError for a folder that is not there.
+    Where `split` is empty the folders `train`, `val` and `test` inside are the splits; without
+    those, names are split by `hashed_splits`. Raises UserError for a folder that is not there.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; check the path")
@@ -262,7 +279,10 @@ def split_of_files(folder: Path, split: str, pattern: re.Pattern) -> list[Entry]
 
 
 def folders_left_out(folder: Path) -> list[str]:
-    """The names of the folders beside the splits' in `folder`, like DualTalk's `ood`; none where it has no splits."""
+    """Lists the other folders next to the splits' in `folder`, like DualTalk's `ood`.
+
+    There are none where it has no splits.
+    """
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return [name for name in inside if name not in SPLITS] if set(inside) & set(SPLITS) else []
 
@@ -277,7 +297,10 @@ def _grouped(folder: Path, inside: str, pattern: re.Pattern) -> dict[str, tuple[
 
 
 def listed_digest(folder: Path, entries: list[Entry]) -> str:
-    """A checksum of what entries say and of how large their files are: copies of a folder give the same."""
+    """Returns a checksum of the entries and of the sizes of their files.
+
+    Copies of a folder give the same.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for entry in entries:
         sizes = [(folder / part).stat().st_size for part in entry.parts]
@@ -286,8 +309,11 @@ def listed_digest(folder: Path, entries: list[Entry]) -> str:
 
 
 def hashed_splits(names: list[str]) -> dict[str, str]:
-    """Split of each name where the source has none: 80/10/10 by the order of their hashes, at least one each from
-    three names up, fewer are all `train`. The same names give the same splits."""
+    """Splits names whose source has no splits: 80/10/10 by the order of their hashes.
+
+    From three names up each split has at least one; fewer names are all `train`. The same names
+    give the same splits.
+    """
     ranked = sorted(names, key=lambda name: hashlib.blake2b(os.fsencode(name), digest_size=8).digest())
     held_out = 0 if len(names) < 3 else max(1, len(names) // 10)
     parts = [("test", ranked[:held_out]), ("val", ranked[held_out : 2 * held_out]), ("train", ranked[2 * held_out :])]

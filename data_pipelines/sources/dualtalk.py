@@ -1,7 +1,8 @@
 """A folder in DualTalk's layout: `NAME_speakerK.wav` and `NAME_speakerK.npz` of two people, 25 fps.
 
-Its motion has 50 expression channels, the head's rotation and the jaw's; the expression channels it lacks and the eyes
-are zero and marked as not observed. A person without motion is kept with the audio alone.
+Its motion has 50 expression channels, the head's rotation and the jaw's; the expression channels it
+lacks and the eyes are zero and marked as not observed. A person without motion is kept with the
+audio alone.
 """
 
 import contextlib
@@ -37,17 +38,17 @@ _FILE = re.compile(r"(.+)_speaker([12])\.(npz|wav)")
 
 @dataclass(frozen=True)
 class DualTalkSource:
-    """A folder with `train`, `val`, `test` inside, or of one split (`split`, or hashed where it is empty)."""
+    """A folder with the splits' folders inside, or of one split (`split`; empty: by hashes)."""
 
     folder: Path
     split: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """A checksum of the names and sizes of all files."""
+        """Returns a checksum of the names and sizes of all files."""
         return {"layout": "dualtalk", "files": listed_digest(self.folder, self.entries())}
 
     def entries(self) -> list[Entry]:
-        """All conversations by name. Raises UserError where the folder holds none."""
+        """Lists all conversations by name. Raises UserError where the folder holds none."""
         entries = split_of_files(self.folder, self.split, _FILE)
         if not entries:
             raise UserError(
@@ -57,7 +58,7 @@ class DualTalkSource:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Entry], Reading]]:
-        """Files are opened one by one."""
+        """Returns the reader; files are opened one by one."""
         yield self._read
 
     def _read(self, entry: Entry) -> Reading:
@@ -75,9 +76,10 @@ class DualTalkSource:
 
 
 def read_motion(path: Path) -> np.ndarray:
-    """The 108 channels `[T, 108]` float32 of a DualTalk .npz: `exp [T, 50]`, `pose [T, 6]` (head 3, jaw 3).
+    """Reads the 108 channels `[T, 108]` float32 of a DualTalk .npz.
 
-    Of the jaw's rotation the first component is kept, as everywhere here. Raises UserError for another layout.
+    It holds `exp [T, 50]` and `pose [T, 6]` (head 3, jaw 3). The jaw keeps the first component of
+    its rotation, as everywhere here. Raises UserError for another layout.
     """
     arrays = read_npz_file(path, ("exp", "pose"))
     shapes = {name: array.shape for name, array in arrays.items() if array.dtype.kind == "f"}

@@ -1,7 +1,8 @@
 """Any folder of .wav and our motion .npz: one person or two a recording.
 
-`NAME.npz` holds everybody's motion; its audio is `NAME.wav` (one person; for two a stereo file, a channel each) or
-`NAME_speaker1.wav` and `NAME_speaker2.wav`. Or each person has both files: `NAME_speakerK.npz`, `NAME_speakerK.wav`.
+`NAME.npz` holds the motion of all people; its audio is `NAME.wav` (one person; for two a stereo
+file, a channel each) or `NAME_speaker1.wav` and `NAME_speaker2.wav`. Or each person has both files:
+`NAME_speakerK.npz`, `NAME_speakerK.wav`.
 """
 
 import contextlib
@@ -36,17 +37,17 @@ _FILE = re.compile(r"(.+?)(?:_speaker([12]))?\.(npz|wav)")
 
 @dataclass(frozen=True)
 class FilesSource:
-    """A folder with `train`, `val`, `test` inside, or of one split (`split`, or hashed where it is empty)."""
+    """A folder with the splits' folders inside, or of one split (`split`; empty: by hashes)."""
 
     folder: Path
     split: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """A checksum of the names and sizes of all files."""
+        """Returns a checksum of the names and sizes of all files."""
         return {"layout": "files", "files": listed_digest(self.folder, self.entries())}
 
     def entries(self) -> list[Entry]:
-        """All recordings by name. Raises UserError where the folder holds none."""
+        """Lists all recordings by name. Raises UserError where the folder holds none."""
         entries = split_of_files(self.folder, self.split, _FILE)
         if not any(part.endswith(".npz") for entry in entries for part in entry.parts):
             raise UserError(f"{self.folder} holds no motion .npz with .wav files beside them; see `unils decode --out`")
@@ -54,11 +55,11 @@ class FilesSource:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Entry], Reading]]:
-        """Files are opened one by one."""
+        """Returns the reader; files are opened one by one."""
         yield self._read
 
     def _read(self, entry: Entry) -> Reading:
-        """Motion is looked for first: with it comes the number of people."""
+        """Reads a recording, motion first: it says how many people there are."""
         motions, sounds, frames = read_people(
             self.folder, entry, _FILE, load_motion, _read_sound, num_frames=lambda file: file.motion.shape[1]
         )
@@ -77,7 +78,7 @@ def _read_sound(path: Path, speaker: str) -> np.ndarray:
 def _people(
     motions: dict[str, MotionFile], sounds: dict[str, np.ndarray], frames: int
 ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
-    """Motion `[T, 108]` and audio `[N]` of each person; one of them may be missing."""
+    """Returns motion `[T, 108]` and audio `[N]` of each person; one of them may be missing."""
     if "" in motions:
         if len(motions) > 1:
             raise SkippedEntry(DAMAGED, "motion both of all people in one file and of each in its own", frames)

@@ -1,6 +1,7 @@
-"""The published release's two data sets: an LMDB of .npz values beside a JSON index. Untrusted; nothing is unpickled.
+"""The published release's two data sets: an LMDB of .npz values with a JSON index. Untrusted.
 
-TalkMotionOnly lists people alone, SeamlessInteractionTalk pairs; which one it is shows in the index.
+Nothing is unpickled. TalkMotionOnly lists people alone, SeamlessInteractionTalk pairs; the index
+shows which one it is.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, SPLITS, Entry, Reading, SkippedEntry, Track, assemble
+from data_pipelines.record import SPLITS
+from data_pipelines.sources.base import DAMAGED, MISSING, PARTNER, Entry, Reading, SkippedEntry, Track, assemble
 from unils_jax.errors import UserError
 from unils_jax.files import read_npz
 from unils_jax.motion import from_motioncode
@@ -24,29 +26,36 @@ MAX_INDEX_BYTES = 1 << 28
 MAX_INDEX_FRAMES = 25 * 3600 * 24
 MAX_CHANNELS = 1024
 MAX_KEY_BYTES = 511  # LMDB's own bound
-# Seamless Interaction's file names: vendor, session, interaction, participant; participants are numbered per vendor.
+# Seamless Interaction's file names: vendor, session, interaction, participant. Participants are
+# numbered per vendor.
 _PARTICIPANT = re.compile(r"(?:^|[^A-Za-z0-9])(V\d+)_S\d+_I\d+_(P\d+[A-Za-z]?)(?![A-Za-z0-9])")
 
 
 def identity(name: str) -> str:
-    """Who a record's name says it is: `V00_P0947` of Seamless Interaction's names, "" where the name does not tell."""
+    """Returns the person in a record's name: `V00_P0947` of Seamless Interaction's names.
+
+    It is "" where the name holds none.
+    """
     found = _PARTICIPANT.search(name)
     return "_".join(found.groups()) if found else ""
 
 
 @dataclass(frozen=True)
 class ReleaseSource:
-    """The LMDB (a folder, or its one file) and the JSON index beside it."""
+    """The LMDB (a folder, or its one file) and the JSON index next to it."""
 
     lmdb_path: Path
     index: Path
 
     def describe(self) -> dict[str, Any]:
-        """The index' checksum: two conversions of the same index are the same conversion."""
+        """Returns the index' checksum: conversions of the same index are the same conversion."""
         return {"layout": "release", "index": hashlib.blake2b(_index_bytes(self.index), digest_size=16).hexdigest()}
 
     def entries(self) -> list[Entry]:
-        """All sequences that the index lists, in its order. Raises UserError where the index is none."""
+        """Lists all sequences of the index, in its order.
+
+        Raises UserError where the index is none.
+        """
         listed = _read_index(self.index)
         return [entry for split in SPLITS for entry in _split_entries(split, listed.get(split, []))]
 
@@ -58,7 +67,10 @@ class ReleaseSource:
 
 
 def find_index(source: Path) -> Path:
-    """The one JSON file in or beside `source`. Raises UserError where there is none or more than one."""
+    """Finds the one JSON file in `source` or next to it.
+
+    Raises UserError where there is none or more than one.
+    """
     inside = sorted(source.glob("*.json")) if source.is_dir() else []
     found = inside or sorted(source.parent.glob("*.json"))
     if len(found) != 1:
@@ -69,7 +81,10 @@ def find_index(source: Path) -> Path:
 
 @contextlib.contextmanager
 def open_lmdb(path: Path) -> Iterator[lmdb.Environment]:
-    """The LMDB at `path`, read-only and without locks. Raises UserError where it is missing, foreign or cut short."""
+    """Opens the LMDB at `path`, read-only and without locks.
+
+    Raises UserError where it is missing, foreign or cut short.
+    """
     file = path / "data.mdb" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{path} is no LMDB: {file} does not exist; give the folder that holds data.mdb")
@@ -113,7 +128,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return listed
 
 
-def _split_entries(split: str, listed: Any) -> Iterator[Entry]:
+def _split_entries(split: str, listed: object) -> Iterator[Entry]:
     if isinstance(listed, list):
         for number, item in enumerate(listed):
             usable = isinstance(item, list) and len(item) >= 2 and isinstance(item[0], str)
@@ -126,7 +141,7 @@ def _split_entries(split: str, listed: Any) -> Iterator[Entry]:
         yield _entry(split, name or f"{split}[]", keys, item[2] if usable else None)
 
 
-def _entry(split: str, name: str, keys: list[str], frames: Any) -> Entry:
+def _entry(split: str, name: str, keys: list[str], frames: object) -> Entry:
     counted = type(frames) is int and 0 <= frames <= MAX_INDEX_FRAMES
     if keys and counted:
         return Entry(split, name, tuple(keys), frames)
@@ -160,7 +175,10 @@ def _value(transaction: lmdb.Transaction, key: str) -> memoryview | None:
 
 
 def _track(key: str, value: memoryview, entry: Entry) -> Track:
-    """One value of the LMDB: `motioncode [T, >=111]` and, of pairs, `audio [N]` and maybe `speech_mask [T]`."""
+    """Reads one value of the LMDB.
+
+    It holds `motioncode [T, >=111]` and, in pairs, `audio [N]` and maybe `speech_mask [T]`.
+    """
     arrays = read_npz(value, ("motioncode", "audio", "speech_mask"), origin=f"record {key!r}")
     code, audio, mask = (arrays.get(name) for name in ("motioncode", "audio", "speech_mask"))
     if code is None or code.dtype.kind != "f" or code.ndim != 2 or not 111 <= code.shape[1] <= MAX_CHANNELS:
@@ -178,7 +196,10 @@ def _track(key: str, value: memoryview, entry: Entry) -> Track:
 
 
 def flat_audio(audio: np.ndarray, key: str) -> np.ndarray:
-    """Samples `[N]` int16 or float32 out of `[N]`, `[1, N]` or `[N, 1]`. Raises UserError for anything else."""
+    """Returns samples `[N]` int16 or float32 out of `[N]`, `[1, N]` or `[N, 1]`.
+
+    Raises UserError for anything else.
+    """
     if audio.size != max(audio.shape, default=0) or audio.dtype not in (np.int16, np.float16, np.float32, np.float64):
         raise UserError(f"record {key!r} must hold int16 or float audio [N], got {audio.dtype} {list(audio.shape)}")
     audio = audio.reshape(-1)
@@ -186,7 +207,10 @@ def flat_audio(audio: np.ndarray, key: str) -> np.ndarray:
 
 
 def flat_mask(mask: np.ndarray, key: str) -> np.ndarray:
-    """A speech mask `[T]` bool out of numbers `[T]`, `[1, T]` or `[T, 1]`. Raises UserError for anything else."""
+    """Returns a speech mask `[T]` bool out of numbers `[T]`, `[1, T]` or `[T, 1]`.
+
+    Raises UserError for anything else.
+    """
     if mask.size != max(mask.shape, default=0) or mask.dtype.kind not in "bfiu":
         raise UserError(f"record {key!r} must hold a speech_mask [T] of 0 and 1, got {mask.dtype} {list(mask.shape)}")
     return mask.reshape(-1) > 0.5

@@ -1,8 +1,10 @@
-"""UniTalker's data layout: sets of annotated speech in different kinds of numbers, each a folder. Untrusted.
+"""UniTalker's data layout: sets of annotated speech in different annotations, each a folder.
 
-In a set's folder: `train.json`, `val.json`, `test.json` (`info.id_list` and `data`, whose paths are relative to them),
-annotations `.npy [T, ...]`, audio, `id_template.npy [subjects, ...]`, for large annotations `pca.npz`. Nothing is
-unpickled, sizes are bounded, and paths stay in the folder.
+Untrusted.
+
+In a set's folder: `train.json`, `val.json`, `test.json` (`info.id_list` and `data`, whose paths are
+relative to them), annotations `.npy [T, ...]`, audio, `id_template.npy [subjects, ...]`, for large
+annotations `pca.npz`. Nothing is unpickled, sizes are bounded, and paths stay in the folder.
 """
 
 import hashlib
@@ -17,7 +19,8 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SPLITS, SkippedEntry, read_wav
+from data_pipelines.record import SPLITS
+from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SkippedEntry, read_wav
 from unils_jax.errors import UserError
 from unils_jax.files import npy_shape, read_npy_file, read_npz_file
 from unils_jax.motion import SAMPLE_RATE
@@ -32,46 +35,46 @@ _FIELDS = {"annot_path": str, "audio_path": str, "id": int, "annot_type": str}
 
 @dataclass(frozen=True)
 class TalkerSet:
-    """One set: its folder, what annotations and templates are multiplied by, and how often an epoch shows a record."""
+    """One of UniTalker's sets."""
 
     folder: Path
-    scale: float = 1.0
-    repeats: int = 1
+    scale: float = 1.0  # factor of annotations and templates
+    repeats: int = 1  # how often an epoch shows a record
 
 
 @dataclass(frozen=True)
 class TalkerEntry:
-    """One record as an index lists it: `number` is its set's, `subject` its row among the set's, `fps` the native rate,
-    paths are inside the set's folder."""
+    """One record as an index lists it; paths are inside the set's folder."""
 
-    number: int
-    kind: str
-    subject: int
-    annotation: str
-    audio: str
-    fps: int
+    number: int  # of its set among the sets
+    kind: str  # the annotation's name
+    subject: int  # its row among the set's subjects
+    annotation: str  # path
+    audio: str  # path
+    fps: int  # native frames a second, a key of STRIDES
 
     @property
     def model_fps(self) -> int:
-        """25 or 30, the rate after every so many frames were left out."""
+        """25 or 30, the rate after frames were left out at the stride of the native rate."""
         return self.fps // STRIDES[self.fps]
 
 
 class TalkerClip(NamedTuple):
-    """`audio [N]` at 16 kHz as recorded, `motion [T, D]` and `template [D]` scaled, and whose row of the identity table
-    it is."""
+    """One clip as it is trained on."""
 
-    audio: np.ndarray
-    motion: np.ndarray
-    template: np.ndarray
-    identity: int
+    audio: np.ndarray  # [N] at 16 kHz as recorded
+    motion: np.ndarray  # [T, D], scaled
+    template: np.ndarray  # [D], scaled
+    identity: int  # the person's row of the identity table
 
 
 class TalkerSplit:
-    """The records of one split of several sets, whose order is that of the identity table. Picklable.
+    """The records of one split of several sets, whose order is that of the identity table.
 
-    Raises UserError where a set's index is none, names paths outside its folder or other subjects than its training
-    split does.
+    Picklable.
+
+    Raises UserError where a set's index is none, names paths outside its folder or other subjects
+    than its training split does.
     """
 
     def __init__(self, sets: Sequence[TalkerSet], split: str):
@@ -90,13 +93,13 @@ class TalkerSplit:
         return sum(map(len, self.subjects)) + 1
 
     def offset(self, number: int) -> int:
-        """The row of a set's first subject."""
+        """Returns the row of a set's first subject."""
         return sum(map(len, self.subjects[:number]))
 
     def describe(self) -> str:
-        """A checksum of what the sets' records are."""
-        told = [[one.scale, one.repeats, subjects] for one, subjects in zip(self.sets, self.subjects, strict=True)]
-        return hashlib.blake2b(repr((told, self.entries)).encode(), digest_size=16).hexdigest()
+        """Returns a checksum of what the sets' records are."""
+        decisive = [[one.scale, one.repeats, subjects] for one, subjects in zip(self.sets, self.subjects, strict=True)]
+        return hashlib.blake2b(repr((decisive, self.entries)).encode(), digest_size=16).hexdigest()
 
     @cached_property
     def templates(self) -> list[Float32[np.ndarray, "subjects D"]]:
@@ -104,7 +107,10 @@ class TalkerSplit:
         return [_templates(one, len(subjects)) for one, subjects in zip(self.sets, self.subjects, strict=True)]
 
     def length(self, entry: TalkerEntry) -> tuple[int, int]:
-        """Frames and samples of a record's clip, from the heads of its files. Raises Dropped."""
+        """Returns frames and samples of a record's clip, from the heads of its files.
+
+        Raises SkippedEntry where they cannot be read, and for a clip that is too short.
+        """
         folder = self.sets[entry.number].folder
         try:
             frames, samples = npy_shape(folder / entry.annotation)[0], _num_samples(folder / entry.audio)
@@ -113,8 +119,11 @@ class TalkerSplit:
         return clip_length(frames, samples, entry)
 
     def read(self, entry: TalkerEntry) -> TalkerClip:
-        """A record's clip. Raises Dropped where a file is damaged or another's, values are not finite, or under 0.5 s
-        are left."""
+        """Reads a record's clip.
+
+        Raises SkippedEntry where a file is damaged or another's, values are not finite, or under
+        0.5 s are left.
+        """
         one = self.sets[entry.number]
         try:
             annotation = read_npy_file(one.folder / entry.annotation)
@@ -136,8 +145,11 @@ class TalkerSplit:
 
 
 def clip_length(num_frames: int, num_samples: int, entry: TalkerEntry) -> tuple[int, int]:
-    """Frames and samples of a clip of a record with so many: the first seconds that both have, 20 at most, halves
-    rounded to even. Raises Dropped below 0.5 s."""
+    """Returns frames and samples of the clip of a record with so many.
+
+    A clip is the first seconds that both have, 20 at most, halves rounded to even. Raises
+    SkippedEntry below 0.5 s.
+    """
     fps = entry.model_fps
     kept = -(-num_frames // STRIDES[entry.fps])
     seconds = min(num_samples / SAMPLE_RATE, kept / fps, MAX_S)
@@ -147,7 +159,10 @@ def clip_length(num_frames: int, num_samples: int, entry: TalkerEntry) -> tuple[
 
 
 def read_pca(folder: Path) -> tuple[Float32[np.ndarray, "n D"], Float32[np.ndarray, " D"]]:
-    """All components of a set's `pca.npz` and the mean. Raises UserError where it holds none that fit together."""
+    """Reads all components of a set's `pca.npz` and the mean.
+
+    Raises UserError where it holds none that fit together.
+    """
     arrays = read_npz_file(folder / PCA_FILE, ("components_to_data", "original_data_mean"))
     components, mean = (arrays.get(name) for name in ("components_to_data", "original_data_mean"))
     if components is None or mean is None or components.ndim != 2 or components.shape[1] != mean.size or not len(mean):
@@ -159,7 +174,7 @@ def read_pca(folder: Path) -> tuple[Float32[np.ndarray, "n D"], Float32[np.ndarr
 
 
 def _read_index(number: int, one: TalkerSet, split: str) -> tuple[list[str], list[TalkerEntry]]:
-    """Subjects and records of a set's split."""
+    """Reads subjects and records of a set's split."""
     subjects, rows = _index_parts(one.folder / f"{split}.json")
     trained = one.folder / "train.json"
     if split != "train" and trained.exists() and _index_parts(trained)[0] != subjects:
@@ -180,7 +195,7 @@ def _read_index(number: int, one: TalkerSet, split: str) -> tuple[list[str], lis
 
 
 def _index_parts(path: Path) -> tuple[list[str], list[Any]]:
-    """`info.id_list` and `data` of an index file."""
+    """Reads `info.id_list` and `data` of an index file."""
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise UserError(f"{path} is larger than {MAX_INDEX_BYTES} bytes, no index is; use UniTalker's own")
@@ -197,7 +212,7 @@ def _index_parts(path: Path) -> tuple[list[str], list[Any]]:
     return [str(subject)[:200] for subject in subjects], rows
 
 
-def _entry(number: int, row: Any, num_subjects: int) -> TalkerEntry:
+def _entry(number: int, row: object, num_subjects: int) -> TalkerEntry:
     if not isinstance(row, dict):
         raise ValueError("must be an object")
     for name, kind in _FIELDS.items():
@@ -226,7 +241,7 @@ def _templates(one: TalkerSet, num_subjects: int) -> np.ndarray:
 
 
 def _num_samples(path: Path) -> int:
-    """Samples at 16 kHz of an audio file, by its head."""
+    """Returns the samples at 16 kHz of an audio file, by its head."""
     if path.suffix == ".npy":
         return npy_shape(path)[0]
     try:
@@ -237,7 +252,7 @@ def _num_samples(path: Path) -> int:
 
 
 def _read_audio(path: Path) -> np.ndarray:
-    """16 kHz mono float32; a .npy holds such samples (int16: full scale is 32768)."""
+    """Reads 16 kHz mono float32; a .npy holds such samples (int16: full scale is 32768)."""
     if path.suffix != ".npy":
         return read_wav(path)
     samples = read_npy_file(path)

@@ -1,1 +1,1 @@
-"""The format on disk: pieces, shards, index; writing, reading, fetching."""
+"""The format on disk: chunks, shards, index; writing, reading, fetching."""

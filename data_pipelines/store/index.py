@@ -1,7 +1,7 @@
-"""The index of a store: what is known of every record without reading it, as arrays that load at once.
+"""What is known of a store's records without reading them, as arrays that load at once.
 
-One .npz for each shard while a store is being written (there once the shard is whole), one for each split when it is
-finished.
+One .npz for each shard while a store is being written (it is there once the shard is whole), one
+for each split when the store is finished.
 """
 
 import io
@@ -26,11 +26,14 @@ _LIMITS = {"people": (1, _PEOPLE), "frames": (1, 1 << 31), "samples": (NO_AUDIO,
 
 @dataclass(frozen=True)
 class Index:
-    """One row for each of n records. `first_motion` and `first_audio` are positions of pieces in `shard`.
+    """One row for each of n records.
 
-    `samples` is the length of the audio tracks, NO_AUDIO without; `head_mean [n, 2, 3]` the mean head rotation over
-    the whole record in the stored dtype (a float32 holds a float16 exactly); `observed [n, 2, 14]` packed bits;
-    `texts` each record's name, source and two identities, a line each.
+    `first_motion` and `first_audio` are positions of chunks in `shard`.
+
+    `samples` is the length of the audio tracks, NO_AUDIO without; `head_mean [n, 2, 3]` is the mean
+    head rotation over the whole record in the stored dtype (a float32 holds a float16 exactly);
+    `observed [n, 2, 14]` are packed bits; `texts` holds each record's name, source and two
+    identities, a line each.
     """
 
     frames: np.ndarray
@@ -46,7 +49,7 @@ class Index:
 
     @classmethod
     def empty(cls) -> "Index":
-        """That of a split without records."""
+        """Returns the index of a split without records."""
         return IndexRows(0).build()
 
     def __len__(self) -> int:
@@ -62,28 +65,28 @@ class Index:
         return self._lines[: 4 * len(self) : 4]
 
     def name(self, i: int) -> str:
-        """The name of record i."""
+        """Returns the name of record i."""
         return self._lines[4 * i]
 
     def source(self, i: int) -> str:
-        """Where record i comes from."""
+        """Returns where record i comes from."""
         return self._lines[4 * i + 1]
 
     def identities(self, i: int) -> tuple[str, ...]:
-        """Who the people of record i are; empty where nobody is named."""
+        """Returns the names of the people of record i; empty where none is known."""
         named = tuple(self._lines[4 * i + 2 : 4 * i + 2 + int(self.people[i])])
         return named if any(named) else ()
 
     def observed_of(self, i: int) -> np.ndarray:
-        """`[P, 108]` bool: the channels that record i has of each person."""
+        """Returns `[P, 108]` bool: the channels that record i has of each person."""
         return np.unpackbits(self.observed[i, : self.people[i]], axis=-1, count=MOTION_DIM).view(bool)
 
     def has_motion(self) -> np.ndarray:
-        """`[n, 2]` bool: whether any channel of a person is there."""
+        """Returns `[n, 2]` bool: whether any channel of a person is there."""
         return self.observed.any(axis=-1) & (np.arange(_PEOPLE) < self.people[:, None])
 
     def describe(self, i: int) -> dict[str, Any]:
-        """Record i as plain values."""
+        """Returns record i as plain values."""
         observed = self.observed_of(i)
         return {
             "name": self.name(i),
@@ -99,7 +102,7 @@ class Index:
 
 
 class IndexRows:
-    """Rows of an index as records come; `build` makes the arrays."""
+    """The rows of an index while records come; `build` makes the arrays."""
 
     def __init__(self, shard: int):
         self._shard = shard
@@ -107,7 +110,7 @@ class IndexRows:
         self._texts: list[str] = []
 
     def add(self, record: Record, first_motion: int, first_audio: int) -> None:
-        """One record, in the dtypes it is stored in, its pieces starting at these positions."""
+        """Adds one record, in the dtypes it is stored in, whose chunks start at these positions."""
         observed = np.zeros((_PEOPLE, MOTION_DIM), bool)
         observed[: record.num_people] = True if record.observed is None else record.observed
         mean = np.zeros((_PEOPLE, 3), np.float32)
@@ -120,7 +123,7 @@ class IndexRows:
         self._texts += [record.name, record.source, *named]
 
     def build(self) -> Index:
-        """The index of the rows so far."""
+        """Returns the index of the rows so far."""
         columns = list(zip(*self._rows, strict=True)) or [()] * 9
         dtypes = (np.int32, np.uint8, np.int64, bool, np.uint8, np.float32, np.int32, np.int64, np.int64)
         inner = {4: (_PEOPLE, -(-MOTION_DIM // 8)), 5: (_PEOPLE, 3)}
@@ -132,21 +135,27 @@ class IndexRows:
 
 
 def concatenate(parts: Sequence[Index]) -> Index:
-    """The index of several shards."""
+    """Returns the index of several shards."""
     names = [field.name for field in fields(Index) if field.name != "texts"]
     texts = [line for part in parts for line in part._lines[: 4 * len(part)]]
     return Index(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names}, texts=_as_bytes(texts))
 
 
 def save_index(path: str | os.PathLike, index: Index, summary: dict[str, Any]) -> None:
-    """Writes index and summary (JSON-able) to `path`; equal content gives equal bytes. Durable and atomic."""
+    """Writes index and summary (JSON-able) to `path`, durable and atomic.
+
+    Equal content gives equal bytes.
+    """
     arrays = {field.name: getattr(index, field.name) for field in fields(Index)}
     with atomic_output(path) as partial, open(partial, "wb") as file:
         np.savez(file, summary=_as_bytes([json.dumps(summary, sort_keys=True)]), **arrays)
 
 
 def load_index(path: str | os.PathLike) -> tuple[Index, dict[str, Any]]:
-    """Index and summary. Raises ValueError, KeyError or OSError where the file is no index."""
+    """Returns index and summary.
+
+    Raises ValueError, KeyError or OSError where the file is no index.
+    """
     # Read at once: the members of an archive on a network disk would be sought one by one.
     with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as arrays:
         index = Index(**{field.name: arrays[field.name] for field in fields(Index)})

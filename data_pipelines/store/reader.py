@@ -1,26 +1,27 @@
-"""The store, read: a folder of shards, their index and a manifest, local or behind a URL. `store_writer` makes it.
+"""The store, read: a folder of shards, their index and a manifest, local or behind a URL.
 
-In the folder: `{train,val,test}.array_record-NNNNN` (pieces of motion), the same under `audio/`, `index/` (what is
-known of each record), `manifest.json`. Folder and `audio/` are tensorflow-datasets each (`builder_from_directory`).
+`store.writer` makes it. In the folder: `{train,val,test}.array_record-NNNNN` (chunks of motion),
+the same under `audio/`, `index/` (what is known of each record), `manifest.json`. Folder and
+`audio/` are a tensorflow-datasets dataset each (`builder_from_directory`).
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipelines.record import Record
+from data_pipelines.record import SPLITS, Record
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store import pieces, remote
+from data_pipelines.store import chunks, remote
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import NO_AUDIO, Index, load_index
 from data_pipelines.store.shards import BROKEN, ShardFiles
-from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, SPLITS, write_store
+from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, write_store
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME
@@ -28,13 +29,15 @@ from unils_jax.runtime import local_path
 
 __all__ = ["MANIFEST", "SPLITS", "Store", "StoredRecord", "read_manifest", "write_store"]
 _REMEDY = "; make the store again"
+Decoded = TypeVar("Decoded")
 
 
 class Store:
-    """A store, opened lazily: an index on its first use, shards on their first read; instances pickle without them.
+    """A store, opened lazily: an index on its first use, shards on their first read.
 
-    `cache_bytes` bounds the pieces of motion that are kept in memory between reads, in each process. Raises UserError
-    that names the file where the folder is no store, or a file is missing or damaged.
+    Instances pickle without them. `cache_bytes` bounds the chunks of motion that are kept in memory
+    between reads, in each process. Raises UserError that names the file where the folder is no
+    store, or a file is missing or damaged.
     """
 
     def __init__(self, path: str | os.PathLike, *, cache_bytes: int = 0):
@@ -57,14 +60,14 @@ class Store:
 
     @property
     def expression_basis(self) -> str:
-        """What the 100 expression channels mean: `flame` or `standin`."""
+        """The meaning of the 100 expression channels: `flame` or `standin`."""
         return self.manifest["expression_basis"]
 
     def channel_statistics(self, *, centred: bool = True) -> ChannelStatistics:
-        """Those of the training split, head rotation `centred` or as it was.
+        """Returns those of the training split, head rotation `centred` or as it was.
 
-        The manifest holds them centred. Otherwise the mean of every person, which the index holds, is put back: exact
-        but for the rounding of the stored dtype.
+        The manifest holds them centred. Otherwise the mean of every person, which the index holds,
+        is put back: exact but for the rounding of the stored dtype.
         """
         statistics = ChannelStatistics.from_json(self.manifest["statistics"])
         if centred:
@@ -75,14 +78,14 @@ class Store:
         return statistics.with_offsets(HEAD, index.head_mean, seen * index.frames.astype(np.int64)[:, None, None])
 
     def statistics(self) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
-        """Mean and standard deviation per channel, over all frames of the training split, head rotation centred.
+        """Returns mean and standard deviation per channel, over all frames of the training split.
 
-        Raises UserError where the store has no motion to train on.
+        The head rotation is centred. Raises UserError where the store has no motion to train on.
         """
         return self.channel_statistics().normalisation(str(self.path))
 
     def index(self, split: str) -> Index:
-        """The index of a split; without rows where the split has no record."""
+        """Returns the index of a split; without rows where the split has no record."""
         if split not in SPLITS:
             raise UserError(f"split must be one of {SPLITS}, got {split!r}")
         if split not in self._indices:
@@ -103,27 +106,36 @@ class Store:
         return index
 
     def records(self, split: str) -> list[dict[str, Any]]:
-        """What is known of each record without reading it: see `Index.describe`."""
+        """Describes each record of a split without reading it: see `Index.describe`."""
         index = self.index(split)
         return [index.describe(i) for i in range(len(index))]
 
     def lengths(self, split: str) -> np.ndarray:
-        """Frames of each record of a split, without reading a record."""
+        """Returns the frames of each record of a split, without reading a record."""
         return self.index(split).frames
 
     def source(self, split: str, i: int, person: int | None = None) -> "StoredRecord":
-        """Record i for `windows.cut_window`, nothing read yet; of one person alone where `person` is given."""
+        """Returns record i for `windows.cut_window`, nothing read yet.
+
+        With `person` it is that person alone.
+        """
         count = len(self.index(split))
         if not 0 <= i < count:
             raise UserError(f"{self.path} has {count} records in {split}, there is no record {i}")
         return StoredRecord(self, split, i, person)
 
     def read(self, split: str, i: int, *, with_audio: bool = True) -> Record:
-        """Record i of a split, whole; without audio it is None, and its samples are not read."""
+        """Reads record i of a split, whole.
+
+        Without audio it is None, and its samples are not read.
+        """
         return self.source(split, i).read(with_audio=with_audio)
 
     def local_file(self, name: str) -> Path:
-        """A file of the store on this machine; a remote one is fetched first. Its size is checked."""
+        """Returns a file of the store on this machine; a remote one is fetched first.
+
+        Its size is checked.
+        """
         entry = self.manifest["files"].get(name)
         if entry is None:
             raise UserError(f"{name} is not a file of the store {self.path}{_REMEDY}")
@@ -138,7 +150,10 @@ class Store:
 
 
 class StoredRecord:
-    """One record of a store (or one person of it, without audio and mask) of which only what is asked for is read."""
+    """One record of a store of which only what is asked for is read.
+
+    With `person` it is that person alone, without audio and mask.
+    """
 
     def __init__(self, store: Store, split: str, i: int, person: int | None = None):
         index = store.index(split)
@@ -165,13 +180,15 @@ class StoredRecord:
     def frames(
         self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """For each `(person, first, last)` motion `[last - first, 108]` and speech mask; head rotation `centred` or as
-        it was."""
-        size = pieces.PIECE_FRAMES
+        """Returns motion `[last - first, 108]` and speech mask of each `(person, first, last)`.
+
+        The head rotation is `centred` or as it was.
+        """
+        size = chunks.CHUNK_FRAMES
         needed = sorted(
             {(k, self._people[p]) for p, first, last in spans for k in range(first // size, -(-last // size))}
         )
-        found = dict(zip(needed, self._motion_pieces(needed), strict=True))
+        found = dict(zip(needed, self._motion_chunks(needed), strict=True))
         out = []
         for person, first, last in spans:
             person = self._people[person]
@@ -188,30 +205,33 @@ class StoredRecord:
         return out
 
     def audio(self, first: int, last: int) -> np.ndarray:
-        """Samples `first`..`last` `[P, last - first]` float32; what lies behind the track or T * 640 is zero."""
+        """Returns samples `first`..`last` `[P, last - first]` float32.
+
+        They are zero behind the end of the track and behind T * 640.
+        """
         samples = np.zeros((self.num_people, last - first), np.float32)
-        size = pieces.PIECE_SAMPLES
+        size = chunks.CHUNK_SAMPLES
         end = min(last, self.num_samples)
         if end <= first:
             return samples
         needed = [(k, p) for k in range(first // size, -(-end // size)) for p in self._people]
-        for (k, person), track in zip(needed, self._audio_pieces(needed), strict=True):
+        for (k, person), track in zip(needed, self._audio_chunks(needed), strict=True):
             begin = max(first, k * size)
-            piece = track[begin - k * size : end - k * size]
-            samples[person, begin - first : begin - first + len(piece)] = to_float(piece)
+            chunk = track[begin - k * size : end - k * size]
+            samples[person, begin - first : begin - first + len(chunk)] = to_float(chunk)
         return samples
 
     def read(self, *, with_audio: bool = True) -> Record:
-        """The whole record, head rotation as it was."""
+        """Reads the whole record, head rotation as it was."""
         index, i = self._store.index(self._split), self._i
-        count = pieces.num_pieces(self.num_frames)
+        count = chunks.num_chunks(self.num_frames)
         needed = [(k, p) for k in range(count) for p in self._people]
-        parts = self._motion_pieces(needed)
+        parts = self._motion_chunks(needed)
         shape = (count, self.num_people)
         motion = _joined([motion for motion, _ in parts], *shape)
         mask = _joined([mask for _, mask in parts], *shape) if index.has_mask[i] and not self._alone else None
-        audio = _joined(self._audio_pieces(needed), *shape) if with_audio and self.has_audio else None
-        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: pieces.events_of(value))[0]
+        audio = _joined(self._audio_chunks(needed), *shape) if with_audio and self.has_audio else None
+        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: chunks.events_of(value))[0]
         observed = None if self.observed.all() else self.observed
         return Record(
             name=index.name(i),
@@ -225,34 +245,39 @@ class StoredRecord:
             source=index.source(i),
         )
 
-    def _motion_pieces(self, needed: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def _motion_chunks(self, needed: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         has_mask = bool(self._store.index(self._split).has_mask[self._i])
 
         def decode(value: bytes, k: int) -> tuple[np.ndarray, np.ndarray | None]:
-            motion, mask = pieces.motion_of(value, self._dtype)
-            frames = min(pieces.PIECE_FRAMES, self.num_frames - k * pieces.PIECE_FRAMES)
+            motion, mask = chunks.motion_of(value, self._dtype)
+            frames = min(chunks.CHUNK_FRAMES, self.num_frames - k * chunks.CHUNK_FRAMES)
             if len(motion) != frames or (mask is not None) != has_mask or (has_mask and len(mask) != frames):
-                raise UserError(f"a piece of {len(motion)} frames where {frames} are expected")
+                raise UserError(f"a chunk of {len(motion)} frames where {frames} are expected")
             return motion, mask
 
         return self._guarded(self._store.motion_files, "", needed, decode)
 
-    def _audio_pieces(self, needed: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        last = pieces.num_pieces(self.num_frames) - 1
+    def _audio_chunks(self, needed: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        last = chunks.num_chunks(self.num_frames) - 1
         samples = int(self._store.index(self._split).samples[self._i])
 
         def decode(value: bytes, k: int) -> np.ndarray:
-            track = pieces.audio_of(value, self._store.manifest["dtypes"]["audio"])
-            left = max(0, samples - k * pieces.PIECE_SAMPLES)
-            expected = left if k == last else min(pieces.PIECE_SAMPLES, left)
+            track = chunks.audio_of(value, self._store.manifest["dtypes"]["audio"])
+            left = max(0, samples - k * chunks.CHUNK_SAMPLES)
+            expected = left if k == last else min(chunks.CHUNK_SAMPLES, left)
             if len(track) != expected:
-                raise UserError(f"a piece of {len(track)} samples where {expected} are expected")
+                raise UserError(f"a chunk of {len(track)} samples where {expected} are expected")
             return track
 
         return self._guarded(self._store.audio_files, f"{AUDIO_FOLDER}/", needed, decode)
 
-    def _guarded(self, files: ShardFiles, folder: str, needed: Sequence[tuple[int, int]], decode: Any) -> list[Any]:
-        """The decoded pieces `(k, person)`. Raises UserError that names store, split, record and shard."""
+    def _guarded(
+        self, files: ShardFiles, folder: str, needed: Sequence[tuple[int, int]], decode: Callable[[bytes, int], Decoded]
+    ) -> list[Decoded]:
+        """Returns the decoded chunks `(k, person)`.
+
+        Raises UserError that names store, split, record and shard.
+        """
         index, i = self._store.index(self._split), self._i
         first = int((index.first_audio if folder else index.first_motion)[i])
         shard = folder + tfds_layout.shard_file(self._split, int(index.shard[i]))
@@ -268,12 +293,15 @@ class StoredRecord:
 
 
 def _joined(parts: list[np.ndarray], count: int, people: int) -> np.ndarray:
-    """`[P, ...]` out of `count` pieces of each person, one person's after the other's."""
+    """Joins `count` chunks of each person, which alternate, to `[P, ...]`."""
     return np.stack([np.concatenate(parts[person::people]) for person in range(people)])
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of the store at `path`. Raises UserError, naming the file, where there is none or it is bad."""
+    """Reads the manifest of the store at `path`.
+
+    Raises UserError, naming the file, where there is none or it is bad.
+    """
     file = f"{path}/{MANIFEST}"
     text = remote.read_text(path, MANIFEST) if remote.is_remote(path) else _read_local(path)
     try:

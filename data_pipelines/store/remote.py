@@ -1,7 +1,7 @@
-"""Stores behind a URL (gs://, s3://, whatever fsspec knows): files are fetched once into a cache folder and checked.
+"""Stores behind a URL (gs://, s3://, all that fsspec knows): files are fetched once and checked.
 
-Tested with fsspec's in-memory and local file systems; Google's and Amazon's need `gcsfs` and `s3fs` and were not
-tested against the real services.
+Tested with fsspec's in-memory and local file systems. Google's and Amazon's need `gcsfs` and
+`s3fs` and were not tested against the real services.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ _FETCHING = threading.Lock()
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a store's path is a URL."""
+    """Returns whether a store's path is a URL."""
     return "://" in str(path)
 
 
 def read_text(url: str, name: str) -> str:
-    """A small file of a remote store. Raises UserError where it is not there."""
+    """Reads a small file of a remote store. Raises UserError where it is not there."""
+    file_system, path = _locate(url, name)
     try:
-        with _file_system(url).open(f"{url.rstrip('/')}/{name}", "rb") as file:
-            return file.read().decode()
+        return file_system.cat_file(path).decode()
     except FileNotFoundError:
         raise UserError(f"{url} is no store: it has no {name}; copy the whole store there") from None
     except (OSError, ValueError) as error:
@@ -38,10 +38,11 @@ def read_text(url: str, name: str) -> str:
 
 
 def fetch(url: str, name: str, sha256: str, num_bytes: int) -> Path:
-    """The local copy of a file of a remote store, fetched where it is not there yet.
+    """Returns the local copy of a file of a remote store, fetched where it is not there yet.
 
-    Copies are kept by checksum under `cache_folder()`, appear whole, and may be fetched by several processes at once.
-    Raises UserError where the file cannot be read or is not what its store's manifest says.
+    Copies are kept by checksum under `cache_folder()`, appear whole, and may be fetched by several
+    processes at once. Raises UserError where the file cannot be read or is not what its store's
+    manifest says.
     """
     local = cache_folder() / sha256[:2] / sha256
     with _FETCHING:
@@ -51,14 +52,14 @@ def fetch(url: str, name: str, sha256: str, num_bytes: int) -> Path:
 
 
 def _copy(url: str, name: str, sha256: str, local: Path) -> None:
-    digest = hashlib.sha256()
+    file_system, path = _locate(url, name)
     try:
+        # fsspec's caches show a file while it is being fetched, which other processes would read.
         with atomic_output(local) as partial:
-            with _file_system(url).open(f"{url.rstrip('/')}/{name}", "rb") as source, open(partial, "wb") as copy:
-                while block := source.read(1 << 22):
-                    digest.update(block)
-                    copy.write(block)
-            if digest.hexdigest() != sha256:
+            file_system.get_file(path, str(partial))
+            with open(partial, "rb") as copy:
+                digest = hashlib.file_digest(copy, "sha256").hexdigest()
+            if digest != sha256:
                 raise UserError(f"{url}/{name} is damaged: its checksum is not its manifest's; copy the store again")
     except OSError as error:
         free = shutil.disk_usage(cache_folder()).free >> 20
@@ -69,7 +70,7 @@ def _copy(url: str, name: str, sha256: str, local: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: `UNILS_CACHE`, else in the user's cache folder."""
+    """Returns the folder of fetched files: in `UNILS_CACHE`, else in the user's cache folder."""
     chosen = os.environ.get("UNILS_CACHE")
     cache = user_cache()
     if not chosen and cache is None:
@@ -79,11 +80,11 @@ def cache_folder() -> Path:
     return folder
 
 
-def _file_system(url: str) -> fsspec.AbstractFileSystem:
-    scheme = str(url).partition("://")[0]
+def _locate(url: str, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns the file system of a store and the path of one of its files there."""
     try:
-        return fsspec.filesystem(scheme)
+        return fsspec.core.url_to_fs(f"{url.rstrip('/')}/{name}")
     except (ImportError, ValueError) as error:
-        package = _PACKAGES.get(scheme)
+        package = _PACKAGES.get(url.partition("://")[0])
         remedy = f"`pip install {package}`" if package else "use gs://, s3:// or a local folder"
         raise UserError(f"cannot open {url} ({' '.join(str(error).split())[:120]}); {remedy}") from None

@@ -1,4 +1,4 @@
-"""The ArrayRecord files of a store: opened when first read, pieces fetched by position, some kept in memory."""
+"""The ArrayRecord files of a store: opened when first read, chunks fetched by position."""
 
 import threading
 import zipfile
@@ -18,9 +18,9 @@ _MAX_OPEN_FILES = 200
 
 
 class ShardFiles:
-    """Pieces of shards by position. Safe for threads; made anew in each process.
+    """Chunks of shards by position. Safe for threads; made anew in each process.
 
-    `locate` gives the local path of a shard. Pieces are kept, the latest used, up to `cache_bytes`.
+    `locate` gives the local path of a shard. The chunks used last are kept, up to `cache_bytes`.
     """
 
     def __init__(self, locate: Callable[[str], Path], cache_bytes: int):
@@ -31,7 +31,10 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def read(self, shard: str, positions: Sequence[int]) -> list[bytes]:
-        """The pieces at `positions` of a shard. Raises what ArrayRecord raises, one of BROKEN."""
+        """Returns the chunks at `positions` of a shard.
+
+        Raises what ArrayRecord raises, one of BROKEN.
+        """
         found = self._recall(shard, positions)
         missing = [position for position in positions if position not in found]
         if missing:

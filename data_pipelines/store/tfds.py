@@ -1,75 +1,90 @@
-"""What tensorflow-datasets reads beside the shards, so that `builder_from_directory` opens a store.
+"""The metadata with which tensorflow-datasets' `builder_from_directory` opens a store.
 
-Written as text: the library itself, and TensorFlow, are needed neither to write a store nor to read one.
+The library is imported where metadata are written: reading a store does without its half a second.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
 
 from unils_jax.motion import MOTION_DIM
 
+if TYPE_CHECKING:
+    from tensorflow_datasets.core.features import FeaturesDict
+
 VERSION = "2.0.0"
 FILE_TEMPLATE = "{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
-_FEATURES = "tensorflow_datasets.core.features."
+# The order of the keys of dataset_info.json and of its splits.
+_INFO_KEYS = ("fileFormat", "name", "version", "splits")
+_SPLIT_KEYS = ("name", "filepathTemplate", "numBytes", "shardLengths")
 
 
 def shard_file(split: str, shard: int) -> str:
-    """The name of a shard, as FILE_TEMPLATE says."""
+    """Returns the name of a shard, as FILE_TEMPLATE says."""
     return f"{split}.array_record-{shard:05d}"
 
 
-def motion_features(dtype: str) -> dict[str, Any]:
-    """The features of a motion piece: at most 125 frames of one person."""
-    return {
-        "record": _text(),
-        "person": _integer(),
-        "start_frame": _integer(),
-        "identity": _text(),
-        "source": _text(),
-        "events": _text(),
-        "observed": _tensor("uint8", MOTION_DIM),
-        "speech_mask": _tensor("uint8", None),
-        "motion": _tensor(dtype, None, MOTION_DIM),
-    }
+def motion_features(dtype: str) -> "FeaturesDict":
+    """Returns the features of a motion chunk: at most 125 frames of one person."""
+    from tensorflow_datasets import features  # noqa: PLC0415 - see the top
 
-
-def audio_features(dtype: str) -> dict[str, Any]:
-    """The features of an audio piece: the samples of one motion piece."""
-    return {"record": _text(), "person": _integer(), "start_frame": _integer(), "audio": _tensor(dtype, None)}
-
-
-def features_json(features: Mapping[str, Any]) -> str:
-    """features.json of a dataset with these features."""
-    tree = {"featuresDict": {"features": features}, "pythonClassName": _FEATURES + "features_dict.FeaturesDict"}
-    return json.dumps(tree, indent=1, sort_keys=True)
-
-
-def dataset_info_json(name: str, splits: Mapping[str, tuple[Sequence[int], int]]) -> str:
-    """dataset_info.json; `splits` gives each split's number of examples per shard, and its bytes."""
-    described = [
+    return features.FeaturesDict(
         {
-            "name": split,
-            "filepathTemplate": FILE_TEMPLATE,
-            "numBytes": str(num_bytes),
-            "shardLengths": [str(length) for length in lengths],
+            "record": features.Text(),
+            "person": features.Scalar(np.int64),
+            "start_frame": features.Scalar(np.int64),
+            "identity": features.Text(),
+            "source": features.Text(),
+            "events": features.Text(),
+            "observed": features.Tensor(shape=(MOTION_DIM,), dtype=np.uint8, encoding="bytes"),
+            "speech_mask": features.Tensor(shape=(None,), dtype=np.uint8, encoding="bytes"),
+            "motion": features.Tensor(shape=(None, MOTION_DIM), dtype=np.dtype(dtype), encoding="bytes"),
         }
-        for split, (lengths, num_bytes) in splits.items()
-    ]
-    info = {"fileFormat": "array_record", "name": name, "version": VERSION, "splits": described}
-    return json.dumps(info, indent=1)
+    )
 
 
-def _text() -> dict[str, Any]:
-    return {"pythonClassName": _FEATURES + "text_feature.Text", "text": {}}
+def audio_features(dtype: str) -> "FeaturesDict":
+    """Returns the features of an audio chunk: the samples of one motion chunk."""
+    from tensorflow_datasets import features  # noqa: PLC0415 - see the top
+
+    return features.FeaturesDict(
+        {
+            "record": features.Text(),
+            "person": features.Scalar(np.int64),
+            "start_frame": features.Scalar(np.int64),
+            "audio": features.Tensor(shape=(None,), dtype=np.dtype(dtype), encoding="bytes"),
+        }
+    )
 
 
-def _integer() -> dict[str, Any]:
-    tensor = {"dtype": "int64", "encoding": "none", "shape": {}}
-    return {"pythonClassName": _FEATURES + "scalar.Scalar", "tensor": tensor}
+def metadata(name: str, features: "FeaturesDict", splits: Mapping[str, tuple[Sequence[int], int]]) -> dict[str, str]:
+    """Returns the texts of features.json and dataset_info.json by file name.
 
+    `splits` gives each split's number of examples per shard, and the bytes of its shards.
+    """
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - see the top
 
-def _tensor(dtype: str, *dimensions: int | None) -> dict[str, Any]:
-    sizes = ["-1" if size is None else str(size) for size in dimensions]
-    tensor = {"dtype": dtype, "encoding": "bytes", "shape": {"dimensions": sizes}}
-    return {"pythonClassName": _FEATURES + "tensor_feature.Tensor", "tensor": tensor}
+    # `folder_dataset.write_metadata` does the same, but lists the folder for its shards, and
+    # refuses a shard that holds no example, like the audio of a store without audio.
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version(VERSION), data_dir="", module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(data_dir="", template=FILE_TEMPLATE, dataset_name=name)
+    info.set_splits(
+        tfds.core.splits.SplitDict(
+            tfds.core.SplitInfo(name=split, shard_lengths=list(lengths), num_bytes=size, filename_template=template)
+            for split, (lengths, size) in splits.items()
+        )
+    )
+    # The library's own layout may change with its version; equal records give equal bytes with any.
+    tree = json.loads(info.as_json)
+    tree["splits"] = [{key: split[key] for key in _SPLIT_KEYS} for split in tree.get("splits", [])]
+    return {
+        "features.json": json.dumps(MessageToDict(features.to_proto()), indent=1, sort_keys=True),
+        "dataset_info.json": json.dumps({key: tree[key] for key in _INFO_KEYS}, indent=1),
+    }

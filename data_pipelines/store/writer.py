@@ -1,7 +1,8 @@
-"""Records -> store. Shards are written apart, by any number of processes and machines, and finished into one store.
+"""Records -> store: shards are written apart and finished into one store.
 
-A shard is three files, each whole or not there: motion pieces, audio pieces, and last its index. A folder is a store
-once its manifest is there. Equal records give equal bytes: no time, no host, no order of arrival gets in.
+Any number of processes and machines may write them. A shard is three files, each whole or not
+there: motion chunks, audio chunks, and last its index. A folder is a store once its manifest is
+there. Equal records give equal bytes: no time, no host, no order of arrival gets in.
 """
 
 import contextlib
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipelines.record import Record, validate
+from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
-from data_pipelines.store import pieces
+from data_pipelines.store import chunks
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
@@ -29,12 +30,12 @@ from unils_jax.files import atomic_output, sync_folder
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
 from unils_jax.runtime import local_path, only_writer
 
-SPLITS = ("train", "val", "test")
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 MOTION_DTYPES, AUDIO_DTYPES = ("float16", "float32"), ("int16", "float32")
 AUDIO_FOLDER, INDEX_FOLDER = "audio", "index"
-# Compressed, motion shrinks by 6 % and speech by a fifth, and reading takes two to three times as long.
+# Compressed, motion shrinks by 6 % and speech by a fifth, and reading takes two to three times as
+# long.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -42,8 +43,8 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 class Dtypes:
     """What a store keeps: float16 or float32 motion, int16 or float32 audio."""
 
-    motion: str = "float16"
-    audio: str = "int16"
+    motion: str = "float16"  # or float32
+    audio: str = "int16"  # or float32
 
     def __post_init__(self) -> None:
         if self.motion not in MOTION_DTYPES or self.audio not in AUDIO_DTYPES:
@@ -57,7 +58,7 @@ DEFAULT_DTYPES = Dtypes()
 
 
 def shard_paths(folder: Path, split: str, shard: int) -> tuple[Path, Path, Path]:
-    """Motion, audio and index file of a shard."""
+    """Returns the paths of a shard's motion, audio and index file."""
     name = tfds_layout.shard_file(split, shard)
     return folder / name, folder / AUDIO_FOLDER / name, folder / INDEX_FOLDER / f"{split}-{shard:05d}.npz"
 
@@ -71,10 +72,23 @@ def write_shard(
     dtypes: Dtypes = DEFAULT_DTYPES,
     basis: str | None = None,
 ) -> dict[str, Any]:
-    """Writes one shard into a store's folder as the records come; returns its summary, as `shard_summary` does.
+    """Writes one shard into a store's folder as the records come.
 
-    Raises UserError for a bad record, and for one of another expression basis than `basis` (or, without, the first).
-    What a killed try has left is replaced. Nothing of the shard is left where this fails.
+    Leftovers of a killed try are replaced. Nothing of the shard is left where this fails.
+
+    Args:
+        folder: The store's folder.
+        split: "train", "val" or "test".
+        shard: The number of the shard within its split.
+        records: Records in the order in which they are written.
+        dtypes: What motion and audio are stored as.
+        basis: The expression basis that every record must have; None: that of the first one.
+
+    Returns:
+        The shard's summary, as `shard_summary`.
+
+    Raises:
+        UserError: For a bad record, and for one of another expression basis.
     """
     _check_split(split, "a shard")
     motion_path, audio_path, index_path = shard_paths(Path(folder), split, shard)
@@ -88,12 +102,12 @@ def write_shard(
             for kind, error in conversion_errors(record, stored).items():
                 errors[kind] = max(errors[kind], error)
             rows.add(stored, counts["motion"], counts["audio"])
-            for piece in pieces.motion_pieces(stored):
-                motion_writer.write(piece)
+            for chunk in chunks.motion_chunks(stored):
+                motion_writer.write(chunk)
                 counts["motion"] += 1
             if stored.audio is not None:
-                for piece in pieces.audio_pieces(stored):
-                    audio_writer.write(piece)
+                for chunk in chunks.audio_chunks(stored):
+                    audio_writer.write(chunk)
                     counts["audio"] += 1
             statistics = _add_record(statistics, stored)
     index = rows.build()
@@ -111,12 +125,15 @@ def write_shard(
 
 
 def shard_is_complete(folder: str | os.PathLike, split: str, shard: int) -> bool:
-    """Whether `write_shard` has finished this shard."""
+    """Returns whether `write_shard` has finished this shard."""
     return shard_paths(Path(folder), split, shard)[2].is_file()
 
 
 def shard_summary(folder: str | os.PathLike, split: str, shard: int) -> dict[str, Any]:
-    """What a finished shard holds: records, frames, hours, bytes and more. Raises UserError where it is damaged."""
+    """Returns the contents of a finished shard: records, frames, hours, bytes and more.
+
+    Raises UserError where it is damaged.
+    """
     return _load_part(Path(folder), split, shard)[1]
 
 
@@ -128,11 +145,20 @@ def finish_store(
     settings: dict[str, Any] | None = None,
     dtypes: Dtypes = DEFAULT_DTYPES,
 ) -> dict[str, Any]:
-    """Merges shards 0..n-1 of each split (`shards` gives n) into a store; returns the manifest, written last.
+    """Merges shards 0..n-1 of each split into a store; returns the manifest, written last.
 
-    `source` says where the records come from, `settings` (JSON-able) how the data was made. May be repeated. Raises
-    UserError that names the shards that are missing, where shards differ in expression basis or dtypes, and where
-    there is no record at all.
+    It may be repeated.
+
+    Args:
+        folder: The store's folder.
+        shards: The number of shards of each split.
+        source: Where the records come from.
+        settings: JSON-able values that say how the data was made.
+        dtypes: Those that every shard was written with.
+
+    Raises:
+        UserError: That names the shards that are missing, where shards differ in expression basis
+            or dtypes, and where there is no record at all.
     """
     folder = Path(folder)
     for split in shards:
@@ -163,7 +189,7 @@ def finish_store(
         "expression_basis": bases.pop(),
         "fps": FPS,
         "sample_rate": SAMPLE_RATE,
-        "piece_frames": pieces.PIECE_FRAMES,
+        "piece_frames": chunks.CHUNK_FRAMES,
         "dtypes": asdict(dtypes),
         "conversion_error": _stated_errors(summaries, dtypes),
         "splits": {split: _split_amounts([s for _, s in parts.get(split, [])]) for split in SPLITS},
@@ -182,15 +208,28 @@ def write_store(
     source: str = "",
     dtypes: Dtypes = DEFAULT_DTYPES,
 ) -> dict[str, Any]:
-    """Writes `(split, record)` pairs into a new store at `path`, one shard a split; returns its manifest.
+    """Writes `(split, record)` pairs into a new store at `path`, one shard a split.
 
-    Records are validated and written as they come, so the iterator may be a generator; those of one split must stand
-    together. The folder is written beside and renamed when whole. Raises UserError where `path` exists and is not an
-    empty folder, and as `write_shard` and `finish_store`.
+    Records are validated and written as they come, so the iterator may be a generator; those of one
+    split must follow each other. The folder is written under another name and renamed when whole.
+
+    Args:
+        path: Where the store will be.
+        records: Pairs of split and record.
+        settings: JSON-able values that say how the data was made.
+        source: Where the records come from.
+        dtypes: What motion and audio are stored as.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: Where `path` exists and is not an empty folder, and as `write_shard` and
+            `finish_store`.
     """
     path = local_path(path, "store")
     lock = path.absolute().parent / f".{path.name}.lock"
-    with only_writer(lock, path), _folder_beside(path) as partial:
+    with only_writer(lock, path), _partial_folder(path) as partial:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} already exists and is not empty; choose another folder or remove it")
         shards: dict[str, int] = {}
@@ -209,9 +248,10 @@ def write_store(
 
 
 def convert(record: Record, dtypes: Dtypes) -> Record:
-    """The record as it is stored. Motion is rounded to float16, audio to the nearest of 65,536 levels and clipped.
+    """Returns the record as it is stored.
 
-    Raises UserError where a value does not fit float16.
+    Motion is rounded to float16, audio to the nearest of 65,536 levels and clipped. Raises
+    UserError where a value does not fit float16.
     """
     with np.errstate(over="ignore"):
         motion = np.ascontiguousarray(record.motion, np.dtype(dtypes.motion))
@@ -230,7 +270,10 @@ def convert(record: Record, dtypes: Dtypes) -> Record:
 
 
 def conversion_errors(record: Record, stored: Record) -> dict[str, float]:
-    """The largest absolute difference that storing made, audio as a share of full scale."""
+    """Returns the largest absolute difference that storing made.
+
+    That of audio is a share of full scale.
+    """
     motion = 0.0
     if record.motion.dtype != stored.motion.dtype:
         motion = float(np.abs(record.motion.astype(np.float32) - stored.motion.astype(np.float32)).max())
@@ -269,7 +312,7 @@ def _add_record(statistics: ChannelStatistics, record: Record) -> ChannelStatist
 
 
 def _amounts(index: Index) -> dict[str, Any]:
-    """Counts and hours; person-hours count each person, with motion and with audio."""
+    """Counts records and frames; person-frames count each person, with motion and with audio."""
     frames = index.frames.astype(np.int64)
     with_audio = index.samples >= 0
     person_frames = {
@@ -297,7 +340,7 @@ def _split_amounts(summaries: list[dict]) -> dict[str, Any]:
 
 
 def _write_tfds(folder: Path, parts: dict[str, list[dict]], dtypes: Dtypes) -> dict[str, Any]:
-    """The files that make two tensorflow-datasets of the folder; returns their checksums."""
+    """Writes the files that make two tensorflow-datasets of the folder; returns their checksums."""
     described = {
         "motion": (folder, tfds_layout.motion_features(dtypes.motion)),
         "audio": (folder / AUDIO_FOLDER, tfds_layout.audio_features(dtypes.audio)),
@@ -312,11 +355,7 @@ def _write_tfds(folder: Path, parts: dict[str, list[dict]], dtypes: Dtypes) -> d
                 names = [prefix + tfds_layout.shard_file(split, i) for i in range(len(summaries))]
                 num_bytes = sum(s["files"][name]["bytes"] for s, name in zip(summaries, names, strict=True))
                 splits[split] = (lengths, num_bytes)
-        texts = {
-            "features.json": tfds_layout.features_json(features),
-            "dataset_info.json": tfds_layout.dataset_info_json(f"unils_{kind}", splits),
-        }
-        for name, text in texts.items():
+        for name, text in tfds_layout.metadata(f"unils_{kind}", features, splits).items():
             _write_text(place / name, text)
             files[str((place / name).relative_to(folder))] = _checksum(place / name)
     return files
@@ -356,13 +395,13 @@ def _check_split(split: str, what: str) -> None:
 
 
 def _runs(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Iterator[Record]]]:
-    """Neighbours of one split together, streamed."""
+    """Yields neighbours of one split together, streamed."""
     for split, group in groupby(records, key=lambda item: item[0]):
         yield split, (record for _, record in group)
 
 
 @contextlib.contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
+def _partial_folder(path: Path) -> Iterator[Path]:
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)

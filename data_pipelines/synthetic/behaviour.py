@@ -1,8 +1,9 @@
-"""What people do in the synthetic conversation: their habits, and the events that move their faces and heads.
+"""What people do in the synthetic conversation: habits, and events that move face and head.
 
-Three sources, kept apart: own speech (tight), the other's speech and smiles (loose: that something may happen, not
-what or when), and nobody's audio (blinks, gaze, smiles). `faces` turns events into motion. Times are seconds from the
-start of the record, angles radians; head and eyes turn down and to the person's left with positive angles.
+Three sources, kept apart: own speech (tight), the other's speech and smiles (loose: they decide
+that something may happen, not what or when), and no audio at all (blinks, gaze, smiles). `faces`
+turns events into motion. Times are seconds from the start of the record, angles radians; head and
+eyes turn down and to the person's left with positive angles.
 """
 
 from typing import NamedTuple
@@ -13,18 +14,18 @@ from data_pipelines.synthetic.conversation import Phrase, Plan, SynthConfig
 from data_pipelines.synthetic.voice import Syllable
 from unils_jax.motion import EYES, HEAD, JAW, MOTION_DIM, STANDIN_SHAPES
 
-# Expression deviations as in tracked data: about 1 for the first ten channels, then 0.5, 0.3 and 0.15.
+# Deviations as in tracked data: about 1 for the first ten channels, then 0.5, 0.3 and 0.15.
 EXPRESSION_STD = np.repeat([1.0, 0.5, 0.3, 0.15], [10, 20, 30, 40])
 
 
 class Habits(NamedTuple):
-    """What makes a person: rates, and a gain and an offset per channel `[108]`."""
+    """The habits of one person."""
 
     blinks_per_min: float
     smiles_per_min: float
     nod_gain: float
-    gain: np.ndarray
-    offset: np.ndarray
+    gain: np.ndarray  # [108], per channel
+    offset: np.ndarray  # [108], per channel
 
 
 class Pulse(NamedTuple):
@@ -36,7 +37,7 @@ class Pulse(NamedTuple):
 
 
 class Nod(NamedTuple):
-    """`cycles` nods at `rate_hz`; size in radians. One cycle with `rate_hz` of 4 is the beat of an accent."""
+    """`cycles` nods at `rate_hz`; size in radians. One cycle of 4 Hz is the beat of an accent."""
 
     start_s: float
     cycles: int
@@ -45,7 +46,7 @@ class Nod(NamedTuple):
 
 
 class Gaze(NamedTuple):
-    """A fixation that lasts until the next: horizontal and vertical angle against the partner's face, radians."""
+    """A fixation that lasts until the next one: angles against the partner's face, radians."""
 
     start_s: float
     yaw: float
@@ -53,12 +54,12 @@ class Gaze(NamedTuple):
 
 
 class Laugh(NamedTuple):
-    """A bout of laughter: bursts of an open mouth at `rate_hz` under a smile, the head thrown back by `size` 0..1."""
+    """A bout of laughter: bursts of an open mouth under a smile, the head thrown back."""
 
     start_s: float
     length_s: float
-    rate_hz: float
-    size: float
+    rate_hz: float  # bursts a second
+    size: float  # how far the head goes back, 0..1
 
 
 class Dropout(NamedTuple):
@@ -69,7 +70,7 @@ class Dropout(NamedTuple):
 
 
 class Movements(NamedTuple):
-    """All that a face and head do beside speaking; `sway` and `drift` are gains on what moves by itself."""
+    """All that a face and head do apart from speaking."""
 
     blinks: list[Pulse]
     smiles: list[Pulse]
@@ -77,8 +78,8 @@ class Movements(NamedTuple):
     nods: list[Nod]
     gazes: list[Gaze]
     laughs: list[Laugh]
-    sway: float = 1.0
-    drift: float = 1.0
+    sway: float = 1.0  # gain on what the head does by itself
+    drift: float = 1.0  # gain on what the face does by itself
 
 
 class Own(NamedTuple):
@@ -100,8 +101,11 @@ class Answers(NamedTuple):
 
 
 def draw_habits(config: SynthConfig, rng: np.random.Generator) -> Habits:
-    """A person's habits. Offsets are about a third of a channel's deviation, and tiny on the eyelids; both eyes turn
-    alike."""
+    """Draws a person's habits.
+
+    Offsets are about a third of a channel's deviation, and tiny on the eyelids; both eyes turn
+    alike.
+    """
     offset = np.zeros(MOTION_DIM)
     offset[:100] = rng.normal(0, 0.3, 100) * EXPRESSION_STD
     lids = [i for i, name in enumerate(STANDIN_SHAPES) if name.startswith("blink")]
@@ -127,7 +131,7 @@ def draw_own(
     syllables: list[list[Syllable]],
     rng: np.random.Generator,
 ) -> Own:
-    """Blinks, own smiles, gaze, and what goes with own accents."""
+    """Draws blinks, own smiles, gaze, and what goes with own accents."""
     accents = [s for phrase in syllables for s in phrase if s.accent]
     brows = [
         Pulse(s.vowel_s - 0.1, 0.5, rng.uniform(0.3, 0.8))
@@ -149,20 +153,21 @@ def draw_own(
 
 
 def draw_blinks(config: SynthConfig, habits: Habits, rng: np.random.Generator) -> list[Pulse]:
-    """A renewal process at the person's rate."""
+    """Draws blinks as a renewal process at the person's rate."""
     blinks, mean_gap = [], 60 / habits.blinks_per_min
     start = rng.exponential(mean_gap)
     while start < config.duration_s - 0.3:
         length = rng.uniform(*config.blink_s)
         blinks.append(Pulse(start, length, 1.0))
-        # Renewal: a pause in which no blink can follow, then an exponential wait; the mean gap is as configured.
+        # Renewal: a pause in which no blink can follow, then an exponential wait. The mean gap is
+        # as configured.
         pause = length + config.blink_pause_s
         start += pause + rng.exponential(max(mean_gap - pause, 0.1))
     return blinks
 
 
 def draw_smiles(config: SynthConfig, habits: Habits, rng: np.random.Generator) -> list[Pulse]:
-    """Smiles that answer nobody, one at a time."""
+    """Draws smiles that answer no other smile, one at a time."""
     smiles, start = [], rng.exponential(60 / habits.smiles_per_min)
     while start < config.duration_s - 1:
         smiles.append(Pulse(start, rng.uniform(*config.smile_s), rng.uniform(0.4, 1.0)))
@@ -171,7 +176,7 @@ def draw_smiles(config: SynthConfig, habits: Habits, rng: np.random.Generator) -
 
 
 def draw_gazes(config: SynthConfig, phrases: list[Phrase], rng: np.random.Generator) -> list[Gaze]:
-    """Fixations one after another, on the partner's face or away from it."""
+    """Draws fixations one after another, on the partner's face or away from it."""
     gazes, start = [], 0.0
     while start < config.duration_s:
         speaking = any(p.start_s <= start < p.end_s for p in phrases)
@@ -185,7 +190,10 @@ def draw_gazes(config: SynthConfig, phrases: list[Phrase], rng: np.random.Genera
 
 
 def invites_nod(phrase: Phrase, own_phrases: list[Phrase]) -> bool:
-    """Whether the other's phrase may be answered by a nod: no back-channel, and its end meets a silent listener."""
+    """Returns whether the other's phrase may be answered by a nod.
+
+    It must be no back-channel, and its end must meet a silent listener.
+    """
     silent = not any(p.start_s < phrase.end_s + 0.3 and phrase.end_s < p.end_s for p in own_phrases)
     return silent and not phrase.backchannel
 
@@ -193,7 +201,10 @@ def invites_nod(phrase: Phrase, own_phrases: list[Phrase]) -> bool:
 def draw_answers(
     config: SynthConfig, habits: Habits, plan: Plan, person: int, other: Own, rng: np.random.Generator
 ) -> Answers:
-    """Nods after the other's phrases, smiles after their smiles, brows on their rising pitch: each with a chance."""
+    """Draws answers to the other person, each with a chance.
+
+    Nods follow the other's phrases, smiles their smiles, brows their rising pitch.
+    """
     own_phrases = plan.phrases[person]
     nods, brows = [], []
     for phrase in plan.phrases[1 - person]:
@@ -215,7 +226,7 @@ def draw_answers(
 
 
 def together(own: Own, answers: Answers) -> Movements:
-    """What a person's own events and answers come to."""
+    """Joins a person's own events and answers."""
     return Movements(
         own.blinks,
         own.smiles + answers.smiles,
@@ -227,7 +238,7 @@ def together(own: Own, answers: Answers) -> Movements:
 
 
 def draw_dropouts(config: SynthConfig, rng: np.random.Generator) -> list[Dropout]:
-    """Where tracking fails, sorted; never at the first frame."""
+    """Draws where tracking fails, sorted; never at the first frame."""
     expected = config.dropouts_per_min * config.duration_s / 60
     starts = np.sort(rng.integers(1, config.num_frames, rng.poisson(expected)))
     return [Dropout(int(start), int(rng.integers(*config.dropout_frames, endpoint=True))) for start in starts]

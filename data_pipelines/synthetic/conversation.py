@@ -1,7 +1,7 @@
-"""Who talks when: the settings of the synthetic set and the plan of turns, phrases and back-channels.
+"""The settings of the synthetic set and the plan of turns, phrases and back-channels.
 
-A semi-Markov conversation of two. All rates are in `SynthConfig`; everything drawn is a pure function of the
-generator handed in. Times are seconds from the start of the record.
+A semi-Markov conversation of two. All rates are in `SynthConfig`; all draws are a pure function of
+the generator that is passed in. Times are seconds from the start of the record.
 """
 
 from dataclasses import dataclass
@@ -16,59 +16,64 @@ from unils_jax.motion import FPS
 
 @dataclass(frozen=True)
 class SynthConfig:
-    """Every rate of the synthetic conversation. Pairs are ranges (low, high); `_per_min` are rates a minute."""
+    """Every rate of the synthetic conversation. Pairs are ranges (low, high)."""
 
-    minutes: float = 2.0
-    # In how many conversations of a split each person appears, about.
-    meetings_per_person: int = 2
+    minutes: float = 2.0  # length of one conversation
+    meetings_per_person: int = 2  # conversations of a split in which each person appears, about
+
     # Turns.
     turn_median_s: float = 4.0
-    turn_log_std: float = 0.6
-    turn_s: tuple[float, float] = (1.0, 20.0)
-    gap_mean_s: float = 0.2
+    turn_log_std: float = 0.6  # deviation of the logarithm of a turn's length
+    turn_s: tuple[float, float] = (1.0, 20.0)  # limits of a turn's length
+    gap_mean_s: float = 0.2  # from one turn's end to the next turn's start; negative gaps overlap
     gap_std_s: float = 0.3
-    silence_probability: float = 0.06
-    silence_s: tuple[float, float] = (1.0, 3.0)
-    phrase_s: tuple[float, float] = (1.0, 3.0)
-    pause_s: tuple[float, float] = (0.15, 0.35)
-    rising_probability: float = 0.3
-    backchannels_per_min: float = 5.0
-    backchannel_s: tuple[float, float] = (0.3, 0.6)
-    mask_closing_s: float = 0.4
-    # Voice.
-    pitch_hz: tuple[float, float] = (90.0, 250.0)
+    silence_probability: float = 0.06  # that a gap is a longer silence
+    silence_s: tuple[float, float] = (1.0, 3.0)  # length of such a silence
+    phrase_s: tuple[float, float] = (1.0, 3.0)  # length of a phrase within a turn
+    pause_s: tuple[float, float] = (0.15, 0.35)  # between phrases
+    rising_probability: float = 0.3  # that a phrase ends like a question
+    backchannels_per_min: float = 5.0  # of both people together
+    backchannel_s: tuple[float, float] = (0.3, 0.6)  # length of a back-channel
+    mask_closing_s: float = 0.4  # shorter pauses count as speech in the mask
+
+    # Voice. Levels are against full scale.
+    pitch_hz: tuple[float, float] = (90.0, 250.0)  # mean pitch of a person
     syllables_per_s: tuple[float, float] = (3.2, 5.0)
-    accent_probability: float = 0.2
-    breath_probability: float = 0.5
+    accent_probability: float = 0.2  # that a syllable carries an accent
+    breath_probability: float = 0.5  # that a breath precedes a phrase after a pause
     breath_db: float = -46.0
     voice_db: float = -24.0
     room_noise_db: float = -50.0
-    crosstalk_db: float = -35.0
+    crosstalk_db: float = -35.0  # the other's voice, relative to its own track
+
     # Lips and jaw.
-    lead_s: tuple[float, float] = (0.04, 0.08)
-    coarticulation_s: float = 0.08
+    lead_s: tuple[float, float] = (0.04, 0.08)  # by how much the lips lead the sound
+    coarticulation_s: float = 0.08  # time over which lip targets blend
+
     # Movements that no audio explains.
     blinks_per_min: tuple[float, float] = (10.0, 25.0)
-    blink_s: tuple[float, float] = (0.15, 0.30)
-    blink_pause_s: float = 0.5
-    fixation_s: tuple[float, float] = (0.3, 2.0)
-    look_at_partner_listening: float = 0.75
+    blink_s: tuple[float, float] = (0.15, 0.30)  # length of a blink
+    blink_pause_s: float = 0.5  # after a blink, in which no other begins
+    fixation_s: tuple[float, float] = (0.3, 2.0)  # length of a gaze
+    look_at_partner_listening: float = 0.75  # share of gazes on the partner's face
     look_at_partner_speaking: float = 0.5
     smiles_per_min: tuple[float, float] = (2.0, 5.0)
-    smile_s: tuple[float, float] = (1.0, 4.0)
+    smile_s: tuple[float, float] = (1.0, 4.0)  # length of a smile
+
     # Loose answers to the other person, and beats of one's own accents.
-    nod_probability: float = 0.4
-    nod_delay_s: tuple[float, float] = (0.3, 0.8)
+    nod_probability: float = 0.4  # that a phrase of the other is answered by a nod
+    nod_delay_s: tuple[float, float] = (0.3, 0.8)  # after the phrase's end
     nod_cycles: tuple[int, int] = (1, 4)
-    nod_hz: tuple[float, float] = (2.0, 4.0)
-    smile_back_probability: float = 0.3
-    brow_answer_probability: float = 0.2
-    accent_brow_probability: float = 0.25
-    accent_nod_probability: float = 0.25
-    # Tracking: noise in parts of a channel's deviation, and stretches in which the tracker holds its last frame.
-    jitter: float = 0.03
-    dropouts_per_min: float = 0.3
-    dropout_frames: tuple[int, int] = (2, 5)
+    nod_hz: tuple[float, float] = (2.0, 4.0)  # cycles a second
+    smile_back_probability: float = 0.3  # that a smile of the other is answered
+    brow_answer_probability: float = 0.2  # that raised brows answer a rising phrase
+    accent_brow_probability: float = 0.25  # that the brows go with an own accent
+    accent_nod_probability: float = 0.25  # that the head goes with an own accent
+
+    # Tracking.
+    jitter: float = 0.03  # noise in parts of a channel's deviation
+    dropouts_per_min: float = 0.3  # stretches in which the tracker holds its last frame
+    dropout_frames: tuple[int, int] = (2, 5)  # length of such a stretch
 
     def __post_init__(self):
         problems = []
@@ -186,7 +191,7 @@ def _backchannels(
 
 
 def speech_mask(config: SynthConfig, phrases: list[Phrase]) -> Bool[np.ndarray, " T"]:
-    """True in the frames where the voice is active, closed over pauses shorter than `mask_closing_s`."""
+    """Returns the frames where the voice is active, pauses under `mask_closing_s` closed."""
     mask = np.zeros(config.num_frames, bool)
     last_end = -np.inf
     for phrase in phrases:

@@ -1,10 +1,12 @@
-"""The synthetic conversation: plausible statistics and a known truth, made from (seed, index) alone.
+"""The synthetic conversation: plausible statistics, known truth, made from (seed, index) alone.
 
-It is the demo's data, the tests' data, and the bench for the paper's claim: a talker's lips follow the own voice
-tightly, a listener's face follows the other's voice loosely or nothing at all. NumPy and SciPy, far faster than real
-time. Expression channels are in the stand-in basis (`motion.STANDIN_SHAPES` names the leading ones), not FLAME's.
+It is the demo's data, the tests' data, and the bench for the paper's claim: a talker's lips follow
+the own voice tightly, a listener's face follows the other's voice loosely or not at all. NumPy and
+SciPy, far faster than real time. Expression channels are in the stand-in basis
+(`motion.STANDIN_SHAPES` names the leading ones), not FLAME's.
 
-The unpaired set, for codec and prior, is of single persons in other situations and without audio (`scenes`).
+The unpaired set, for codec and prior, is of single persons in other situations and without audio
+(`scenes`).
 """
 
 import logging
@@ -42,12 +44,12 @@ log = logging.getLogger(__name__)
 # Raised whenever the same settings would give other data.
 SYNTH_VERSION = 2
 
-# One independent stream of random numbers per purpose, so that a change to one leaves the others as they were.
+# One independent stream of random numbers per purpose: a change to one leaves the others alone.
 _PLAN, _PERSON, _SYLLABLES, _VOICE, _ROOM, _OWN, _ANSWERS, _MOTION, _TRACKING, _SCENE = range(10)
-# What stands third in a stream's seed where it belongs to no person of a conversation.
+# The third part of a stream's seed where it belongs to no person of a conversation.
 _BOTH, _ANYWHERE, _ALONE = 2, 3, 4
 
-# What the entries of each list of events are, in order; times in seconds from the start, angles in radians.
+# The columns of each list of events; times in seconds from the start, angles in radians.
 EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
     "turns": Turn._fields,
     "phrases": Phrase._fields,
@@ -68,7 +70,7 @@ EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 class Person(NamedTuple):
-    """Somebody who may appear in several records, with the same voice and habits in all of them."""
+    """A person who may appear in several records, with the same voice and habits in all of them."""
 
     identity: str
     voice: Voice
@@ -80,7 +82,7 @@ def _rng(seed: int, index: int, person: int, purpose: int, take: int = 0) -> np.
 
 
 def make_person(config: SynthConfig, seed: int, number: int) -> Person:
-    """Person `number` of the conversations `seed`, the same in whatever conversation."""
+    """Draws person `number` of the conversations `seed`, the same in every conversation."""
     return _draw_person(config, f"synthetic_{seed}_person_{number:05d}", _rng(seed, number, _ANYWHERE, _PERSON))
 
 
@@ -91,11 +93,19 @@ def _draw_person(config: SynthConfig, identity: str, rng: np.random.Generator) -
 def make_conversation(
     config: SynthConfig, seed: int, index: int, people: tuple[int, int] | None = None, take: int = 0
 ) -> Record:
-    """Conversation `index` of the set `seed` between two people, by number (None: 2 * index and 2 * index + 1).
+    """Makes conversation `index` of the set `seed` between two people, given by their numbers.
 
-    Another `take` is the same words in the same voices, bit for bit, by the same people: what else their faces do, of
-    themselves or as an answer, they do anew. Motion float16, audio int16, mask and events. A pure function of its
-    arguments, bit for bit. Raises UserError for a negative number, and for a person who would talk to themselves.
+    Another `take` has the same words in the same voices, bit for bit, by the same people, but all
+    else that their faces do, by themselves or as an answer, is drawn anew. Motion is float16, audio
+    int16; mask and events are there. It is a pure function of its arguments, bit for bit. Raises
+    UserError for a negative number, and for a person who would talk to themselves.
+
+    Args:
+        config: The rates of the set.
+        seed: The number of the set.
+        index: The number of the conversation.
+        people: The two people's numbers; None: 2 * index and 2 * index + 1.
+        take: The number of the take, 0 for the first.
     """
     numbers = (2 * index, 2 * index + 1) if people is None else people
     _check_numbers(seed=seed, index=index, person=min(numbers), take=take)
@@ -134,10 +144,10 @@ def make_conversation(
 
 
 def make_scene(config: SynthConfig, seed: int, index: int) -> Record:
-    """Record `index` of the unpaired set `seed`: one person alone in one of the `SCENES`, in turn, without audio.
+    """Makes record `index` of the unpaired set `seed`: one person alone, without audio.
 
-    Motion `[1, T, 108]` float16 and events. A pure function of its arguments, bit for bit. Raises UserError for a
-    negative seed or index.
+    The `SCENES` come in turn. Motion `[1, T, 108]` is float16; events are there. It is a pure
+    function of its arguments, bit for bit. Raises UserError for a negative seed or index.
     """
     _check_numbers(seed=seed, index=index)
     name = list(scenes.SCENES)[index % len(scenes.SCENES)]
@@ -188,7 +198,7 @@ def _events(
     answers: behaviour.Answers,
     dropouts: list[behaviour.Dropout],
 ) -> dict[str, Any]:
-    """All that happened to a person, as JSON-able values; lists of events have `EVENT_COLUMNS`."""
+    """Returns all events of a person as JSON-able values; lists of events have `EVENT_COLUMNS`."""
     spoken = [syllable for phrase in syllables for syllable in phrase]
     return {
         "blinks_per_min": round(person.habits.blinks_per_min, 3),
@@ -204,20 +214,20 @@ def _events(
     }
 
 
-def _described(**events: Any) -> dict[str, Any]:
-    """Events with the names of their columns, those that occur."""
+def _described(**events: str | list) -> dict[str, Any]:
+    """Returns the events that occur with the names of their columns."""
     present = {name for person in events["people"] for name in person} | events.keys()
     columns = {name: list(fields) for name, fields in EVENT_COLUMNS.items() if name in present}
     return {"columns": columns, **events}
 
 
 def _listed(events: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """Events as JSON-able lists, times and sizes rounded."""
+    """Returns events as JSON-able lists, times and sizes rounded."""
     return [[round(v, 4) if isinstance(v, float) else v for v in event] for event in events]
 
 
 def splits(num_records: int) -> dict[str, list[int]]:
-    """Records of each split: about 80/10/10, by whole record, at least one each.
+    """Returns the records of each split: about 80/10/10, by whole record, at least one each.
 
     Raises UserError for fewer than three records.
     """
@@ -230,32 +240,37 @@ def splits(num_records: int) -> dict[str, list[int]]:
 
 
 def who_meets(numbers: list[int], meetings: int) -> list[tuple[int, int]]:
-    """The two people of each conversation `numbers` of one split; nobody appears in another split.
+    """Returns the two people of each conversation `numbers` of one split; no split shares a person.
 
-    Each person appears in about `meetings` of them, where there are enough, each time with somebody else.
+    Each person appears in about `meetings` of them, where there are enough, each time with another
+    person.
     """
     count, first = len(numbers), 2 * numbers[0]
-    # Few people would soon have met everybody: a partner is 1, 3, 5, ... places away, and that must stay below `size`.
+    # Few people would soon have met all others: a partner is 1, 3, 5, ... places away, and that
+    # must stay below `size`.
     size = max(-(-2 * count // meetings), min(2 * meetings, 2 * count))
     return [(first + 2 * j % size, first + (2 * j + 1 + 2 * (2 * j // size)) % size) for j in range(count)]
 
 
 def make_records(config: SynthConfig, seed: int, num_conversations: int) -> Iterator[tuple[str, Record]]:
-    """All conversations of a set with their split, as `store.write_store` takes them. No person is in two splits."""
+    """Yields all conversations of a set with their split, as `write_store` takes them.
+
+    No person is in two splits.
+    """
     for split, numbers in splits(num_conversations).items():
         for index, people in zip(numbers, who_meets(numbers, config.meetings_per_person), strict=True):
             yield split, make_conversation(config, seed, index, people)
 
 
 def make_scenes(config: SynthConfig, seed: int, num_records: int) -> Iterator[tuple[str, Record]]:
-    """All records of an unpaired set with their split, each of another person."""
+    """Yields all records of an unpaired set with their split, each of another person."""
     for split, numbers in splits(num_records).items():
         for index in numbers:
             yield split, make_scene(config, seed, index)
 
 
 def settings(config: SynthConfig, seed: int, num_records: int, *, unpaired: bool = False) -> dict[str, Any]:
-    """What a synthetic store was made with; two stores with equal settings are equal."""
+    """Returns what a synthetic store was made with; two stores with equal settings are equal."""
     return {
         "source": "synthetic",
         "version": SYNTH_VERSION,

@@ -1,4 +1,4 @@
-"""Events and lips of the synthetic conversation -> the motion they add up to, and what a tracker makes of it."""
+"""Events and lips of the synthetic conversation -> motion, and what a tracker makes of it."""
 
 import numpy as np
 from jaxtyping import Float16, Float64
@@ -13,7 +13,7 @@ from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM, STAND
 GRID_HZ = 100
 NUM_DRIFTS = 6
 
-# The deviation of each latent over a whole conversation, measured over an hour; scales the fixed mix only.
+# The deviation of each latent, measured over an hour; it scales the fixed mix only.
 LATENT_STD = {
     "open": 0.354,
     "round": 0.266,
@@ -29,7 +29,7 @@ HEAD_STD, JAW_STD, EYES_STD = (0.12, 0.17, 0.12), 0.058, 0.145
 JAW_PER_OPENING = 0.155
 LATENTS = (*LATENT_STD, *(f"drift{i}" for i in range(NUM_DRIFTS)))
 
-# What the named shapes of the stand-in head do, as weights of latents in units of "fully expressed".
+# The named shapes of the stand-in head as weights of latents, in units of "fully expressed".
 NAMED_MIX: dict[str, dict[str, float]] = {
     "smile_left": {"smile": 1.0, "drift0": 0.32},
     "smile_right": {"smile": 1.0, "drift0": 0.32},
@@ -59,11 +59,12 @@ NAMED_MIX: dict[str, dict[str, float]] = {
 
 
 def _fixed_mix() -> tuple[np.ndarray, np.ndarray]:
-    """The basis all people share: a mix `[latents, 100]` and a neutral face `[100]`, from a constant seed.
+    """Returns the basis of all people: a mix `[latents, 100]` and a neutral face `[100]`.
 
-    Channels without a name mix all latents at random, scaled to their deviation; their neutral is of its size. (A
-    blink moves them all a little, as in tracked data, where the expression takes what no other parameter can.) Named
-    shapes are neutral near zero, so that the stand-in head rests with its eyes open.
+    It comes from a constant seed. Channels without a name mix all latents at random, scaled to
+    their deviation; their neutral is of its size. (A blink moves them all a little, as in tracked
+    data, where the expression takes what no other parameter can.) Named shapes are neutral near
+    zero, so that the stand-in head rests with its eyes open.
     """
     rng = np.random.default_rng(20251209)
     spread = np.array([LATENT_STD.get(name, 1.0) for name in LATENTS])
@@ -80,9 +81,10 @@ MIX, NEUTRAL = _fixed_mix()
 
 
 def _walk(num_points: int, columns: int, corner_hz: float, rng: np.random.Generator) -> np.ndarray:
-    """Correlated random walks `[G, columns]` of deviation one: spectrum flat to `corner_hz`, then falling as 1/f^2.
+    """Draws correlated random walks `[G, columns]` of deviation one.
 
-    Smoothed over 60 ms, as necks do, so that it falls faster above about 3 Hz.
+    Their spectrum is flat to `corner_hz`, then falls as 1/f^2. They are smoothed over 60 ms, as
+    necks do, so that it falls faster above about 3 Hz.
     """
     keep = np.exp(-2 * np.pi * corner_hz / GRID_HZ)
     kicks = rng.standard_normal((num_points, columns))
@@ -91,7 +93,7 @@ def _walk(num_points: int, columns: int, corner_hz: float, rng: np.random.Genera
 
 
 def _rise_and_fall(pulses: list[Pulse], num_points: int) -> np.ndarray:
-    """Sum of symmetric raised cosines `[G]`, bounded by 1."""
+    """Sums symmetric raised cosines `[G]`, bounded by 1."""
     track = np.zeros(num_points)
     for pulse in pulses:
         _add(track, pulse.start_s, pulse.size * np.hanning(max(3, round(pulse.length_s * GRID_HZ))))
@@ -99,7 +101,10 @@ def _rise_and_fall(pulses: list[Pulse], num_points: int) -> np.ndarray:
 
 
 def _lids(blinks: list[Pulse], num_points: int) -> np.ndarray:
-    """How far the lids are closed, 0..1 `[G]`: down in a third of the blink, a moment shut, up more slowly."""
+    """Returns how far the lids are closed, 0..1 `[G]`.
+
+    They go down in a third of the blink, are shut for a moment, and go up more slowly.
+    """
     track = np.zeros(num_points)
     for blink in blinks:
         place = (np.arange(round(blink.length_s * GRID_HZ)) + 0.5) / round(blink.length_s * GRID_HZ)
@@ -109,7 +114,7 @@ def _lids(blinks: list[Pulse], num_points: int) -> np.ndarray:
 
 
 def _nodding(nods: list[Nod], num_points: int) -> np.ndarray:
-    """Head pitch of all nods `[G]`, radians, down first."""
+    """Returns the head pitch of all nods `[G]`, radians, down first."""
     track = np.zeros(num_points)
     for nod in nods:
         length = max(4, round(nod.cycles / nod.rate_hz * GRID_HZ))
@@ -126,7 +131,10 @@ def _add(track: np.ndarray, start_s: float, shape: np.ndarray) -> None:
 
 
 def _laughter(laughs: list[Laugh], num_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """(mouth opening, head pitch) of all laughs, each `[G]`: bursts that fade, the head back and shaking with them."""
+    """Returns mouth opening and head pitch of all laughs, each `[G]`.
+
+    Bursts fade; the head goes back and shakes with them.
+    """
     opening, pitch = np.zeros(num_points), np.zeros(num_points)
     for laugh in laughs:
         time = np.arange(round(laugh.length_s * GRID_HZ)) / GRID_HZ
@@ -140,7 +148,10 @@ def _laughter(laughs: list[Laugh], num_points: int) -> tuple[np.ndarray, np.ndar
 def compose(
     habits: Habits, lips: dict[str, np.ndarray], movements: Movements, rng: np.random.Generator
 ) -> Float64[np.ndarray, "T 108"]:
-    """The true motion of one person from events and lips (`voice.articulation`, on a grid of 100 points a second)."""
+    """Composes the true motion of one person from events and lips.
+
+    Lips are those of `voice.articulation`, on a grid of 100 points a second.
+    """
     num_points = len(lips["open"])
     laughing, thrown_back = _laughter(movements.laughs, num_points)
     amused = [Pulse(laugh.start_s - 0.3, laugh.length_s + 1.5, 1.0) for laugh in movements.laughs]
@@ -166,7 +177,10 @@ def compose(
 def tracked(
     config: SynthConfig, motion: Float64[np.ndarray, "T 108"], dropouts: list[Dropout], rng: np.random.Generator
 ) -> Float16[np.ndarray, "T 108"]:
-    """What a tracker makes of a true motion: a little noise in every frame, the last frame held in dropouts."""
+    """Returns what a tracker makes of a true motion.
+
+    There is a little noise in every frame, and the last frame is held in dropouts.
+    """
     scale = np.concatenate([EXPRESSION_STD, HEAD_STD, [JAW_STD], np.full(4, EYES_STD)])
     frames = motion + config.jitter * scale * rng.standard_normal(motion.shape)
     for start, length in dropouts:
@@ -175,7 +189,10 @@ def tracked(
 
 
 def _head_and_eyes(movements: Movements, num_points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Head rotation `[G, 3]` (pitch, yaw, roll) and both eyes `[G, 4]`, radians; the eyes lead, the head follows."""
+    """Returns head rotation `[G, 3]` (pitch, yaw, roll) and both eyes `[G, 4]`, radians.
+
+    The eyes lead, the head follows.
+    """
     starts = np.array([round(g.start_s * GRID_HZ) for g in movements.gazes])
     fixation = np.searchsorted(starts, np.arange(num_points), side="right") - 1
     target = np.array([(g.pitch, g.yaw) for g in movements.gazes])[fixation]

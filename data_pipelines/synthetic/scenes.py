@@ -1,7 +1,8 @@
-"""Single persons in other situations than a conversation: the scenes of the unpaired set, for codec and prior.
+"""Single persons in other situations than a conversation: the scenes of the unpaired set.
 
-Who speaks in a scene speaks to nobody; there is no audio and no partner, the eyes rest on the viewer where they would
-rest on the partner. Events are those of `behaviour`, and laughter.
+They are for codec and prior. People in a scene speak to no partner; there is no audio, and the eyes
+rest on the viewer where they would rest on the partner. Events are those of `behaviour`, and
+laughter.
 """
 
 from dataclasses import replace
@@ -16,20 +17,16 @@ Range = tuple[float, float]
 
 
 class Scene(NamedTuple):
-    """How a person alone behaves: ranges are (low, high). A `phrase_s` of None: never speaks.
+    """The behaviour of a person alone; ranges are (low, high)."""
 
-    `look_at_viewer` is the share of fixations on the viewer; who `reads` follows lines of text below instead. `sway`
-    and `drift` are gains on what head and face do by themselves, around which every record has its own.
-    """
-
-    phrase_s: Range | None
+    phrase_s: Range | None  # length of phrases; None: never speaks
     pause_s: Range
     smiles_per_min: Range
-    look_at_viewer: float
+    look_at_viewer: float  # share of fixations on the viewer
     laughs_per_min: float
-    reads: bool
-    sway: float
-    drift: float
+    reads: bool  # follows lines of text below instead of the viewer
+    sway: float  # gain on what the head does by itself; every record has its own around it
+    drift: float  # the same for the face
 
 
 SCENES: dict[str, Scene] = {
@@ -43,7 +40,7 @@ READING_FIXATION_S, LINE_S, LINES_A_PAGE = (0.2, 0.35), (2.0, 3.5), 12
 
 
 def scene_config(config: SynthConfig, scene: Scene) -> SynthConfig:
-    """The settings of the persons of a scene; the viewer stands in for the partner."""
+    """Returns the settings of the persons of a scene; the viewer takes the partner's place."""
     return replace(
         config,
         smiles_per_min=scene.smiles_per_min,
@@ -53,7 +50,7 @@ def scene_config(config: SynthConfig, scene: Scene) -> SynthConfig:
 
 
 def draw_laughs(config: SynthConfig, scene: Scene, rng: np.random.Generator) -> list[Laugh]:
-    """Bouts of laughter one after another; at least one where the scene has any."""
+    """Draws bouts of laughter one after another; at least one where the scene has any."""
     laughs: list[Laugh] = []
     if not scene.laughs_per_min:
         return laughs
@@ -66,7 +63,7 @@ def draw_laughs(config: SynthConfig, scene: Scene, rng: np.random.Generator) -> 
 
 
 def draw_phrases(config: SynthConfig, scene: Scene, laughs: list[Laugh], rng: np.random.Generator) -> list[Phrase]:
-    """What is said in a scene, not while laughing."""
+    """Draws what is said in a scene, not while laughing."""
     phrases: list[Phrase] = []
     start = rng.uniform(0.2, 0.8)
     while scene.phrase_s is not None and start < config.duration_s - 0.5:
@@ -79,7 +76,10 @@ def draw_phrases(config: SynthConfig, scene: Scene, laughs: list[Laugh], rng: np
 
 
 def draw_reading(config: SynthConfig, rng: np.random.Generator) -> list[Gaze]:
-    """Eyes that follow lines of text: to the right in small steps, back in one, a little lower with every line."""
+    """Draws eyes that follow lines of text.
+
+    They go to the right in small steps, back in one, a little lower with every line.
+    """
     gazes: list[Gaze] = []
     start, line = 0.0, 0
     width, top = rng.uniform(0.14, 0.24), rng.uniform(0.1, 0.25)

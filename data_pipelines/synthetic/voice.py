@@ -1,6 +1,7 @@
-"""A synthetic voice: syllables with formants, pitch and loudness, and the lip positions that go with them.
+"""A synthetic voice: syllables with formants, pitch and loudness, and the lips that go with them.
 
-NumPy and SciPy. The formant frequencies are round textbook averages of American vowels; the visemes are our own.
+NumPy and SciPy. The formant frequencies are round textbook averages of American vowels; the visemes
+are our own.
 """
 
 from typing import NamedTuple
@@ -24,18 +25,15 @@ class Vowel(NamedTuple):
 
 
 class Consonant(NamedTuple):
-    """How long, how loud relative to the vowel, and the lips: closed and teeth shown in 0..1.
-
-    `jaw` is the opening as a share of the vowel's that follows; `hold` says how firmly jaw and closure keep their
-    targets against the neighbours': lips that must meet do.
-    """
+    """A consonant's length, loudness and lips."""
 
     duration_s: tuple[float, float]
-    noise: float
-    voice: float
-    close: float
-    teeth: float
-    jaw: float
+    noise: float  # loudness of its noise relative to the vowel
+    voice: float  # loudness of the voice relative to the vowel
+    close: float  # lips closed, 0..1
+    teeth: float  # teeth shown, 0..1
+    jaw: float  # opening as a share of that of the vowel that follows
+    # How firmly jaw and closure keep their targets against the neighbours': lips that must meet do.
     hold: float
 
 
@@ -58,7 +56,8 @@ CONSONANTS = {
 }
 CONSONANT_ODDS = (0.12, 0.2, 0.14, 0.2, 0.2, 0.14)
 
-# How firmly a consonant keeps rounding and spreading from its neighbours: a vowel's are there before it sounds.
+# How firmly a consonant keeps rounding and spreading from its neighbours: a vowel's are there
+# before it sounds.
 ROUNDING_HOLD = 0.2
 
 BREATH_S = 0.3
@@ -66,29 +65,28 @@ LIPS = ("open", "round", "spread", "close", "teeth")
 
 
 class Voice(NamedTuple):
-    """A person's voice: mean pitch, rate of syllables, how much longer or shorter the vocal tract is, and by how much
-    the lips lead the sound."""
+    """A person's voice."""
 
-    pitch_hz: float
+    pitch_hz: float  # mean
     syllables_per_s: float
-    tract: float
-    lead_s: float
+    tract: float  # length of the vocal tract relative to the mean, as a factor of the formants
+    lead_s: float  # by how much the lips lead the sound
 
 
 class Syllable(NamedTuple):
-    """A consonant from `start_s`, then a vowel from `vowel_s` to `end_s`; `loudness` 1 is the person's mean."""
+    """A consonant from `start_s`, then a vowel from `vowel_s` to `end_s`."""
 
     start_s: float
     vowel_s: float
     end_s: float
     consonant: str
     vowel: str
-    loudness: float
+    loudness: float  # 1: the person's mean
     accent: bool
 
 
 def draw_voice(config: SynthConfig, rng: np.random.Generator) -> Voice:
-    """A person's voice."""
+    """Draws a person's voice."""
     return Voice(
         pitch_hz=float(np.exp(rng.uniform(*np.log(config.pitch_hz)))),
         syllables_per_s=rng.uniform(*config.syllables_per_s),
@@ -100,9 +98,10 @@ def draw_voice(config: SynthConfig, rng: np.random.Generator) -> Voice:
 def draw_syllables(
     config: SynthConfig, voice: Voice, phrases: list[Phrase], rng: np.random.Generator
 ) -> list[list[Syllable]]:
-    """The syllables of each phrase. Loudness swells and fades over a second or so, and falls towards the end.
+    """Draws the syllables of each phrase.
 
-    A back-channel is a quiet hum: nasals and one vowel.
+    Loudness swells and fades over a second or so, and falls towards the end. A back-channel is a
+    quiet hum: nasals and one vowel.
     """
     vowels, consonants = list(VOWELS), list(CONSONANTS)
     result = []
@@ -134,7 +133,10 @@ def synthesize(
     syllables: list[list[Syllable]],
     rng: np.random.Generator,
 ) -> Float32[np.ndarray, " N"]:
-    """The clean voice at 16 kHz, breath drawn before some phrases, without room and without the other person."""
+    """Returns the clean voice at 16 kHz, without room and without the other person.
+
+    Breath is drawn before some phrases.
+    """
     track = np.zeros(round(config.duration_s * SAMPLE_RATE), np.float32)
     filters = {name: _formant_filter(vowel, voice.tract) for name, vowel in VOWELS.items()}
     hiss = butter(2, [3000, 7000], "bandpass", fs=SAMPLE_RATE, output="sos")
@@ -155,7 +157,7 @@ def synthesize(
 def mix(
     config: SynthConfig, own: Float32[np.ndarray, " N"], other: Float32[np.ndarray, " N"], rng: np.random.Generator
 ) -> np.ndarray:
-    """A recorded track `[N]` int16: own voice, a little of the other's, and the room's noise."""
+    """Mixes a recorded track `[N]` int16: own voice, a little of the other's, the room's noise."""
     noise = rng.standard_normal(len(own), dtype=np.float32)
     noise = lfilter(np.float32([1.0]), np.float32([1.0, -0.7]), noise) * np.float32(np.sqrt(1 - 0.7**2))
     crosstalk, room = np.float32(10 ** (config.crosstalk_db / 20)), np.float32(10 ** (config.room_noise_db / 20))
@@ -163,7 +165,10 @@ def mix(
 
 
 def _formant_filter(vowel: Vowel, tract: float) -> np.ndarray:
-    """Three two-pole resonators in cascade as second-order sections, each with gain one at 0 Hz."""
+    """Returns three two-pole resonators in cascade as second-order sections.
+
+    Each has gain one at 0 Hz.
+    """
     sections = []
     for frequency, bandwidth in zip(vowel.formants_hz, (80, 110, 160), strict=True):
         radius = np.exp(-np.pi * bandwidth / SAMPLE_RATE)
@@ -174,7 +179,10 @@ def _formant_filter(vowel: Vowel, tract: float) -> np.ndarray:
 
 
 def _source(voice: Voice, phrase: Phrase, members: list[Syllable], rng: np.random.Generator) -> np.ndarray:
-    """The pulse train of one phrase: pitch falls, or rises at the end, with accents and jitter; a little breath."""
+    """Returns the pulse train of one phrase.
+
+    Pitch falls, or rises at the end, with accents and jitter; there is a little breath.
+    """
     num_samples = round(phrase.end_s * SAMPLE_RATE) - round(phrase.start_s * SAMPLE_RATE) + 1
     time = np.arange(num_samples) / SAMPLE_RATE
     place = time / max(time[-1], 1e-6)
@@ -198,7 +206,10 @@ def _syllable_sound(
     hiss: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """One syllable at loudness `syllable.loudness`; open vowels are the louder ones, as in nature."""
+    """Returns one syllable at loudness `syllable.loudness`.
+
+    Open vowels are the louder ones, as in nature.
+    """
     consonant, vowel = CONSONANTS[syllable.consonant], VOWELS[syllable.vowel]
     sound = sosfilt(vowel_filter, source)
     sound *= (0.4 + 0.6 * vowel.open) * syllable.loudness / max(np.sqrt(np.mean(sound**2)), 1e-6)
@@ -229,11 +240,13 @@ def _breathe(config: SynthConfig, track: np.ndarray, phrases: list[Phrase], rng:
 def articulation(
     config: SynthConfig, voice: Voice, syllables: list[list[Syllable]], num_points: int, points_per_s: int
 ) -> dict[str, np.ndarray]:
-    """The lips that make the syllables: latents `open`, `round`, `spread`, `close`, `teeth` over a time grid `[G]`.
+    """Returns the lips that make the syllables, as five latents over a time grid `[G]`.
 
-    `open` follows the loudness. Targets lead the sound by the voice's `lead_s` and blend over `coarticulation_s`: the
-    mean of neighbouring targets, weighted by how firmly each holds and how near in time it is (after Cohen and
-    Massaro's dominance model). Silence holds the lips together as firmly as a vowel holds its own.
+    The latents are `open`, `round`, `spread`, `close` and `teeth`; `open` follows the loudness.
+    Targets lead the sound by the voice's `lead_s` and blend over `coarticulation_s`: the mean of
+    neighbouring targets, weighted by how firmly each holds and how near in time it is (after Cohen
+    and Massaro's dominance model). Silence holds the lips together as firmly as a vowel holds its
+    own.
     """
     targets = {name: np.zeros(num_points) for name in LIPS}
     holds = {name: np.ones(num_points) for name in LIPS}

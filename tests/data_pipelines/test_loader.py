@@ -195,14 +195,14 @@ def test_a_dialogue_without_a_speech_mask_trains_and_leaves_the_batches_without_
 
 @pytest.fixture
 def damaged(store_path, tmp_path) -> str:
-    """The store with one piece of record r1 overwritten."""
+    """The store with one chunk of record r1 overwritten."""
     path = tmp_path / "damaged"
     shutil.copytree(store_path, path)
     file = path / "train.array_record-00000"
     content = bytearray(file.read_bytes())
     store = Store(store_path)
-    piece = store.motion_files.read("train.array_record-00000", [int(store.index("train").first_motion[1]) + 2])[0]
-    at = content.index(piece[:2000])
+    chunk = store.motion_files.read("train.array_record-00000", [int(store.index("train").first_motion[1]) + 2])[0]
+    at = content.index(chunk[:2000])
     content[at + 100 : at + 900] = bytes(800)
     file.write_bytes(content)
     return str(path)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_records import one_person
 
 from data_pipelines.record import Record
-from data_pipelines.windows import RecordSource, cut_window, one_person, training_index, whole_sequence
+from data_pipelines.windows import RecordSource, cut_window, training_index, whole_sequence
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, center_head
 

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from random_records import one_person
 
 from data_pipelines.record import Record
 from data_pipelines.store.reader import Store, write_store
-from data_pipelines.windows import RecordSource, cut_window, one_person, training_index, whole_sequence
+from data_pipelines.windows import RecordSource, cut_window, training_index, whole_sequence
 from unils_jax.motion import from_motioncode
 
 

@@ -1,5 +1,7 @@
 """Records of random numbers that tell people and frames apart, and batches of them compared."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from data_pipelines.record import Record
@@ -31,3 +33,10 @@ def record(name: str, frames: int = 130, people: int = 2, dtype=np.float16, seed
     motion = (rng.standard_normal((people, frames, 108)) + 0.5).astype(dtype)
     audio = rng.integers(-3000, 3000, (people, frames * 640)).astype(np.int16)
     return Record(name, motion, audio, rng.random((people, frames)) < 0.5, "standin", {"turns": [[0, 1.5, 2.0]]})
+
+
+def one_person(record: Record, person: int) -> Record:
+    """One person of a record as a record without audio: the view of the codec and the prior."""
+    names = ("motion", "speech_mask", "identities", "observed")
+    alone = {name: None if (v := getattr(record, name)) is None else v[person : person + 1] for name in names}
+    return replace(record, audio=None, **alone)

@@ -3,7 +3,7 @@
 All three cut the same windows, float32 and ready to batch, from the same records, in one process
 and one thread:
 
-- store: the pieces that the window needs, out of the ArrayRecord shards
+- store: the chunks that the window needs, out of the ArrayRecord shards
 - release: the LMDB value of each person, `np.load` of every array in it, whole, then the cut
 - view: the same LMDB with the arrays read in place (the archive is uncompressed), the head's
   means known beforehand

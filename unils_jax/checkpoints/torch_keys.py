@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.systems.base import System
-from unils_jax.systems.registry import SYSTEMS
-from unils_jax.systems.torch_layout import ENCODER_ALIASES, ENCODER_ROWS, Row
+from unils_jax.systems.torch_layout import ENCODER_ALIASES, ENCODER_ROWS, Row, TorchLayout
 
 ENCODER = "audio_encoder"  # the table of an audio encoder alone
 UNKNOWN = "unknown/"  # the paths of keys that are not in the table
@@ -36,22 +34,24 @@ class _Rule:
     path_pattern: re.Pattern
 
 
-def _tables() -> dict[str, System]:
-    """Returns the systems by the kinds of model that they have a key table for."""
-    systems: dict[str, System] = {}
+def _layouts() -> dict[str, TorchLayout]:
+    """Returns the layout of each kind of model; of several systems with the same kind the first one's."""
+    from unils_jax.systems.registry import SYSTEMS  # noqa: PLC0415 (importing the readers starts no JAX)
+
+    layouts: dict[str, TorchLayout] = {}
     for system in SYSTEMS.values():
         for stage in system.layout.rows:
-            systems.setdefault(stage, system)
-    return systems
+            layouts.setdefault(stage, system.layout)
+    return layouts
 
 
 def _rows(stage: str) -> tuple[Row, ...]:
-    systems = _tables()
+    layouts = _layouts()
     if stage == ENCODER:
         return ENCODER_ROWS
-    if stage not in systems:
-        raise ValueError(f"stage must be one of {(*systems, ENCODER)}, got {stage!r}")
-    return systems[stage].layout.rows[stage]
+    if stage not in layouts:
+        raise ValueError(f"stage must be one of {(*layouts, ENCODER)}, got {stage!r}")
+    return layouts[stage].rows[stage]
 
 
 @cache
@@ -63,11 +63,16 @@ def _rules(stage: str) -> tuple[_Rule, ...]:
     )
 
 
-@cache
 def _aliases(stage: str) -> tuple[tuple[str, str], ...]:
     if stage == ENCODER:
         return ENCODER_ALIASES
-    return _tables()[stage].layout.aliases.get(stage, ()) if stage in _tables() else ()
+    layout = _layouts().get(stage)
+    return () if layout is None else layout.aliases.get(stage, ())
+
+
+def _derived(stage: str) -> tuple[str, ...]:
+    layout = _layouts().get(stage)
+    return () if layout is None else layout.derived
 
 
 def _pattern(template: str) -> re.Pattern:
@@ -125,7 +130,7 @@ def is_ignored(key: str, stage: str) -> bool:
     """
     if stage == ENCODER:
         return key.removeprefix("wav2vec2.").removeprefix("wavlm.").startswith(IGNORED_HEADS)
-    return stage in _tables() and key.endswith(_tables()[stage].layout.derived)
+    return key.endswith(_derived(stage))
 
 
 def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:
@@ -202,7 +207,7 @@ def _some(names: list[str]) -> str:
 def _stage_of(paths: Iterable[str]) -> str:
     """Returns the kind of model whose table knows the most of the paths, the first of several."""
     paths = list(paths)
-    return max(_tables(), key=lambda stage: sum(key_of(path, stage) is not None for path in paths))
+    return max(_layouts(), key=lambda stage: sum(key_of(path, stage) is not None for path in paths))
 
 
 def _known(path: str, stage: str) -> tuple[str, bool] | None:

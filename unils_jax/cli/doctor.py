@@ -20,11 +20,14 @@ from unils_jax.errors import UserError, install_hint
 
 ENCODER = "facebook/wav2vec2-xls-r-300m"
 FLAME_FILE = "generic_model.pkl"
-NEEDED = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "numpy", "scipy", "soundfile", "av")
+NEEDED = (
+    *("jax", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets"),
+    *("numpy", "scipy", "soundfile", "av"),
+)
 EXTRAS = {
     "render": ("pyvista", "vtk"),
     "torch": ("torch",),
-    "dev": ("pytest", "ruff", "selenium", "tensorflow-datasets"),
+    "dev": ("pytest", "ruff", "selenium"),
 }
 OK, ABSENT, BROKEN = "ok", "--", "!!"
 

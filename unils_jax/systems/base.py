@@ -7,7 +7,7 @@ shares in the whole. A batch that is cut over devices or computed in parts gives
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +59,7 @@ class GlobalBatch:
     bit_probabilities: Array | None = None
 
 
+@runtime_checkable
 class Loaded(Protocol):
     """A loaded checkpoint, as far as a run that starts from one needs it."""
 
@@ -68,7 +69,10 @@ class Loaded(Protocol):
     source: Mapping[str, Any]
     run: Mapping[str, Any] | None
 
+    def select(self, *annotations: str) -> Any: ...
 
+
+@runtime_checkable
 class Run(Protocol):
     """A training run's config, as far as its system needs it; `dataclasses.replace` changes it."""
 

@@ -1,7 +1,6 @@
 """One call for every system: the audio of a conversation in, motion out."""
 
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -9,19 +8,12 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.inference.sampling import Sampling
-from unils_jax.systems.base import OPTIONAL_INPUTS, Generated, Inputs, Options, System
+from unils_jax.systems.base import OPTIONAL_INPUTS, Generated, Inputs, Loaded, Options, System
 from unils_jax.systems.registry import system_of_model
 
 
-@runtime_checkable
-class HasModel(Protocol):
-    """A loaded checkpoint, as far as generating needs it."""
-
-    model: nnx.Module
-
-
 def decode(  # noqa: PLR0913 (the public call: every argument but the audio is named and optional)
-    checkpoint: HasModel | nnx.Module,
+    checkpoint: Loaded | nnx.Module,
     own: Float[np.ndarray, " N"] | None,
     other: Float[np.ndarray, " N2"] | None = None,
     *,
@@ -64,8 +56,12 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
         fps: Frames per second of an annotation; None is the published rate.
         dtype: "float32" or "bfloat16".
     """
-    model = checkpoint if isinstance(checkpoint, nnx.Module) else checkpoint.model
-    system = system_of_model(model)
+    if isinstance(checkpoint, nnx.Module):
+        model, system = checkpoint, system_of_model(checkpoint)
+    else:
+        # Of several annotations only the one that is asked for needs all of its weights.
+        chosen = checkpoint.select(*(() if annotation is None else (annotation,)))
+        model, system = chosen.model, chosen.system
     inputs = Inputs(own, other, other_motion, style, prev, annotation, identity, template, num_frames)
     if people is None:
         sees_partner = "other_motion" in system.inputs

@@ -1,5 +1,6 @@
 """The config of a run, as frozen dataclasses; the workdir and every checkpoint hold its JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ class DataConfig:
     # generators. Evaluation and decoding give centred styles all the same.
     centre_head: bool = True
 
-    # Folders of speech clips in the layout of their release, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
+    # Folders of speech clips, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
     # are given in addition are the annotation `motion_108`.
     sets: tuple[str, ...] = ()
     # Speech clips are cut down to a multiple of it, in seconds, so that fewer lengths are
@@ -86,9 +87,11 @@ class RunConfig:
 
     max_bad_steps: int = 10  # consecutive steps of non-finite loss or gradient that end the run
     num_epochs: int = 0  # epochs of the data to train for, see `count_epochs`; 0: num_steps decides
+
     system: str = ""  # a key of SYSTEMS; "": the stage's
-    settings: Any = None  # the system's own settings, of the type that it names; None: it has none
-    # Pattern of the parameters that train instead of the stage's; "": the stage's.
+    settings: Any = None  # of the type that the system names; None: it has none of its own
+    # Pattern of the parameters that train instead of the stage's: "heads/NAME/.*" trains a new head
+    # alone; "": the stage's.
     trainable: str = ""
 
     def __post_init__(self) -> None:
@@ -153,7 +156,7 @@ class RunConfig:
         return asdict(self)
 
 
-def run_config(values: dict[str, Any]) -> RunConfig:
+def run_config(values: Mapping[str, Any]) -> RunConfig:
     """Builds a RunConfig from a ConfigDict's or JSON's plain values.
 
     Unknown keys raise UserError. The release's rule for `optimizer.release_devices` is applied

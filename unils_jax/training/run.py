@@ -29,7 +29,7 @@ from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
 from unils_jax.nn.params import Params, abstract
 from unils_jax.runtime import local_path
-from unils_jax.systems.base import Objective, Stage, Start
+from unils_jax.systems.base import Stage, Start
 from unils_jax.systems.registry import SYSTEMS, current_run
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
@@ -120,9 +120,9 @@ def train_stage(
     graphdef, shapes = abstract(system.builder(config.model))
     given = {} if resumes or stage.init is None else stage.init(config, shapes, data, start)
     fresh = make_fresh(config, mesh, shapes, given)
-    state = InitialState(shapes, published_params(config), fresh)
+    setup = TrainSetup(mesh, graphdef, objective, InitialState(shapes, published_params(config), fresh))
     if options.dry_run:
-        try_shapes(config, mesh, graphdef, state, objective, data)
+        try_shapes(config, setup, data)
         return {}
     begins = f"parent {parent}" if parent else "scratch"
     log.info("starting from %s", f"the newest checkpoint of {workdir}" if resumes else begins)
@@ -132,7 +132,6 @@ def train_stage(
         log.warning(stage.without_head)
     look = make_probe(config, stage, workdir, graphdef) if config.probe_every else None
     extras = TrainOptions(stop or PreemptionGuard(), look, profile_steps, options.allow_changes, matrix_peak(config))
-    setup = TrainSetup(mesh, graphdef, objective, state)
     return train_loop(config, workdir, setup, data, held_out, extras)
 
 
@@ -242,14 +241,11 @@ def matrix_peak(config: RunConfig) -> float:
     return peak * jax.device_count()
 
 
-def try_shapes(
-    config: RunConfig, mesh: Mesh, graphdef: nnx.GraphDef, start: InitialState, objective: Objective, data: Data
-) -> None:
+def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
     """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
-    stage = stage_of(config)
-    step = make_train_step(
-        stage, graphdef, objective, config.optimizer, accumulate_steps=config.train.accumulate_steps, mesh=mesh
-    )
-    _, frozen = stage.split(start.shapes)
+    stage, shapes, mesh = stage_of(config), setup.initial.shapes, setup.mesh
+    parts = config.train.accumulate_steps
+    step = make_train_step(stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh)
+    _, frozen = stage.split(shapes)
     batch = next(data.at_step(0))
-    jax.eval_shape(step, state_shapes(stage, start.shapes, config, mesh), frozen, batch, jax.random.key(0))
+    jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))

@@ -86,7 +86,7 @@ def test_missing_channels_leave_the_statistics_alone(tmp_path):
 
 
 @pytest.mark.parametrize("missing_samples", [0, 77, 16000, -16000])
-def test_windows_read_from_pieces_are_those_of_the_whole_record(tmp_path, missing_samples):
+def test_windows_read_from_chunks_are_those_of_the_whole_record(tmp_path, missing_samples):
     whole = record("a", 380)
     samples = 380 * 640 - missing_samples
     audio = np.random.default_rng(0).integers(-3000, 3000, (2, samples)).astype(np.int16)
@@ -112,7 +112,7 @@ def test_windows_read_from_pieces_are_those_of_the_whole_record(tmp_path, missin
     assert 0 < store.motion_files.kept_bytes <= 100_000
 
 
-def test_a_window_reads_the_pieces_it_needs_and_no_others(tmp_path):
+def test_a_window_reads_the_chunks_it_needs_and_no_others(tmp_path):
     write_store(tmp_path / "store", [("train", record("a", 1250))])
     store, read = Store(tmp_path / "store"), []
     for files in (store.motion_files, store.audio_files):
@@ -120,7 +120,7 @@ def test_a_window_reads_the_pieces_it_needs_and_no_others(tmp_path):
         files.read = lambda shard, positions, inner=inner: read.extend(positions) or inner(shard, positions)
     draws = iter([130, 500, 1000])
     cut_window(store.source("train", 0), 100, lambda low, high: next(draws))
-    # Frames 30-230 and 500-600, 1000-1100 for motion, two people a piece; 130-230 for audio.
+    # Frames 30-230 and 500-600, 1000-1100 for motion, two people a chunk; 130-230 for audio.
     assert sorted(read[:-2]) == [0, 1, 2, 3, 2 * 4, 2 * 8 + 1] and read[-2:] == [2, 3]
 
 

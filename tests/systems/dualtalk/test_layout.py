@@ -17,9 +17,9 @@ from unils_jax.checkpoints.torch_keys import to_torch
 from unils_jax.errors import UserError
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import abstract
-from unils_jax.systems.dualtalk.layout import config_tree
 from unils_jax.systems.dualtalk.model import DualTalkConfig
 from unils_jax.systems.dualtalk.system import DUALTALK
+from unils_jax.systems.torch_layout import named_tree
 
 # Heads as the published ones: 4, and 64 channels each in the audio encoders.
 SIZES = DualTalkConfig(
@@ -97,7 +97,7 @@ def broken(folder: Path, state: dict[str, np.ndarray], tree: dict | None = None)
 
 def test_a_file_that_does_not_fit_is_told_by_name(checkpoint, tmp_path):
     state = published(checkpoint)
-    tree = config_tree(SIZES, "flame")
+    tree = named_tree(SIZES, "DualTalk", "flame")
     assert "does not tell the sizes" in broken(
         tmp_path, {key: value for key, value in state.items() if "audio_projection" not in key}
     )

@@ -193,7 +193,7 @@ def test_a_store_is_scored_with_the_motion_of_each_persons_own_audio(talker, tin
     assert evaluate(talker, *flags) == 0
     report = json.loads(out.read_text())
     settings = report["settings"]["protocol"]
-    assert settings["identity"] == "nobody in particular" and "own audio alone" in settings["heard"]
+    assert settings["identity"] == "the pivot" and "own audio alone" in settings["heard"]
     assert report["settings"]["seeds"] == [] and "style" not in settings
     item = whole_sequence(Store(str(tiny_store)).read("test", 0))
     motion = speak(head(talker, MOTION_KIND), item["audio"][0], MOTION_KIND, 25, np.zeros(108))
@@ -230,8 +230,8 @@ def test_lip_errors_per_annotation_are_means_over_records_of_the_true_subjects(t
     out, resources = tmp_path / "lips.json", tmp_path / "resources"
     assert evaluate(talker, "--sets", sets[VERTICES], "--resources", resources, "--out", out) == 0
     # Of six rows the first set alone has three: whose they are is not known.
-    assert json.loads(out.read_text())["settings"]["identities"] == "nobody in particular"
-    assert "everybody is nobody in particular" in caplog.text
+    assert json.loads(out.read_text())["settings"]["identities"] == "the pivot"
+    assert "all people are the pivot" in caplog.text
     assert (
         evaluate(talker, "--sets", *sets.values(), "--resources", resources, "--out", out) == 2
     )  # no assets of the second kind

@@ -7,7 +7,7 @@ config alone does not say what is built.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class TalkerObjective:
     frozen_steps: int = 0
 
 
+@runtime_checkable
 class SpeechData(Protocol):
     """The loader of speech clips, as far as the model follows from it."""
 

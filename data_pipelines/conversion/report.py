@@ -1,4 +1,4 @@
-"""The account of a conversion: every frame that went in came out, or is listed with the reason why not."""
+"""The report of a conversion: each frame came out, or is listed with the reason why not."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,38 +11,38 @@ from unils_jax.motion import FPS
 
 
 @dataclass
-class ShardAccount:
-    """What became of the entries of one shard: frames count one for the people of a conversation together."""
+class ShardReport:
+    """What became of the entries of one shard; people of a conversation share a frame."""
 
-    entries: int = 0
-    records: int = 0
-    frames_in: int = 0
-    frames_out: int = 0
-    cut: int = 0
-    dropped: list[dict[str, Any]] = field(default_factory=list)
+    entries: int = 0  # listed by the source
+    records: int = 0  # written
+    frames_in: int = 0  # of all entries, as their source has them
+    frames_out: int = 0  # of all records
+    cut: int = 0  # records that lost frames at their end
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # entries that became no record, and why
 
     def keep(self, reading: Reading) -> None:
-        """An entry that became a record, perhaps a frame shorter."""
+        """Counts an entry that became a record, perhaps a frame shorter."""
         self.entries += 1
         self.records += 1
         self.frames_in += reading.frames_in
         self.frames_out += reading.record.num_frames
         self.cut += reading.frames_in > reading.record.num_frames
 
-    def drop(self, entry: Entry, dropped: SkippedEntry) -> None:
-        """An entry that became none."""
+    def drop(self, entry: Entry, skipped: SkippedEntry) -> None:
+        """Counts an entry that became no record."""
         self.entries += 1
-        self.frames_in += dropped.frames
-        what = {"split": entry.split, "name": entry.name, "frames": dropped.frames}
-        self.dropped.append(what | {"reason": dropped.reason, "detail": dropped.detail})
+        self.frames_in += skipped.frames
+        what = {"split": entry.split, "name": entry.name, "frames": skipped.frames}
+        self.dropped.append(what | {"reason": skipped.reason, "detail": skipped.detail})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values."""
         return asdict(self)
 
 
-def merged(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The account of a whole conversion from the splits and accounts of its shards, in their order."""
+def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Merges the reports of all shards, given with their splits and in their order."""
     splits: dict[str, Counter] = {}
     dropped: list[dict[str, Any]] = []
     for split, part in parts:
@@ -72,7 +72,7 @@ def _hours(frames: int) -> float:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The account in Markdown: where every hour went."""
+    """Returns the report in Markdown: where every hour went."""
     frames = report["frames"]
     counts = [frames[name] for name in ("in", "out", "dropped", "cut_at_ends")]
     lines = [
