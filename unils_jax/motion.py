@@ -1,4 +1,4 @@
-"""The 108 channels of motion: where each stands, what it is called, and the file it travels in.
+"""The 108 channels of motion: their order, their names, and the motion file.
 
 NumPy and SciPy only: data workers and tools that never start JAX import this module.
 Source: the paper's section on data and the release's data loaders.
@@ -33,8 +33,8 @@ HEAD_AND_JAW = slice(100, 104)
 EYES = slice(104, 108)  # left eye (2), right eye (2), radians
 
 BASES = ("flame", "standin")
-# What the people of a pair hear: each the own and the other track by two cross-attentions (UniLS), or by a single one
-# the own track (ARTalk), or the sum of both (an ablation of UniLS' paper).
+# What the people of a pair hear: each the own and the other track by two cross-attentions (UniLS),
+# or by a single one the own track (ARTalk), or the sum of both (an ablation of UniLS' paper).
 AUDIO_CONDITIONS = ("pair", "own", "mixed")
 
 # The 56 channels that some systems have of these: expression 50, jaw 3, head 3.
@@ -43,8 +43,8 @@ MOTION_56_DIM = 56
 GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
 MOTION_56_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
 
-# The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully expressed.
-# They are the leading expression channels of the `standin` basis, in this order.
+# The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully
+# expressed. They are the leading expression channels of the `standin` basis, in this order.
 STANDIN_SHAPES: dict[str, float] = {
     "smile_left": 2.5,
     "smile_right": 2.5,
@@ -74,7 +74,7 @@ STANDIN_SHAPES: dict[str, float] = {
 
 
 def channel_names(expression_basis: str) -> list[str]:
-    """The 108 channel names; the stand-in basis names its leading expression channels."""
+    """Returns the 108 channel names; the stand-in basis names its leading expression channels."""
     _check_basis(expression_basis)
     expression = [f"expression_{i:02d}" for i in range(100)]
     if expression_basis == "standin":
@@ -85,9 +85,10 @@ def channel_names(expression_basis: str) -> list[str]:
 
 
 def to_56_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "*T 56"]:
-    """Returns the 56 channels of 108: 50 of expression, the jaw padded with two zeros, the head rotation.
+    """Returns the 56 channels of 108.
 
-    A mask of channels stays one: the padding is like the first component of the jaw.
+    They are the first 50 of expression, the jaw padded with two zeros, and the head rotation. A
+    mask of channels is converted the same way; its padding is as the jaw's first component.
     """
     jaw = motion[..., JAW]
     padding = jaw if motion.dtype == bool else np.zeros_like(jaw)
@@ -104,9 +105,10 @@ def from_56_channels(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, 
 
 
 def from_motioncode(motioncode: np.ndarray) -> np.ndarray:
-    """The 108 motion channels of a release record `[T, >=111]`, in the stored dtype.
+    """Returns the 108 motion channels of a release record `[T, >=111]`, in the stored dtype.
 
-    The release stores expression 100, head 3, jaw 3, eyes 6; the model sees one jaw and two components of each eye.
+    The release stores expression 100, head 3, jaw 3, eyes 6; the model sees one jaw and two
+    components of each eye.
     """
     if motioncode.ndim != 2 or motioncode.shape[1] < 111:
         raise UserError(f"motioncode must be [T, at least 111], got {list(motioncode.shape)}")
@@ -125,13 +127,17 @@ def center_head(motion: np.ndarray) -> np.ndarray:
 
 
 def head_mean(motion: np.ndarray) -> np.ndarray:
-    """The mean head rotation `[..., 1, 3]` over the whole record `[..., T, 108]`, in the stored dtype."""
-    # Contiguous, because the order in which NumPy adds, and so the last bit, may depend on the strides.
+    """Returns the mean head rotation `[..., 1, 3]` of a record `[..., T, 108]`, in its dtype."""
+    # Contiguous, because the order in which NumPy adds, and so the last bit, may depend on the
+    # strides.
     return np.ascontiguousarray(motion)[..., HEAD].mean(axis=-2, keepdims=True)
 
 
 def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 108"]:
-    """Savitzky-Golay over time (window 9, order 3, `interp` ends), for display only; under 9 frames unchanged."""
+    """Smooths over time for display only: Savitzky-Golay, window 9, order 3, `interp` ends.
+
+    Motion of fewer than 9 frames is returned unchanged.
+    """
     if motion.shape[-2] < 9:
         return motion
     return savgol_filter(motion, 9, 3, axis=-2, mode="interp").astype(motion.dtype)
@@ -139,7 +145,7 @@ def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 1
 
 @dataclass(frozen=True)
 class MotionFile:
-    """What a motion file holds: `motion [P, T, 108]` float32, its basis, and where it came from."""
+    """The contents of a motion file: `motion [P, T, 108]` float32, its basis and its source."""
 
     motion: np.ndarray
     expression_basis: str
@@ -150,7 +156,10 @@ class MotionFile:
 def save_motion(
     path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"], *, expression_basis: str, source: dict[str, Any]
 ) -> None:
-    """Writes a motion file (.npz): `motion`, `fps`, `channels`, `expression_basis`, `source` (JSON). Atomic."""
+    """Writes a motion file (.npz) whole or not at all.
+
+    It holds `motion`, `fps`, `channels`, `expression_basis` and `source` (JSON).
+    """
     _check_basis(expression_basis)
     with atomic_output(path) as partial, open(partial, "wb") as file:
         np.savez(
@@ -164,7 +173,10 @@ def save_motion(
 
 
 def load_motion(path: str | os.PathLike) -> MotionFile:
-    """Reads a motion file. Raises UserError, naming the file, where it is missing, broken or of another layout."""
+    """Reads a motion file.
+
+    Raises UserError, naming the file, where it is missing, broken or of another layout.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"motion file {path} does not exist")

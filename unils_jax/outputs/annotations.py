@@ -19,6 +19,7 @@ from unils_jax.systems.registry import form_of
 
 log = logging.getLogger(__name__)
 
+
 def save_annotation(
     path: str | os.PathLike, values: Float[np.ndarray, "P T D"], annotation: str, fps: float, source: dict[str, Any]
 ) -> None:

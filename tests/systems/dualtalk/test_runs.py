@@ -140,7 +140,9 @@ def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     def run(parts: int):
         arguments = (trainable, frozen, batch, jax.random.key(1))
         with quick_compiles():
-            return jax.jit(lambda *x: gradients(TrainTask(DUALTALK_STAGE, graphdef, Objective()), *x, parts))(*arguments)
+            return jax.jit(lambda *x: gradients(TrainTask(DUALTALK_STAGE, graphdef, Objective()), *x, parts))(
+                *arguments
+            )
 
     (grads, metrics), (cut, again) = run(1), run(2)
     assert float(again["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
