@@ -135,27 +135,27 @@ def lip_errors(
     return largest.mean(-1), jnp.sqrt(largest).mean(-1)
 
 
-def load_spaces(folder: Path, kinds: tuple[str, ...], head: Path | None = None) -> dict[str, VertexSpace]:
+def load_spaces(folder: Path, annotations: tuple[str, ...], head: Path | None = None) -> dict[str, VertexSpace]:
     """Loads the spaces of the release's annotations from its `resources/binary_resources`.
 
     `head` is FLAME's model file. Raises UserError for an annotation that the release has no assets
     for, and for files that are missing or misshapen.
     """
     spaces = {}
-    for kind in kinds:
-        if kind in VERTEX_LISTS:
-            spaces[kind] = vertex_space(_indices(folder / VERTEX_LISTS[kind]))
-        elif kind in BLENDSHAPES:
-            shapes, lips = (folder / name for name in BLENDSHAPES[kind])
-            spaces[kind] = blendshape_space(*_blendshapes(shapes), _indices(lips))
-        elif kind == FLAME_PARAMETERS:
+    for annotation in annotations:
+        if annotation in VERTEX_LISTS:
+            spaces[annotation] = vertex_space(_indices(folder / VERTEX_LISTS[annotation]))
+        elif annotation in BLENDSHAPES:
+            shapes, lips = (folder / name for name in BLENDSHAPES[annotation])
+            spaces[annotation] = blendshape_space(*_blendshapes(shapes), _indices(lips))
+        elif annotation == FLAME_PARAMETERS:
             if head is None:
-                raise UserError(f"{kind} is measured on FLAME; give its model file, generic_model.pkl")
+                raise UserError(f"{annotation} is measured on FLAME; give its model file, generic_model.pkl")
             lists = (_indices(folder / name) for name in (FACE_LIST, FLAME_LIPS))
-            spaces[kind] = parameter_space(load_parameter_head(head), *lists)
+            spaces[annotation] = parameter_space(load_parameter_head(head), *lists)
         else:
             known = ", ".join([*VERTEX_LISTS, *BLENDSHAPES, FLAME_PARAMETERS])
-            raise UserError(f"{folder} has no assets for annotation {kind!r}; known are {known}")
+            raise UserError(f"{folder} has no assets for annotation {annotation!r}; known are {known}")
     return spaces
 
 

@@ -73,7 +73,7 @@ def normalizes(model: UniTalker) -> bool:
 def predict(
     model: UniTalker,
     audio: Float[np.ndarray, " N"],
-    kind: str,
+    annotation: str,
     num_frames: int,
     template: Float[np.ndarray, " D"],
     identity: int | None = None,
@@ -90,13 +90,13 @@ def predict(
     graphdef, params = split(model)
     who = np.array([-1 if identity is None else identity], np.int32)  # the pivot is the last row
     arrays = (np.asarray(audio, np.float32)[None], np.asarray(template, np.float32)[None], who)
-    return np.asarray(_predict(graphdef, kind, num_frames, Compute(jnp.dtype(dtype)), params, *arrays)[0])
+    return np.asarray(_predict(graphdef, annotation, num_frames, Compute(jnp.dtype(dtype)), params, *arrays)[0])
 
 
 def speak(
     model: UniTalker,
     audio: Float[np.ndarray, " N"],
-    kind: str,
+    annotation: str,
     fps: int,
     template: Float[np.ndarray, " D"],
     identity: int | None = None,
@@ -109,16 +109,16 @@ def speak(
     """
 
     def of_window(window: np.ndarray, num_frames: int) -> np.ndarray:
-        return predict(model, window[0], kind, num_frames, template, identity, dtype=dtype)[None]
+        return predict(model, window[0], annotation, num_frames, template, identity, dtype=dtype)[None]
 
     return talk(of_window, np.asarray(audio, np.float32), fps, normalize=normalizes(model))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _predict(
-    graphdef: nnx.GraphDef, kind: str, num_frames: int, compute: Compute, params: Params, *arrays: Array
+    graphdef: nnx.GraphDef, annotation: str, num_frames: int, compute: Compute, params: Params, *arrays: Array
 ) -> Array:
-    return merge(graphdef, params)(*arrays, kind, num_frames, None, compute).motion
+    return merge(graphdef, params)(*arrays, annotation, num_frames, None, compute).motion
 
 
 def generate(model: UniTalker, inputs: Inputs, options: Options) -> Generated:

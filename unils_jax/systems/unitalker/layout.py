@@ -38,7 +38,7 @@ MARK = "decoder.learnable_style_emb"
 ENCODER, HEADS = "audio_encoder", "out_head_dict"
 ENCODER_HEAD_DIM = 64
 MAX_FRAMES = 3000  # of the release's table of positions
-DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the kinds with a PCA
+DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the annotations with a PCA
 
 
 ROWS = (
@@ -109,17 +109,19 @@ def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _rest(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads the sizes of decoder, heads and identities."""
-    kinds = tuple(dict.fromkeys(key.split(".")[1] for key in shapes if key.startswith(f"{HEADS}.")))
-    deep = _count(shapes, rf"{HEADS}\.{re.escape(kinds[0])}\.head_layer\.(\d+)\.")
+    annotations = tuple(dict.fromkeys(key.split(".")[1] for key in shapes if key.startswith(f"{HEADS}.")))
+    deep = _count(shapes, rf"{HEADS}\.{re.escape(annotations[0])}\.head_layer\.(\d+)\.")
     last = f"head_layer.{2 * (deep - 1)}.weight" if deep else "weight"
-    outputs = [shapes[f"{HEADS}.{kind}.{last}"][0] for kind in kinds]
+    outputs = [shapes[f"{HEADS}.{annotation}.{last}"][0] for annotation in annotations]
     dims, components = [], []
-    for kind, num_outputs in zip(kinds, outputs, strict=True):
-        rows, dim = shapes.get(f"pca_layer_dict.{kind}.feat_to_data", (num_outputs, DIMS.get(kind, num_outputs)))
+    for annotation, num_outputs in zip(annotations, outputs, strict=True):
+        rows, dim = shapes.get(
+            f"pca_layer_dict.{annotation}.feat_to_data", (num_outputs, DIMS.get(annotation, num_outputs))
+        )
         dims.append(dim)
         components.append(0 if dim == num_outputs else rows)
     return {
-        "annotations": kinds,
+        "annotations": annotations,
         "dims": tuple(dims),
         "components": tuple(components),
         "num_identities": shapes[f"{MARK}.weight"][0],

@@ -96,12 +96,12 @@ class UniTalkerConfig:
         """The sizes of the audio encoder."""
         return self.wav2vec2 or self.wavlm
 
-    def num_outputs(self, kind: str) -> int:
+    def num_outputs(self, annotation: str) -> int:
         """Returns how many numbers a frame the head of an annotation predicts.
 
         They are coefficients where it has a PCA.
         """
-        index = self.annotations.index(kind)
+        index = self.annotations.index(annotation)
         dim, components = self.dims[index], self.components[index]
         return min(self.pca_dim, dim, components) if components else dim
 
@@ -238,12 +238,12 @@ class DeepHead(nnx.Module):
         return self.layers[-1](x)
 
 
-def make_head(config: UniTalkerConfig, kind: str, rngs: nnx.Rngs) -> nnx.Module:
+def make_head(config: UniTalkerConfig, annotation: str, rngs: nnx.Rngs) -> nnx.Module:
     """Builds the head of an annotation.
 
     A single layer starts at zero: the first prediction is the template, with a PCA the mean.
     """
-    num_outputs, zeros = config.num_outputs(kind), nnx.initializers.zeros_init()
+    num_outputs, zeros = config.num_outputs(annotation), nnx.initializers.zeros_init()
     if config.head_layers > 1:
         return DeepHead(config.width, num_outputs, config.head_layers, rngs=rngs)
     return Linear(config.width, num_outputs, kernel_init=zeros, bias_init=zeros, rngs=rngs)
@@ -285,9 +285,11 @@ class UniTalker(nnx.Module):
         encoder = WavLM if config.wav2vec2 is None else Wav2Vec2
         self.speech_encoder = encoder(config.audio_encoder, config.rates, rngs=rngs)
         self.decoder = (ConvDecoder if config.decoder == "conv" else TransformerDecoder)(config, rngs=rngs)
-        self.heads = nnx.Dict({kind: make_head(config, kind, rngs) for kind in config.annotations})
+        self.heads = nnx.Dict({annotation: make_head(config, annotation, rngs) for annotation in config.annotations})
         with_pca = [row for row in zip(config.annotations, config.dims, config.components, strict=True) if row[2]]
-        self.pca = nnx.Dict({kind: PCA(rows, dim, config.num_outputs(kind)) for kind, dim, rows in with_pca})
+        self.pca = nnx.Dict(
+            {annotation: PCA(rows, dim, config.num_outputs(annotation)) for annotation, dim, rows in with_pca}
+        )
         self.resample_at, self.rates = config.resample_at, config.rates
 
     def __call__(
@@ -295,7 +297,7 @@ class UniTalker(nnx.Module):
         audio: Float[Array, "B N"],
         template: Float[Array, "B D"],
         identity: Int[Array, " B"] | None,
-        kind: str,
+        annotation: str,
         num_frames: int,
         noise: TalkerNoise | None = None,
         compute: Compute = FLOAT32,
@@ -304,8 +306,7 @@ class UniTalker(nnx.Module):
 
         The audio is `prepare_audio`'s.
 
-        Without `identity` it is the pivot's. `kind` is the annotation, which chooses the head; the
-        others take no part.
+        Without `identity` it is the pivot's. `annotation` chooses the head; the others take no part.
         """
         pivot = self.decoder.identity_embed.shape[0] - 1
         if identity is None:
@@ -315,10 +316,10 @@ class UniTalker(nnx.Module):
         features = self.encode(audio, num_frames, None if noise is None else noise.encoder, compute)
         decoded = self.decode(features, identity, num_frames, None if noise is None else noise.keys)
         with jax.named_scope("head"):
-            predicted = self.heads[kind](decoded).astype(jnp.float32)
-            if kind not in self.pca:
+            predicted = self.heads[annotation](decoded).astype(jnp.float32)
+            if annotation not in self.pca:
                 return Prediction(predicted + template[:, None], None)
-            return Prediction(self.pca[kind].decode(predicted) + template[:, None], predicted)
+            return Prediction(self.pca[annotation].decode(predicted) + template[:, None], predicted)
 
     def encode(
         self, audio: Float[Array, "B N"], num_frames: int, noise: EncoderNoise | None = None, compute: Compute = FLOAT32
@@ -368,10 +369,10 @@ class UniTalker(nnx.Module):
         return (head.layers[-1] if isinstance(head, DeepHead) else head).kernel.shape[1]
 
     def truth_coefficients(
-        self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], kind: str
+        self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], annotation: str
     ) -> Float[Array, "B T k"] | None:
         """Returns the coefficients of true motion; None where the annotation has no PCA."""
-        return self.pca[kind].encode(motion - template[:, None]) if kind in self.pca else None
+        return self.pca[annotation].encode(motion - template[:, None]) if annotation in self.pca else None
 
 
 def prepare_audio(audio: Float[np.ndarray, " N"], *, normalize: bool) -> Float[np.ndarray, " N"]:

@@ -36,17 +36,19 @@ def unitalker_loss(
 
     In evaluation it reports lip errors too, by annotation.
     """
-    kind, motion, template = batch.annotation, batch["motion"], batch["template"]
+    annotation, motion, template = batch.annotation, batch["motion"], batch["template"]
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
-    space = _settings(objective).spaces.get(kind, NUMBERS)
-    predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
-    true = model.truth_coefficients(motion, template, kind)
+    space = _settings(objective).spaces.get(annotation, NUMBERS)
+    predicted = model(
+        batch["audio"], template, batch["identity"], annotation, motion.shape[1], noise, objective.compute
+    )
+    true = model.truth_coefficients(motion, template, annotation)
     losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, sample_weights)
-    metrics = losses | {f"{kind}/loss": losses["loss"]}
+    metrics = losses | {f"{annotation}/loss": losses["loss"]}
     if noise is None and space.lips is not None:
         errors = lip_errors(space, predicted.motion, motion)
         metrics |= {
-            f"{kind}/{name}": jnp.sum(sample_weights * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)
+            f"{annotation}/{name}": jnp.sum(sample_weights * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)
         }
     return losses["loss"], metrics
 
