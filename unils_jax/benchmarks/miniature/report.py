@@ -28,9 +28,9 @@ ABLATIONS = {
 # What the paper found: in each figure the first system is better than the second.
 ORDER = (
     (LISTENING_FDD, "unils", "no_prior"),
-    (LISTENING_FDD, "no_prior", "dualtalk"),
+    (LISTENING_FDD, "no_prior", BASELINE),
     (F_FID, "unils", "no_prior"),
-    (F_FID, "no_prior", "dualtalk"),
+    (F_FID, "no_prior", BASELINE),
     (LVE, "unils", "mixed"),
     (LVE, "no_prior", "mixed"),
     (LVE, "no_unpaired", "mixed"),
@@ -42,7 +42,7 @@ NOTES = (
     "seconds at any time). A smile cannot be heard: only who sees the partner can answer it.",
     "Another take: the same words by the same people, their faces moved anew; no model of the audio can be expected to "
     "come nearer to the truth than the truth to itself.",
-    "DualTalk has no expression beyond the first 50 channels and no eyes; they stand at the training mean.",
+    BASELINE_NOTE,
 )
 
 

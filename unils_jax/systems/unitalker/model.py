@@ -306,7 +306,7 @@ class UniTalker(nnx.Module):
 
         The audio is `prepare_audio`'s.
 
-        Without `identity` it is the pivot's. `annotation` chooses the head; the others take no part.
+        Without `identity` it is the pivot's. `annotation` chooses the head; others take no part.
         """
         pivot = self.decoder.identity_embed.shape[0] - 1
         if identity is None:
