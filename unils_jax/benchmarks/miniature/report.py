@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from unils_jax.benchmarks.miniature.plan import BASELINE, BASELINE_NOTE
 from unils_jax.benchmarks.miniature.scores import BLINKS, PROTOCOL
 from unils_jax.evaluation.report import COLUMNS, PUBLISHED
 from unils_jax.files import markdown_table
