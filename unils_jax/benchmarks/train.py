@@ -37,7 +37,7 @@ from unils_jax.motion import (
 )
 from unils_jax.nn.params import abstract
 from unils_jax.systems.base import Batch, Objective, Start
-from unils_jax.systems.registry import STAGES, SYSTEMS
+from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
 from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, replicated, shard_params, shardings
@@ -60,7 +60,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class RandomMotion:
-    """What a model that follows from its data takes from random ones: our motion of unknown people."""
+    """Stand-in for the data of a model that is fitted to them: our motion of unknown people."""
 
     num_identities: int
     kinds: Mapping[str, int] = field(default_factory=lambda: {MOTION_KIND: MOTION_DIM})
@@ -130,7 +130,7 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     """
     stage, train = STAGES[config.stage], config.train
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
-    graphdef, shapes = abstract(SYSTEMS[config.system].builder(config.model))
+    graphdef, shapes = abstract(system_of_config(config.model).builder(config.model))
     trainable, frozen = stage.split(shapes)
     frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)

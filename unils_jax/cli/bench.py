@@ -256,11 +256,13 @@ def measure_decode(request: DecodeBenchRequest) -> Measured:
             config,
             params,
             decode_bench.cases(request.batch),
-            dtype=dtype,
-            against_torch=request.against == "torch" and dtype == "float32",
-            rounds=request.rounds,
-            latencies=request.latencies,
-            peak=described["matrix_peak"][dtype],
+            decode_bench.Measurement(
+                rounds=request.rounds,
+                latencies=request.latencies,
+                peak=described["matrix_peak"][dtype],
+                dtype=dtype,
+                against_torch=request.against == "torch" and dtype == "float32",
+            ),
         )
     what = request.checkpoint or f"random weights of {request.config or 'dialogue'}"
     result = {"bench": "decode", "model": what, "against": request.against, "machine": described, "cases": rows}

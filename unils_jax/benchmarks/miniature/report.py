@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from unils_jax.benchmarks.miniature.scores import BLINKS, PROTOCOL
 from unils_jax.evaluation.report import COLUMNS, PUBLISHED
-from unils_jax.files import markdown_table as table
+from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
 Scores = Mapping[str, dict[str, Any]]  # by system
@@ -120,13 +120,13 @@ def _paired_interval(first: np.ndarray, second: np.ndarray, draws: int = 2000) -
 
 def markdown(scores: Scores, titles: Mapping[str, str], summary: str) -> str:
     """Writes tables, verdicts and notes as Markdown."""
-    lines = ["# The paper in miniature", "", summary, "", *table(rows(scores, titles)), ""]
+    lines = ["# The paper in miniature", "", summary, "", *markdown_table(rows(scores, titles)), ""]
     lines += [
         "![how lively listeners are](listening.png)",
         "",
         "## The paper's figures",
         "",
-        *table(published_rows()),
+        *markdown_table(published_rows()),
         "",
     ]
     lines += ["## What of the paper's order holds", ""]
