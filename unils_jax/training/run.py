@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told besides config, workdir and parent."""
+    """The options of a run in addition to config, workdir and parent."""
 
     dry_run: bool = False  # True: check everything and stop before the first step
     allow_changes: bool = False  # resume with settings or data other than the workdir's
@@ -75,7 +75,8 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
 ) -> dict[str, float]:
     """Trains one stage and returns its last metrics, none for a dry run.
 
-    With the same workdir it resumes. Raises UserError for every mistake of the user before the first step.
+    With the same workdir it resumes. Raises UserError for every mistake of the user before the
+    first step.
 
     Args:
         config: The name of a config ("smoke/codec"), a .py file, or the settings themselves.
@@ -157,8 +158,11 @@ def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | Non
     return Start(None if not parent else load(parent, stage=stage.parent or stage.trained), None, load_audio_encoder)
 
 
-def _saved_model(path: Path) -> Any:
-    """Reads the model's config of a workdir; None where it cannot be read, of which `check_workdir` says more."""
+def _saved_model(path: Path) -> object:
+    """Reads the model's config of a workdir.
+
+    None where it cannot be read, of which `check_workdir` says more.
+    """
     try:
         run = current_run(json.loads(path.read_text()))
         return from_dict(SYSTEMS[run["system"]].config, run["model"])
@@ -167,9 +171,10 @@ def _saved_model(path: Path) -> Any:
 
 
 def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> Callable[[], Params]:
-    """Makes the function that returns all parameters before the first step: those given, the others drawn.
+    """Makes the function that returns all parameters before the first step.
 
-    A published audio encoder, which no checkpoint holds, is left out.
+    They are those given, and the others drawn. A published audio encoder, which no checkpoint
+    holds, is left out.
     """
     system, model = SYSTEMS[config.system], config.model
     if system.encoder is not None:
@@ -183,9 +188,9 @@ def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> 
 
 
 def published_params(config: RunConfig) -> Params:
-    """Loads the published audio encoder that the model's own checkpoints leave out, host arrays; {} without one.
+    """Loads the published audio encoder that the model's own checkpoints leave out, host arrays.
 
-    Raises UserError where its sizes are not the config's.
+    The result is empty where there is none. Raises UserError where its sizes are not the config's.
     """
     slot = SYSTEMS[config.system].encoder
     wanted = None if slot is None else slot.get(config.model)
@@ -250,12 +255,13 @@ def matrix_peak(config: RunConfig) -> float:
 
 
 def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
-    """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
+    """Traces one step from shapes alone, which fails where anything does not fit.
+
+    Nothing is computed.
+    """
     stage, shapes, mesh = stage_of(config), setup.initial.shapes, setup.mesh
     parts = config.train.accumulate_steps
-    step = make_train_step(
-        stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh
-    )
+    step = make_train_step(stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh)
     _, frozen = stage.split(shapes)
     batch = step_batch(next(data.at_step(0)))
     jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))
