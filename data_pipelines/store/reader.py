@@ -25,6 +25,7 @@ from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLD
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME
+from unils_jax.runtime import local_path
 
 __all__ = ["MANIFEST", "SPLITS", "Store", "StoredRecord", "read_manifest", "write_store"]
 _REMEDY = "; make the store again"
@@ -40,7 +41,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike, *, cache_bytes: int = 0):
-        self.path = str(path) if remote.is_remote(path) else Path(path)
+        self.path = str(path) if remote.is_remote(path) else local_path(path, "store")
         self.cache_bytes = cache_bytes
         self.manifest = read_manifest(self.path)
         self._open()

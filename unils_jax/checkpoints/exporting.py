@@ -20,7 +20,7 @@ from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch, torch_views
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, install_hint
 from unils_jax.files import atomic_output, check_output
 
 
@@ -177,7 +177,7 @@ def _torch_save(path: Path, layout: Callable[[dict], Any], state: Mapping[str, n
         import torch  # noqa: PLC0415 (an optional extra)
     except ImportError:
         raise UserError(
-            "writing a .pt needs PyTorch: pip install 'unils-jax[torch]', or name the output .safetensors"
+            f"writing a .pt needs PyTorch: {install_hint('torch')}, or name the output .safetensors"
         ) from None
     model = {key: torch.tensor(array) for key, array in state.items()}
     # Through an open file, not by its name: torch writes the name into the archive, and bytes

@@ -18,6 +18,7 @@ from unils_jax.checkpoints.workdir import _load_ours
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
+from unils_jax.runtime import expand_home, refuse_url
 from unils_jax.systems.registry import system_of_keys
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ def load(
         merge: False leaves adapters apart from the kernels.
         raw: True takes a workdir's weights of the last step instead of the averaged ones.
     """
-    path = pretrained() if path is None else Path(path)
+    if path is not None:
+        refuse_url(path, "checkpoint")
+    path = pretrained() if path is None else Path(expand_home(os.fspath(path)))
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; give a workdir, a step's folder, a .pt or a .safetensors")
     if path.is_dir():

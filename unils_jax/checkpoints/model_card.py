@@ -119,7 +119,7 @@ model = load("{file_name}"{encoder}).model
             + "\nA `.pt` is the bare state dict that the authors' PyTorch code loads; the config is the `.json`.\n"
         )
     return f"""{in_jax}
-In PyTorch (`pip install 'unils-jax[torch]'`), with the release's key names, strictly:
+In PyTorch (`pip install '.[torch]'` in a checkout), with the release's key names, strictly:
 
 ```python
 from unils_jax.benchmarks.torch_model import load_torch_reference

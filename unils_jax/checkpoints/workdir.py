@@ -16,6 +16,7 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES
 from unils_jax.nn.params import Params
+from unils_jax.runtime import local_path
 from unils_jax.systems.registry import SYSTEMS, current_run
 
 ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our checkpoints
@@ -34,7 +35,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     restored: Params = {}
     for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
-            restored |= read_item(step_folder.absolute() / item)
+            restored |= read_item(local_path(step_folder, "checkpoint").absolute() / item)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))

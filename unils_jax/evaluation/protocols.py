@@ -19,6 +19,7 @@ from unils_jax.evaluation.scoring import Person
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head
 from unils_jax.systems.base import Inputs, Options, System
+from unils_jax.systems.registry import SYSTEMS
 
 MAX_LENGTH_DIFFERENCE_FRAMES = 25
 
@@ -84,7 +85,7 @@ PROTOCOLS = {
     for protocol in (
         Protocol("unils-release", num_people=1, held_out_style=False),
         Protocol("unils-clean", num_people=2, held_out_style=True),
-        Protocol("dualtalk", num_people=2, held_out_style=False, centred=False),
+        *(Protocol(system.name, **system.protocol) for system in SYSTEMS.values() if system.protocol),
     )
 }
 

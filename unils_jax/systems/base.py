@@ -211,6 +211,25 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class ClipSettings:
+    """How clips of a system's own sets are scored."""
+
+    sets: Sequence[str]  # DIR=SCALE each, in the order of training
+    resources: str | None = None  # the folder with the release's assets; None: that of the training
+    flame: str | None = None  # FLAME's model file; None: that of the training
+    limit: int | None = None  # the first clips only; None: all
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """What came of scoring clips."""
+
+    rows: list[dict[str, Any]]  # the figures of each, with its `name`, `set` and `kind`
+    known_people: bool  # whether the model knows the sets' people, or took all of them for the pivot
+
+
+@dataclass(frozen=True)
 class Card:
     """What a model card says of a model's own kind."""
 
@@ -244,6 +263,12 @@ class System:
     card: Callable[[Any, str], Card]  # (the model's config, expression basis) -> text of the model card
     settings: type | None = None  # dataclass of a run's `settings`; None: the system has none of its own
     conditions: Mapping[str, str] = field(default_factory=dict)  # what a report says of how motion is generated
+    # How its authors score it: the fields of a protocol of evaluation that is named like the system. None: it has none.
+    protocol: Mapping[str, Any] | None = None
+    # Annotations that are not our motion -> what their numbers are ("vertices", "weights", ...) and their units.
+    forms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    # (checkpoint, the clips' source, clips, settings) -> scores on sets in the system's own layout. None: it has none.
+    score_clips: Callable[[Loaded, Any, Sequence[Any], ClipSettings], ClipScores] | None = None
     encoder: PublishedEncoder | None = None
     # (config, parameters) -> the same model with adapters merged into its kernels. None: it has no adapters.
     merge: Callable[[Any, Params], tuple[Any, Params]] | None = None

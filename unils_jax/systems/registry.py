@@ -64,6 +64,12 @@ def models_with_audio() -> tuple[str, ...]:
     return tuple(dict.fromkeys(stage.trained for stage in STAGES.values() if stage.windows != "solo"))
 
 
+def form_of(annotation: str) -> tuple[str, str]:
+    """Returns what the numbers of an annotation are and their units; of an unknown one what was trained."""
+    forms = (system.forms[annotation] for system in SYSTEMS.values() if annotation in system.forms)
+    return next(forms, ("numbers", "as trained"))
+
+
 def current_run(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a run as they are read now, with `system` and with the model's own config.
 

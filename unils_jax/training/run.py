@@ -1,6 +1,5 @@
 """Runs one training stage: joins config, data and parent, and trains."""
 
-import json
 import logging
 import os
 import re
@@ -29,10 +28,11 @@ from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
 from unils_jax.nn.params import Params, abstract
+from unils_jax.runtime import local_path
 from unils_jax.systems.base import Stage, Start
 from unils_jax.systems.registry import SYSTEMS, current_run
 from unils_jax.training import flops
-from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out
+from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
@@ -94,7 +94,7 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
         override(settings, [f"{name}={value}"])
     options = Options(dry_run, allow_changes, profile_steps)
     start = None if parent is None else str(parent)
-    return train_stage(settings.to_dict(), Path(workdir), start, options, stop)
+    return train_stage(settings.to_dict(), local_path(workdir, "workdir"), start, options, stop)
 
 
 def train_stage(
@@ -152,19 +152,19 @@ def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | Non
     if stage.parent is None and parent and not stage.continues:
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
     if has_checkpoint(workdir):
-        return Start(None, _saved_model(workdir / "config.json"), load_audio_encoder)
+        return Start(None, _saved_model(workdir), load_audio_encoder)
     if stage.parent is not None and not parent:
         raise UserError(f"the {config.stage} stage starts from a {stage.parent}; give its checkpoint with --parent")
     return Start(None if not parent else load(parent, stage=stage.parent or stage.trained), None, load_audio_encoder)
 
 
-def _saved_model(path: Path) -> object:
+def _saved_model(workdir: Path) -> object:
     """Reads the model's config of a workdir.
 
     None where it cannot be read, of which `check_workdir` says more.
     """
     try:
-        run = current_run(json.loads(path.read_text()))
+        run = current_run(saved_config(workdir))
         return from_dict(SYSTEMS[run["system"]].config, run["model"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

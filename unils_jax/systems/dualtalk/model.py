@@ -19,7 +19,7 @@ from unils_jax.errors import UserError
 from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, FPS, SAMPLE_RATE
+from unils_jax.motion import FPS, MOTION_56_DIM, MOTION_56_GROUPS, SAMPLE_RATE
 from unils_jax.nn.layers import Linear, RandomKey, SampleKeys, dropout, split_key
 from unils_jax.nn.lstm import BidirectionalLSTM
 from unils_jax.nn.postnorm import DecoderLayer, EncoderLayer, MultiHeadAttention, SelfBias
@@ -101,7 +101,7 @@ class DualTalk(nnx.Module):
         else:
             self.own_encoder, self.partner_encoder = LogMel(config.logmel), LogMel(config.logmel)
         self.audio_proj = Linear((config.logmel or config.wav2vec2).feature_dim, width, rngs=rngs)
-        self.motion_encoder = MotionEncoder(DUALTALK_DIM, width, rngs=rngs)
+        self.motion_encoder = MotionEncoder(MOTION_56_DIM, width, rngs=rngs)
         self.partner_attn = MultiHeadAttention(width, heads, rngs=rngs)
         self.partner_lstm = BidirectionalLSTM(width, width // 2, 2, rngs=rngs)
         layer = EncoderLayer(2 * width, heads, config.hidden_dim, **sizes)
@@ -111,7 +111,7 @@ class DualTalk(nnx.Module):
         layer = DecoderLayer(2 * width, heads, config.hidden_dim, **sizes)
         self.synthesis = nnx.List(nnx.clone(layer) for _ in range(config.decoder_depth))
         self.modulation = Linear(2 * width, 2 * width, rngs=rngs)
-        self.head = Linear(2 * width, DUALTALK_DIM, rngs=rngs)
+        self.head = Linear(2 * width, MOTION_56_DIM, rngs=rngs)
         self.strength, self.sigmoid, self.fusion_rate = config.strength, config.sigmoid, config.fusion_rate
         self.alignment = config.alignment
         self.rates = config.rates
@@ -189,5 +189,5 @@ def dualtalk_losses(
     batch by shares. Both must have as many frames; the caller cuts the longer."""
     squared = jnp.square(pred - target)
     velocity = jnp.square(jnp.diff(pred, axis=1) - jnp.diff(target, axis=1))
-    errors = {name: squared[..., channels] for name, channels in DUALTALK_GROUPS.items()} | {"velocity": velocity}
+    errors = {name: squared[..., channels] for name, channels in MOTION_56_GROUPS.items()} | {"velocity": velocity}
     return {name: jnp.sum(sample_weights * error.mean((1, 2))) for name, error in errors.items()}

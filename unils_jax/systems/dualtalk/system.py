@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
-from unils_jax.motion import MOTION_DIM, PARTNER_FRAMES, dualtalk_channels, from_dualtalk
+from unils_jax.motion import MOTION_DIM, PARTNER_FRAMES, from_56_channels, to_56_channels
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
@@ -49,9 +49,9 @@ def respond(
     """
     graphdef, params = split(model)
     tracks = [normalize_record(np.asarray(track, np.float32))[None] for track in (audio, partner_audio)]
-    channels = dualtalk_channels(np.asarray(partner_motion, np.float32))[None]
+    channels = to_56_channels(np.asarray(partner_motion, np.float32))[None]
     motion = _respond(graphdef, Compute(jnp.dtype(dtype)), params, *tracks, channels)
-    return from_dualtalk(np.asarray(motion[0]))
+    return from_56_channels(np.asarray(motion[0]))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -154,5 +154,6 @@ DUALTALK = System(
     generate=generate,
     layout=LAYOUT,
     card=card,
+    protocol={"num_people": 2, "held_out_style": False, "centred": False},
     conditions={"partner": "audio and true motion of the whole sequence, head rotation as tracked"},
 )

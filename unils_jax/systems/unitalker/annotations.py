@@ -34,6 +34,12 @@ BLENDSHAPES = {
     "inhouse_blendshape_weight": ("inhouse_arkit.npz", "05_inhouse_arkit_mouth_idx.npy"),
 }
 FLAME_PARAMETERS = "flame_params_from_dadhead"
+# What the numbers of an annotation are, and their units as they were trained: the release's table of sets.
+FORMS = {
+    **dict(zip(VERTEX_LISTS, (("vertices", "0.2 of BIWI's"), ("vertices", "m"), ("vertices", "m")), strict=True)),
+    **dict.fromkeys(BLENDSHAPES, ("weights", "of blendshapes, 1 is full")),
+    FLAME_PARAMETERS: ("parameters", "coefficients, then radians (jaw 3)"),
+}
 FACE_LIST, FLAME_LIPS = "flame_humanface_index.npy", "02_flame_mouth_idx.npy"
 
 

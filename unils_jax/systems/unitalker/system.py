@@ -18,8 +18,8 @@ from unils_jax.systems.base import (
     System,
     batch_sample_weights,
 )
-from unils_jax.systems.unitalker import heads, training
-from unils_jax.systems.unitalker.annotations import NUMBERS, lip_errors, talker_losses
+from unils_jax.systems.unitalker import clips, heads, training
+from unils_jax.systems.unitalker.annotations import FORMS, NUMBERS, lip_errors, talker_losses
 from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S, generate
 from unils_jax.systems.unitalker.layout import LAYOUT
 from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker, UniTalkerConfig
@@ -123,7 +123,9 @@ UNITALKER = System(
         "heard": f"own audio alone, in windows of {WINDOW_S} s every {STRIDE_S} s, cross-faded",
         "identity": "the pivot",
     },
+    forms=FORMS,
     select=heads.select,
+    score_clips=clips.score_clips,
     lacks=heads.lacks,
     without_pca=heads.without_pca,
     with_pca=heads.with_pca,
