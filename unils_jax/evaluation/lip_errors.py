@@ -16,8 +16,8 @@ from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.systems.base import ClipSettings
 
 NOTE = (
-    "Of each record the first 20 s, as the release's evaluation has them; every record counts alike. LVE and LVD are in "
-    "the annotation's scaled units, squared and plain; `still` is what the template alone comes to."
+    "Of each record the first 20 s, as the release's evaluation has them; every record counts alike. LVE and LVD are "
+    "in the annotation's scaled units, squared and plain; `still` is what the template alone comes to."
 )
 
 

@@ -1,4 +1,4 @@
-"""Scores of UniTalker on clips of its own sets: errors of the numbers, and of lips where they are known."""
+"""Scores of UniTalker on clips of its own sets: errors of the numbers and of the lips."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +30,23 @@ class ClipItem(Protocol):
 
 
 @runtime_checkable
+class Clip(Protocol):
+    """A clip with its truth."""
+
+    audio: np.ndarray  # [N] at 16 kHz, as recorded
+    motion: np.ndarray  # [T, D]
+    template: np.ndarray  # [D]
+    identity: int
+
+
+@runtime_checkable
 class ClipSource(Protocol):
     """Sets of clips, as far as they are scored."""
 
     split: Any  # `num_identities` is the number of people, the pivot included
 
-    def read(self, item: ClipItem) -> Any:
-        """Returns the clip: `audio`, `motion`, `template` and `identity`."""
+    def read(self, item: ClipItem) -> Clip:
+        """Returns the clip."""
 
     def pca(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Returns components and mean of each annotation whose set has a PCA."""
@@ -47,7 +57,8 @@ def score_clips(
 ) -> ClipScores:
     """Scores a checkpoint on clips.
 
-    Raises UserError where an annotation has no head, or a PCA that neither checkpoint nor sets have.
+    Raises UserError where an annotation has no head, or a PCA that neither checkpoint nor sets
+    have.
     """
     annotations = tuple(dict.fromkeys(item.kind for item in items))
     trained = checkpoint.run or {}

@@ -32,7 +32,10 @@ def _settings(objective: Objective) -> training.TalkerObjective:
 def unitalker_loss(
     model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
-    """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
+    """Computes UniTalker's loss of a batch of one annotation, in the units of its space.
+
+    In evaluation it reports lip errors too, by annotation.
+    """
     kind, motion, template = batch.annotation, batch["motion"], batch["template"]
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     space = _settings(objective).spaces.get(kind, NUMBERS)
@@ -49,15 +52,19 @@ def unitalker_loss(
 
 
 def sample_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
-    """Dropout, skipped layers, time masks, and whether the batch is nobody's."""
+    """Draws dropout, skipped layers, time masks, and whether the batch is the pivot's."""
     return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], _settings(objective).pivot_rate)
 
 
 def talker_gradient_mask(
     paths: Iterable[str], batch: Batch, noise: TalkerNoise | None, updates: Array, objective: Objective
 ) -> tuple[GradientMask, Array]:
-    """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
-    where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
+    """Returns which parameters a step gives a gradient.
+
+    Without one are heads of other annotations, skipped layers of the audio encoder, the embedding
+    of masked frames where none is masked, and all of the encoder while it is frozen. When that ends
+    the optimiser is made anew.
+    """
     frozen_steps, head = _settings(objective).frozen_steps, f"heads/{batch.annotation}/"
     free, present = updates >= frozen_steps, {}
     for path in paths:
