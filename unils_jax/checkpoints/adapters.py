@@ -1,8 +1,8 @@
-"""Adapters apart from their base: a file of what the dialogue stage learnt.
+"""Adapters apart from their base: what the dialogue stage learnt, in a separate file.
 
 The base is a prior with its codec, named by a hash of its weights and sizes; many adapters (a style
 or a language each) share one. An adapter file is a .safetensors with peft's names, LoRA factors and
-audio cross-attentions, and the vectors added to the audio; its metadata say the rest. Everything
+audio cross-attentions, and the vectors added to the audio; its metadata hold the rest. Everything
 goes by paths of parameters.
 """
 
@@ -37,23 +37,23 @@ METADATA = "unils_adapter"
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter file says besides its weights."""
+    """What an adapter file says in addition to its weights."""
 
     name: str
     base: str  # `base_hash` of what it was trained on
-    expression_basis: str
-    audio_dim: int  # of the audio features that it attends to
+    expression_basis: str  # of the motion, one of `BASES`
+    audio_dim: int  # width of the audio features that it attends to
     lora: LoRAConfig
-    logmel: LogMelConfig | None = None  # the front end that it was trained with; None: a published encoder
-    audio_condition: str = "pair"  # one of `motion.AUDIO_CONDITIONS`
+    logmel: LogMelConfig | None = None  # the front end; None: a published audio encoder
+    audio_condition: str = "pair"  # one of `AUDIO_CONDITIONS`
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The weights that a dialogue has and its base lacks."""
+    """An adapter that was read or is to be written."""
 
     info: AdapterInfo
-    params: Params  # by path
+    params: Params  # all that the dialogue has and its base lacks, by path
 
 
 def split_adapter(params: Mapping[str, Any]) -> tuple[Params, Params]:
@@ -66,10 +66,10 @@ def split_adapter(params: Mapping[str, Any]) -> tuple[Params, Params]:
 
 
 def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
-    """Computes the SHA-256 of a base: sizes of codec and prior, and all weights but the adapter's.
+    """Returns the SHA-256 of a base.
 
-    Training a dialogue leaves its base as it was, so a prior and every dialogue trained from it
-    have one hash.
+    It covers the sizes of codec and prior and every weight but the adapter's. Training a dialogue
+    leaves its base as it was, so a prior and every dialogue trained from it have one hash.
     """
     prior = asdict(config.prior.without_audio())
     del prior["audio_condition"]  # says nothing of a base
@@ -147,11 +147,11 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source: str) -> tuple[UniLSConfig, Params]:
-    """Returns the dialogue that a base and an adapter make, not merged.
+    """Builds the dialogue of a base and an adapter, not merged.
 
-    The base is a prior, or a dialogue, whose own adapter goes. Raises UserError where the adapter
-    was trained on another base and where a key is missing or misshapen; `source` names the adapter
-    in the message.
+    The base is a prior, or a dialogue, whose present adapter is dropped. Raises UserError where the
+    adapter was trained on another base and where a key is missing or misshapen; `source` names the
+    adapter in the message.
     """
     if not isinstance(config, UniLSConfig) or config.prior is None:
         raise UserError(
@@ -172,10 +172,10 @@ def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source:
 
 
 def find_adapter(checkpoint: Path, name_or_file: str | os.PathLike) -> Path:
-    """Returns a .safetensors file as it is, or finds one by its name.
+    """Finds the file of an adapter, which is given as a .safetensors or by its name.
 
-    Names are looked up in the folder `adapters` of a workdir, or next to a file. Raises UserError
-    that lists the known names.
+    A name is looked up in the folder `adapters` of a workdir, or next to a checkpoint file. Raises
+    UserError that lists the known names.
     """
     path = Path(name_or_file)
     if path.suffix == ".safetensors":

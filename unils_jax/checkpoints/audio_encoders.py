@@ -20,7 +20,7 @@ from unils_jax.systems.unils.system import DEFAULT_ENCODER
 
 
 def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[Wav2Vec2Config | WavLMConfig, Params]:
-    """Loads sizes and parameters of a published audio encoder, paths under `audio_encoder/`.
+    """Loads sizes and parameters (paths under `audio_encoder/`) of a published audio encoder.
 
     It is a wav2vec2 of the stable-layer-norm family, or with family `wavlm` a WavLM of the base
     family.
@@ -56,13 +56,10 @@ def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[W
 
 
 def _fetch(name: str) -> Path:
-    """Returns a model's folder in the hub's local cache.
-
-    It is fetched where there is a network.
-    """
-    # The hub's client is slow to import, and folders are read without it.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # noqa: PLC0415
+    """Returns a model's folder in the hub's local cache, fetched where there is a network."""
+    # The hub's client imports an HTTP stack that only fetching needs.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (see above)
+    from huggingface_hub.errors import (  # noqa: PLC0415 (see above)
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -113,8 +110,8 @@ _COMMON = {
 }
 
 
-# What is built here of each model type: wav2vec2 with stable layer norm, WavLM's base family; and
-# one to use.
+# By model type: the defaults, the fields that what is built here requires (wav2vec2 with stable
+# layer norm, WavLM's base family), and a model to use.
 _FAMILIES = {
     "wav2vec2": (
         WAV2VEC2_DEFAULTS,
@@ -134,7 +131,7 @@ _FAMILIES = {
 def read_transformers_folder(
     path: str | os.PathLike, family: str = "wav2vec2"
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads (config, state dict) of a wav2vec2 or WavLM folder of transformers.
+    """Reads (config, state dict) of a wav2vec2 or WavLM folder of transformers' `save_pretrained`.
 
     The config holds every field of `WAV2VEC2_DEFAULTS`, or `WAVLM_DEFAULTS`, checked. The weights
     come from `model.safetensors`, from the files that `model.safetensors.index.json` lists, or from

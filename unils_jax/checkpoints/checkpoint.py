@@ -43,10 +43,10 @@ class Checkpoint:
         return merge(graphdef, {path: jnp.asarray(self.params[path]) for path in shapes})
 
     def select(self, *annotations: str) -> "Checkpoint":
-        """Returns the model of these annotations alone, of none: of the default one.
+        """Returns the model of these annotations alone; without any, of the default one.
 
-        The same checkpoint where the system has one kind of output. Raises UserError for an
-        annotation that the model lacks.
+        The same checkpoint is returned where the system has one kind of output. Raises UserError
+        for an annotation that the model lacks.
         """
         if self.system.select is None:
             return self

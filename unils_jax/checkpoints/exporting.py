@@ -1,8 +1,8 @@
-"""Our checkpoints as release files: written, read back and compared.
+"""Our checkpoints as release files: keys, config tree and model card, written and compared.
 
-A file has the release's keys, a config tree and a model card. A `.pt` is what the release's own
-code and `load_twin` load; a `.safetensors` with its JSON holds the same without pickle. torch is
-imported for a `.pt` only.
+A `.pt` is what the release's own code and `torch_model` load; a `.safetensors` with its JSON holds
+the same without pickle. Every file is read back after it was written. torch is imported for a `.pt`
+only.
 """
 
 import json
@@ -26,11 +26,11 @@ from unils_jax.files import atomic_output, check_output
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The contents of an exported file."""
 
     state: dict[str, np.ndarray]  # the torch state dict
-    meta_cfg: dict[str, Any]  # the config tree
-    warnings: list[str]  # what users of the file should know
+    meta_cfg: dict[str, Any]  # its config tree
+    warnings: list[str]  # what its users must know, in words
 
 
 def export(
@@ -66,8 +66,8 @@ def export(
     except (KeyError, TypeError, AttributeError) as error:
         if checkpoint.run is None:
             raise
-        # The run's settings are a file's: of one that was cut the name of what is missing is the
-        # error.
+        # The run's settings come from a file: where it was cut, the error is the name of what is
+        # missing.
         raise UserError(
             f"{checkpoint.source['checkpoint']}: its config lacks {error}; copy the workdir again"
         ) from None
@@ -89,7 +89,7 @@ def export(
 
 
 def _rounded(checkpoint: Checkpoint) -> Checkpoint:
-    """Rounds the parameters to what float16 holds exactly, still as float32.
+    """Rounds the parameters to values that float16 holds exactly; they stay float32.
 
     Values beyond its range become infinite, which `release_contents` refuses.
     """
@@ -99,14 +99,14 @@ def _rounded(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def card_path(path: Path) -> Path:
-    """Returns where the model card of an exported file goes: `x.pt.md` next to `x.pt`."""
+    """Returns the path of an exported file's model card: `dialogue.pt.md` next to `dialogue.pt`."""
     return path.with_name(f"{path.name}.md")
 
 
 def _check_config_beside(path: Path) -> None:
-    """Raises UserError where the JSON next to a file is another program's.
+    """Raises UserError where the JSON next to a .safetensors is another file.
 
-    A workdir's config.json is one, say.
+    That is, where we did not write it: a workdir's config.json, say.
     """
     beside = path.with_suffix(".json")
     try:
@@ -118,9 +118,10 @@ def _check_config_beside(path: Path) -> None:
 
 
 def release_contents(checkpoint: Checkpoint) -> Exported:
-    """Builds state dict and config tree of a merged checkpoint.
+    """Builds the state dict and the config tree of a merged checkpoint.
 
-    The state dict is contiguous float32, without a published audio encoder.
+    Arrays are contiguous float32; the audio encoder is left out. Raises UserError for values that
+    are not finite.
     """
     params = {path: value for path, value in checkpoint.params.items() if not path.startswith("audio_encoder/")}
     # Copies, not ascontiguousarray: that leaves odd strides on axes of length 1, and the bytes of a
@@ -149,10 +150,10 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
-    """Returns the tree as a file gives it back.
+    """Returns the tree as a JSON file gives it back.
 
-    For a `.pt` too: pickle writes a text that occurs twice by its identity, and bytes should
-    repeat.
+    A `.pt` holds that, too: pickle writes a text that occurs twice by its identity, and bytes
+    should repeat.
     """
     return json.loads(json.dumps(tree))
 

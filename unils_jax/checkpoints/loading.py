@@ -1,6 +1,6 @@
-"""Any checkpoint -> a model.
+"""Loading of any checkpoint as a model.
 
-A checkpoint is a workdir of ours, one step's folder, a `.pt` of PyTorch, or a .safetensors.
+It is a workdir of ours, one step's folder, a release .pt, or a .safetensors with its JSON.
 """
 
 import logging
@@ -82,9 +82,9 @@ def load(
 
 
 def pretrained() -> Path:
-    """Returns the file of the demo model of this package.
+    """Returns the path of this package's demo model.
 
-    It was trained on synthetic conversations, with a log-mel front end, in the stand-in basis.
+    It was trained on synthetic conversations, with the log-mel front end and the stand-in basis.
     Raises UserError where this copy of the package was installed without it.
     """
     if not PRETRAINED.is_file():

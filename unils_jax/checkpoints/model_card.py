@@ -1,4 +1,4 @@
-"""The model card of exported weights.
+"""The model card that goes with exported weights.
 
 It says what they are, their data and metrics, how to load them, and what to mind.
 """
@@ -21,9 +21,9 @@ languages of its training data; on others it is worse in ways that nobody has me
 
 
 def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = None, raw: bool = False) -> str:
-    """Writes the Markdown of a checkpoint exported as `file_name`.
+    """Writes Markdown for a checkpoint exported as `file_name`.
 
-    It states facts of its run, without paths of this machine.
+    It holds facts of its run, without paths of this machine.
     """
     card = checkpoint.system.card(checkpoint.config, checkpoint.expression_basis)
     sections = {
@@ -66,7 +66,7 @@ def _training(checkpoint: Checkpoint, card: Card, raw: bool) -> str:
 
 
 def _metrics(checkpoint: Checkpoint) -> str:
-    """Writes the last recorded values of the run up to the exported step."""
+    """Returns a table of the last recorded values of the run up to the exported step."""
     rows = last_metrics(Path(checkpoint.source["checkpoint"]), checkpoint.source.get("step"))
     if not rows:
         return "None are recorded with these weights; `unils evaluate` measures them."
@@ -80,9 +80,9 @@ def _metrics(checkpoint: Checkpoint) -> str:
 
 
 def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]]:
-    """Reads the newest line of each split in the workdir's metrics.jsonl, not beyond `step`.
+    """Returns the newest line of each split in the workdir's metrics.jsonl, not beyond `step`.
 
-    Empty where there is none.
+    It is empty where there is none.
     """
     rows: dict[str, dict[str, Any]] = {}
     for folder in (checkpoint, checkpoint.parent.parent):

@@ -1,4 +1,4 @@
-"""The releases' names in ours and ours in theirs, by the one table, and the sizes of a `meta_cfg`.
+"""The releases' names in ours and ours in theirs, by the one table.
 
 Our parameters are a flat dict, path -> array: `codec/encoder/blocks/0/self_attn/to_qkv/kernel`.
 Every `kernel` and LoRA factor is torch's `weight` with its axes reversed (linear [out, in] -> [in,
@@ -22,7 +22,7 @@ UNKNOWN = "unknown/"  # the paths of keys that are not in the table
 MAX_NAMED = 10
 MAX_NAME_LENGTH = 160
 
-# What fine-tuned and pre-training files of wav2vec2 hold beside the encoder.
+# What fine-tuned and pre-training files of wav2vec2 hold in addition to the encoder.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
 
 
@@ -36,10 +36,7 @@ class _Rule:
 
 
 def _layouts() -> dict[str, TorchLayout]:
-    """Returns the layout of each kind of model.
-
-    Of several systems with the same kind it is the first one's.
-    """
+    """Returns the layout of each kind of model; the first one's where several systems have it."""
     from unils_jax.systems.registry import SYSTEMS  # noqa: PLC0415 (importing the readers starts no JAX)
 
     layouts: dict[str, TorchLayout] = {}
@@ -86,9 +83,9 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _index(template: str, match: re.Match) -> int | None:
-    """Returns the block's number, -1 where the template counts none.
+    """Returns the block's number.
 
-    None where the number has the wrong parity.
+    It is -1 where the template counts none, None where the number has the wrong parity.
     """
     if "number" not in match.groupdict():
         return -1
@@ -147,12 +144,13 @@ def is_ignored(key: str, stage: str) -> bool:
 
 
 def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:
-    """Returns our flat parameters of a torch state dict; nothing is copied.
+    """Returns our flat parameters from a torch state dict.
 
-    Kernels are views with reversed axes. `stage` is a kind of model, or "audio_encoder"; the
-    codec's keys stand bare in a codec's file and under `base_codec.` in the others. Keys that the
-    table does not know are kept under `unknown/<key>`, where `check_params` finds and names them.
-    Raises UserError where two keys name one parameter (a weight norm in both namings, say).
+    Kernels are views with reversed axes, nothing is copied. `stage` is a kind of model, or
+    "audio_encoder"; the codec's keys are bare in a codec's file and under `base_codec.` in the
+    others. Keys that the table does not know are kept under `unknown/<key>`, where `check_params`
+    finds and names them. Raises UserError where two keys name one parameter (a weight norm in both
+    namings, say).
     """
     params, origin = {}, {}
     for key, array in state.items():
@@ -182,16 +180,16 @@ def torch_views(params: Mapping[str, Any], stage: str) -> Iterator[tuple[str, np
 def to_torch(params: Mapping[str, Any], stage: str) -> dict[str, np.ndarray]:
     """Returns the torch state dict of our flat parameters, each array C-contiguous.
 
-    It is the inverse of `to_paths`, bit for bit; of several torch names for one parameter the
-    newest is written.
+    The parameters are NumPy or JAX arrays. It is the inverse of `to_paths`, bit for bit; where
+    torch has several names for one parameter the newest is written.
     """
     return {key: np.asarray(view, order="C") for key, view in torch_views(params, stage)}
 
 
 def check_params(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], source: str) -> None:
-    """Raises one UserError naming every missing, unexpected and misshapen parameter.
+    """Raises one UserError that names every missing, unexpected and misshapen parameter.
 
-    Names are torch's keys. At most ten of each sort are spelt out, with the count of all.
+    At most ten names of each sort, torch's keys, are spelt out, with the count of all.
 
     Args:
         expected: Path -> shape in our layout.

@@ -1,4 +1,4 @@
-"""Named protocols of evaluation: which people and frames are scored, and how a model decodes.
+"""Named protocols of evaluation: the people and frames that are scored, and how the model decodes.
 
 Source of `unils-release`: the release's evaluation; see `Protocol` for what `unils-clean` changes
 and why.
@@ -26,24 +26,25 @@ MAX_LENGTH_DIFFERENCE_FRAMES = 25
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which people and frames are scored, and under which conditions the model decodes.
+    """The people and frames that are scored, and how the model decodes them.
 
-    Common to all: whole sequences, previous motion zero, no smoothing. The style clip of a person
-    is 100 frames of the truth. Every conversation is decoded with the same seed, so that `unils
-    decode --seed --people` gives the motion that was scored.
+    All protocols decode whole sequences, with previous motion zero and without smoothing. Every
+    conversation is decoded with the same seed, so that `unils decode --seed --people` gives the
+    motion that was scored.
     """
 
-    name: str
-    num_people: int  # of each conversation, the first ones
-    # True: the style clip is the first frames, which are then left out of the scores. False: the
-    # middle of the very clip that is scored (the release's way, a small leak).
+    name: str  # key of PROTOCOLS
+    num_people: int  # people of each conversation that are scored, the first ones
+    # A person's style clip is 100 frames of the truth. True: the first ones, which are then left
+    # out of the scores. False: the middle of the very clip that is scored (the release's way, a
+    # small leak).
     held_out_style: bool
     seed: int = 42  # the first one; further ones count up from it
-    tau: float = 1.0
-    cfg: float = 1.5
-    top_p: float = 0.97
+    tau: float = 1.0  # temperature; 0 is greedy
+    cfg: float = 1.5  # guidance; up to 1 is off
+    top_p: float = 0.97  # nucleus per bit
     # True: head rotation of prediction and truth is centred per sequence, and what that takes away
-    # is reported as `head_offset`. False: it is as it was.
+    # is reported as `head_offset`. False: it is left as it is.
     centred: bool = True
 
     @property
@@ -54,8 +55,8 @@ class Protocol:
     def settings(self, system: System | None) -> dict[str, object]:
         """Returns everything the protocol fixes, for the report.
 
-        Motion that no system of ours generates (None) has conditions of its own, and so has a
-        system that draws nothing.
+        A system that draws nothing gives its own conditions. Those of motion that no system of ours
+        generates (None) are not known: only what is scored is returned.
         """
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
         scored = {
@@ -95,11 +96,11 @@ class Conversation:
 
     name: str
     motion: Float[np.ndarray, "2 T 108"]  # the truth, head rotation as the protocol has it
-    style: Float[np.ndarray, "2 100 108"]  # head rotation centred
-    audio: Float[np.ndarray, "2 N"] | None  # N = T * 640; None: the record has none
+    style: Float[np.ndarray, "2 100 108"]  # centred
+    audio: Float[np.ndarray, "2 N"] | None  # 16 kHz, N = T * 640; None: the record has none
     speaking: Bool[np.ndarray, "2 T"]
-    observed: Bool[np.ndarray, "2 108"]
-    tracked: Float[np.ndarray, "2 T 108"]  # the truth, head rotation as it was
+    observed: Bool[np.ndarray, "2 108"]  # the channels of each person that the truth has
+    tracked: Float[np.ndarray, "2 T 108"]  # `motion` with head rotation as it was tracked
 
 
 # A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
@@ -111,8 +112,8 @@ def skip_reason(
 ) -> str | None:
     """Returns why the protocol cannot score a record; None where it can.
 
-    The record is as the store's manifest describes it. With `needs_partner` the motion of both
-    people must be there.
+    `record` is as the store's manifest describes it. With `needs_partner` the motion of both people
+    must be there.
     """
     frames = int(record["frames"]) - protocol.first_frame
     if record["people"] != 2:
@@ -131,7 +132,10 @@ def skip_reason(
 
 
 def conversation_of(record: Record, protocol: Protocol) -> Conversation:
-    """Returns a record that `skip_reason` lets pass, with the protocol's style clip."""
+    """Builds the conversation of a record, with the protocol's style clip.
+
+    `skip_reason` must be None for the record.
+    """
     item = whole_sequence(record)
     motion, tracked = item["motion"].astype(np.float32), record.motion.astype(np.float32)
     style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
@@ -141,11 +145,11 @@ def conversation_of(record: Record, protocol: Protocol) -> Conversation:
 
 
 def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """Returns what generates motion of the people that the protocol scores.
+    """Returns a function that generates motion of the people that the protocol scores.
 
-    It does one conversation at a time. Of what a conversation holds, the system gets the inputs
-    that it reads: both tracks, the style clips, and the true motion of the partner as it was
-    tracked. A system of several annotations predicts ours.
+    It takes one conversation at a time. The system gets those inputs of a conversation that it
+    reads: both tracks, the style clips, and the true motion of the partner as it was tracked. A
+    system of several annotations predicts ours.
     """
     people = protocol.num_people
     sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)

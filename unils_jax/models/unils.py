@@ -105,10 +105,10 @@ class UniLS(nnx.Module):
     def encode_audio(
         self, audio: Float[Array, "B 2 N"], people: int = 2, compute: Compute = FLOAT32
     ) -> Float[Array, "B K A E"]:
-        """Encodes the audio that the first `people` of every pair are conditioned on, once.
+        """Encodes the audio that conditions the first `people` of every pair, own track first.
 
-        Own track first: features of both tracks; of those people's own ones; or of the one sum of
-        both.
+        Each track is encoded once: both tracks with audio condition "pair"; those people's own ones
+        with "own"; the one sum of both with "mixed".
         """
         if self.prior.audio_condition == "mixed":
             audio = audio[:, :1] + audio[:, 1:]
@@ -118,9 +118,10 @@ class UniLS(nnx.Module):
         return features.reshape(*audio.shape[:2], *features.shape[1:])
 
     def audio_of_people(self, features: Float[Array, "B K A E"], people: int = 2) -> tuple[Float[Array, "R A E"], ...]:
-        """Returns each person's part of `encode_audio`'s features, for each cross-attention.
+        """Returns the part of `encode_audio`'s features that conditions each person.
 
-        R = B * people, those of a pair side by side.
+        There is one array for each cross-attention. Rows are R = B * people, the people of a pair
+        next to each other.
         """
         if self.prior.audio_condition == "mixed":
             heard = (jnp.repeat(features, people, axis=1),)

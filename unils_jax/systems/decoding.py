@@ -60,7 +60,7 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
     if isinstance(checkpoint, nnx.Module):
         model, system = checkpoint, system_of_model(checkpoint)
     else:
-        # Of several annotations only the one that is asked for needs all of its weights.
+        # Where a model has several annotations, only the one to predict needs all of its weights.
         chosen = checkpoint.select(*(() if annotation is None else (annotation,)))
         model, system = chosen.model, chosen.system
     inputs = Inputs(own, other, other_motion, style, prev, annotation, identity, template, num_frames)

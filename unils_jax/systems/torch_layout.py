@@ -2,7 +2,7 @@
 
 A row is (torch's prefix, our prefix, kind of module); `{i}` counts, `{name}` is any name.
 `checkpoints.torch_keys` reads the rows in both directions. Source: the state dicts of the releases,
-transformers' names of wav2vec2 and WavLM, peft's of adapters, `torch.nn`'s of its own modules.
+transformers' names of wav2vec2 and WavLM, peft's names of adapters, `torch.nn`'s module names.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +40,7 @@ class TorchLayout:
     config_of: Callable[[Mapping[str, np.ndarray], Mapping[str, Any], str], Any]
     # (the model's config, expression basis, the run's resolved config or None) -> config tree.
     json_of: Callable[[Any, str, Mapping[str, Any] | None], dict[str, Any]]
-    # True: a .pt is the state dict itself, the config tree stands as JSON next to it and may be
+    # True: a .pt is the state dict itself, the config tree is a JSON file next to it and may be
     # missing.
     bare: bool = True
     # Other names of the same tensor, read and never written: (pattern, the table's name), by kind

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told besides config, workdir and parent."""
+    """The options of a run in addition to config, workdir and parent."""
 
     dry_run: bool = False  # True: check everything and stop before the first step
     allow_changes: bool = False  # resume with settings or data other than the workdir's
@@ -158,7 +158,7 @@ def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | Non
     return Start(None if not parent else load(parent, stage=stage.parent or stage.trained), None, load_audio_encoder)
 
 
-def _saved_model(workdir: Path) -> object | None:
+def _saved_model(workdir: Path) -> object:
     """Reads the model's config of a workdir.
 
     None where it cannot be read, of which `check_workdir` says more.
@@ -173,7 +173,7 @@ def _saved_model(workdir: Path) -> object | None:
 def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> Callable[[], Params]:
     """Makes the function that returns all parameters before the first step.
 
-    They are those given, the others are drawn. A published audio encoder, which no checkpoint
+    They are those given, and the others drawn. A published audio encoder, which no checkpoint
     holds, is left out.
     """
     system, model = SYSTEMS[config.system], config.model
@@ -188,9 +188,9 @@ def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> 
 
 
 def published_params(config: RunConfig) -> Params:
-    """Loads the published audio encoder that the model's own checkpoints leave out.
+    """Loads the published audio encoder that the model's own checkpoints leave out, host arrays.
 
-    They are host arrays; {} without one. Raises UserError where its sizes are not the config's.
+    The result is empty where there is none. Raises UserError where its sizes are not the config's.
     """
     slot = SYSTEMS[config.system].encoder
     wanted = None if slot is None else slot.get(config.model)

@@ -25,10 +25,10 @@ MAX_SIZE = 1 << 16
 def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Reads what a release `meta_cfg` says about the model's sizes.
 
-    The audio width of a dialogue model stands in no config: it is read off `state`, its torch state
-    dict (None without one). So is that it has one cross-attention, to the own track unless our
-    addition MODEL.AUDIO_CONDITION says otherwise. Raises one UserError that names every missing or
-    impossible value.
+    The audio width of a dialogue model is in no config: it is read off `state`, its torch state
+    dict (None without one). Whether it has one cross-attention alone is read off `state`, too; that
+    one is to the own track unless our addition MODEL.AUDIO_CONDITION says otherwise. Raises one
+    UserError that names every missing or impossible value.
 
     Returns:
         {"stage": "codec" | "prior" | "dialogue",

@@ -19,7 +19,7 @@ from unils_jax.face.flame import FlameAsset, Skinning, parameter_vertices, verti
 from unils_jax.face.flame_file import load_parameter_head
 from unils_jax.files import read_npy_file, read_npz_file
 
-BLENDSHAPE_WEIGHT = 1e-4  # of the squared error of blendshape weights beside that of the vertices
+BLENDSHAPE_WEIGHT = 1e-4  # of the squared error of blendshape weights; that of the vertices has 1
 PCA_WEIGHT = 0.01
 TRAILING = 10  # of FLAME's parameters: rotation 6, translation 3, scale 1, which no loss uses
 JAW_DIM = 3

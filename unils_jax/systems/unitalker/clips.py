@@ -1,4 +1,4 @@
-"""Scores of UniTalker on clips of its own sets: errors of the numbers and of the lips."""
+"""Scores of UniTalker on clips of its annotated sets: errors of the numbers and of the lips."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
