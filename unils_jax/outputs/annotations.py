@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
-from unils_jax.files import read_npy_file
+from unils_jax.files import atomic_output, read_npy_file
 from unils_jax.systems.unitalker.annotations import BLENDSHAPES, FLAME_PARAMETERS, VERTEX_LISTS
 
 log = logging.getLogger(__name__)
