@@ -24,8 +24,7 @@ from unils_jax.evaluation import probe
 from unils_jax.evaluation.protocols import conversation_of, skip_reason
 from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.flame import FlameAsset
-from unils_jax.face.flame_file import load_flame
-from unils_jax.face.standin import standin_asset
+from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.nn.params import Params, abstract
 from unils_jax.runtime import local_path
@@ -124,7 +123,7 @@ def train_stage(
     config = count_epochs(fit(config, data, start), data.steps_per_epoch)
     check_output(workdir / "config.json")
     resumes = check_workdir(config, workdir, allow_changes=options.allow_changes)
-    head = load_head(config) if stage.uses_head else None
+    head = config_head(config) if stage.uses_head else None
     objective = make_objective(config, head)
     graphdef, shapes = abstract(system.builder(config.model))
     given = {} if resumes or stage.init is None else stage.init(config, shapes, data, start)
@@ -202,14 +201,14 @@ def published_params(config: RunConfig) -> Params:
     return params
 
 
-def load_head(config: RunConfig) -> FlameAsset | None:
+def config_head(config: RunConfig) -> FlameAsset | None:
     """Loads the head whose vertices the mesh losses compare; None where the config names none.
 
     Raises UserError where it does not fit the basis.
     """
     if not config.head:
         return None
-    head = standin_asset() if config.head == "standin" else load_flame(config.head)
+    head = load_head(config.head)
     if head.name != config.expression_basis:
         raise UserError(f"config.head {config.head!r} does not fit the basis {config.expression_basis!r}")
     return head
@@ -228,7 +227,7 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
     chosen = list(islice(fitting, config.probe_conversations))
     if not chosen:
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
-    head = load_head(config) or standin_asset()
+    head = config_head(config) or load_head(None)
     clips = (workdir / "clips", head) if config.probe_clips and jax.process_index() == 0 else None
     return probe.make_free_running_eval(
         SYSTEMS[config.system],
