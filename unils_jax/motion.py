@@ -96,7 +96,7 @@ def to_56_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "
 
 
 def from_56_channels(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, "*T 108"]:
-    """Returns the 108 channels of 56: the first component of the jaw, zero where the 56 have nothing."""
+    """Returns the 108 channels of 56: the jaw's first component, zero where the 56 have nothing."""
     motion = np.zeros((*channels.shape[:-1], MOTION_DIM), channels.dtype)
     motion[..., :50] = channels[..., MOTION_56_GROUPS["expression"]]
     motion[..., JAW] = channels[..., MOTION_56_GROUPS["jaw"]][..., :1]

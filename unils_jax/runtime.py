@@ -77,9 +77,9 @@ def local_path(path: str | os.PathLike, what: str) -> Path:
     """Returns `path` without `..` and with the home folder for `~`; any other as it is.
 
     Shells leave a `~` behind `=` alone, and Orbax refuses `..`. Links in front of a `..` are
-    followed, as the kernel does. Raises UserError, naming `what` it is, for a URL, which would become
-    a folder of that name, where no home is known, and for bytes that are not UTF-8, which Orbax
-    cannot open.
+    followed, as the kernel does. Raises UserError, naming `what` it is, for a URL, which would
+    become a folder of that name, where no home is known, and for bytes that are not UTF-8, which
+    Orbax cannot open.
     """
     text = os.fspath(path)
     refuse_url(text, what)
@@ -169,7 +169,7 @@ def only_writer(lock: str | os.PathLike, what: str | os.PathLike) -> Iterator[No
             file.flush()
         yield
     finally:
-        # Removed while it is held: a process that opened it before finds that it is no longer there.
+        # Removed while it is held: a process that opened it before finds that it is gone.
         lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # what a full disk did not take is written once more
             file.close()

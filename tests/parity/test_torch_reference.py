@@ -91,7 +91,7 @@ def assert_updates_match(model: torch.nn.Module, loss, outputs: dict) -> None:
 
 
 class Vertices(torch.autograd.Function):
-    """Our FLAME, identity zero and no head rotation, with its gradient, for the PyTorch reference: [B, T, 108] -> [B, T, V, 3]."""
+    """Our FLAME, identity zero, no head rotation, with its gradient, for PyTorch: [B, T, 108] -> [B, T, V, 3]."""
 
     @staticmethod
     def forward(ctx, motion, head):

@@ -221,7 +221,7 @@ def view(request: ViewRequest) -> None:
 
 @dataclass(frozen=True)
 class People:
-    """A motion file with what is shown beside it."""
+    """A motion file with the audio and names that are shown with it."""
 
     file: MotionFile
     truth: Float[np.ndarray, "Q U 108"] | None

@@ -20,8 +20,7 @@ from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import from_dict, load_config, override
 from unils_jax.errors import UserError
-from unils_jax.evaluation import probe
-from unils_jax.evaluation.protocols import conversation_of, skip_reason
+from unils_jax.evaluation.protocols import VALIDATION, conversation_of, make_free_running_eval, skip_reason
 from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
@@ -221,18 +220,16 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
     """
     store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
     needs_audio = stage.windows != "solo"
-    fitting = (
-        i for i, r in enumerate(store.records("val")) if not skip_reason(r, probe.VALIDATION, needs_audio=needs_audio)
-    )
+    fitting = (i for i, r in enumerate(store.records("val")) if not skip_reason(r, VALIDATION, needs_audio=needs_audio))
     chosen = list(islice(fitting, config.probe_conversations))
     if not chosen:
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
     head = config_head(config) or load_head(None)
     clips = (workdir / "clips", head) if config.probe_clips and jax.process_index() == 0 else None
-    return probe.make_free_running_eval(
+    return make_free_running_eval(
         SYSTEMS[config.system],
         graphdef,
-        [conversation_of(store.read("val", i), probe.VALIDATION) for i in chosen],
+        [conversation_of(store.read("val", i), VALIDATION) for i in chosen],
         mesh=mesh_of(head) if head.name == config.expression_basis else None,
         expression_basis=config.expression_basis,
         clips=clips,
