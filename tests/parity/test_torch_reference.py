@@ -24,13 +24,8 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-j
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.benchmarks.torch_encoder import load_strictly  # noqa: E402
-from unils_jax.benchmarks.torch_model import (  # noqa: E402
-    StepNoise,
-    full_features,
-    load_torch_reference,
-    next_scale_inputs,
-    scale_slices,
-)
+from unils_jax.benchmarks.torch_model import StepNoise, load_torch_reference  # noqa: E402
+from unils_jax.benchmarks.torch_quantizer import full_features, next_scale_inputs, scale_slices  # noqa: E402
 from unils_jax.benchmarks.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
 
 
