@@ -168,8 +168,10 @@ class _Window:
 
     def read(self, size: int) -> bytes:
         """Returns up to so many bytes."""
+        if self.at >= self.size:  # damaged headers point as far as no file reaches
+            return b""
         self.file.seek(self.start + self.at)
-        piece = self.file.read(max(0, min(size, self.size - self.at)))
+        piece = self.file.read(min(size, self.size - self.at))
         self.at += len(piece)
         return piece
 
@@ -227,7 +229,7 @@ def _read_container(window: _Window, track: int, sink: Sink, *, is_first: bool) 
         with av.open(window, metadata_errors="replace", options=options) as container:
             stream = _choose(container, track, sink, is_first=is_first)
             _Decoder(container, stream, sink, window).run()
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except (av.FFmpegError, OSError, ValueError, LookupError, MemoryError) as error:
         if is_first and isinstance(error, UserError):
             raise
         if is_first and sink.seconds == before:
