@@ -5,9 +5,11 @@ file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import os
+import secrets
 import struct
 import tempfile
 import warnings
@@ -18,7 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
+from unils_jax.runtime import refuse_url, room_on_disk
+
+# Process numbers repeat on the machines that share a folder.
+_PROCESS = secrets.token_hex(3)
+_MAX_STEM_BYTES = 160  # a name has 255 bytes, of which the rest goes to what a partial file adds
 
 # Two and a half hours of a person: 16 kHz float32 audio and 112 float32 channels of motion.
 MAX_BYTES = 640 << 20
@@ -44,6 +51,7 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
     Missing parent folders are made. Raises UserError when the suffix is not one of `suffixes` or
     the folder is not writable.
     """
+    refuse_url(path, "output")
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
         raise UserError(f"output {path} must end in {' or '.join(suffixes)}, got {path.suffix or 'no suffix'!r}")
@@ -60,29 +68,31 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path, renamed to `path` on success and removed on failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Yields a temporary path, renamed to `path` on success and removed on failure.
 
-
-@contextlib.contextmanager
-def durable_output(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path as `atomic_output` does; the file is on disk before it appears.
-
-    A file that is there after a power cut is therefore whole.
+    It is on disk before it appears: what is there after a power cut is whole. Partial files of other
+    processes, also on other machines, have other names. Raises UserError where there is no room.
     """
     path = Path(path)
-    with atomic_output(path) as partial:
-        yield partial
-        _sync(partial)
+    stem = path.stem
+    if len(os.fsencode(stem)) > _MAX_STEM_BYTES:
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    partial = path.with_name(f".{stem}.{os.getpid()}-{_PROCESS}.partial{path.suffix}")
+    try:
+        with room_on_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk, after which a renamed file survives a power cut."""
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-        _sync(path.parent)
+        _sync(folder)
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
@@ -149,8 +159,7 @@ def _damage_named(origin: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{origin} {error}") from None
     except _BROKEN as error:
-        what = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{origin} is truncated or damaged ({what}); {GET_ANOTHER}") from None
+        raise UserError(f"{origin} is truncated or damaged ({one_line(error, 120)}); {GET_ANOTHER}") from None
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
@@ -238,8 +247,9 @@ def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtyp
     try:
         shape, fortran, dtype = read_header(whole, max_header_size=MAX_HEADER_BYTES)
     except Exception as error:  # a hostile header can make NumPy and Python's parser raise nearly anything
-        text = " ".join(str(error).split())[:80]
-        raise UserError(f"holds {name!r} with a header that is not an array's: {text}; {GET_ANOTHER}") from None
+        raise UserError(
+            f"holds {name!r} with a header that is not an array's: {one_line(error, 80)}; {GET_ANOTHER}"
+        ) from None
     if dtype.hasobject:
         raise UserError(f"holds {name!r} as pickled objects, which are never read; save plain arrays")
     if dtype.kind not in "biufU" or (dtype.kind != "U" and dtype.itemsize > 8):

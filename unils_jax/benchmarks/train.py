@@ -27,7 +27,7 @@ from unils_jax.benchmarks.timing import (
 from unils_jax.benchmarks.trace import TRAIN_PARTS, as_shares, scope_seconds, shares_line
 from unils_jax.config import load_config, override
 from unils_jax.motion import (
-    DUALTALK_DIM,
+    MOTION_56_DIM,
     MOTION_DIM,
     MOTION_KIND,
     PARTNER_FRAMES,
@@ -60,7 +60,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class RandomMotion:
-    """What a model that follows from its data takes from random ones: our motion of unknown people."""
+    """Stand-in for the data of a model that is fitted to them: our motion of unknown people."""
 
     num_identities: int
     kinds: Mapping[str, int] = field(default_factory=lambda: {MOTION_KIND: MOTION_DIM})
@@ -100,7 +100,7 @@ def random_batch(config: RunConfig, seed: int = 0) -> Batch:
 def batch_shapes(config: RunConfig) -> Batch:
     """Returns the shapes of a batch of the config's stage and size.
 
-    UniTalker's are pieces of our motion.
+    Speech clips are pieces of our motion.
     """
     windows, size = STAGES[config.stage].windows, config.data.batch_size
 
@@ -108,7 +108,7 @@ def batch_shapes(config: RunConfig) -> Batch:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     if windows == "partners":
-        clip, audio = floats(size, PARTNER_FRAMES, DUALTALK_DIM), floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME)
+        clip, audio = floats(size, PARTNER_FRAMES, MOTION_56_DIM), floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME)
         return Batch({"motion": clip, "partner_motion": clip, "audio": audio, "partner_audio": audio})
     if windows == "speech":
         clips = {

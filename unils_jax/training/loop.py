@@ -6,6 +6,7 @@ While step k runs on the device, the metrics of step k - 1 are fetched: neither 
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
+from unils_jax.runtime import only_writer
 from unils_jax.systems.base import Batch, Metrics, Objective, Stage
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import Checkpoints, Restored
@@ -30,6 +32,8 @@ from unils_jax.training.sharding import global_batch, replicated, shard_params, 
 from unils_jax.training.step import TrainState, hold_frozen, init_state, make_eval_step, make_train_step
 
 log = logging.getLogger(__name__)
+
+LOCK = "run.lock"  # in the workdir, while a run writes there
 
 # Arrays by name; under `annotation`, where the system has several, the name of the one they are of.
 HostBatch = dict[str, np.ndarray | str]
@@ -178,7 +182,9 @@ def train(
     """
     options = options or TrainOptions()
     stage, is_main = stage_of(config), jax.process_index() == 0
-    with Checkpoints(workdir, config) as checkpoints:
+    # One process of the run stands for all: they share the workdir.
+    owned = only_writer(workdir / LOCK, workdir) if is_main else nullcontext()
+    with owned, Checkpoints(workdir, config) as checkpoints:
         restored = checkpoints.restore(state_shapes(stage, setup.initial.shapes, config, setup.mesh))
         start = restored or first_state(stage, setup.initial.fresh(), config, setup.mesh)
         first = int(start.state.step)
