@@ -27,7 +27,7 @@ from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import cut_window, training_index
 from unils_jax.errors import UserError
-from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, dualtalk_channels
+from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, to_56_channels
 
 VIEWS = ("solo", "pair", "partners")
 # Grain wants a length; at a thousand steps a second this one lasts for nine thousand years.
@@ -137,7 +137,7 @@ class WindowOf:
         if (number, record) not in self._scales:
             self._scales[number, record] = audio_scale(source)
         window = cut_partners(source, person, i, self._scales[number, record])
-        observed = dualtalk_channels(source.observed[person])
+        observed = to_56_channels(source.observed[person])
         return {name: as_float32(array) for name, array in {**window, "observed": observed}.items()}
 
 

@@ -5,7 +5,8 @@
     checkpoint = unils.load("runs/demo/dialogue")
     motion = unils.decode(checkpoint, unils.read_audio("a.wav"), unils.read_audio("b.wav"), seed=3)
 
-Names are imported when they are first used, so `import unils_jax` costs nothing and starts no JAX backend.
+Names are imported when they are first used, so `import unils_jax` costs nothing and starts no JAX
+backend.
 """
 
 import importlib

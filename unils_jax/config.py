@@ -32,7 +32,7 @@ def config_path(name_or_file: str) -> Path:
     }
     if name_or_file in files:
         return files[name_or_file]
-    # Names that were flat once: smoke_codec is smoke/codec, dualtalk is baselines/dualtalk.
+    # Names that were flat once: smoke_codec is smoke/codec, and NAME may be baselines/NAME.
     renamed = [name for name in files if name_or_file in (name.replace("/", "_", 1), name.removeprefix("baselines/"))]
     hint = f"; it is {renamed[0]!r} now" if renamed else f"; known are {', '.join(sorted(files))}"
     raise UserError(f"no config named {name_or_file!r}{hint}, or give a path to a .py file")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.runtime import refuse_url, room_on_disk
 
 # Process numbers repeat on the machines that share a folder.
@@ -159,8 +159,7 @@ def _damage_named(origin: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{origin} {error}") from None
     except _BROKEN as error:
-        what = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{origin} is truncated or damaged ({what}); {GET_ANOTHER}") from None
+        raise UserError(f"{origin} is truncated or damaged ({one_line(error, 120)}); {GET_ANOTHER}") from None
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
@@ -248,8 +247,9 @@ def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtyp
     try:
         shape, fortran, dtype = read_header(whole, max_header_size=MAX_HEADER_BYTES)
     except Exception as error:  # a hostile header can make NumPy and Python's parser raise nearly anything
-        text = " ".join(str(error).split())[:80]
-        raise UserError(f"holds {name!r} with a header that is not an array's: {text}; {GET_ANOTHER}") from None
+        raise UserError(
+            f"holds {name!r} with a header that is not an array's: {one_line(error, 80)}; {GET_ANOTHER}"
+        ) from None
     if dtype.hasobject:
         raise UserError(f"holds {name!r} as pickled objects, which are never read; save plain arrays")
     if dtype.kind not in "biufU" or (dtype.kind != "U" and dtype.itemsize > 8):

@@ -76,6 +76,10 @@ def shown(path: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
+class NoSoundError(UserError):
+    """A media file without an audio track, like a video of pictures alone."""
+
+
 @runtime_checkable
 class Sink(Protocol):
     """Where decoded sound goes, in the order of the file, and sentences that have to be said."""
@@ -235,7 +239,7 @@ def _choose(container: "av.container.InputContainer", track: int, sink: Sink, *,
     """Returns the stream of a track. Raises UserError where there is none or no decoder for it."""
     streams = container.streams.audio
     if not streams:
-        raise UserError(f"{sink.name} has no audio track; give a file with sound in it")
+        raise NoSoundError(f"{sink.name} has no audio track; give a file with sound in it")
     if track > len(streams):
         raise UserError(f"{sink.name} has {_listed(streams)}; there is no track {track}, name one of them")
     if len(streams) > 1 and not track and is_first:

@@ -22,9 +22,8 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = 640
 WINDOW_FRAMES = 100
 WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
-KIND_MARK = "kind:"  # before the name of a batch's annotation kind, where it has one
-MOTION_KIND = "motion_108"  # our motion as an annotation of UniTalker
-PARTNER_FRAMES = 200  # of a training window of DualTalk, 8 s
+MOTION_KIND = "motion_108"  # our motion, as an annotation among others
+PARTNER_FRAMES = 200  # of a training window with the partner's motion, 8 s
 MOTION_DIM = 108
 
 EXPRESSION = slice(0, 100)
@@ -38,11 +37,11 @@ BASES = ("flame", "standin")
 # or by a single one the own track (ARTalk), or the sum of both (an ablation of UniLS' paper).
 AUDIO_CONDITIONS = ("pair", "own", "mixed")
 
-# DualTalk's 56 channels: expression 50, jaw 3, head 3.
-DUALTALK_DIM = 56
-# Groups of channels that figures are taken over, and DualTalk's groups of its 56.
+# The 56 channels that some systems have of these: expression 50, jaw 3, head 3.
+MOTION_56_DIM = 56
+# Groups of channels that figures are taken over, of 108 and of 56.
 GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
-DUALTALK_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
+MOTION_56_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
 
 # The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully
 # expressed. They are the leading expression channels of the `standin` basis, in this order.
@@ -85,8 +84,8 @@ def channel_names(expression_basis: str) -> list[str]:
     return [*expression, *head, "jaw", *eyes]
 
 
-def dualtalk_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "*T 56"]:
-    """Returns DualTalk's 56 channels of our 108.
+def to_56_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "*T 56"]:
+    """Returns the 56 channels of 108.
 
     They are the first 50 of expression, the jaw padded with two zeros, and the head rotation. A
     mask of channels is converted the same way; its padding is as the jaw's first component.
@@ -96,15 +95,12 @@ def dualtalk_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray
     return np.concatenate([motion[..., :50], jaw, padding, padding, motion[..., HEAD]], axis=-1)
 
 
-def from_dualtalk(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, "*T 108"]:
-    """Returns our 108 channels of DualTalk's 56.
-
-    The jaw keeps its first component; channels that DualTalk lacks are zero.
-    """
+def from_56_channels(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, "*T 108"]:
+    """Returns the 108 channels of 56: the first component of the jaw, zero where the 56 have nothing."""
     motion = np.zeros((*channels.shape[:-1], MOTION_DIM), channels.dtype)
-    motion[..., :50] = channels[..., DUALTALK_GROUPS["expression"]]
-    motion[..., JAW] = channels[..., DUALTALK_GROUPS["jaw"]][..., :1]
-    motion[..., HEAD] = channels[..., DUALTALK_GROUPS["head"]]
+    motion[..., :50] = channels[..., MOTION_56_GROUPS["expression"]]
+    motion[..., JAW] = channels[..., MOTION_56_GROUPS["jaw"]][..., :1]
+    motion[..., HEAD] = channels[..., MOTION_56_GROUPS["head"]]
     return motion
 
 

@@ -98,6 +98,8 @@ def make_plan(source: Source, *, num_shards: int | None = None, dtypes: Dtypes =
     if num_shards is not None and not 1 <= num_shards <= 99_999:
         raise UserError(f"shards must be from 1 to 99999, got {num_shards}")
     entries, notes = _marked_twice(source.entries())
+    # Sources that choose among files say which ones they passed over.
+    notes += source.notes() if hasattr(source, "notes") else ()
     total = sum(map(_weight, entries))
     hours = total / FPS / 3600
     wanted = num_shards or max(1, min(math.ceil(4 * hours), max(64, math.ceil(hours / 2))))

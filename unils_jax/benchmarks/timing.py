@@ -59,8 +59,8 @@ def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
 def torch_reference_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> TorchModule:
     """Returns the PyTorch reference with the same weights, on the same kind of device as JAX.
 
-    It is a `TorchReferenceCodec` or a `TorchReferenceGenerator`, adapters included. Raises UserError where torch is
-    missing and where the model has no reference.
+    It is a `TorchReferenceCodec` or a `TorchReferenceGenerator`, adapters included. Raises
+    UserError where torch is missing and where the model has no reference.
     """
     check_torch_reference(config)
     try:

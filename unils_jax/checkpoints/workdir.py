@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_keys import check_params
 from unils_jax.config import from_dict
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.motion import BASES
 from unils_jax.nn.params import Params
 from unils_jax.runtime import local_path
@@ -113,7 +113,7 @@ def _read_meta(step_folder: Path) -> Mapping[str, Any]:
 
 
 def _damaged(step_folder: Path, item: str, error: Exception) -> UserError:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(
-        f"checkpoint {step_folder} is incomplete or damaged at {item!r} ({text}); copy it again or use another step"
+        f"checkpoint {step_folder} is incomplete or damaged at {item!r} ({one_line(error)}); "
+        "copy it again or use another step"
     )

@@ -26,6 +26,7 @@ from unils_jax.cli.arguments import (
     readers_of,
 )
 from unils_jax.errors import UserError
+from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.inference import conversations
 from unils_jax.inference.program import Program, make_program
@@ -34,7 +35,6 @@ from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_KIND, load_motion, save_motion, smooth
 from unils_jax.outputs.annotations import read_template, save_annotation
-from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.video import render_video
 from unils_jax.runtime import only_writer
 from unils_jax.systems import decoding

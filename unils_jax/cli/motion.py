@@ -12,6 +12,7 @@ from unils_jax.audio import read_audio, speaking_frames
 from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, add_people_arguments
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
+from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.motion import BASES, EYES, MotionFile, load_motion, save_motion, smooth
 from unils_jax.outputs import arkit
@@ -26,7 +27,6 @@ from unils_jax.outputs.layouts import (
     write_table,
 )
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
-from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.video import FULL_HD, render_video
 
 log = logging.getLogger(__name__)

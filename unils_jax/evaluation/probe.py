@@ -35,6 +35,7 @@ def make_free_running_eval(
     family, as `unils/<role>/<name>`. Each figure is the mean over the conversations that define it.
 
     Args:
+        system: The system that the model is of.
         graphdef: The model's structure; `params` are all of its parameters.
         conversations: What is decoded and scored.
         mesh: The head to measure on; None leaves out the figures that need vertices.

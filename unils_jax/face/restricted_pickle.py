@@ -9,7 +9,7 @@ import pickle
 import pickletools
 from collections.abc import Callable, Mapping
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 
 MAX_BYTES = 1 << 30
 MAX_OPCODES = 2_000_000
@@ -170,8 +170,7 @@ def restricted_load(
     except UserError as error:
         raise UserError(f"{name} {error}") from None
     except Exception as error:  # a hostile pickle can make the unpickler raise nearly anything
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{name} is not a pickle that can be read ({detail}); get a fresh copy") from None
+        raise UserError(f"{name} is not a pickle that can be read ({one_line(error)}); get a fresh copy") from None
 
 
 def _scan(data: bytes) -> None:

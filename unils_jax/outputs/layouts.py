@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 from data_pipelines.sources.dualtalk import read_motion
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, read_npz_file
-from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names, dualtalk_channels
+from unils_jax.motion import BASES, FPS, MOTION_DIM, channel_names, to_56_channels
 
 ARTALK_DIM = 106
 _HEADING = ["person", "frame", "time_s"]
@@ -55,7 +55,7 @@ def write_dualtalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]
     """
     paths = dualtalk_paths(path, len(motion))
     for file_path, person in zip(paths, motion, strict=True):
-        channels = dualtalk_channels(person)
+        channels = to_56_channels(person)
         # Our order is jaw, head; theirs is head, jaw.
         pose = np.concatenate([channels[:, 53:], channels[:, 50:53]], axis=1)
         with atomic_output(file_path) as partial, open(partial, "wb") as file:

@@ -21,7 +21,7 @@ from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
 from unils_jax.runtime import only_writer
-from unils_jax.systems.base import Metrics, Objective, Stage
+from unils_jax.systems.base import Batch, Metrics, Objective, Stage
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import Checkpoints, Restored
 from unils_jax.training.config import RunConfig, stage_of
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"  # in the workdir, while a run writes there
 
-HostBatch = dict[str, np.ndarray]
+# Arrays by name; under `annotation`, where the system has several, the name of the one they are of.
+HostBatch = dict[str, np.ndarray | str]
 
 # Starts the same validation batches anew.
 EvalBatches = Callable[[], Iterator[HostBatch]]
@@ -351,9 +352,16 @@ def count(params: Params) -> int:
     return sum(value.size for value in params.values())
 
 
-def device_batch(mesh: Mesh, batch: HostBatch) -> dict[str, jax.Array]:
-    """Returns the global batch of which this process holds a part; record ids stay on the host."""
-    return global_batch(mesh, {name: array for name, array in batch.items() if name != "record"})
+def step_batch(batch: HostBatch) -> Batch:
+    """Returns what a step is given of a loader's batch; record ids stay on the host."""
+    annotation = batch.get("annotation")
+    arrays = {name: array for name, array in batch.items() if name not in ("record", "annotation")}
+    return Batch(arrays, annotation)
+
+
+def device_batch(mesh: Mesh, batch: HostBatch) -> Batch:
+    """Returns the global batch on the devices, of which this process holds its part."""
+    return global_batch(mesh, step_batch(batch))
 
 
 def mean_metrics(metrics: Iterator[Metrics]) -> dict[str, float]:
