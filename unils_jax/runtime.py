@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 # What writing fails with where a disk, a quota or a limit of the process leaves no room.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# Of addresses, also where Path has made one slash of two.
+_SCHEMES = ("gs", "gcs", "s3", "http", "https", "hdfs", "abfs", "az", "ftp")
+
 # File systems that know no locks: some mounts of Lustre and of NFS without its lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -36,11 +39,14 @@ def prepare() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("unils_jax", "data_pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    absl = logging.getLogger("absl")
+    absl.setLevel(logging.ERROR)
+    absl.addFilter(_is_news)
     # Names may hold bytes that are no text: shown escaped, they end no command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     threading.excepthook = _thread_failed
+    sys.unraisablehook = _unraisable
     _use_caches()
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -67,10 +73,20 @@ def user_cache() -> Path | None:
     return None if chosen.startswith("~") else Path(chosen)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    # Orbax logs a full disk from each of its threads; the main thread says it in one line.
+    return not (record.exc_info and disk_is_full(record.exc_info[1]))
+
+
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    # The main thread meets the full disk itself, and says so in one line.
     if not disk_is_full(failure.exc_value):
         threading.__excepthook__(failure)
+
+
+def _unraisable(failure: "sys.UnraisableHookArgs") -> None:
+    # TensorStore's threads end in this after the first write of a save has failed.
+    if str(failure.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(failure)
 
 
 def local_path(path: str | os.PathLike, what: str) -> Path:
@@ -103,7 +119,7 @@ def expand_home(text: str) -> str:
 def refuse_url(path: str | os.PathLike, what: str) -> None:
     """Raises UserError where `path` is a URL: as a path of this machine it names a folder `gs:`."""
     scheme, colon, rest = os.fspath(path).partition(":/")
-    if colon and scheme.isalnum() and (rest.startswith("/") or scheme.lower() in ("gs", "gcs", "s3")):
+    if colon and scheme.isalnum() and (rest.startswith("/") or scheme.lower() in _SCHEMES):
         raise UserError(
             f"{what} {path} is a URL; it must be a folder or file of this machine: mount the bucket, or write here and "
             "copy"

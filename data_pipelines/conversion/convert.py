@@ -310,7 +310,7 @@ def _locked(out: Path, shards: list[int]) -> Iterator[None]:
 
 
 def _holder(file: BinaryIO, shard: int) -> str:
-    """Returns the name of the process that took a shard last: its line in the lock file."""
+    """Describes the process that took a shard last, by its line in the lock file."""
     file.seek(0)
     held = "by what has not said"
     for line in file:
