@@ -180,6 +180,15 @@ def test_a_safetensors_file_with_its_json_equals_the_pt(release, golden, tmp_pat
     assert "x.json: No such file" in error_of(tmp_path / "x.safetensors")
 
 
+def test_a_file_of_a_wrapped_model_equals_that_of_the_model(release, golden, tmp_path, caplog):
+    weights = {f"_orig_mod.{key}": value for key, value in golden("freegen").weights.items()}
+    path = write_pt(
+        tmp_path / "wrapped.pt", {"model": weights, "meta_cfg": meta_cfg(golden("freegen").config["model"])}
+    )
+    assert_same(load(path).params, load(release.prior).params)
+    assert caplog.text.count("_orig_mod.") == 1
+
+
 def test_half_precision_weights_become_float32(golden, tmp_path):
     halves = {key: value.astype(np.float16) for key, value in golden("codec").weights.items()}
     path = write_pt(tmp_path / "half.pt", {"model": halves, "meta_cfg": meta_cfg(golden("codec").config["model"])})

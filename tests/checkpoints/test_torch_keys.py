@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from unils_jax.checkpoints.torch_keys import UNKNOWN, check_params, key_of, path_of, to_paths, to_torch, torch_views
+from unils_jax.checkpoints.torch_keys import (
+    UNKNOWN,
+    check_params,
+    key_of,
+    path_of,
+    to_paths,
+    to_torch,
+    torch_views,
+    unwrapped,
+)
 from unils_jax.errors import UserError
 from unils_jax.systems.unils.layout import model_sizes
 
@@ -149,6 +158,24 @@ def test_two_names_of_one_parameter_are_refused():
     )
     with pytest.raises(UserError, match="name the same parameter audio_encoder/pos_conv/weight_g"):
         to_paths(state, "audio_encoder")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+def test_prefixes_of_wrappers_are_left_away_and_told(golden, caplog, prefix):
+    weights = golden("codec").weights
+    expected = to_paths(weights, "codec")
+    assert not caplog.records
+    found = to_paths({prefix + key: value for key, value in weights.items()}, "codec")
+    assert found.keys() == expected.keys() and all(np.array_equal(found[path], expected[path]) for path in found)
+    assert len(caplog.records) == 1
+    assert f"without {prefix}," in caplog.text and f"{len(weights)} of {len(weights)} keys" in caplog.text
+
+
+def test_a_part_may_be_compiled_but_a_part_named_module_stays():
+    state = {"a._orig_mod.b": 1, "a.module.c": 2, "interaction_module.d": 3, "_orig_modx.e": 4}
+    assert unwrapped(state) == {"a.b": 1, "a.module.c": 2, "interaction_module.d": 3, "_orig_modx.e": 4}
+    with pytest.raises(UserError, match="a.b is in the file with and without"):
+        unwrapped({"module.a.b": 1, "a.b": 2})
 
 
 def test_writing_an_unknown_path_is_an_error_of_the_program():

@@ -13,7 +13,7 @@ from unils_jax.checkpoints.adapters import find_adapter
 from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
-from unils_jax.checkpoints.torch_keys import check_params, to_paths
+from unils_jax.checkpoints.torch_keys import check_params, to_paths, unwrapped
 from unils_jax.checkpoints.workdir import _load_ours
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES
@@ -97,7 +97,7 @@ def pretrained() -> Path:
 
 def _from_file(path: Path, contents: dict[str, Any]) -> Checkpoint:
     """Reads the checkpoint of a torch state dict and its config tree."""
-    state, tree = contents["model"], contents["meta_cfg"]
+    state, tree = unwrapped(contents["model"]), contents["meta_cfg"]
     basis = tree.get("EXPRESSION_BASIS", "flame")  # our addition, as is LOGMEL; the releases know FLAME only
     if basis not in BASES:
         raise UserError(f"{path}: meta_cfg.EXPRESSION_BASIS must be one of {', '.join(BASES)}, got {basis!r:.40}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from unils_jax.checkpoints.torch_keys import without_wrappers
 from unils_jax.checkpoints.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dict, widen
 from unils_jax.errors import UserError
 
@@ -52,7 +53,7 @@ def _is_bare(top: object) -> bool:
 
     if not isinstance(top, dict):
         return False
-    keys = [key for key in top if type(key) is str]
+    keys = [without_wrappers(key) for key in top if type(key) is str]
     return any(system.layout.bare and system.layout.matches(keys) for system in SYSTEMS.values())
 
 

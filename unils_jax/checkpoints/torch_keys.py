@@ -6,11 +6,12 @@ out], convolution [out, in, width] -> [width, in, out]); everything else keeps i
 is read in both directions; no torch needed.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +22,11 @@ ENCODER = "audio_encoder"  # the table of an audio encoder alone
 UNKNOWN = "unknown/"  # the paths of keys that are not in the table
 MAX_NAMED = 10
 MAX_NAME_LENGTH = 160
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+# `module.` only before a key: a model may have a part of that name. `_orig_mod` names no part.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 # What fine-tuned and pre-training files of wav2vec2 hold in addition to the encoder.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
@@ -143,6 +149,35 @@ def is_ignored(key: str, stage: str) -> bool:
     return key.endswith(_derived(stage))
 
 
+def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
+    """Returns a state dict without the prefixes of PyTorch's wrappers, and logs which.
+
+    They are `module.` (DistributedDataParallel, DataParallel) and `_orig_mod.` (torch.compile, also
+    inside a key where a part of the model was compiled). Raises UserError where two keys become one.
+    """
+    prefixes = {prefix for key in state for prefix in _WRAPPERS.findall(key)}
+    if not prefixes:
+        return state
+    plain: dict[str, Item] = {}
+    for key, item in state.items():
+        name = without_wrappers(key)
+        if name in plain:
+            raise UserError(f"{_some([name])} is in the file with and without a wrapper's prefix; keep one of them")
+        plain[name] = item
+    log.warning(
+        "keys are read without %s, which PyTorch's wrappers put before a model's own keys (%d of %d keys)",
+        " and ".join(sorted(prefixes)),
+        sum(key not in plain for key in state),
+        len(state),
+    )
+    return plain
+
+
+def without_wrappers(key: str) -> str:
+    """Returns a key of a state dict as the model names it, without the prefixes of PyTorch's wrappers."""
+    return _WRAPPERS.sub("", key)
+
+
 def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:
     """Returns our flat parameters from a torch state dict.
 
@@ -153,7 +188,7 @@ def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarra
     namings, say).
     """
     params, origin = {}, {}
-    for key, array in state.items():
+    for key, array in unwrapped(state).items():
         if is_ignored(key, stage):
             continue
         path, reversed_axes = path_of(key, stage) or (UNKNOWN + key, False)

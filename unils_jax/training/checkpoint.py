@@ -104,7 +104,9 @@ class Checkpoints:
             files = (self.folder / str(max(steps))).rglob("*")
             needed = sum(file.lstat().st_size for file in files if file.is_file())
         if shutil.disk_usage(self.folder).free < needed:
-            raise UserError(f"cannot write a checkpoint of {needed / 1e6:.1f} MB to {self.folder}: {no_room(self.folder)}")
+            raise UserError(
+                f"cannot write a checkpoint of {needed / 1e6:.1f} MB to {self.folder}: {no_room(self.folder)}"
+            )
 
     def restore(self, like: TrainState) -> Restored | None:
         """Restores the newest checkpoint that is whole; None where the workdir has none yet.
