@@ -71,7 +71,8 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path, renamed to `path` on success and removed on failure.
 
     It is on disk before it appears: what is there after a power cut is whole. Partial files of
-    other processes, also on other machines, have other names. Raises UserError where there is no room.
+    other processes, also on other machines, have other names. Raises UserError where there is
+    no room.
     """
     path = Path(path)
     stem = path.stem

@@ -153,7 +153,8 @@ def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
     """Returns a state dict without the prefixes of PyTorch's wrappers, and logs which.
 
     They are `module.` (DistributedDataParallel, DataParallel) and `_orig_mod.` (torch.compile, also
-    inside a key where a part of the model was compiled). Raises UserError where two keys become one.
+    inside a key where a part of the model was compiled). Raises UserError where two keys become
+    one.
     """
     prefixes = {prefix for key in state for prefix in _WRAPPERS.findall(key)}
     if not prefixes:
@@ -174,7 +175,7 @@ def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
 
 
 def without_wrappers(key: str) -> str:
-    """Returns a key of a state dict as the model names it, without the prefixes of PyTorch's wrappers."""
+    """Returns a key as the model names it, without the prefixes of PyTorch's wrappers."""
     return _WRAPPERS.sub("", key)
 
 

@@ -96,7 +96,8 @@ class Checkpoints:
     def _check_room(self, num_bytes: int) -> None:
         """Raises UserError where a save of arrays of so many bytes cannot fit on the disk.
 
-        It needs what the newest checkpoint takes; the first one, compressed, nine tenths of its bytes.
+        It needs what the newest checkpoint takes; the first one, compressed, nine tenths of its
+        bytes.
         """
         steps = self._manager.all_steps()
         needed = num_bytes * 9 // 10
