@@ -31,7 +31,7 @@ def told_to_editors() -> dict[str, str]:
 
 def test_editors_are_told_of_every_name_where_it_lives():
     assert told_to_editors() == {name: f"unils_jax.{home}" for name, home in unils._HOME.items()}
-    assert unils.__all__ == ["__version__", *unils._HOME] == dir(unils)
+    assert unils.__all__ == ["__version__", *unils._HOME] and dir(unils) == sorted(unils.__all__)
     assert set(unils._HOME) >= HOUSE
 
 
