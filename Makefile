@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml $(LOCK)
 	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-lock: $(STAMP)  ## uv.lock anew, after a change of the dependencies in pyproject.toml; its only address is pypi.org
-	$(BIN)/uv lock --no-config --default-index https://pypi.org/simple
+lock: $(STAMP)  ## uv.lock anew, after a change of the dependencies in pyproject.toml
+	$(BIN)/uv lock --no-config
 
 demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
 	$(BIN)/unils demo --out runs/demo

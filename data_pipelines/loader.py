@@ -22,11 +22,12 @@ from jaxtyping import Int32
 
 from data_pipelines.mixture import CACHE_BYTES, Mixture
 from data_pipelines.partner_windows import Scale, audio_scale, cut_partners, partner_index
+from data_pipelines.shared_memory import BUFFERED_BATCHES, fitting_workers, worker_died
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import cut_window, training_index
 from unils_jax.errors import UserError
-from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, dualtalk_channels
+from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, to_56_channels
 
 VIEWS = ("solo", "pair", "partners")
 # Grain wants a length; at a thousand steps a second this one lasts for nine thousand years.
@@ -136,7 +137,7 @@ class WindowOf:
         if (number, record) not in self._scales:
             self._scales[number, record] = audio_scale(source)
         window = cut_partners(source, person, i, self._scales[number, record])
-        observed = dualtalk_channels(source.observed[person])
+        observed = to_56_channels(source.observed[person])
         return {name: as_float32(array) for name, array in {**window, "observed": observed}.items()}
 
 
@@ -240,12 +241,15 @@ class Loader:
         dataset = grain.MapDataset.range(_ENDLESS).map(own).batch(rows, drop_remainder=True)
         # Few and small: a batch of 128 pairs holds 65 MB of audio.
         batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
-        if self.options.num_workers:
+        num_workers = self.options.num_workers
+        if num_workers:
+            num_workers = fitting_workers(sum(array.nbytes for array in own(0).values()) * rows, num_workers)
+        if num_workers:
             # Grain hands absl's flags to its workers and refuses to while they are not parsed. Only
             # absl's own `app.run` parses them, which neither our commands nor a notebook use.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
-            workers = grain.MultiprocessingOptions(num_workers=self.options.num_workers, per_worker_buffer_size=2)
+            workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=BUFFERED_BATCHES)
             batches = batches.mp_prefetch(workers)
         return iter(batches)
 
@@ -294,7 +298,12 @@ class LoaderIterator:
 
     def __next__(self) -> Batch:
         self.start_prefetch()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "was terminated unexpectedly" not in str(error):
+                raise
+            raise worker_died(error) from error
         self._watch(batch.pop("replaced"))
         self.step += 1
         return batch

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 from data_pipelines.windows import WindowSource
 from unils_jax.audio import record_scale
 from unils_jax.errors import UserError
-from unils_jax.motion import PARTNER_FRAMES, SAMPLES_PER_FRAME, dualtalk_channels
+from unils_jax.motion import PARTNER_FRAMES, SAMPLES_PER_FRAME, to_56_channels
 
 # (mean, deviation) of every person's audio, each [P, 1].
 Scale = tuple[Float32[np.ndarray, "P 1"], Float32[np.ndarray, "P 1"]]
@@ -51,5 +51,5 @@ def cut_partners(source: WindowSource, person: int, first: int, scale: Scale) ->
     mean, deviation = scale
     audio = (source.audio(first * SAMPLES_PER_FRAME, last * SAMPLES_PER_FRAME) - mean) / deviation
     cuts = source.frames([(p, first, last) for p in (person, 1 - person)], centred=False)
-    own, partner = (dualtalk_channels(motion) for motion, _ in cuts)
+    own, partner = (to_56_channels(motion) for motion, _ in cuts)
     return {"motion": own, "partner_motion": partner, "audio": audio[person], "partner_audio": audio[1 - person]}

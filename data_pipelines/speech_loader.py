@@ -23,7 +23,7 @@ from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
 from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
-from unils_jax.motion import FPS, KIND_MARK, MOTION_DIM, MOTION_KIND, PARTNER_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME
+from unils_jax.motion import FPS, MOTION_DIM, MOTION_KIND, PARTNER_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class SpeechLoader:
             "motion": np.stack([clip.motion[: item.frames] for clip, item in zip(clips, items, strict=True)]),
             "template": np.stack([clip.template for clip in clips]),
             "identity": np.array(who, np.int32),
-            f"{KIND_MARK}{items[0].kind}": np.zeros((len(items), 0), np.float32),
+            "annotation": items[0].kind,
             "record": np.array(numbers, np.int32),
             "replaced": np.full(len(items), -1, np.int32),
         }
@@ -279,8 +279,8 @@ def make_speech_loader(
     """Returns endless batches of clips of one annotation and length.
 
     They hold `audio [B, N]` as the encoder wants it, `motion [B, T, D]`, `template [B, D]`,
-    `identity [B]` (-1: the pivot), `record [B]` and an empty array whose name `kind:NAME` tells the
-    annotation. The identity table's rows are the sets' subjects, the stores' people, the pivot.
+    `identity [B]` (-1: the pivot), `record [B]`, and under `annotation` the name of the annotation.
+    The identity table's rows are the sets' subjects, the stores' people, the pivot.
 
     Args:
         sets: UniTalker's sets.

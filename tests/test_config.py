@@ -7,7 +7,7 @@ import pytest
 
 from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
 from unils_jax.errors import UserError
-from unils_jax.systems.registry import STAGES
+from unils_jax.systems.registry import STAGES, current_run
 from unils_jax.training.config import DataConfig, RunConfig, count_epochs, run_config
 
 SIZES = (("", ""), ("", "_s"), ("smoke/", ""))
@@ -226,3 +226,17 @@ def test_epochs_become_steps_of_the_data():
     assert count_epochs(counted, 7) == counted
     steps = run_config(values("smoke/dualtalk"))
     assert count_epochs(steps, 7) == steps
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "system", "now"),
+    [
+        ("codec", {"codec": {"width": 8}, "dualtalk": None, "unitalker": None}, "unils", {"codec": {"width": 8}}),
+        ("artalk", {"codec": {"width": 8}, "prior": {}}, "artalk", {"codec": {"width": 8}, "prior": {}}),
+        ("dualtalk", {"codec": None, "dualtalk": {"width": 8}, "unitalker": None}, "dualtalk", {"width": 8}),
+    ],
+)
+def test_a_run_that_was_saved_without_its_system_is_read(stage, model, system, now):
+    found = current_run({"stage": stage, "model": model})
+    assert (found["system"], found["model"]) == (system, now)
+    assert current_run(found) == found

@@ -375,3 +375,27 @@ def test_a_header_of_one_hertz_takes_no_memory(tmp_path):
     )
     *_, said, peak = done.stdout.splitlines()
     assert "has a rate of 1 Hz" in said and int(peak) < 400_000, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.mka", "libopus"), ("a.ogg", "libopus"), ("a.ts", "aac")],
+)
+def test_damage_of_any_kind_is_silence_or_one_line(tmp_path, capfd, name, codec):
+    random = np.random.default_rng(sum(map(ord, name)))
+    encode(tmp_path / name, codec, [voice(RATES[codec], 1.0)])
+    whole = (tmp_path / name).read_bytes()
+    for _ in range(40):
+        data = bytearray(whole)
+        # Half of the damage is in the head, where sizes, offsets and counts are.
+        at = int(random.integers(len(data) if random.random() < 0.5 else 400))
+        edits = (b"\0\0\0\0", b"\xff" * 4, b"\x7f\xff\xff\xff", random.bytes(40))
+        data[at : at + 4] = edits[random.integers(len(edits))]
+        if random.random() < 0.3:
+            del data[int(random.integers(1, len(data))) :]
+        (tmp_path / name).write_bytes(data)
+        try:
+            assert read_sound(tmp_path / name).channels.shape[1] <= 3700 * 16000
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert "Traceback" not in capfd.readouterr().err

@@ -5,7 +5,8 @@
     checkpoint = unils.load("runs/demo/dialogue")
     motion = unils.decode(checkpoint, unils.read_audio("a.wav"), unils.read_audio("b.wav"), seed=3)
 
-Names are imported when they are first used, so `import unils_jax` costs nothing and starts no JAX backend.
+Names are imported when they are first used, so `import unils_jax` costs nothing and starts no JAX
+backend.
 """
 
 import importlib
@@ -52,25 +53,24 @@ _HOME = {
 }
 __all__ = [
     "__version__",
-    *_HOME,
-    "read_audio",
     "Checkpoint",
-    "export",
-    "load",
-    "UserError",
-    "evaluate",
-    "decode_many",
+    "SYSTEMS",
     "Sampling",
     "Streams",
+    "UserError",
+    "decode",
+    "decode_many",
+    "evaluate",
+    "export",
+    "load",
     "load_motion",
+    "make_page",
+    "read_audio",
+    "render",
     "save_motion",
     "smooth",
-    "make_page",
-    "render",
-    "decode",
-    "SYSTEMS",
     "train",
-]  # noqa: PLE0604 (the names of _HOME are text)
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""Configs go one way: a Python file's ConfigDict -> overrides -> frozen dataclasses -> JSON in the checkpoint."""
+"""Configs: a Python file's ConfigDict, then overrides, frozen dataclasses, JSON in a checkpoint."""
 
 import ast
 import difflib
@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import TypeVar, get_args, get_origin
 
 from unils_jax.errors import UserError
 
+T = TypeVar("T")  # a dataclass of settings
+
 _PACKAGE = Path(__file__).parent
-# In the wheel the configs are package data; in a checkout they stand beside the package.
+# In the wheel the configs are package data; in a checkout they lie next to the package.
 CONFIG_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def config_path(name_or_file: str) -> Path:
-    """The file of a config: a path to a .py file, or a bare name of one of ours."""
+    """Returns the file of a config, given a path to a .py file or the bare name of one of ours."""
     if name_or_file.endswith(".py"):
         path = Path(name_or_file)
         if not path.is_file():
@@ -30,16 +32,17 @@ def config_path(name_or_file: str) -> Path:
     }
     if name_or_file in files:
         return files[name_or_file]
-    # Names that were flat once: smoke_codec is smoke/codec, dualtalk is baselines/dualtalk.
+    # Names that were flat once: smoke_codec is smoke/codec, and NAME may be baselines/NAME.
     renamed = [name for name in files if name_or_file in (name.replace("/", "_", 1), name.removeprefix("baselines/"))]
     hint = f"; it is {renamed[0]!r} now" if renamed else f"; known are {', '.join(sorted(files))}"
     raise UserError(f"no config named {name_or_file!r}{hint}, or give a path to a .py file")
 
 
-def load_config(name_or_file: str) -> Any:
-    """The ConfigDict that the file's `get_config()` returns. The file is Python of the user's own and is executed.
+def load_config(name_or_file: str) -> object:
+    """Returns the ConfigDict that the file's `get_config()` returns.
 
-    Raises UserError where there is no such file, where it fails (an unknown key, say), and where it returns no config.
+    The file is the user's Python code and is executed. Raises UserError where there is no such
+    file, where it fails (an unknown key, say), and where it returns no config.
     """
     path = config_path(name_or_file)
     spec = importlib.util.spec_from_file_location(f"unils_config_{path.stem}", path)
@@ -57,8 +60,12 @@ def load_config(name_or_file: str) -> Any:
     return config
 
 
-def override(config: Any, assignments: list[str]) -> None:
-    """Applies `a.b=value` in place. An unknown key is a UserError with the nearest known one; so is a wrong type."""
+def override(config: object, assignments: list[str]) -> None:
+    """Applies `a.b=value` in place.
+
+    Raises UserError for an unknown key, with the nearest known one, and for a value of a wrong
+    type.
+    """
     known = _leaves(config)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -85,7 +92,7 @@ def override(config: Any, assignments: list[str]) -> None:
         node[last] = value
 
 
-def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+def _leaves(config: object, prefix: str = "") -> dict[str, object]:
     leaves = {}
     for key, value in config.items():
         nested = hasattr(value, "items")
@@ -93,7 +100,7 @@ def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> object:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -101,12 +108,12 @@ def _parse(text: str) -> Any:
 
 
 def from_dict(
-    kind: type, values: dict[str, Any], where: str = "config", *, types: Mapping[str, type] | None = None
-) -> Any:
-    """The frozen dataclass `kind` from plain values; lists become tuples, dicts nested dataclasses.
+    kind: type[T], values: Mapping[str, object], where: str = "config", *, types: Mapping[str, type] | None = None
+) -> T:
+    """Builds the frozen dataclass `kind` from plain values, in which lists stand for tuples.
 
-    `types` are those of fields whose own annotation does not tell them. Unknown and missing names and values of a wrong
-    type are collected in one UserError.
+    `types` are those of fields whose own annotation does not tell them. Unknown and missing names
+    and values of a wrong type are collected in one UserError.
     """
     known = {field.name: field for field in fields(kind)}
     problems = [f"{where} has no setting {name!r}{_near(name, known)}" for name in values if name not in known]
@@ -127,12 +134,12 @@ def from_dict(
     raise UserError("; ".join(problems))
 
 
-def _near(name: str, known: dict[str, Any]) -> str:
+def _near(name: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
+def _value(kind: object, value: object, where: str) -> object:
     options = kind.__args__ if isinstance(kind, UnionType) else (kind,)
     nested = [option for option in options if is_dataclass(option)]
     if nested and hasattr(value, "items"):

@@ -1,5 +1,16 @@
-"""The one exception for mistakes of the user: the command line prints it as one line and exits 2."""
+"""The exception for mistakes of the user: the command line prints it as one line and exits 2."""
+
+
+def one_line(error: Exception, length: int = 200) -> str:
+    """Returns the text of an error in one line, or its type where it has no text."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
 
 
 class UserError(ValueError):
     """Bad input. The message names the value, the rule and the remedy."""
+
+
+def install_hint(extra: str = "") -> str:
+    """Returns how to install this package, with an extra; it is on no index."""
+    what = f"'.[{extra}]'" if extra else "."
+    return f"run pip install {what} in a checkout"

@@ -1,13 +1,15 @@
 """Files: outputs that appear whole or not at all, tables in Markdown, and untrusted .npz and .npy.
 
-Arrays are read by `zipfile` and `np.lib.format`. All sizes are compared before memory is taken: a file costs
-at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled.
+Arrays are read by `zipfile` and `np.lib.format`. All sizes are compared before memory is taken: a
+file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled.
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import os
+import secrets
 import struct
 import tempfile
 import warnings
@@ -18,7 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
+from unils_jax.runtime import refuse_url, room_on_disk
+
+# Process numbers repeat on the machines that share a folder.
+_PROCESS = secrets.token_hex(3)
+_MAX_STEM_BYTES = 160  # a name has 255 bytes, of which the rest goes to what a partial file adds
 
 # Two and a half hours of a person: 16 kHz float32 audio and 112 float32 channels of motion.
 MAX_BYTES = 640 << 20
@@ -29,7 +36,8 @@ DEFLATE_MAX_RATIO = 1032  # what zlib's format can unfold at most
 GET_ANOTHER = "get a fresh copy"
 MAX_INDEX_BYTES = 1 << 20
 _END = b"PK\5\6" + bytes(18)  # of a zip archive without members and comment
-# What zipfile, zlib and NumPy raise on damage; RuntimeError includes NotImplementedError and RecursionError.
+# What zipfile, zlib and NumPy raise on damage; RuntimeError includes NotImplementedError and
+# RecursionError.
 _BROKEN = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, TypeError, KeyError,
     RuntimeError, OverflowError, MemoryError,
@@ -39,9 +47,11 @@ _BROKEN = (
 def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
     """Returns `path` as a Path after checking that a file can be written there.
 
-    Called before the work starts, so that an hour of decoding is not lost to a typing mistake. Missing parent
-    folders are made. Raises UserError when the suffix is not one of `suffixes` or the folder is not writable.
+    Called before the work starts, so that an hour of decoding is not lost to a typing mistake.
+    Missing parent folders are made. Raises UserError when the suffix is not one of `suffixes` or
+    the folder is not writable.
     """
+    refuse_url(path, "output")
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
         raise UserError(f"output {path} must end in {' or '.join(suffixes)}, got {path.suffix or 'no suffix'!r}")
@@ -58,26 +68,32 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path in the same folder: renamed to `path` on success, removed on failure."""
+    """Yields a temporary path, renamed to `path` on success and removed on failure.
+
+    It is on disk before it appears: what is there after a power cut is whole. Partial files of
+    other processes, also on other machines, have other names. Raises UserError where there is
+    no room.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    stem = path.stem
+    if len(os.fsencode(stem)) > _MAX_STEM_BYTES:
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    partial = path.with_name(f".{stem}.{os.getpid()}-{_PROCESS}.partial{path.suffix}")
     try:
-        yield partial
-        os.replace(partial, path)
+        with room_on_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def durable_output(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path as `atomic_output` does; the file is on disk before it appears, so whole after a power cut."""
-    path = Path(path)
-    with atomic_output(path) as partial:
-        yield partial
-        _sync(partial)
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk, after which a renamed file survives a power cut."""
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-        _sync(path.parent)
+        _sync(folder)
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:
@@ -105,16 +121,16 @@ def _sync(path: Path) -> None:
 def read_npz(source: bytes | memoryview, names: Sequence[str], *, origin: str) -> dict[str, np.ndarray]:
     """Reads the arrays `names`, as far as the archive `source` holds them.
 
-    They are fresh, native-endian and C-contiguous: booleans, integers, floats and text of at most `MAX_NDIM`
-    dimensions. Other members are not read. Raises UserError, naming `origin` and the array, for anything
-    that is not a whole, honest archive within the bounds.
+    They are fresh, native-endian and C-contiguous: booleans, integers, floats and text of at most
+    `MAX_NDIM` dimensions. Other members are not read. Raises UserError, naming `origin` and the
+    array, for anything that is not a whole, honest archive within the bounds.
     """
     with _damage_named(origin):
         return _read_archive(io.BytesIO(source), len(source), names)
 
 
 def read_npz_file(path: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reads arrays as `read_npz` does. Raises UserError, naming the file, also where it is no plain file."""
+    """Reads arrays as `read_npz` does. Raises UserError also where `path` is no plain file."""
     with _opened(Path(path)) as file, _damage_named(str(path)):
         return _read_archive(file, os.fstat(file.fileno()).st_size, names)
 
@@ -127,13 +143,13 @@ def npz_names(path: str | os.PathLike) -> list[str]:
 
 
 def read_npy_file(path: str | os.PathLike) -> np.ndarray:
-    """Reads the array of a .npy file, as `read_npz` gives arrays. Raises UserError, naming the file."""
+    """Reads the array of a .npy file as `read_npz` does. Raises UserError, naming the file."""
     with _opened(Path(path)) as file, _damage_named(str(path)):
         return _read_array(file, "array", os.fstat(file.fileno()).st_size)
 
 
 def npy_shape(path: str | os.PathLike) -> tuple[int, ...]:
-    """Returns the shape of a .npy file's array of at least one axis. Raises UserError as `read_npy_file` does."""
+    """Returns the shape of a .npy file's array. Raises UserError for a broken file and a scalar."""
     with _opened(Path(path)) as file, _damage_named(str(path)):
         shape = _read_header(file, "array", os.fstat(file.fileno()).st_size)[1]
     if not shape:
@@ -143,7 +159,7 @@ def npy_shape(path: str | os.PathLike) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def _damage_named(origin: str) -> Iterator[None]:
-    """Raises one UserError that begins with `origin` for whatever a broken file makes the libraries raise."""
+    """Turns what broken files make the libraries raise into a UserError that names `origin`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy's about headers that Python 2 wrote, Python's about odd literals
@@ -151,8 +167,7 @@ def _damage_named(origin: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{origin} {error}") from None
     except _BROKEN as error:
-        what = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{origin} is truncated or damaged ({what}); {GET_ANOTHER}") from None
+        raise UserError(f"{origin} is truncated or damaged ({one_line(error, 120)}); {GET_ANOTHER}") from None
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
@@ -168,8 +183,8 @@ def _read_archive(file: io.BufferedIOBase, size: int, names: Sequence[str]) -> d
     """Reads the arrays `names` after comparing the sizes of all members with the archive's."""
     if size > MAX_BYTES:
         raise UserError(f"has {size} bytes, at most {MAX_BYTES} are read; cut the record into shorter ones")
-    # Looked at before zipfile reads the index. NumPy writes no comment behind the end, and an archive of
-    # this size needs no zip64 locator before it.
+    # Looked at before zipfile reads the index. NumPy writes no comment behind the end, and an
+    # archive of this size needs no zip64 locator before it.
     file.seek(max(0, size - len(_END) - 20))
     locator, found, end = file.read().rpartition(_END[:4])
     if not found or len(end) != len(_END) - 4 or locator.startswith(b"PK\6\7"):
@@ -205,7 +220,7 @@ def _check_member(name: str, member: zipfile.ZipInfo) -> None:
 
 
 def _read_array(file: io.BufferedIOBase, name: str, size: int) -> np.ndarray:
-    """Reads an array of `size` bytes with its header; takes memory after the header agrees with the size."""
+    """Reads an array of `size` bytes with its header; memory is taken once both agree."""
     dtype, shape, fortran, start = _read_header(file, name, size)
     out = np.empty(size - start, np.uint8)
     filled = 0
@@ -221,7 +236,10 @@ def _read_array(file: io.BufferedIOBase, name: str, size: int) -> np.ndarray:
 
 
 def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """Returns data type, shape, whether in Fortran order, and the header's length, checked against `size`."""
+    """Returns data type, shape, whether in Fortran order, and the header's length.
+
+    Raises UserError where they do not fit in `size` bytes.
+    """
     head = file.read(12)
     if head[:8] not in (b"\x93NUMPY\1\0", b"\x93NUMPY\2\0") or len(head) < 12:
         raise UserError(f"holds {name!r}, which is no array of NumPy; {GET_ANOTHER}")
@@ -237,15 +255,17 @@ def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtyp
     try:
         shape, fortran, dtype = read_header(whole, max_header_size=MAX_HEADER_BYTES)
     except Exception as error:  # a hostile header can make NumPy and Python's parser raise nearly anything
-        text = " ".join(str(error).split())[:80]
-        raise UserError(f"holds {name!r} with a header that is not an array's: {text}; {GET_ANOTHER}") from None
+        raise UserError(
+            f"holds {name!r} with a header that is not an array's: {one_line(error, 80)}; {GET_ANOTHER}"
+        ) from None
     if dtype.hasobject:
         raise UserError(f"holds {name!r} as pickled objects, which are never read; save plain arrays")
     if dtype.kind not in "biufU" or (dtype.kind != "U" and dtype.itemsize > 8):
         raise UserError(
             f"holds {name!r} of type {dtype.str[1:]!r}, must be bool, integer, float or text; save plain arrays"
         )
-    # A zero in the shape must not hide an absurd number in it, nor text of no letters an absurd number of texts.
+    # A zero in the shape must not hide an absurd number in it, nor text of no letters an absurd
+    # number of texts.
     counts = math.prod(max(n, 1) for n in shape)
     if len(shape) > MAX_NDIM or min(shape, default=0) < 0 or counts * max(dtype.itemsize, 1) > MAX_BYTES:
         raise UserError(

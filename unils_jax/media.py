@@ -76,6 +76,10 @@ def shown(path: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
+class NoSoundError(UserError):
+    """A media file without an audio track, like a video of pictures alone."""
+
+
 @runtime_checkable
 class Sink(Protocol):
     """Where decoded sound goes, in the order of the file, and sentences that have to be said."""
@@ -164,8 +168,10 @@ class _Window:
 
     def read(self, size: int) -> bytes:
         """Returns up to so many bytes."""
+        if self.at >= self.size:  # damaged headers point as far as no file reaches
+            return b""
         self.file.seek(self.start + self.at)
-        piece = self.file.read(max(0, min(size, self.size - self.at)))
+        piece = self.file.read(min(size, self.size - self.at))
         self.at += len(piece)
         return piece
 
@@ -223,7 +229,7 @@ def _read_container(window: _Window, track: int, sink: Sink, *, is_first: bool) 
         with av.open(window, metadata_errors="replace", options=options) as container:
             stream = _choose(container, track, sink, is_first=is_first)
             _Decoder(container, stream, sink, window).run()
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except (av.FFmpegError, OSError, ValueError, LookupError, MemoryError) as error:
         if is_first and isinstance(error, UserError):
             raise
         if is_first and sink.seconds == before:
@@ -235,7 +241,7 @@ def _choose(container: "av.container.InputContainer", track: int, sink: Sink, *,
     """Returns the stream of a track. Raises UserError where there is none or no decoder for it."""
     streams = container.streams.audio
     if not streams:
-        raise UserError(f"{sink.name} has no audio track; give a file with sound in it")
+        raise NoSoundError(f"{sink.name} has no audio track; give a file with sound in it")
     if track > len(streams):
         raise UserError(f"{sink.name} has {_listed(streams)}; there is no track {track}, name one of them")
     if len(streams) > 1 and not track and is_first:

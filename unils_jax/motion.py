@@ -1,4 +1,4 @@
-"""The 108 channels of motion: where each stands, what it is called, and the file it travels in.
+"""The 108 channels of motion: their order, their names, and the motion file.
 
 NumPy and SciPy only: data workers and tools that never start JAX import this module.
 Source: the paper's section on data and the release's data loaders.
@@ -22,9 +22,8 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = 640
 WINDOW_FRAMES = 100
 WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
-KIND_MARK = "kind:"  # before the name of a batch's annotation kind, where it has one
-MOTION_KIND = "motion_108"  # our motion as an annotation of UniTalker
-PARTNER_FRAMES = 200  # of a training window of DualTalk, 8 s
+MOTION_KIND = "motion_108"  # our motion, as an annotation among others
+PARTNER_FRAMES = 200  # of a training window with the partner's motion, 8 s
 MOTION_DIM = 108
 
 EXPRESSION = slice(0, 100)
@@ -34,18 +33,18 @@ HEAD_AND_JAW = slice(100, 104)
 EYES = slice(104, 108)  # left eye (2), right eye (2), radians
 
 BASES = ("flame", "standin")
-# What the people of a pair hear: each the own and the other track by two cross-attentions (UniLS), or by a single one
-# the own track (ARTalk), or the sum of both (an ablation of UniLS' paper).
+# What the people of a pair hear: each the own and the other track by two cross-attentions (UniLS),
+# or by a single one the own track (ARTalk), or the sum of both (an ablation of UniLS' paper).
 AUDIO_CONDITIONS = ("pair", "own", "mixed")
 
-# DualTalk's 56 channels: expression 50, jaw 3, head 3.
-DUALTALK_DIM = 56
-# Groups of channels that figures are taken over, and DualTalk's groups of its 56.
+# The 56 channels that some systems have of these: expression 50, jaw 3, head 3.
+MOTION_56_DIM = 56
+# Groups of channels that figures are taken over, of 108 and of 56.
 GROUPS = {"expression": EXPRESSION, "head": HEAD, "jaw": JAW, "eyes": EYES}
-DUALTALK_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
+MOTION_56_GROUPS = {"expression": slice(0, 50), "jaw": slice(50, 53), "head": slice(53, 56)}
 
-# The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully expressed.
-# They are the leading expression channels of the `standin` basis, in this order.
+# The stand-in head's named expression shapes: name -> the coefficient at which the shape is fully
+# expressed. They are the leading expression channels of the `standin` basis, in this order.
 STANDIN_SHAPES: dict[str, float] = {
     "smile_left": 2.5,
     "smile_right": 2.5,
@@ -75,7 +74,7 @@ STANDIN_SHAPES: dict[str, float] = {
 
 
 def channel_names(expression_basis: str) -> list[str]:
-    """The 108 channel names; the stand-in basis names its leading expression channels."""
+    """Returns the 108 channel names; the stand-in basis names its leading expression channels."""
     _check_basis(expression_basis)
     expression = [f"expression_{i:02d}" for i in range(100)]
     if expression_basis == "standin":
@@ -85,27 +84,31 @@ def channel_names(expression_basis: str) -> list[str]:
     return [*expression, *head, "jaw", *eyes]
 
 
-def dualtalk_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "*T 56"]:
-    """DualTalk's channels of 108: the first 50 of expression, the jaw padded with two zeros, the head rotation; or what
-    a mask says of each, the padding like the jaw's first."""
+def to_56_channels(motion: Shaped[np.ndarray, "*T 108"]) -> Shaped[np.ndarray, "*T 56"]:
+    """Returns the 56 channels of 108.
+
+    They are the first 50 of expression, the jaw padded with two zeros, and the head rotation. A
+    mask of channels is converted the same way; its padding is as the jaw's first component.
+    """
     jaw = motion[..., JAW]
     padding = jaw if motion.dtype == bool else np.zeros_like(jaw)
     return np.concatenate([motion[..., :50], jaw, padding, padding, motion[..., HEAD]], axis=-1)
 
 
-def from_dualtalk(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, "*T 108"]:
-    """The way back: of the jaw the first component is kept, what DualTalk lacks is zero."""
+def from_56_channels(channels: Float[np.ndarray, "*T 56"]) -> Float[np.ndarray, "*T 108"]:
+    """Returns the 108 channels of 56: the jaw's first component, zero where the 56 have nothing."""
     motion = np.zeros((*channels.shape[:-1], MOTION_DIM), channels.dtype)
-    motion[..., :50] = channels[..., DUALTALK_GROUPS["expression"]]
-    motion[..., JAW] = channels[..., DUALTALK_GROUPS["jaw"]][..., :1]
-    motion[..., HEAD] = channels[..., DUALTALK_GROUPS["head"]]
+    motion[..., :50] = channels[..., MOTION_56_GROUPS["expression"]]
+    motion[..., JAW] = channels[..., MOTION_56_GROUPS["jaw"]][..., :1]
+    motion[..., HEAD] = channels[..., MOTION_56_GROUPS["head"]]
     return motion
 
 
 def from_motioncode(motioncode: np.ndarray) -> np.ndarray:
-    """The 108 motion channels of a release record `[T, >=111]`, in the stored dtype.
+    """Returns the 108 motion channels of a release record `[T, >=111]`, in the stored dtype.
 
-    The release stores expression 100, head 3, jaw 3, eyes 6; the model sees one jaw and two components of each eye.
+    The release stores expression 100, head 3, jaw 3, eyes 6; the model sees one jaw and two
+    components of each eye.
     """
     if motioncode.ndim != 2 or motioncode.shape[1] < 111:
         raise UserError(f"motioncode must be [T, at least 111], got {list(motioncode.shape)}")
@@ -124,13 +127,17 @@ def center_head(motion: np.ndarray) -> np.ndarray:
 
 
 def head_mean(motion: np.ndarray) -> np.ndarray:
-    """The mean head rotation `[..., 1, 3]` over the whole record `[..., T, 108]`, in the stored dtype."""
-    # Contiguous, because the order in which NumPy adds, and so the last bit, may depend on the strides.
+    """Returns the mean head rotation `[..., 1, 3]` of a record `[..., T, 108]`, in its dtype."""
+    # Contiguous, because the order in which NumPy adds, and so the last bit, may depend on the
+    # strides.
     return np.ascontiguousarray(motion)[..., HEAD].mean(axis=-2, keepdims=True)
 
 
 def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 108"]:
-    """Savitzky-Golay over time (window 9, order 3, `interp` ends), for display only; under 9 frames unchanged."""
+    """Smooths over time for display only: Savitzky-Golay, window 9, order 3, `interp` ends.
+
+    Motion of fewer than 9 frames is returned unchanged.
+    """
     if motion.shape[-2] < 9:
         return motion
     return savgol_filter(motion, 9, 3, axis=-2, mode="interp").astype(motion.dtype)
@@ -138,7 +145,7 @@ def smooth(motion: Float[np.ndarray, "... T 108"]) -> Float[np.ndarray, "... T 1
 
 @dataclass(frozen=True)
 class MotionFile:
-    """What a motion file holds: `motion [P, T, 108]` float32, its basis, and where it came from."""
+    """The contents of a motion file: `motion [P, T, 108]` float32, its basis and its source."""
 
     motion: np.ndarray
     expression_basis: str
@@ -149,7 +156,10 @@ class MotionFile:
 def save_motion(
     path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"], *, expression_basis: str, source: dict[str, Any]
 ) -> None:
-    """Writes a motion file (.npz): `motion`, `fps`, `channels`, `expression_basis`, `source` (JSON). Atomic."""
+    """Writes a motion file (.npz) whole or not at all.
+
+    It holds `motion`, `fps`, `channels`, `expression_basis` and `source` (JSON).
+    """
     _check_basis(expression_basis)
     with atomic_output(path) as partial, open(partial, "wb") as file:
         np.savez(
@@ -163,7 +173,10 @@ def save_motion(
 
 
 def load_motion(path: str | os.PathLike, *, any_rate: bool = False) -> MotionFile:
-    """Reads a motion file. Raises UserError, naming the file, where it is missing, broken or of another layout."""
+    """Reads a motion file; with `any_rate` also one of another frame rate than 25.
+
+    Raises UserError, naming the file, where it is missing, broken or of another layout.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"motion file {path} does not exist")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from data_pipelines.conversion.report import ShardReport, conversion_report, summary
 from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
@@ -36,7 +36,9 @@ from data_pipelines.store.writer import (
     write_shard,
 )
 from unils_jax.errors import UserError
+from unils_jax.files import atomic_output
 from unils_jax.motion import FPS
+from unils_jax.runtime import about_this_process, describe_process, local_path
 
 CONVERT_VERSION = 1
 REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lock", "conversion"
@@ -96,6 +98,8 @@ def make_plan(source: Source, *, num_shards: int | None = None, dtypes: Dtypes =
     if num_shards is not None and not 1 <= num_shards <= 99_999:
         raise UserError(f"shards must be from 1 to 99999, got {num_shards}")
     entries, notes = _marked_twice(source.entries())
+    # Sources that choose among files say which ones they passed over.
+    notes += source.notes() if hasattr(source, "notes") else ()
     total = sum(map(_weight, entries))
     hours = total / FPS / 3600
     wanted = num_shards or max(1, min(math.ceil(4 * hours), max(64, math.ceil(hours / 2))))
@@ -181,6 +185,7 @@ def convert(
         raise UserError(f"shard must be i/n with i from 1 to n, got {number}/{of}")
     if num_workers < 0:
         raise UserError(f"workers must be at least 0 (no process of their own), got {num_workers}")
+    out = local_path(out, "--out")
     with _writing(out):
         _claim(out, plan)
         shards = list(plan.shards)
@@ -288,7 +293,7 @@ def _claim(out: Path, plan: Plan) -> None:
 @contextlib.contextmanager
 def _locked(out: Path, shards: list[int]) -> Iterator[None]:
     """Holds a byte of the lock file for each shard; the kernel frees them when the process ends."""
-    with open(out / LOCK, "ab") as file:
+    with open(out / LOCK, "a+b") as file:
         for shard in shards:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, shard)
@@ -296,9 +301,23 @@ def _locked(out: Path, shards: list[int]) -> Iterator[None]:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
                 raise _Busy(
-                    f"another process is converting into {out} already; wait for it, stop it, or choose another folder"
+                    f"another process is converting into {out} already ({_holder(file, shard)}); wait for it, stop it, "
+                    "or choose another folder"
                 ) from None
+        file.write(json.dumps({**about_this_process(), "shards": shards}).encode() + b"\n")
+        file.flush()
         yield
+
+
+def _holder(file: BinaryIO, shard: int) -> str:
+    """Describes the process that took a shard last, by its line in the lock file."""
+    file.seek(0)
+    held = "by what has not said"
+    for line in file:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            told = json.loads(line)
+            held = describe_process(told) if shard in told["shards"] else held
+    return held
 
 
 def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
@@ -322,6 +341,8 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
                 layout = plan.settings["layout"]
                 finish_store(out, plan.counts(), source=layout, settings=plan.settings, dtypes=dtypes)
             shutil.rmtree(out / WORK, ignore_errors=True)
+            # Who wrote it is of no use any more, and equal conversions are equal stores.
+            os.truncate(out / LOCK, 0)
     except _Busy:
         # Another part is at its last step: the one that lets go of the lock last finishes.
         return Outcome(False, {}, 0)
@@ -352,13 +373,9 @@ def _report(out: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; a leftover of a killed process is written over."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Writes a file whole or not at all."""
+    with atomic_output(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

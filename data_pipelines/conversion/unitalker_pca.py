@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 
 from data_pipelines.sources.unitalker import TalkerSet
 from data_pipelines.speech_loader import SetSpeech
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, install_hint
 from unils_jax.files import atomic_output
 
 CHUNK_ROWS = 1024
@@ -31,7 +31,7 @@ def fit_pca(
     try:
         from sklearn.decomposition import IncrementalPCA  # noqa: PLC0415 - an optional extra
     except ImportError:
-        raise UserError("a PCA is fitted by scikit-learn: pip install 'unils-jax[pca]'") from None
+        raise UserError(f"a PCA is fitted by scikit-learn: {install_hint('pca')}") from None
     if not 1 <= num_components <= min(batch_size, rows.shape[1]) or len(rows) < batch_size:
         raise UserError(
             f"num_components must be from 1 to the batch's {batch_size} rows and {rows.shape[1]} numbers of a row, and "

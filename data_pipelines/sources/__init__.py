@@ -1,1 +1,7 @@
 """Published layouts in: entries, then one record at a time."""
+
+from data_pipelines.sources.dualtalk import DualTalkSource
+from data_pipelines.sources.folder import FilesSource
+
+# Layouts that are folders of files; the only other one, the release, is an LMDB with an index.
+FOLDERS = {"dualtalk": DualTalkSource, "files": FilesSource}

@@ -1,6 +1,7 @@
 """What readers of published layouts share: entries, tracks of people, the record made of them."""
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import soundfile
 
 from data_pipelines.record import SPLITS, Record
 from data_pipelines.windows import is_long_enough
-from unils_jax.audio import read_audio, resample
+from unils_jax.audio import MAX_AMPLITUDE, Sound, read_sound
 from unils_jax.errors import UserError
+from unils_jax.media import NoSoundError, shown
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES
 
 # Why an entry is left out, as the report of a conversion groups them.
@@ -27,14 +28,10 @@ SHORT = "too short"
 NOT_FINITE = "NaN or infinite values"
 RANGE = "out of range"
 
-# The limits of one audio file: ten hours, and a gigabyte of float32.
-MAX_RECORD_S = 36_000
-MAX_SAMPLES = 1 << 28
-# Louder than full scale by this factor, float audio was written in other units; no tracked
-# coefficient is near 1000.
-MAX_AMPLITUDE = 4.0
+# No tracked coefficient is near 1000: larger ones are motion in other units.
 MAX_MOTION = 1000.0
-MIN_RATE, MAX_RATE = 1_000, 768_000
+
+log = logging.getLogger(__name__)
 
 
 class SkippedEntry(Exception):
@@ -100,10 +97,9 @@ def read_people(
     entry: Entry,
     pattern: re.Pattern[str],
     read_motion: Callable[[Path], Any],
-    read_sound: Callable[[Path, str], np.ndarray],
     num_frames: Callable[[Any], int],
-) -> tuple[dict[str, Any], dict[str, np.ndarray], int]:
-    """Reads the motion and the sound in an entry's .npz and .wav files.
+) -> tuple[dict[str, Any], dict[str, Sound], int]:
+    """Reads the motion and the sound in an entry's .npz and media files.
 
     Raises SkippedEntry with the problems of all files.
 
@@ -112,7 +108,6 @@ def read_people(
         entry: Its parts are file names within `folder`.
         pattern: Gives a name's recording, speaker ("1", "2"; "" where it has none) and suffix.
         read_motion: Reads an .npz.
-        read_sound: Reads a .wav of a speaker.
         num_frames: Counts the frames of what `read_motion` returned.
 
     Returns:
@@ -122,14 +117,18 @@ def read_people(
     for part in entry.parts:
         _, speaker, suffix = pattern.fullmatch(Path(part).name).groups(default="")
         try:
-            if suffix == "npz":
+            if suffix.lower() == "npz":
                 motions[speaker] = read_motion(folder / part)
             else:
-                sounds[speaker] = read_sound(folder / part, speaker)
+                sounds[speaker] = read_sound(folder / part)
+                for notice in sounds[speaker].notices:
+                    log.warning("%s: %s", shown(part), notice)
+        except NoSoundError:
+            continue  # a video of pictures alone, like a rendered one, beside its motion
         except UserError as error:
             problems.append(str(error).replace(f"{folder}/", ""))
     frames = max(map(num_frames, motions.values()), default=0)
-    frames = frames or max((sound.shape[-1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
+    frames = frames or max((sound.channels.shape[1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
     if problems:
         raise SkippedEntry(DAMAGED, "; ".join(problems), frames)
     return motions, sounds, frames
@@ -226,37 +225,12 @@ def _check_values(record: Record, frames_in: int) -> None:
         raise SkippedEntry(RANGE, f"audio reaches {loudest:.4g}, floating point audio is -1..1", frames_in)
 
 
-def read_wav(path: Path) -> np.ndarray:
-    """Reads an audio file as 16 kHz mono float32 samples `[N]`; its claimed size is checked first.
-
-    Raises UserError where it cannot be read.
-    """
-    _check_wav(path)
-    return read_audio(path)
-
-
-def read_wav_channels(path: Path) -> np.ndarray:
-    """Reads as `read_wav` without the mixing: `[C, N]`, 16 kHz float32."""
-    _check_wav(path)
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
-        raise UserError(f"{path} is truncated or damaged; convert it to wav again") from None
-    if not samples.size:
-        raise UserError(f"{path} is empty (0 samples); give a file with sound in it")
-    return np.stack([resample(np.ascontiguousarray(channel), rate) for channel in samples.T])
-
-
-def _check_wav(path: Path) -> None:
-    try:
-        about = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
-        raise UserError(f"{path} is no audio file that can be read; convert it to wav") from None
-    if not MIN_RATE <= about.samplerate <= MAX_RATE:
-        raise UserError(f"{path} has a rate of {about.samplerate} Hz, must be {MIN_RATE} to {MAX_RATE}; resample it")
-    seconds = about.frames / about.samplerate
-    if seconds > MAX_RECORD_S or about.frames * about.channels > MAX_SAMPLES:
-        raise UserError(f"{path} claims {seconds:.0f} s in {about.channels} channels, too long to read; cut it up")
+def mix_sound(entry: Entry, sound: Sound) -> np.ndarray:
+    """Returns a file's sound as one person's `[N]`, and logs what mixing its channels did."""
+    mixed, said = sound.mixed()
+    for notice in said:
+        log.warning("%s: %s", shown(entry.name), notice)
+    return mixed
 
 
 def split_of_files(folder: Path, split: str, pattern: re.Pattern) -> list[Entry]:

@@ -22,8 +22,8 @@ from data_pipelines.sources.base import (
     Track,
     assemble,
     listed_digest,
+    mix_sound,
     read_people,
-    read_wav,
     split_of_files,
 )
 from unils_jax.errors import UserError
@@ -62,14 +62,16 @@ class DualTalkSource:
         yield self._read
 
     def _read(self, entry: Entry) -> Reading:
-        motions, sounds, frames = read_people(
-            self.folder, entry, _FILE, read_motion, lambda path, _: read_wav(path), num_frames=len
-        )
+        motions, sounds, frames = read_people(self.folder, entry, _FILE, read_motion, num_frames=len)
         silent = [speaker for speaker in "12" if speaker not in sounds]
         if silent:
             raise SkippedEntry(PARTNER, f"no wav of speaker {' and '.join(silent)}", frames)
         tracks = [
-            Track(motions.get(speaker), sounds[speaker], observed=OBSERVED if speaker in motions else None)
+            Track(
+                motions.get(speaker),
+                mix_sound(entry, sounds[speaker]),
+                observed=OBSERVED if speaker in motions else None,
+            )
             for speaker in "12"
         ]
         return assemble(entry, tracks, expression_basis="flame", source="dualtalk")

@@ -1,14 +1,16 @@
-"""Any folder of .wav and our motion .npz: one person or two a recording.
+"""Any folder of sound and our motion .npz: one person or two a recording.
 
-`NAME.npz` holds the motion of all people; its audio is `NAME.wav` (one person; for two a stereo
-file, a channel each) or `NAME_speaker1.wav` and `NAME_speaker2.wav`. Or each person has both files:
-`NAME_speakerK.npz`, `NAME_speakerK.wav`.
+`NAME.npz` holds the motion of all people; its audio is `NAME.wav` (one person; for two a file of
+two channels) or `NAME_speaker1.wav` and `NAME_speaker2.wav`. Or each person has both files:
+`NAME_speakerK.npz`, `NAME_speakerK.wav`. Sound may be of any format that is read, video included.
 """
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,25 @@ from data_pipelines.sources.base import (
     Track,
     assemble,
     listed_digest,
+    mix_sound,
     read_people,
-    read_wav,
-    read_wav_channels,
     split_of_files,
 )
+from unils_jax.audio import Sound
 from unils_jax.errors import UserError
+from unils_jax.media import media_extensions, shown
 from unils_jax.motion import MotionFile, load_motion
 
-_FILE = re.compile(r"(.+?)(?:_speaker([12]))?\.(npz|wav)")
+# Of several files with the same sound the first kind of these is read, then any sound, then video.
+_LOSSLESS = ("wav", "wave", "bwf", "w64", "rf64", "aif", "aiff", "caf", "flac")
+_VIDEO = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "wmv", "mpg", "mpeg", "ts", "mts", "m2ts", "flv", "3gp", "ogv")
+
+
+@lru_cache(maxsize=1)
+def _pattern() -> re.Pattern[str]:
+    """Matches a file's recording, speaker and suffix; built when asked, because FFmpeg is."""
+    suffixes = "|".join(re.escape(suffix[1:]) for suffix in sorted(media_extensions()))
+    return re.compile(rf"(.+?)(?:_speaker([12]))?\.(npz|{suffixes})", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,28 @@ class FilesSource:
 
     def entries(self) -> list[Entry]:
         """Lists all recordings by name. Raises UserError where the folder holds none."""
-        entries = split_of_files(self.folder, self.split, _FILE)
-        if not any(part.endswith(".npz") for entry in entries for part in entry.parts):
-            raise UserError(f"{self.folder} holds no motion .npz with .wav files beside them; see `unils decode --out`")
+        entries, _ = self._chosen()
+        if not any(part.lower().endswith(".npz") for entry in entries for part in entry.parts):
+            raise UserError(f"{self.folder} holds no motion .npz with sound of its name; see `unils decode --out`")
         return entries
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns a sentence on files not read because another has the same part of a recording."""
+        _, passed_over = self._chosen()
+        if not passed_over:
+            return ()
+        named = ", ".join(shown(part) for part in passed_over[:10])
+        more = f" and {len(passed_over) - 10} more" if len(passed_over) > 10 else ""
+        return (f"passed over, because another file has the same sound or motion: {named}{more}",)
+
+    def _chosen(self) -> tuple[list[Entry], list[str]]:
+        """Returns the recordings with one file for each part, and the files passed over."""
+        entries, passed_over = [], []
+        for entry in split_of_files(self.folder, self.split, _pattern()):
+            kept = _chosen_parts(entry.parts)
+            entries.append(dataclasses.replace(entry, parts=kept))
+            passed_over += [part for part in entry.parts if part not in kept]
+        return entries, passed_over
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Entry], Reading]]:
@@ -61,50 +91,67 @@ class FilesSource:
     def _read(self, entry: Entry) -> Reading:
         """Reads a recording, motion first: it says how many people there are."""
         motions, sounds, frames = read_people(
-            self.folder, entry, _FILE, load_motion, _read_sound, num_frames=lambda file: file.motion.shape[1]
+            self.folder, entry, _pattern(), load_motion, num_frames=lambda file: file.motion.shape[1]
         )
         if not motions:
             raise SkippedEntry(MISSING, "no motion .npz", frames)
         if len({m.expression_basis for m in motions.values()}) > 1:
             raise SkippedEntry(DAMAGED, "its people's motion is of different expression bases", frames)
-        tracks = [Track(motion, audio) for motion, audio in _people(motions, sounds, frames)]
+        tracks = [Track(motion, audio) for motion, audio in _people(entry, motions, sounds, frames)]
         return assemble(entry, tracks, expression_basis=next(iter(motions.values())).expression_basis, source="files")
 
 
-def _read_sound(path: Path, speaker: str) -> np.ndarray:
-    return read_wav(path) if speaker else read_wav_channels(path)
+def _chosen_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the files of a recording without those whose sound or motion a better one has."""
+    best: dict[tuple[str, bool], str] = {}
+    for part in sorted(parts, key=_rank):
+        _, speaker, suffix = _pattern().fullmatch(Path(part).name).groups(default="")
+        best.setdefault((speaker, suffix.lower() == "npz"), part)
+    whole = best.get(("", False), "")
+    # People's own files have what a mixture, like a rendered video's, has.
+    if whole and not whole.lower().endswith(".wav") and any(not motion and who for who, motion in best):
+        del best["", False]
+    return tuple(part for part in parts if part in best.values())
+
+
+def _rank(part: str) -> tuple[int, str]:
+    suffix = Path(part).suffix[1:].lower()
+    if suffix in _LOSSLESS:
+        return _LOSSLESS.index(suffix), part
+    return len(_LOSSLESS) + (suffix in _VIDEO), part
 
 
 def _people(
-    motions: dict[str, MotionFile], sounds: dict[str, np.ndarray], frames: int
+    entry: Entry, motions: dict[str, MotionFile], sounds: dict[str, Sound], frames: int
 ) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
     """Returns motion `[T, 108]` and audio `[N]` of each person; one of them may be missing."""
     if "" in motions:
         if len(motions) > 1:
             raise SkippedEntry(DAMAGED, "motion both of all people in one file and of each in its own", frames)
         rows = list(motions[""].motion)
-        return list(zip(rows, _audio_of(len(rows), sounds, frames), strict=True))
+        return list(zip(rows, _audio_of(entry, len(rows), sounds, frames), strict=True))
     if any(len(m.motion) != 1 for m in motions.values()):
         raise SkippedEntry(DAMAGED, "a _speaker1 or _speaker2 file must hold one person", frames)
     if len(sounds.keys() | motions.keys()) < 2 or "" in sounds:
         raise SkippedEntry(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
     rows = [motions[speaker].motion[0] if speaker in motions else None for speaker in "12"]
-    return list(zip(rows, _audio_of(2, sounds, frames), strict=True))
+    return list(zip(rows, _audio_of(entry, 2, sounds, frames), strict=True))
 
 
-def _audio_of(num_people: int, sounds: dict[str, np.ndarray], frames: int) -> list[np.ndarray | None]:
+def _audio_of(entry: Entry, num_people: int, sounds: dict[str, Sound], frames: int) -> list[np.ndarray | None]:
     if not sounds:
         return [None] * num_people
     if "" not in sounds:
         tracks = [sounds.get(speaker) for speaker in "12"[:num_people]]
         if len(sounds) != num_people or any(track is None for track in tracks):
             raise SkippedEntry(PARTNER, f"audio of {len(sounds)} people, motion of {num_people}", frames)
-        return tracks
-    channels = sounds[""]
+        return [mix_sound(entry, track) for track in tracks]
     if len(sounds) > 1:
         raise SkippedEntry(DAMAGED, "audio both of all people in one file and of each in its own", frames)
     if num_people == 1:
-        return [channels.mean(axis=0, dtype=np.float32)]
+        return [mix_sound(entry, sounds[""])]
+    channels, said = sounds[""].split()
     if len(channels) != 2:
-        raise SkippedEntry(PARTNER, f"audio of {len(channels)} channels for two people", frames)
+        why = "".join(f" ({notice})" for notice in said)
+        raise SkippedEntry(PARTNER, f"audio of {len(channels)} channels for two people{why}", frames)
     return list(channels)

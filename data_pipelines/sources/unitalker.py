@@ -20,7 +20,8 @@ import soundfile
 from jaxtyping import Float32
 
 from data_pipelines.record import SPLITS
-from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SkippedEntry, read_wav
+from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SkippedEntry
+from unils_jax.audio import read_audio
 from unils_jax.errors import UserError
 from unils_jax.files import npy_shape, read_npy_file, read_npz_file
 from unils_jax.motion import SAMPLE_RATE
@@ -254,7 +255,7 @@ def _num_samples(path: Path) -> int:
 def _read_audio(path: Path) -> np.ndarray:
     """Reads 16 kHz mono float32; a .npy holds such samples (int16: full scale is 32768)."""
     if path.suffix != ".npy":
-        return read_wav(path)
+        return read_audio(path)
     samples = read_npy_file(path)
     if samples.ndim != 1 or samples.dtype.kind not in "fi":
         raise UserError(f"{path} must hold samples [N] at 16 kHz, got {samples.dtype} {list(samples.shape)}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.record import Record
-from unils_jax.files import durable_output
+from unils_jax.files import atomic_output
 from unils_jax.motion import MOTION_DIM, head_mean
 
 NO_AUDIO = -1
@@ -147,7 +147,7 @@ def save_index(path: str | os.PathLike, index: Index, summary: dict[str, Any]) -
     Equal content gives equal bytes.
     """
     arrays = {field.name: getattr(index, field.name) for field in fields(Index)}
-    with durable_output(path) as partial, open(partial, "wb") as file:
+    with atomic_output(path) as partial, open(partial, "wb") as file:
         np.savez(file, summary=_as_bytes([json.dumps(summary, sort_keys=True)]), **arrays)
 
 

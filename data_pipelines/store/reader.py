@@ -23,8 +23,9 @@ from data_pipelines.store.index import NO_AUDIO, Index, load_index
 from data_pipelines.store.shards import BROKEN, ShardFiles
 from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, write_store
 from data_pipelines.windows import to_float
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME
+from unils_jax.runtime import local_path
 
 __all__ = ["MANIFEST", "SPLITS", "Store", "StoredRecord", "read_manifest", "write_store"]
 _REMEDY = "; make the store again"
@@ -40,7 +41,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike, *, cache_bytes: int = 0):
-        self.path = str(path) if remote.is_remote(path) else Path(path)
+        self.path = str(path) if remote.is_remote(path) else local_path(path, "store")
         self.cache_bytes = cache_bytes
         self.manifest = read_manifest(self.path)
         self._open()
@@ -99,7 +100,7 @@ class Store:
         try:
             index, _ = load_index(file)
         except BROKEN as error:
-            raise UserError(f"{file} is damaged ({_one_line(error)}){_REMEDY}") from None
+            raise UserError(f"{file} is damaged ({one_line(error)}){_REMEDY}") from None
         if len(index) != count:
             raise UserError(f"{file} lists {len(index)} records, the manifest says {count}{_REMEDY}")
         return index
@@ -287,7 +288,7 @@ class StoredRecord:
         except BROKEN as error:
             raise UserError(
                 f"record {self.name!r} (number {i} of {self._split} in {self._store.path}) cannot be read from "
-                f"{shard}: {_one_line(error).removesuffix(_REMEDY)}{_REMEDY}"
+                f"{shard}: {one_line(error).removesuffix(_REMEDY)}{_REMEDY}"
             ) from None
 
 
@@ -308,7 +309,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
         version = manifest["format_version"]
         complete = set(manifest["splits"]) == set(SPLITS) and len(manifest["statistics"]["mean"]) == MOTION_DIM
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({_one_line(error)}){_REMEDY}") from None
+        raise UserError(f"{file} is damaged ({one_line(error)}){_REMEDY}") from None
     if version != FORMAT_VERSION or not complete:
         raise UserError(f"{file} has format_version {version}, this program reads {FORMAT_VERSION}; make it again")
     return manifest
@@ -321,8 +322,4 @@ def _read_local(path: str | os.PathLike) -> str:
     try:
         return file.read_text()
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({_one_line(error)}){_REMEDY}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file} is damaged ({one_line(error)}){_REMEDY}") from None

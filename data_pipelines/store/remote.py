@@ -13,7 +13,8 @@ from pathlib import Path
 import fsspec
 
 from unils_jax.errors import UserError
-from unils_jax.files import durable_output
+from unils_jax.files import atomic_output
+from unils_jax.runtime import user_cache
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 # Threads of one process ask for the same shard at the same time.
@@ -54,7 +55,7 @@ def _copy(url: str, name: str, sha256: str, local: Path) -> None:
     file_system, path = _locate(url, name)
     try:
         # fsspec's caches show a file while it is being fetched, which other processes would read.
-        with durable_output(local) as partial:
+        with atomic_output(local) as partial:
             file_system.get_file(path, str(partial))
             with open(partial, "rb") as copy:
                 digest = hashlib.file_digest(copy, "sha256").hexdigest()
@@ -71,8 +72,10 @@ def _copy(url: str, name: str, sha256: str, local: Path) -> None:
 def cache_folder() -> Path:
     """Returns the folder of fetched files: in `UNILS_CACHE`, else in the user's cache folder."""
     chosen = os.environ.get("UNILS_CACHE")
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "unils_jax"
-    folder = folder / "stores"
+    cache = user_cache()
+    if not chosen and cache is None:
+        raise UserError("no home folder is known to keep fetched stores in; set UNILS_CACHE to a folder")
+    folder = (Path(chosen) if chosen else cache / "unils_jax") / "stores"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -26,8 +26,9 @@ from data_pipelines.store import chunks
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
 from unils_jax.errors import UserError
-from unils_jax.files import durable_output
+from unils_jax.files import atomic_output, sync_folder
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
+from unils_jax.runtime import local_path, only_writer
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -226,10 +227,11 @@ def write_store(
         UserError: Where `path` exists and is not an empty folder, and as `write_shard` and
             `finish_store`.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} already exists and is not empty; choose another folder or remove it")
-    with _partial_folder(path) as partial:
+    path = local_path(path, "store")
+    lock = path.absolute().parent / f".{path.name}.lock"
+    with only_writer(lock, path), _partial_folder(path) as partial:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} already exists and is not empty; choose another folder or remove it")
         shards: dict[str, int] = {}
         basis = None
         for split, group in _runs(records):
@@ -241,6 +243,7 @@ def write_store(
         if path.exists():
             path.rmdir()
         os.replace(partial, path)
+        sync_folder(path.parent)
     return manifest
 
 
@@ -360,7 +363,7 @@ def _write_tfds(folder: Path, parts: dict[str, list[dict]], dtypes: Dtypes) -> d
 
 @contextlib.contextmanager
 def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
-    with durable_output(path) as partial:
+    with atomic_output(path) as partial:
         writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
         try:
             yield writer
@@ -382,7 +385,7 @@ def _checksum(path: Path) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with durable_output(path) as partial:
+    with atomic_output(path) as partial:
         partial.write_text(text)
 
 

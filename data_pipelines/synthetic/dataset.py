@@ -283,10 +283,11 @@ def settings(config: SynthConfig, seed: int, num_records: int, *, unpaired: bool
 def write(
     out: str | os.PathLike, num_records: int, *, minutes: float = 2.0, seed: int = 0, unpaired: bool = False
 ) -> str:
-    """Writes a synthetic store, unless the same one is there already; returns one line that describes it.
+    """Writes a synthetic store, unless the same one is there already.
 
-    With `unpaired` its records are single people without audio, otherwise conversations. Raises UserError for bad
-    settings and for a folder that holds anything else.
+    Returns one line that describes it. With `unpaired` its records are single people without audio,
+    otherwise conversations. Raises UserError for bad settings and for a folder that holds anything
+    else.
     """
     config = SynthConfig(minutes=minutes)
     out, what = Path(out), "single persons" if unpaired else "conversations"

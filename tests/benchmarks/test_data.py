@@ -55,7 +55,7 @@ def test_members_are_seen_in_place():
 @pytest.mark.slow
 def test_dialogue_windows_come_much_faster_than_the_release_reads_them():
     # In a process of its own: the tests' type checks would be most of what is measured.
-    code = "import json; from unils_jax.benchmarks import data as bench_data; print(json.dumps(bench_data.run(hours=0.5, rounds=3)))"
+    code = "import json; from unils_jax.benchmarks import data; print(json.dumps(data.run(hours=0.5, rounds=3)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert len(result["rows"]) == 12 and all(row["windows_per_s"] > 0 for row in result["rows"])

@@ -12,7 +12,7 @@ from bench_models import MODELS
 from tiny_runs import quick_compiles
 
 from unils_jax.benchmarks import timing as bench
-from unils_jax.benchmarks.decode import Case, bench_decode, cases, table, torch_decode, wait_for_each
+from unils_jax.benchmarks.decode import Case, Measurement, bench_decode, cases, table, torch_decode, wait_for_each
 from unils_jax.benchmarks.timing import random_params, torch_reference_of
 from unils_jax.config import from_dict, load_config
 from unils_jax.inference.program import Constants, StepInputs, decode_chunk
@@ -22,7 +22,7 @@ from unils_jax.nn.params import abstract, merge
 from unils_jax.training.flops import count
 
 DIALOGUE = replace(MODELS["dialogue"], lora=None)
-SETTINGS = {"dtype": "float32", "rounds": 2, "latencies": 3, "peak": 1e12}
+HOW = Measurement(rounds=2, latencies=3, peak=1e12)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_figures_follow_from_the_rounds(torch, monkeypatch):
     monkeypatch.setattr(bench, "MEASURED_S", 0.01)
     measured = [Case(2, 1, encodes=True)]
     with quick_compiles():
-        (row,) = bench_decode(DIALOGUE, random_params(DIALOGUE)[1], measured, against_torch=True, **SETTINGS)
+        (row,) = bench_decode(DIALOGUE, random_params(DIALOGUE)[1], measured, replace(HOW, against_torch=True))
     ours, references = row["seconds"]["ours"], row["seconds"]["torch"]
     assert len(ours) == len(references) == 2 and len(row["waits_s"]) == 3
     assert row["frames_per_s"] == pytest.approx(200 / statistics.median(ours))
@@ -65,8 +65,7 @@ def test_many_conversations_of_given_features_are_measured_alone(monkeypatch):
             DIALOGUE,
             random_params(DIALOGUE)[1],
             [Case(2, 1, encodes=False), Case(2, 2, encodes=False)],
-            against_torch=False,
-            **SETTINGS,
+            HOW,
         )
     assert many["chunk_flops"] == pytest.approx(2 * one["chunk_flops"], rel=0.01)
     assert many["frames_per_s"] == pytest.approx(400 / statistics.median(many["seconds"]["ours"]))

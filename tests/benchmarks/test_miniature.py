@@ -82,7 +82,7 @@ def write_tiny_configs(folder: Path) -> Path:
                 config.head = ""
                 config.update({{"num_steps": 2, "eval_batches": 1}})
                 config.data.batch_size = 2
-                if config.model.get("dualtalk"):
+                if config.stage == "dualtalk":
                     config.model.update({{"width": 16, "num_heads": 2, "hidden_dim": 16, "depth": 1}})
                     return config
                 scales = config.model.codec.scales[::2]

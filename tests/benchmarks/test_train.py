@@ -122,8 +122,9 @@ def test_the_batches_of_the_family_are_those_of_its_loaders(tiny_store, stage):
     else:
         settings = {"clip_step_s": 0.0, "normalize": True, "as_pivot": False, "process_index": 0, "process_count": 1}
         loader = make_speech_loader([], [(str(tiny_store), 1.0)], "train", batch_size=2, seed=0, **settings)
-    batch = next(iter(loader))
-    shapes = {name: (value.shape, value.dtype) for name, value in random_batch(tiny_run(stage)).items()}
+    batch, ours = next(iter(loader)), random_batch(tiny_run(stage))
+    assert batch.pop("annotation", None) == ours.annotation
+    shapes = {name: (value.shape, value.dtype) for name, value in ours.items()}
     told = ("observed", "record", "replaced")  # what the loop and the shares take, the model does not
     assert shapes == {name: (value.shape, value.dtype) for name, value in batch.items() if name not in told}
 

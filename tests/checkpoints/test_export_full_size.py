@@ -1,4 +1,4 @@
-"""The paper's six models with random weights: exported, loaded by PyTorch, and the PyTorch reference's numbers against ours."""
+"""The paper's six models with random weights: exported, loaded by PyTorch, its numbers against ours."""
 
 import gzip
 import json

@@ -216,7 +216,7 @@ def test_without_torch_a_pt_is_refused_with_the_way_out(release, tmp_path, monke
     out = tmp_path / "x.pt"
     out.write_bytes(b"old")
     assert run_unils("export", "--checkpoint", release.codec, "--out", out) == 2
-    assert "pip install 'unils-jax[torch]'" in capsys.readouterr().err
+    assert "pip install '.[torch]' in a checkout" in capsys.readouterr().err
     assert out.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 

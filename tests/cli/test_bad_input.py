@@ -63,6 +63,8 @@ def bad(tmp_path_factory, golden, release, tiny_runs) -> SimpleNamespace:
         shutil.rmtree(damaged / "checkpoints" / step / "params")
     unreadable = tiny_runs.copy("codec", folder / "unreadable")
     (unreadable / "config.json").write_text("{")
+    for meta in (unreadable / "checkpoints").glob("*/meta/metadata"):
+        meta.write_text("{")
     return SimpleNamespace(
         folder=folder,
         marker=marker,
@@ -332,7 +334,17 @@ def test_train_refuses_a_workdir_of_another_run(refused, bad, tmp_path):
 def test_train_refuses_workdirs_that_cannot_be_used(refused, bad):
     assert "cannot write to" in refused(*train_flags(bad, bad.under_a_file, "codec"))
     assert "cannot write to /proc/nowhere" in refused(*train_flags(bad, Path("/proc/nowhere"), "codec"))
-    assert "config.json cannot be read" in refused(*train_flags(bad, bad.unreadable, "codec"))
+    assert "its config cannot be read in" in refused(*train_flags(bad, bad.unreadable, "codec"))
+
+
+def test_a_run_without_its_config_goes_on_with_that_of_its_newest_checkpoint(bad, tmp_path, caplog):
+    workdir = bad.runs.copy("codec", tmp_path / "codec")
+    whole = (workdir / "config.json").read_bytes()
+    for damage in (lambda file: file.unlink(), lambda file: file.write_text('{"stage": "co')):
+        damage(workdir / "config.json")
+        assert run_unils(*train_flags(bad, workdir, "codec")) == 0
+        assert "config.json (" in caplog.text and "the config is taken from" in caplog.text
+        assert (workdir / "config.json").read_bytes() == whole
 
 
 def test_train_names_the_damaged_checkpoint_that_it_cannot_resume_from(bad, capfd):

@@ -41,7 +41,11 @@ def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch):
     real = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "vtk" else real(name))
     finding = next(f for f in doctor.installed() if f.what == "extra render")
-    assert finding.status == doctor.ABSENT and "vtk" in finding.text and "unils-jax[render]" in finding.remedy
+    assert (
+        finding.status == doctor.ABSENT
+        and "vtk" in finding.text
+        and "pip install '.[render]' in a checkout" in finding.remedy
+    )
 
 
 def test_a_missing_library_is_broken(monkeypatch):

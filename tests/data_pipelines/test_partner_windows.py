@@ -9,7 +9,7 @@ from data_pipelines.record import Record
 from data_pipelines.store.reader import Store, write_store
 from data_pipelines.windows import RecordSource
 from unils_jax.errors import UserError
-from unils_jax.motion import HEAD, JAW, dualtalk_channels, from_dualtalk
+from unils_jax.motion import HEAD, JAW, from_56_channels, to_56_channels
 
 
 def dialogue(frames: int, name: str = "talk", observed: np.ndarray | None = None) -> Record:
@@ -35,7 +35,7 @@ def test_a_window_holds_its_own_frames_of_both_people_as_tracked(person):
     source = RecordSource(record)
     window = cut_partners(source, person, 400, audio_scale(source))
     for name, whose in (("motion", person), ("partner_motion", 1 - person)):
-        np.testing.assert_array_equal(window[name], dualtalk_channels(record.motion[whose, 400:600]))
+        np.testing.assert_array_equal(window[name], to_56_channels(record.motion[whose, 400:600]))
         assert (window[name][:, 0] == np.arange(400, 600)).all() and window[name][:, 53:].mean() > 4
     for name, whose in (("audio", person), ("partner_audio", 1 - person)):
         track = np.float64(record.audio[whose])
@@ -51,13 +51,13 @@ def test_a_window_behind_the_end_is_an_error_that_names_the_record():
 
 def test_channels_there_and_back():
     motion = np.random.default_rng(0).standard_normal((2, 5, 108)).astype(np.float32)
-    again = from_dualtalk(dualtalk_channels(motion))
+    again = from_56_channels(to_56_channels(motion))
     np.testing.assert_array_equal(again[..., :50], motion[..., :50])
     np.testing.assert_array_equal(again[..., 100:104], motion[..., 100:104])
     assert not again[..., 50:100].any() and not again[..., 104:].any()
     mask = np.zeros(108, bool)
     mask[JAW] = True
-    assert np.flatnonzero(dualtalk_channels(mask)).tolist() == [50, 51, 52]
+    assert np.flatnonzero(to_56_channels(mask)).tolist() == [50, 51, 52]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from talker_data import write_set
 from data_pipelines.sources.unitalker import TalkerSet
 from data_pipelines.speech_loader import make_speech_loader, parse_sets
 from unils_jax.errors import UserError
-from unils_jax.motion import KIND_MARK, MOTION_KIND
+from unils_jax.motion import MOTION_KIND
 
 SETTINGS = {"seed": 3, "clip_step_s": 0.0, "normalize": True, "as_pivot": False}
 ONE = {"process_index": 0, "process_count": 1}
@@ -46,7 +46,7 @@ def test_batches_are_of_one_kind_and_length(sets):
     batches = [batch for batch, _ in zip(found.batches(0), range(found.steps_per_epoch), strict=False)]
     assert len(batches) == 3 + 2 + 1  # a clip alone fills its batch twice
     for batch in batches:
-        (kind,) = [name.removeprefix(KIND_MARK) for name in batch if name.startswith(KIND_MARK)]
+        kind = batch["annotation"]
         assert batch["motion"].shape[2] == found.kinds[kind] == batch["template"].shape[1]
         assert batch["motion"].shape[1] == round(batch["audio"].shape[1] / 16_000 * (25 if kind == "one" else 30))
         np.testing.assert_allclose(batch["audio"].std(1), 1, atol=1e-3)
@@ -62,6 +62,7 @@ def test_clips_are_cut_down_to_a_multiple_of_the_step(sets):
 def test_processes_share_the_rows_of_one_batch(sets):
     whole = next(loader(sets).batches(2))
     parts = [next(loader(sets, process_index=i, process_count=2).batches(2)) for i in range(2)]
+    assert {part.pop("annotation") for part in parts} == {whole.pop("annotation")}
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 

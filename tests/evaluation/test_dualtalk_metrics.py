@@ -6,14 +6,14 @@ import scipy.linalg
 from scipy.cluster.vq import kmeans2
 
 from unils_jax.evaluation.dualtalk_metrics import CLUSTERS, diversity, dualtalk_metrics, kmeans, nearest, sid
-from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, dualtalk_channels
+from unils_jax.motion import MOTION_56_DIM, MOTION_56_GROUPS, to_56_channels
 
 FRAMES = 240
 
 
 def frames(seed: int, num: int = FRAMES) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(num, DUALTALK_DIM)).cumsum(axis=0) * 0.2).astype(np.float32)
+    return (rng.normal(size=(num, MOTION_56_DIM)).cumsum(axis=0) * 0.2).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def direct_fd(a: np.ndarray, b: np.ndarray) -> float:
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.trace(root)
 
 
-@pytest.mark.parametrize("group", DUALTALK_GROUPS)
+@pytest.mark.parametrize("group", MOTION_56_GROUPS)
 def test_metrics_are_their_formulas(three, scores, group):
-    p, g, r = (x[:, DUALTALK_GROUPS[group]].astype(np.float64) for x in three)
+    p, g, r = (x[:, MOTION_56_GROUPS[group]].astype(np.float64) for x in three)
     corr = [np.corrcoef(x.ravel(), r.ravel())[0, 1] for x in (g, p)]
     expected = {
         "fd": direct_fd(p, g),
@@ -49,9 +49,9 @@ def test_metrics_are_their_formulas(three, scores, group):
         assert scores[name][group] == pytest.approx(value, rel=1e-7), name
 
 
-@pytest.mark.parametrize("group", DUALTALK_GROUPS)
+@pytest.mark.parametrize("group", MOTION_56_GROUPS)
 def test_sid_is_the_entropy_over_clusters_that_lloyd_would_leave_as_they_are(three, scores, group):
-    p, g, _ = (x[:, DUALTALK_GROUPS[group]].astype(np.float64) for x in three)
+    p, g, _ = (x[:, MOTION_56_GROUPS[group]].astype(np.float64) for x in three)
     k = CLUSTERS[group]
     for name, clustered, counted in (("sid", g, p), ("sid_reversed", p, g)):
         centres = kmeans(clustered, k)
@@ -88,7 +88,7 @@ def test_evenly_used_clusters_give_the_logarithm_of_their_number():
 def test_a_constant_prediction_has_no_diversity(three):
     _, truth, partner = three
     scores = dualtalk_metrics(np.zeros_like(truth), truth, partner)
-    for group in DUALTALK_GROUPS:
+    for group in MOTION_56_GROUPS:
         assert scores["sid"][group] == pytest.approx(0, abs=1e-5)
         assert scores["diversity"][group] == scores["variance"][group] == 0
         assert np.isnan(scores["rpcc"][group])
@@ -130,12 +130,12 @@ def test_a_mask_looks_at_its_frames_alone(three):
 
 
 def test_diversity_is_seeded(three):
-    x = three[0][:, DUALTALK_GROUPS["head"]]
+    x = three[0][:, MOTION_56_GROUPS["head"]]
     assert diversity(x, 1) == diversity(x, 1) != diversity(x, 2)
 
 
 def test_our_108_channels_become_56_with_a_padded_jaw():
     motion = np.arange(3 * 108, dtype=np.float32).reshape(3, 108)
-    x = dualtalk_channels(motion)
-    assert x.shape == (3, DUALTALK_DIM)
+    x = to_56_channels(motion)
+    assert x.shape == (3, MOTION_56_DIM)
     np.testing.assert_array_equal(x[0], [*range(50), 103, 0, 0, 100, 101, 102])

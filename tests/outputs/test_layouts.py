@@ -5,7 +5,7 @@ import pytest
 from pt_writer import write_pt
 
 from unils_jax.errors import UserError
-from unils_jax.motion import EYES, JAW, channel_names, dualtalk_channels
+from unils_jax.motion import EYES, JAW, channel_names, to_56_channels
 from unils_jax.outputs import layouts, tables
 
 
@@ -55,7 +55,7 @@ def test_dualtalk_keeps_its_channels_bit_for_bit_and_zeroes_the_others(tmp_path,
     kept = [*range(50), *range(100, 104)]
     assert np.array_equal(again[..., kept], motion[..., kept])
     assert not np.delete(again, kept, axis=-1).any()
-    assert np.array_equal(dualtalk_channels(again[1]), dualtalk_channels(motion[1])), "the 56 of the metrics"
+    assert np.array_equal(to_56_channels(again[1]), to_56_channels(motion[1])), "the 56 of the metrics"
 
 
 def test_artalk_keeps_all_but_the_eyes_bit_for_bit(tmp_path, motion):

@@ -155,7 +155,7 @@ def test_the_command_says_what_it_wrote_in_one_line(tmp_path, capsys):
 
 
 def test_the_command_embeds_flame_with_a_warning_or_not_at_all(tmp_path, capsys, caplog, golden, monkeypatch):
-    monkeypatch.setattr("unils_jax.face.flame_file.load_flame", lambda path: golden_flame_asset(golden))
+    monkeypatch.setattr("unils_jax.face.head.load_flame", lambda path: golden_flame_asset(golden))
     monkeypatch.chdir(tmp_path)
     save_motion("m.npz", wandering(1, 3), expression_basis="flame", source={})
     for flags in (["--flame", "generic_model.pkl"], ["--embed_flame"]):

@@ -10,7 +10,7 @@ from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, merge, split
-from unils_jax.systems.base import Batch, Stage
+from unils_jax.systems.base import Arrays, Stage
 from unils_jax.systems.unils.system import generator_logits
 
 TABLE, LAYER, MODEL = 1e-6, 1e-5, 1e-4  # tolerances of constants and single operations, of a layer, of a whole model
@@ -39,12 +39,12 @@ def pairs_first(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x.reshape(2, -1, *x.shape[1:]), 0, 1)
 
 
-def run_pass(stage: Stage, model: UniLS, batch: Batch) -> Pass:
+def run_pass(stage: Stage, model: UniLS, batch: Arrays) -> Pass:
     """Both passes over a batch, compiled once; `stage` says what is differentiated."""
     graphdef, params = split(model)
     trainable, frozen = stage.split(params)
 
-    def loss(trainable: Params, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(trainable: Params, batch: Arrays) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits, bits = map(people_first, generator_logits(merge(graphdef, {**frozen, **trainable}), batch))
         return bit_cross_entropy(logits, bits).mean(), (logits, bits)
 

@@ -215,7 +215,9 @@ def test_weights_after_three_updates_match(case, training):
 
 
 def test_the_rate_falls_by_a_fifth_every_fifty_epochs(case):
-    config = OptimizerConfig(learning_rate=1e-4, warmup_steps=0, final_factor=1.0, lr_decay_every_steps=50, stair_factor=0.8)
+    config = OptimizerConfig(
+        learning_rate=1e-4, warmup_steps=0, final_factor=1.0, lr_decay_every_steps=50, stair_factor=0.8
+    )
     for epoch, expected in case.config["steplr"].items():
         assert float(learning_rate(config, int(epoch))) == pytest.approx(expected, rel=1e-5)
 

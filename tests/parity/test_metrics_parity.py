@@ -15,7 +15,7 @@ from unils_jax.evaluation.dualtalk_metrics import CLUSTERS, dualtalk_metrics, km
 from unils_jax.evaluation.unils_metrics import Mesh, unils_metrics
 from unils_jax.face.flame import vertices
 from unils_jax.face.flame_file import flame_regions
-from unils_jax.motion import DUALTALK_GROUPS
+from unils_jax.motion import MOTION_56_GROUPS
 
 RELATIVE = 1e-5
 ROLES = {"": "both", "S_": "speaking", "L_": "listening"}
@@ -67,7 +67,7 @@ def test_every_dualtalk_metric_equals_the_published_script(dualtalk, group, publ
     ours |= {"variance_pred": ours["variance"], "variance_gt": ours["true_variance"]}
     for side, array in (("pred", arrays[0]), ("gt", arrays[1])):
         pairs = [outputs[f"diversity_{side}_{which}.{published}"] for which in ("first", "second")]
-        ours[f"diversity_{side}"] = mean_pair_distance(array[:, DUALTALK_GROUPS[group]], *pairs)
+        ours[f"diversity_{side}"] = mean_pair_distance(array[:, MOTION_56_GROUPS[group]], *pairs)
     names = ("fd", "paired_fd", "mse", "sid", "sid_reversed", "rpcc", "sts")
     for name in (*names, "variance_pred", "variance_gt", "diversity_pred", "diversity_gt"):
         np.testing.assert_allclose(ours[name], outputs[f"{name}.{published}"], rtol=RELATIVE, err_msg=name)
@@ -79,7 +79,7 @@ def test_every_dualtalk_metric_equals_the_published_script(dualtalk, group, publ
 @pytest.mark.parametrize(("group", "published"), [("expression", "exp"), ("jaw", "jaw"), ("head", "pose")])
 def test_clusters_are_those_that_the_published_script_found(dualtalk, group, published):
     arrays, outputs, _ = dualtalk
-    prediction, truth = (array[:, DUALTALK_GROUPS[group]] for array in arrays[:2])
+    prediction, truth = (array[:, MOTION_56_GROUPS[group]] for array in arrays[:2])
     for name, clustered, counted in (("sid", truth, prediction), ("sid_reversed", prediction, truth)):
         centres = kmeans(clustered, CLUSTERS[group])
         np.testing.assert_allclose(centres, outputs[f"{name}_centres.{published}"], atol=1e-5)
@@ -97,7 +97,7 @@ def test_the_real_clip_agrees_with_direct_computations():
         frames = np.concatenate([clip["exp"], pose[:, 3:], pose[:, :3]], axis=1).astype(np.float32)
     prediction, truth, partner = frames[25:-25], frames[:-50], frames[50:]
     scores = dualtalk_metrics(prediction, truth, partner)
-    for group, channels in DUALTALK_GROUPS.items():
+    for group, channels in MOTION_56_GROUPS.items():
         p, g, r = (x[:, channels].astype(np.float64) for x in (prediction, truth, partner))
         covariances = [np.cov(x, rowvar=False) for x in (p, g)]
         root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real

@@ -24,13 +24,8 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-j
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.benchmarks.torch_encoder import load_strictly  # noqa: E402
-from unils_jax.benchmarks.torch_model import (  # noqa: E402
-    StepNoise,
-    full_features,
-    load_torch_reference,
-    next_scale_inputs,
-    scale_slices,
-)
+from unils_jax.benchmarks.torch_model import StepNoise, load_torch_reference  # noqa: E402
+from unils_jax.benchmarks.torch_quantizer import full_features, next_scale_inputs, scale_slices  # noqa: E402
 from unils_jax.benchmarks.torch_runs import add_lora, decode, make_optimizer, train_step  # noqa: E402
 
 
@@ -96,7 +91,7 @@ def assert_updates_match(model: torch.nn.Module, loss, outputs: dict) -> None:
 
 
 class Vertices(torch.autograd.Function):
-    """Our FLAME, identity zero and no head rotation, with its gradient, for the PyTorch reference: [B, T, 108] -> [B, T, V, 3]."""
+    """Our FLAME, identity zero, no head rotation, with its gradient, for PyTorch: [B, T, 108] -> [B, T, V, 3]."""
 
     @staticmethod
     def forward(ctx, motion, head):

@@ -9,7 +9,7 @@ from parity.compare import RECORDED, TRAINED, assert_close, assert_relative
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import Params, split
-from unils_jax.systems.base import Batch, Objective, Stage
+from unils_jax.systems.base import Arrays, Objective, Stage
 from unils_jax.training.optimizer import OptimizerConfig
 from unils_jax.training.step import init_state, make_train_step
 
@@ -32,7 +32,7 @@ def schedule(rates: np.ndarray) -> OptimizerConfig:
     return OptimizerConfig(learning_rate=base, warmup_steps=warmup, decay_steps=warmup + round(0.9 * base / slope))
 
 
-def run_updates(stage: Stage, model: UniLS, objective: Objective, batch: Batch, outputs: dict) -> Training:
+def run_updates(stage: Stage, model: UniLS, objective: Objective, batch: Arrays, outputs: dict) -> Training:
     """As many updates as the golden's record, without noise and dropout."""
     config = schedule(outputs["train5_lr"])
     quiet = replace(stage, draw=None)

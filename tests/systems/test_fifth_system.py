@@ -1,6 +1,6 @@
 """A fifth system from outside the package: a few lines of model, registered, trained, decoded, evaluated, exported."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -88,11 +88,9 @@ LOUDNESS = System(
 
 
 @pytest.fixture(autouse=True)
-def fifth_system() -> Iterator[None]:
+def fifth_system(monkeypatch) -> None:
     """The system is known while a test runs."""
-    unils.SYSTEMS[LOUDNESS.name] = LOUDNESS
-    yield
-    del unils.SYSTEMS[LOUDNESS.name]
+    monkeypatch.setitem(unils.SYSTEMS, LOUDNESS.name, LOUDNESS)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +110,8 @@ def workdir(tiny_store, tmp_path_factory) -> Path:
         "checkpoint_every": 2,
         "log_every": 1,
     }
-    unils.SYSTEMS[LOUDNESS.name] = LOUDNESS
-    with quick_compiles():
+    with pytest.MonkeyPatch.context() as patch, quick_compiles():
+        patch.setitem(unils.SYSTEMS, LOUDNESS.name, LOUDNESS)
         metrics = unils.train(config, folder, overrides={"data.store": str(tiny_store)})
     assert np.isfinite(metrics["val/loss"])
     return folder
@@ -168,13 +166,10 @@ def test_its_export_returns_bit_for_bit(workdir, tmp_path):
     assert "nothing but a toy" in path.with_name(f"{path.name}.md").read_text()
 
 
-def test_a_workdir_of_a_system_that_is_not_there_is_one_clear_line(workdir):
-    del unils.SYSTEMS[LOUDNESS.name]
-    try:
-        with pytest.raises(UserError, match="is a model of the system 'loudness'; known are unils, artalk"):
-            unils.load(workdir)
-    finally:
-        unils.SYSTEMS[LOUDNESS.name] = LOUDNESS
+def test_a_workdir_of_a_system_that_is_not_there_is_one_clear_line(workdir, monkeypatch):
+    monkeypatch.delitem(unils.SYSTEMS, LOUDNESS.name)
+    with pytest.raises(UserError, match="is a model of the system 'loudness'; known are unils, artalk"):
+        unils.load(workdir)
 
 
 def test_motion_of_it_is_saved_and_read_like_any_other(workdir, voices, tmp_path):

@@ -120,7 +120,12 @@ def test_a_step_may_not_move_data_by_the_way(tmp_path, monkeypatch):
 
 
 def test_validation_is_of_the_averaged_weights(tmp_path):
-    run(tmp_path, eval_every=3, checkpoint_every=3, optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=0, ema_decay=0.5))
+    run(
+        tmp_path,
+        eval_every=3,
+        checkpoint_every=3,
+        optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=0, ema_decay=0.5),
+    )
     graphdef, _ = abstract(lambda rngs: UniLS(MODEL, rngs=rngs))
     objective = make_objective(RunConfig("codec", 1, DataConfig("-", 2), MODEL), None)
     evaluate = make_eval_step(CODEC, graphdef, objective)

@@ -70,41 +70,46 @@ def cases(batch: int) -> list[Case]:
     return [Case(people, conversations, encodes) for encodes in (True, False) for people, conversations in sizes]
 
 
-def bench_decode(  # noqa: PLR0913 - named options of one measurement
+@dataclass(frozen=True)
+class Measurement:
+    """How the cases are measured."""
+
+    rounds: int
+    latencies: int  # the most chunks that are waited for one by one
+    peak: float  # the device's FLOP/s in matrix products
+    dtype: str = "float32"  # of our decode
+    against_torch: bool = False  # also measures the PyTorch reference, one conversation at a time
+
+
+def bench_decode(
     config: UniLSConfig,
     params: Mapping[str, np.ndarray],
     measured: Sequence[Case],
-    *,
-    dtype: str,
-    against_torch: bool,
-    rounds: int,
-    latencies: int,
-    peak: float,
+    how: Measurement,
 ) -> list[dict[str, Any]]:
     """Measures every case, in order, on a dialogue with these sizes and parameters.
 
     Guidance is on (cfg 1.5, tau 1), audio is noise. The reference decodes one person at a time,
-    nothing cached, the audio encoded anew for each: the release's way. Up to `latencies` chunks
-    are waited for one by one; `peak` is the device's FLOP/s.
+    nothing cached, the audio encoded anew for each: the release's way.
     """
-    reference = torch_reference_of(config, params).eval() if against_torch else None
+    reference = torch_reference_of(config, params).eval() if how.against_torch else None
     graphdef, _ = abstract(lambda rngs: UniLS(config, rngs=rngs))
     model = merge(graphdef, {path: jnp.asarray(value) for path, value in params.items()})
     rows = []
     for case in measured:
-        log.info("%s, audio %s, %s", case.name, case.audio, dtype)
-        ours = OurDecode(model, case, dtype)
+        log.info("%s, audio %s, %s", case.name, case.audio, how.dtype)
+        ours = OurDecode(model, case, how.dtype)
         contenders = {"ours": ours.run}
         if reference is not None and case.conversations == 1:
             contenders["torch"] = torch_decode(reference, case, np.asarray(ours.audio[0]))
             contenders["torch"](1)
         # The program is compiled by now: this is a conversation's latency, not a process's.
         first = [seconds_of(ours.first_chunk) for _ in range(FIRST_TRIES)]
-        waits = wait_for_each(ours.run, latencies)
-        seconds = interleaved(contenders, rounds)
+        waits = wait_for_each(ours.run, how.latencies)
+        seconds = interleaved(contenders, how.rounds)
         profile = scope_seconds(ours.compiled, partial(ours.run, 1), DECODE_PARTS)
         rows.append(
-            describe(case, dtype, ours, seconds, peak)
+            describe(case, how.dtype, ours, seconds, how.peak)
             | {
                 "first_frame_s": statistics.median(first),
                 "chunk_p50_s": float(np.percentile(waits, 50)),

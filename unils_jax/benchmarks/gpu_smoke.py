@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from data_pipelines.synthetic import dataset
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, install_hint
 from unils_jax.inference.conversations import decode
 from unils_jax.training.run import train
 
@@ -64,7 +64,7 @@ def find_device(allow_cpu: bool) -> jax.Device:
         raise UserError(f"JAX finds no device ({text}); check the driver, or unset JAX_PLATFORMS") from None
     if device.platform == "cpu" and not allow_cpu:
         raise UserError(
-            "JAX sees no GPU, only a CPU; on a machine with one check `nvidia-smi` and install JAX for CUDA with "
-            "`pip install 'unils-jax[cuda]'`, or run on the CPU with --allow_cpu"
+            "JAX sees no GPU, only a CPU; on a machine with one check `nvidia-smi` and "
+            f"{install_hint('cuda')}, or run on the CPU with --allow_cpu"
         )
     return device

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from unils_jax.checkpoints.torch_keys import torch_views
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, install_hint
 from unils_jax.files import atomic_output, markdown_table
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
@@ -59,14 +59,14 @@ def random_params(config: object, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
 def torch_reference_of(config: UniLSConfig, params: Mapping[str, np.ndarray]) -> TorchModule:
     """Returns the PyTorch reference with the same weights, on the same kind of device as JAX.
 
-    It is a `TorchReferenceCodec` or a `TorchReferenceGenerator`, adapters included. Raises UserError where torch is
-    missing and where the model has no reference.
+    It is a `TorchReferenceCodec` or a `TorchReferenceGenerator`, adapters included. Raises
+    UserError where torch is missing and where the model has no reference.
     """
     check_torch_reference(config)
     try:
         import torch  # noqa: PLC0415 - an extra
     except ImportError:
-        raise UserError("--against torch needs PyTorch; install it with `pip install 'unils-jax[torch]'`") from None
+        raise UserError(f"--against torch needs PyTorch: {install_hint('torch')}") from None
     # These import torch.
     from unils_jax.benchmarks.torch_encoder import build_encoder  # noqa: PLC0415
     from unils_jax.benchmarks.torch_model import TorchReferenceCodec, TorchReferenceGenerator  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The audio encoder of the PyTorch reference: transformers' wav2vec2 on windows of normalised audio."""
+"""The audio encoder of the PyTorch reference: transformers' wav2vec2."""
 
 import os
 from collections.abc import Mapping
@@ -36,8 +36,9 @@ _SIZES = (
 def build_encoder(fields: Mapping[str, object]) -> nn.Module:
     """Returns transformers' `Wav2Vec2Model` with fresh, frozen weights.
 
-    It maps audio [B, N] at 16 kHz, each window normalised by its own statistics, to features [B, A, E];
-    4 s give A = 199. `fields` are those of a config.json, as `read_transformers_folder` returns them.
+    It maps audio [B, N] at 16 kHz, each window normalised by its own statistics, to features [B, A,
+    E]; 4 s give A = 199. `fields` are those of a config.json, as `read_transformers_folder` returns
+    them.
     """
     from transformers import Wav2Vec2Config, Wav2Vec2Model  # noqa: PLC0415 (optional, and takes seconds)
 
@@ -53,14 +54,16 @@ def _normalised(audio: Tensor) -> Tensor:
 
 
 def load_encoder(folder: str | os.PathLike) -> nn.Module:
-    """Returns the encoder of a transformers folder (config.json and weights), in either naming of keys.
+    """Loads the encoder of a transformers folder, whose weights have either naming of keys.
 
-    Raises UserError for a missing or damaged file, another family, and keys or shapes that do not fit.
+    Raises UserError for a missing or damaged file, another family, and keys or shapes that do not
+    fit.
     """
     from unils_jax.checkpoints.audio_encoders import read_transformers_folder  # noqa: PLC0415 (imports JAX)
 
     config, state = read_transformers_folder(folder)
-    # Through our table and back: prefixes go, the old naming of the weight norm becomes the new one.
+    # Through our table and back: prefixes go, the old naming of the weight norm becomes the new
+    # one.
     params = to_paths(state, "audio_encoder")
     params.setdefault("audio_encoder/masked_spec_embed", np.zeros(config["hidden_size"], np.float32))
     unknown = [path.removeprefix("unknown/") for path in params if path.startswith("unknown/")]
@@ -72,7 +75,7 @@ def load_encoder(folder: str | os.PathLike) -> nn.Module:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, np.ndarray], source: str) -> None:
-    """Copies NumPy arrays into `model` by `load_state_dict(strict=True)`. Raises UserError for a misfit."""
+    """Copies NumPy arrays into `model` by their keys. Raises UserError for any misfit."""
     try:
         model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in state.items()}, strict=True)
     except RuntimeError as error:

@@ -1,43 +1,36 @@
 """The PyTorch reference: codec, prior and dialogue in PyTorch with the release's key names.
 
-Exported files and the release's load with `strict=True`. `models/` has the same in JAX, with the reasons;
-`torch_runs` trains and decodes with it, `torch_encoder` is its audio encoder.
+Exported files and the release's load with `strict=True`. `models/` has the same in JAX, with the
+reasons; `torch_runs` trains and decodes with it, `torch_encoder` is its audio encoder.
 """
 
 import math
 import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unils_jax.benchmarks.torch_encoder import load_encoder, load_strictly
+from unils_jax.benchmarks.torch_quantizer import Quantized, Scales, full_features, next_scale_inputs, quantize
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
 from unils_jax.motion import HEAD_AND_JAW
 from unils_jax.systems.unils.layout import model_sizes
 
-Scales = tuple[int, ...]
 LOSS_WEIGHTS = {"vq": 1, "motion": 1, "pose": 8, "velocity": 5, "smooth": 0.5, "mesh": 2, "lips": 0.1}
 
 
-class Quantized(NamedTuple):
-    """Target bits and flipped bits [B, L, C], features [B, T, C] with straight-through gradients, losses [K]."""
-
-    bits: Tensor
-    flipped_bits: Tensor
-    features: Tensor
-    losses: Tensor
-
-
 class StepNoise(NamedTuple):
-    """A step's noise for B people: drops bool [B, 1, 1] (True removes), flips bool [B, L - last scale, C]."""
+    """A step's noise for B people.
+
+    The drops are bool [B, 1, 1] (True removes), the flips bool [B, L - last scale, C].
+    """
 
     drop_style: Tensor
     drop_prev: Tensor
@@ -47,21 +40,23 @@ class StepNoise(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # kept, so it must serve training, too, whoever asks first
+@torch.inference_mode(False)  # the cached table serves training, too
 def rotary_table(positions: tuple[int, ...], head_dim: int, device: torch.device) -> Tensor:
-    """Cosine and sine [2, L, K/2] of the positions, base 10000."""
+    """Returns cosine and sine [2, L, K/2] of the positions, base 10000."""
     frequencies = 1 / 10_000 ** (torch.arange(0, head_dim, 2, device=device) / head_dim)
     angles = torch.tensor(positions, dtype=torch.float32, device=device)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Float[Tensor, "B H L K"], table: Float[Tensor, "2 L k"]) -> Float[Tensor, "B H L K"]:
-    """Interleaved channel pairs (2i, 2i+1) turned by their token's angles."""
+    """Rotates interleaved channel pairs (2i, 2i+1) by their token's angles."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * table[0] - odd * table[1], even * table[1] + odd * table[0]], -1).flatten(-2)
 
 
 class SelfAttention(nn.Module):
+    """Self-attention with its norm and rotary positions."""
+
     def __init__(self, dim: int, num_heads: int, eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps)
@@ -70,12 +65,15 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns attended tokens [B, L, D]; `mask` is True where a query sees a key."""
         q, k, v = self.to_qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v, attn_mask=mask)
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
 
 class AudioAttention(nn.Module):
+    """Cross-attention to audio features, both sides with their norms and rotary positions."""
+
     def __init__(self, dim: int, audio_dim: int, num_heads: int):
         super().__init__()
         self.self_norm, self.context_norm = nn.LayerNorm(dim, 1e-6), nn.LayerNorm(audio_dim, 1e-6)
@@ -84,6 +82,7 @@ class AudioAttention(nn.Module):
         self.num_heads = num_heads
 
     def forward(self, x: Tensor, audio: Tensor, rotary: Tensor, audio_rotary: Tensor) -> Tensor:
+        """Returns what the tokens [B, L, D] read of the audio [B, A, E]."""
         context = self.context_norm(audio)
         projected = self.q_proj(self.self_norm(x)), self.k_proj(context), self.v_proj(context)
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in projected)
@@ -92,8 +91,11 @@ class AudioAttention(nn.Module):
 
 
 class FrameTransformer(nn.Module):
-    """Half of the codec. Attention and MLP (without norm) alternate in one list; its name and the
-    last layer's differ between the halves."""
+    """Half of the codec.
+
+    Attention and MLP (without norm) alternate in one list; its name and the last layer's differ
+    between the halves.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, width: int, depth: int, num_heads: int, blocks: str, last: str):
         super().__init__()
@@ -108,6 +110,7 @@ class FrameTransformer(nn.Module):
         self.names, self.head_dim = (blocks, last), width // num_heads
 
     def forward(self, x: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
+        """Maps frames to frames."""
         rotary = rotary_table(tuple(range(x.shape[1])), self.head_dim, x.device)
         x = self.inp_mapping(x)
         blocks, last = (self.get_submodule(name) for name in self.names)
@@ -116,65 +119,8 @@ class FrameTransformer(nn.Module):
         return last(x)
 
 
-def resize(x: Float[Tensor, "B T C"], frames: int, mode: str) -> Float[Tensor, "B t C"]:
-    """Over time, by PyTorch's `area` or `linear` interpolation."""
-    return x if x.shape[1] == frames else F.interpolate(x.mT, frames, mode=mode).mT
-
-
-def to_codes(bits: Tensor) -> Float[Tensor, "B L C"]:
-    return (bits.float() * 2 - 1) / math.sqrt(bits.shape[-1])
-
-
-def scale_slices(scales: Scales) -> list[slice]:
-    return [slice(end - size, end) for end, size in zip(accumulate(scales), scales, strict=True)]
-
-
-def quantize(latent: Float[Tensor, "B T C"], scales: Scales, flips: Bool[Tensor, "B F C"] | None = None) -> Quantized:
-    """Residual binary spherical quantisation; flipped codes feed the next residual, targets are the bits before."""
-    frames, residual, features = latent.shape[1], latent, torch.zeros_like(latent)
-    bits, flipped_bits, losses = [], [], []
-    for scale, tokens in zip(scales, scale_slices(scales), strict=True):
-        z = F.normalize(resize(residual, scale, "area"), dim=-1)
-        bit = z > 0
-        flipped = bit if flips is None or scale == scales[-1] else bit ^ flips[:, tokens]
-        code = to_codes(flipped)
-        features = features + resize(z + (code - z).detach(), frames, "linear")
-        residual = residual - resize(code, frames, "linear")
-        bits.append(bit)
-        flipped_bits.append(flipped)
-        losses.append(scale_loss(z, to_codes(bit)))
-    return Quantized(torch.cat(bits, 1), torch.cat(flipped_bits, 1), features, torch.stack(losses))
-
-
-def scale_loss(z: Float[Tensor, "B n C"], code: Float[Tensor, "B n C"]) -> Float[Tensor, ""]:
-    """Commitment and entropy of one scale."""
-    logit = 400 * z / math.sqrt(z.shape[-1])
-    p, q = torch.sigmoid(-logit), torch.sigmoid(logit)
-
-    def entropy(p: Tensor, q: Tensor) -> Tensor:
-        return -(p * torch.log(p + 1e-8) + q * torch.log(q + 1e-8)).sum(-1)
-
-    entropies = entropy(p, q).mean() - entropy(p.mean((0, 1)), q.mean((0, 1)))
-    return 0.2 * (code - z).square().sum(-1).mean() + 0.1 * entropies / 100
-
-
-def full_features(bits: Tensor, scales: Scales) -> Float[Tensor, "B T C"]:
-    codes = to_codes(bits)
-    return sum(resize(codes[:, tokens], scales[-1], "linear") for tokens in scale_slices(scales))
-
-
-def next_scale_inputs(bits: Tensor, scales: Scales) -> Float[Tensor, "B I C"]:
-    """Inputs of scales 1..K-1 as far as they follow from `bits`, which may hold the first scales only."""
-    codes, features, inputs = to_codes(bits), 0, []
-    for tokens, next_scale in zip(scale_slices(scales), scales[1:], strict=False):
-        if tokens.stop <= bits.shape[1]:
-            features = features + resize(codes[:, tokens], scales[-1], "linear")
-            inputs.append(resize(features, next_scale, "area"))
-    return torch.cat(inputs, 1)
-
-
 class TorchReferenceCodec(nn.Module):
-    """Motion windows to bits and back; motion is un-normalised in and out."""
+    """The codec: motion windows to bits and back; motion is un-normalised in and out."""
 
     def __init__(self, *, motion_dim: int, code_dim: int, scales: Scales, width: int, depth: int, num_heads: int):
         super().__init__()
@@ -188,20 +134,24 @@ class TorchReferenceCodec(nn.Module):
         self.scales, self.code_dim = scales, code_dim
 
     def quantize(self, motion: Float[Tensor, "B T M"], flips: Bool[Tensor, "B F C"] | None = None) -> Quantized:
+        """Quantises motion windows; `flips` changes bits of all scales but the last."""
         return quantize(self.encoder((motion - self.motion_mean) / (self.motion_std + 1e-8)), self.scales, flips)
 
     def features(self, motion: Float[Tensor, "B T M"]) -> Float[Tensor, "B T C"]:
+        """Returns the quantised features of motion windows."""
         return full_features(self.quantize(motion).bits, self.scales)
 
     def decode(self, features: Float[Tensor, "B T C"]) -> Float[Tensor, "B T M"]:
+        """Returns the motion of quantised features."""
         return self.decoder(features) * self.motion_std + self.motion_mean
 
     def forward(self, motion: Float[Tensor, "B T M"]) -> tuple[Tensor, Quantized]:
+        """Returns reconstructed motion, and the quantisation."""
         quantized = self.quantize(motion)
         return self.decode(quantized.features), quantized
 
     def reconstruct(self, motion: Float[Tensor, "B T M"]) -> Float[Tensor, "B T M"]:
-        """Motion of any length, window by window; the last is padded with zero motion."""
+        """Reconstructs motion of any length by windows; the last is padded with zero motion."""
         padded = F.pad(motion, (0, 0, 0, -motion.shape[1] % self.scales[-1]))
         pred, _ = self(padded.reshape(-1, self.scales[-1], motion.shape[-1]))
         return pred.reshape(padded.shape)[:, : motion.shape[1]]
@@ -210,12 +160,18 @@ class TorchReferenceCodec(nn.Module):
         self,
         motion: Float[Tensor, "B T M"],
         vertices: Callable[[Tensor], Tensor] | None = None,
-        lips: Any = None,
+        lips: Int[np.ndarray, " n"] | Int[Tensor, " n"] | None = None,
         weights: Mapping[str, float] = LOSS_WEIGHTS,
     ) -> dict[str, Tensor]:
-        """Weighted terms; their sum is the loss. `vertices` maps motion to a face without head
-        rotation in metres, [B, T, V, 3], and `lips` lists its lip vertices; without them there are
-        no mesh terms."""
+        """Returns the weighted terms, whose sum is the loss.
+
+        Args:
+            motion: Windows of motion.
+            vertices: Maps motion to a face without head rotation in metres, [B, T, V, 3]. None:
+                there are no mesh terms.
+            lips: The face's lip vertices; needed with `vertices`.
+            weights: The weight of each term.
+        """
         pred, quantized = self(motion)
         error = pred - motion
         velocity, target_velocity = (x[..., HEAD_AND_JAW].diff(dim=1) for x in (pred, motion))
@@ -233,6 +189,8 @@ class TorchReferenceCodec(nn.Module):
 
 
 class Block(nn.Module):
+    """A block of the generator: self-attention, audio attentions, feed-forward."""
+
     def __init__(self, dim: int, num_heads: int, audio_dim: int | None, one_audio: bool, drop_path_rate: float):
         super().__init__()
         self.self_attn = SelfAttention(dim, num_heads, 1e-6)
@@ -247,13 +205,14 @@ class Block(nn.Module):
         self.audio_attns = ("audio_attn",) if one_audio else ("self_audio_attn", "other_audio_attn")
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor, tracks: list[Tensor], audio_rotary: Tensor) -> Tensor:
+        """Returns the tokens [B, L, D] after the block; `tracks` are audio features [B, A, E]."""
         x = x + self.drop_path(self.self_attn(x, rotary, mask))
         for name, track in zip(self.audio_attns, tracks, strict=False):
             x = x + self.drop_path(self.get_submodule(name)(x, track, rotary, audio_rotary))
         return x + self.drop_path(self.ffn(x))
 
     def drop_path(self, x: Tensor) -> Tensor:
-        """In training drops a sample's residual branch; the kept ones are scaled up."""
+        """Drops residual branches of whole samples in training and scales up the others."""
         if not self.training or self.drop_path_rate == 0:
             return x
         keep = 1 - self.drop_path_rate
@@ -283,6 +242,7 @@ class Blocks(nn.Module):
         self.positions = tuple(np.concatenate([np.arange(2 * frames), *points]).astype(int).tolist())
 
     def forward(self, style: Tensor, prev: Tensor, tokens: Tensor, tracks: list[Tensor]) -> Tensor:
+        """Returns the scale tokens after all blocks."""
         tokens = tokens + self.lvl_embed(self.levels[: tokens.shape[1]])
         x = torch.cat([style + self.style_pos, prev + self.prev_pos, tokens], 1)
         rotary = rotary_table(self.positions, self.head_dim, x.device)[:, : x.shape[1]]
@@ -298,14 +258,17 @@ class Blocks(nn.Module):
 
 
 def learned(*shape: int) -> nn.Parameter:
+    """Returns a learned embedding, drawn from a truncated normal distribution."""
     value = torch.empty(shape)
     return nn.Parameter(nn.init.trunc_normal_(value, std=math.sqrt(1 / shape[-1] / 3), a=-2, b=2))
 
 
 class TorchReferenceGenerator(nn.Module):
-    """Prior, and with `audio_dim` the dialogue; `audio_condition` is one of
-    `motion.AUDIO_CONDITIONS`. `audio_encoder` maps audio [B, N] to features [B, A, E]; files of the
-    release leave it out, so it is set after loading."""
+    """The prior, and with `audio_dim` the dialogue model.
+
+    `audio_condition` is one of `motion.AUDIO_CONDITIONS`. `audio_encoder` maps audio [B, N] to
+    features [B, A, E]; files of the release leave it out, so it is set after loading.
+    """
 
     def __init__(
         self,
@@ -334,41 +297,50 @@ class TorchReferenceGenerator(nn.Module):
         own: Float[Tensor, "B A E"] | None = None,
         other: Float[Tensor, "B A E"] | None = None,
     ) -> Float[Tensor, "B L C 2"]:
-        """Logits of the scales that `inputs` reach (none: the first alone), from full features and
-        audio features; one audio alone is `own`."""
+        """Returns logits of the scales that `inputs` reach, at least of the first.
+
+        `style` and `prev` are full features, `own` and `other` audio features; a single track is
+        `own`.
+        """
         tracks = [track for track in (own, other) if track is not None]
         tokens = torch.cat([self.sos_embed.expand(len(style), 1, -1), self.code_token_embed(inputs)], 1)
         x = self.attn_blocks(self.code_token_embed(style), self.code_token_embed(prev), tokens, tracks)
         return self.logits_head(x).unflatten(-1, (-1, 2))
 
-    def hear(self, audio: Float[Tensor, "B P N"]) -> list[Tensor]:
-        """What the people of pairs (all first ones, then all second ones) hear, for each cross-attention."""
+    def encode_audio(self, audio: Float[Tensor, "B P N"]) -> list[Tensor]:
+        """Returns the audio features of each cross-attention for the people of pairs.
+
+        All first people come before all second ones.
+        """
         if self.audio_condition == "mixed":
             return [self.audio_encoder(audio.sum(1)).repeat(2, 1, 1)]
         own = self.audio_encoder(torch.cat(audio.unbind(1)))
         return [own] if self.audio_condition == "own" else [own, torch.cat(own.chunk(2)[::-1])]
 
     def teacher_forced(self, batch: Mapping[str, Tensor], noise: StepNoise | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, L, C, 2] and target bits [B, L, C]. Pairs ([B, 2, ...]) become 2B people, first all first ones."""
+        """Returns logits [B, L, C, 2] and target bits [B, L, C].
+
+        Pairs ([B, 2, ...]) become 2B people; all first people come before all second ones.
+        """
         motion, prev, style = (batch[name] for name in ("motion", "prev", "style"))
-        heard: list[Tensor] = []
+        tracks_of_audio: list[Tensor] = []
         with torch.no_grad():
             if motion.ndim == 4:
                 motion, prev, style = (torch.cat(x.unbind(1)) for x in (motion, prev, style))
             if self.audio_dim is not None:
-                heard = self.hear(batch["audio"])
+                tracks_of_audio = self.encode_audio(batch["audio"])
             if noise is not None:
                 style, prev = style * ~noise.drop_style, prev * ~noise.drop_prev
                 drops = noise.drop_own, noise.drop_other
-                heard = [x * ~drop for x, drop in zip(heard, drops, strict=False)]
+                tracks_of_audio = [x * ~drop for x, drop in zip(tracks_of_audio, drops, strict=False)]
             codec = self.base_codec
             quantized = codec.quantize(motion, None if noise is None else noise.flips)
             inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
             style, prev = codec.features(style), codec.features(prev)
-        return self(style, prev, inputs, *heard), quantized.bits
+        return self(style, prev, inputs, *tracks_of_audio), quantized.bits
 
     def loss(self, batch: Mapping[str, Tensor], noise: StepNoise | None = None) -> Float[Tensor, ""]:
-        """Mean cross-entropy of the window's bits in nats."""
+        """Returns the mean cross-entropy of the window's bits in nats."""
         logits, bits = self.teacher_forced(batch, noise)
         return F.cross_entropy(logits.flatten(0, -2), bits.long().flatten())
 
@@ -376,9 +348,11 @@ class TorchReferenceGenerator(nn.Module):
 def build_torch_reference(
     meta_cfg: Mapping[str, Any], audio_dim: int | None = None, audio_condition: str = ""
 ) -> TorchReferenceCodec | TorchReferenceGenerator:
-    """The model that a release `meta_cfg` describes, with fresh weights; `audio_dim` (1024 for
-    wav2vec2-xls-r-300m) stands in no config and makes a generator a dialogue; `audio_condition`
-    goes before the config's. Raises UserError naming every impossible size."""
+    """Builds the model that a release `meta_cfg` describes, with fresh weights.
+
+    `audio_dim` (1024 for wav2vec2-xls-r-300m) is in no config and makes a generator a dialogue;
+    `audio_condition` overrides the config's. Raises UserError naming every impossible size.
+    """
     sizes = model_sizes(meta_cfg)
     codec = TorchReferenceCodec(**sizes["codec"])
     if sizes["prior"] is None:
@@ -391,7 +365,7 @@ def build_torch_reference(
 def load_torch_reference(
     path: str | os.PathLike, audio_encoder: str | os.PathLike | None = None
 ) -> TorchReferenceCodec | TorchReferenceGenerator:
-    """The model of an exported or released .pt, or .safetensors with its JSON; in evaluation mode.
+    """Loads an exported or released .pt, or a .safetensors with its JSON, in evaluation mode.
 
     `audio_encoder` is a transformers folder of wav2vec2. No pickled code runs. Raises UserError, in
     one line, for a damaged file and for missing, unexpected or misshapen keys.

@@ -1,5 +1,7 @@
-"""The PyTorch reference at work as the release works, so that figures can be compared: training
-with noise and LoRA, and a decode that caches nothing."""
+"""Training and decoding with the PyTorch reference as the release does them.
+
+Noise and LoRA in training, and a decode that caches nothing, so that figures can be compared.
+"""
 
 from typing import NamedTuple
 
@@ -12,19 +14,18 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from unils_jax.benchmarks.torch_model import (
-    StepNoise,
-    TorchReferenceGenerator,
-    full_features,
-    next_scale_inputs,
-    scale_slices,
-)
+from unils_jax.benchmarks.torch_model import StepNoise, TorchReferenceGenerator
+from unils_jax.benchmarks.torch_quantizer import full_features, next_scale_inputs, scale_slices
 from unils_jax.face.flame import FlameAsset
 from unils_jax.motion import EXPRESSION, EYES, JAW, SAMPLES_PER_FRAME, WINDOW_SAMPLES
 
 
 class Decoded(NamedTuple):
-    """Motion [1, T, 108], and of every chunk the bits [W, L, C] and the logits [W, L, C, 2] that chose them."""
+    """The result of `decode`.
+
+    Motion is [1, T, 108]; every chunk has bits [W, L, C] and the logits [W, L, C, 2] that chose
+    them.
+    """
 
     motion: Tensor
     bits: Tensor
@@ -34,7 +35,7 @@ class Decoded(NamedTuple):
 def sample_noise(
     model: TorchReferenceGenerator, people: int, drop_rate: float = 0.1, max_flip_percent: int = 30
 ) -> StepNoise:
-    """A step's noise: every condition dropped alone, one flip rate a scale for the whole batch."""
+    """Draws a step's noise: each condition dropped alone, one flip rate a scale for the batch."""
     device, scales = model.sos_embed.device, model.base_codec.scales
     drops = [torch.rand(people, 1, 1, device=device) < drop_rate for _ in range(4)]
     rates = torch.randint(max_flip_percent + 1, (len(scales) - 1,), device=device) / 100
@@ -43,7 +44,10 @@ def sample_noise(
 
 
 class LoRALinear(nn.Linear):
-    """`Linear(x) + alpha/rank * B(A(dropout(x)))` with peft's names; weight and bias are the base's own."""
+    """A linear layer with an adapter: `Linear(x) + alpha/rank * B(A(dropout(x)))`.
+
+    Names are peft's; weight and bias are the base's.
+    """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
         device = base.weight.device
@@ -55,12 +59,16 @@ class LoRALinear(nn.Linear):
         self.dropout, self.scale = nn.Dropout(dropout), alpha / rank
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        """Returns the layer's output with the adapter's."""
         low_rank = self.lora_B["default"](self.lora_A["default"](self.dropout(x)))
         return super().forward(x) + self.scale * low_rank
 
 
 def add_lora(model: TorchReferenceGenerator, rank: int = 32, alpha: float = 32.0, dropout: float = 0.1) -> None:
-    """Stage 3, in place: adapters on every Linear of the prior; they and the audio attentions train, nothing else."""
+    """Prepares stage 3 in place: adapters on every Linear of the prior.
+
+    Only the adapters and the audio attentions train.
+    """
     blocks = model.attn_blocks.attn_blocks
     layers = [(model, "code_token_embed"), (model.logits_head, "1")]
     layers += [(block.self_attn, name) for block in blocks for name in ("to_qkv", "to_out")]
@@ -74,7 +82,10 @@ def add_lora(model: TorchReferenceGenerator, rank: int = 32, alpha: float = 32.0
 def make_optimizer(
     model: nn.Module, num_steps: int, rate: float = 1e-4, warmup: int = 1000, final: float = 0.1
 ) -> tuple[AdamW, LambdaLR]:
-    """AdamW on all that trains, and the schedule: a rise from a tenth, then a fall on a line to `final`."""
+    """Returns AdamW on all that trains, and the schedule.
+
+    The rate rises from `final` times its peak in `warmup` steps, then falls on a line to `final`.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -89,7 +100,7 @@ def make_optimizer(
 def train_step(
     model: nn.Module, optimizer: AdamW, schedule: LambdaLR, loss: Float[Tensor, ""], max_norm: float = 1.0
 ) -> Float[Tensor, ""]:
-    """One update by the gradient of `loss`, clipped; returns the gradient's norm before that."""
+    """Updates by the clipped gradient of `loss`; returns the gradient's norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = clip_grad_norm_((parameter for parameter in model.parameters() if parameter.requires_grad), max_norm)
@@ -100,13 +111,16 @@ def train_step(
 
 @torch.no_grad()
 def update_ema(ema: list[Tensor], model: nn.Module, decay: float = 0.9999) -> None:
-    """Moves the averages of all that trains, in the order of `model.parameters()`, towards it, in place."""
+    """Moves the averages of the trained tensors towards them, in place.
+
+    The averages are in the order of `model.parameters()`.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch._foreach_lerp_(ema, trained, 1 - decay)
 
 
 @torch.no_grad()
-def decode(
+def decode(  # noqa: PLR0913 (the settings of the release's decode)
     model: TorchReferenceGenerator,
     audio: Float[Tensor, "2 N"] | None = None,
     *,
@@ -118,11 +132,11 @@ def decode(
     top_p: float = 0.97,
     generator: torch.Generator | None = None,
 ) -> Decoded:
-    """The first person's motion from own and other audio, for ceil(N / 640) frames; `tau` 0 is greedy.
+    """Decodes the first person's motion from own and other audio, for ceil(N / 640) frames.
 
-    The release's way: one person at a time, every scale computes prefix, lower scales and audio
-    anew. The prior alone decodes `num_chunks` windows without audio, from a style clip that is its
-    first previous motion, too.
+    `tau` 0 is greedy. As in the release one person is decoded at a time, and every scale computes
+    prefix, lower scales and audio anew. The prior alone decodes `num_chunks` windows without audio,
+    from a style clip that is its first previous motion, too.
     """
     codec = model.base_codec
     zero = torch.zeros(1, codec.scales[-1], len(codec.motion_mean), device=codec.motion_mean.device)
@@ -134,16 +148,16 @@ def decode(
         padded = F.pad(audio, (0, num_chunks * WINDOW_SAMPLES - audio.shape[1]))
     chunks = []
     for index in range(num_chunks):
-        heard: list[Tensor] = []
+        tracks_of_audio: list[Tensor] = []
         if audio is not None:
             window = padded[:, index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
             tracks = window[None, :1] if model.audio_condition == "own" else window[None]
-            heard = [x[:1] for x in model.hear(tracks)]
-            heard = [torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in heard]
+            tracks_of_audio = [x[:1] for x in model.encode_audio(tracks)]
+            tracks_of_audio = [torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in tracks_of_audio]
         styles = torch.cat([style, zero]) if cfg > 1 else style
         prevs = torch.cat([prev, uncond_prev]) if cfg > 1 else prev
         conditions = codec.features(styles), codec.features(prevs)
-        bits, logits = _decode_window(model, conditions, heard, tau, cfg, top_p, generator)
+        bits, logits = _decode_window(model, conditions, tracks_of_audio, tau, cfg, top_p, generator)
         prev = uncond_prev = codec.decode(full_features(bits, codec.scales))
         chunks.append((prev, bits, logits))
     motion, bits, logits = (torch.cat(x) for x in zip(*chunks, strict=True))
@@ -152,7 +166,7 @@ def decode(
 
 
 def _decode_window(model, conditions, audio, tau, cfg, top_p, generator):
-    """Bits [1, L, C] of a window and the logits [1, L, C, 2] after guidance that chose them."""
+    """Returns bits [1, L, C] of a window and the guided logits [1, L, C, 2] that chose them."""
     scales, branches = model.base_codec.scales, len(conditions[0])
     inputs, chosen, chosen_by = conditions[0][:, :0], [], []
     for tokens in scale_slices(scales):
@@ -171,7 +185,7 @@ def _decode_window(model, conditions, audio, tau, cfg, top_p, generator):
 
 
 class Head:
-    """A head's constants on a device; called with motion [B, T, 108] it gives vertices [B, T, V, 3] in metres."""
+    """A head on a device, which maps motion [B, T, 108] to vertices [B, T, V, 3] in metres."""
 
     def __init__(self, asset: FlameAsset, device: torch.device):
         def tensor(array: np.ndarray) -> Tensor:
@@ -185,6 +199,7 @@ class Head:
         self.lips = tensor(asset.lips)
 
     def __call__(self, motion: Float[Tensor, "B T 108"]) -> Float[Tensor, "B T V 3"]:
+        """Returns vertices in metres, without head rotation."""
         flat = motion.flatten(0, 1)
         expression = flat[:, EXPRESSION][:, : self.num_expression]
         zero, eyes = torch.zeros_like(flat[:, :1]), flat[:, EYES]
@@ -202,7 +217,7 @@ class Head:
 
 
 def rotation_matrices(axis_angle: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Rodrigues with angle = ||r + 1e-8||."""
+    """Returns rotations by Rodrigues' formula with angle = ||r + 1e-8||."""
     angle = torch.linalg.vector_norm(axis_angle + 1e-8, dim=-1, keepdim=True)
     x, y, z = (axis_angle / angle).unbind(-1)
     zero = torch.zeros_like(x)

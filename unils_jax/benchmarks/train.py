@@ -27,8 +27,7 @@ from unils_jax.benchmarks.timing import (
 from unils_jax.benchmarks.trace import TRAIN_PARTS, as_shares, scope_seconds, shares_line
 from unils_jax.config import load_config, override
 from unils_jax.motion import (
-    DUALTALK_DIM,
-    KIND_MARK,
+    MOTION_56_DIM,
     MOTION_DIM,
     MOTION_KIND,
     PARTNER_FRAMES,
@@ -37,8 +36,8 @@ from unils_jax.motion import (
     WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import Objective, Start
-from unils_jax.systems.registry import STAGES, SYSTEMS
+from unils_jax.systems.base import Batch, Objective, Start
+from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count
 from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, replicated, shard_params, shardings
@@ -61,7 +60,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class RandomMotion:
-    """What a model that follows from its data takes from random ones: our motion of unknown people."""
+    """Stand-in for the data of a model that is fitted to them: our motion of unknown people."""
 
     num_identities: int
     kinds: Mapping[str, int] = field(default_factory=lambda: {MOTION_KIND: MOTION_DIM})
@@ -84,24 +83,24 @@ def random_data_config(name: str, batch_size: int | None, overrides: list[str]) 
     return run if fit is None else fit(run, RandomMotion(getattr(run.model, "num_identities", 0) or 1), Start())
 
 
-def random_batch(config: RunConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(config: RunConfig, seed: int = 0) -> Batch:
     """Returns a random batch of a stage: smooth motion and, where the stage reads audio, noise."""
     rng = np.random.default_rng(seed)
-    batch = {}
-    for name, shape in batch_shapes(config).items():
+    shapes, batch = batch_shapes(config), {}
+    for name, shape in shapes.items():
         if len(shape.shape) < 2 or name == "template":
             batch[name] = np.zeros(shape.shape, shape.dtype)
             continue
         # Motion is a random walk: the mesh losses and their gradients see plausible faces.
         draws = rng.standard_normal(shape.shape, np.float32)
         batch[name] = draws if name.endswith("audio") else 0.3 * draws.cumsum(-2, dtype=np.float32)
-    return batch
+    return Batch(batch, shapes.annotation)
 
 
-def batch_shapes(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: RunConfig) -> Batch:
     """Returns the shapes of a batch of the config's stage and size.
 
-    UniTalker's are pieces of our motion.
+    Speech clips are pieces of our motion.
     """
     windows, size = STAGES[config.stage].windows, config.data.batch_size
 
@@ -109,19 +108,19 @@ def batch_shapes(config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     if windows == "partners":
-        clip, audio = floats(size, PARTNER_FRAMES, DUALTALK_DIM), floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME)
-        return {"motion": clip, "partner_motion": clip, "audio": audio, "partner_audio": audio}
+        clip, audio = floats(size, PARTNER_FRAMES, MOTION_56_DIM), floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME)
+        return Batch({"motion": clip, "partner_motion": clip, "audio": audio, "partner_audio": audio})
     if windows == "speech":
-        return {
+        clips = {
             "motion": floats(size, PARTNER_FRAMES, MOTION_DIM),
             "audio": floats(size, PARTNER_FRAMES * SAMPLES_PER_FRAME),
             "template": floats(size, MOTION_DIM),
             "identity": jax.ShapeDtypeStruct((size,), jnp.int32),
-            f"{KIND_MARK}{MOTION_KIND}": floats(size, 0),
         }
+        return Batch(clips, MOTION_KIND)
     lead = (size, 2) if windows == "pair" else (size,)
     shapes = {name: floats(*lead, WINDOW_FRAMES, MOTION_DIM) for name in ("motion", "prev", "style")}
-    return shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {})
+    return Batch(shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {}))
 
 
 def compile_step(config: RunConfig, objective: Objective) -> Compiled:
@@ -131,7 +130,7 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     """
     stage, train = STAGES[config.stage], config.train
     mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
-    graphdef, shapes = abstract(SYSTEMS[config.system].builder(config.model))
+    graphdef, shapes = abstract(system_of_config(config.model).builder(config.model))
     trainable, frozen = stage.split(shapes)
     frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
@@ -259,7 +258,7 @@ def our_steps(
     key, mesh = jax.random.key(0), compiled.mesh
     if mesh is None:
         state = init_state(trainable, config.optimizer)
-        frozen, batch = jax.device_put((frozen, dict(batch)))
+        frozen, batch = jax.device_put((frozen, batch))
     else:
         state = init_state(shard_params(mesh, trainable), config.optimizer, mesh=mesh)
         frozen, batch, key = (

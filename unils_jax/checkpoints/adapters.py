@@ -1,8 +1,9 @@
-"""Adapters apart from their base: what the dialogue stage learnt, in a file of its own.
+"""Adapters apart from their base: what the dialogue stage learnt, in a separate file.
 
-The base is a prior with its codec, named by a hash of its weights and sizes; many adapters (a style or a language each)
-share one. An adapter file is a .safetensors with peft's names, LoRA factors and audio cross-attentions, and the
-vectors added to the audio; its metadata say the rest. Everything goes by paths of parameters.
+The base is a prior with its codec, named by a hash of its weights and sizes; many adapters (a style
+or a language each) share one. An adapter file is a .safetensors with peft's names, LoRA factors and
+audio cross-attentions, and the vectors added to the audio; its metadata hold the rest. Everything
+goes by paths of parameters.
 """
 
 import hashlib
@@ -36,35 +37,39 @@ METADATA = "unils_adapter"
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter file says beside its weights; `base` is `base_hash` of what it was trained on."""
+    """What an adapter file says in addition to its weights."""
 
     name: str
-    base: str
-    expression_basis: str
-    audio_dim: int
+    base: str  # `base_hash` of what it was trained on
+    expression_basis: str  # of the motion, one of `BASES`
+    audio_dim: int  # width of the audio features that it attends to
     lora: LoRAConfig
-    logmel: LogMelConfig | None = None
-    audio_condition: str = "pair"
+    logmel: LogMelConfig | None = None  # the front end; None: a published audio encoder
+    audio_condition: str = "pair"  # one of `AUDIO_CONDITIONS`
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`params` are all that the dialogue has and its base lacks, by path."""
+    """An adapter that was read or is to be written."""
 
     info: AdapterInfo
-    params: Params
+    params: Params  # all that the dialogue has and its base lacks, by path
 
 
 def split_adapter(params: Mapping[str, Any]) -> tuple[Params, Params]:
-    """(base, adapter) of a dialogue's unmerged parameters; the audio encoder is in neither."""
+    """Splits a dialogue's unmerged parameters into (base, adapter).
+
+    The audio encoder is in neither.
+    """
     base = {p: v for p, v in params.items() if not PATHS.fullmatch(p) and not p.startswith("audio_encoder/")}
     return base, {path: value for path, value in params.items() if PATHS.fullmatch(path)}
 
 
 def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
-    """SHA-256 of a base: the sizes of codec and prior and every weight but the adapter's.
+    """Returns the SHA-256 of a base.
 
-    Training a dialogue leaves its base as it was, so a prior and every dialogue trained from it have one hash.
+    It covers the sizes of codec and prior and every weight but the adapter's. Training a dialogue
+    leaves its base as it was, so a prior and every dialogue trained from it have one hash.
     """
     prior = asdict(config.prior.without_audio())
     del prior["audio_condition"]  # says nothing of a base
@@ -81,9 +86,10 @@ def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
 def save_adapter(
     path: str | os.PathLike, config: UniLSConfig, params: Mapping[str, Any], expression_basis: str, name: str
 ) -> Adapter:
-    """Writes the adapter of a dialogue with unmerged parameters, reads it back and compares before it appears.
+    """Writes the adapter of a dialogue with unmerged parameters.
 
-    Raises UserError where the parameters hold none, and where writing fails.
+    The file is read back and compared before it appears. Raises UserError where the parameters hold
+    no adapter, and where writing fails.
     """
     if not isinstance(config, UniLSConfig) or config.lora is None or config.stage != "dialogue":
         raise UserError(
@@ -110,7 +116,10 @@ def save_adapter(
 
 
 def read_adapter(path: str | os.PathLike) -> Adapter:
-    """An adapter file. Raises UserError where it is missing, damaged, or no adapter of this project."""
+    """Reads an adapter file.
+
+    Raises UserError where it is missing, damaged, or no adapter of this project.
+    """
     path = Path(path)
     tensors = read_tensors(path)
     try:
@@ -138,10 +147,11 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source: str) -> tuple[UniLSConfig, Params]:
-    """The dialogue of a base (a prior, or a dialogue whose own adapter goes) and an adapter, not merged.
+    """Builds the dialogue of a base and an adapter, not merged.
 
-    Raises UserError where the adapter was trained on another base and where a key is missing or misshapen; `source`
-    names the adapter in the message.
+    The base is a prior, or a dialogue, whose present adapter is dropped. Raises UserError where the
+    adapter was trained on another base and where a key is missing or misshapen; `source` names the
+    adapter in the message.
     """
     if not isinstance(config, UniLSConfig) or config.prior is None:
         raise UserError(
@@ -162,9 +172,10 @@ def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source:
 
 
 def find_adapter(checkpoint: Path, name_or_file: str | os.PathLike) -> Path:
-    """A .safetensors file, or by its name one in the folder `adapters` of a workdir or beside a file.
+    """Finds the file of an adapter, which is given as a .safetensors or by its name.
 
-    Raises UserError that lists the known names.
+    A name is looked up in the folder `adapters` of a workdir, or next to a checkpoint file. Raises
+    UserError that lists the known names.
     """
     path = Path(name_or_file)
     if path.suffix == ".safetensors":

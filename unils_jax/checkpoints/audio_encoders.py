@@ -20,8 +20,11 @@ from unils_jax.systems.unils.system import DEFAULT_ENCODER
 
 
 def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[Wav2Vec2Config | WavLMConfig, Params]:
-    """Sizes and parameters (paths under `audio_encoder/`) of a wav2vec2 of the stable-layer-norm family, or with family
-    `wavlm` of a WavLM of the base family."""
+    """Loads sizes and parameters (paths under `audio_encoder/`) of a published audio encoder.
+
+    It is a wav2vec2 of the stable-layer-norm family, or with family `wavlm` a WavLM of the base
+    family.
+    """
     folder = Path(name_or_folder)
     if not folder.exists():
         folder = _fetch(name_or_folder)
@@ -53,9 +56,14 @@ def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[W
 
 
 def _fetch(name: str) -> Path:
-    """A model's folder in the hub's local cache, fetched where there is a network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """Returns a model's folder in the hub's local cache, fetched where there is a network."""
+    # The hub's client imports an HTTP stack that only fetching needs.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (see above)
+    from huggingface_hub.errors import (  # noqa: PLC0415 (see above)
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors*", "pytorch_model.bin"]))
@@ -102,7 +110,8 @@ _COMMON = {
 }
 
 
-# What is built here of each model type: wav2vec2 with stable layer norm, WavLM's base family; and one to use.
+# By model type: the defaults, the fields that what is built here requires (wav2vec2 with stable
+# layer norm, WavLM's base family), and a model to use.
 _FAMILIES = {
     "wav2vec2": (
         WAV2VEC2_DEFAULTS,
@@ -122,12 +131,13 @@ _FAMILIES = {
 def read_transformers_folder(
     path: str | os.PathLike, family: str = "wav2vec2"
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(config, state dict) of a wav2vec2 or WavLM folder as transformers' `save_pretrained` writes it.
+    """Reads (config, state dict) of a wav2vec2 or WavLM folder of transformers' `save_pretrained`.
 
-    The config holds every field of `WAV2VEC2_DEFAULTS`, or `WAVLM_DEFAULTS`, checked. The weights come from
-    `model.safetensors`, from the files that `model.safetensors.index.json` lists, or from a `pytorch_model.bin` (read
-    like a `.pt`). Keys are as in the file; see `torch_keys.to_paths`. Raises UserError naming a missing file, or every
-    field that is not of the family that is built here.
+    The config holds every field of `WAV2VEC2_DEFAULTS`, or `WAVLM_DEFAULTS`, checked. The weights
+    come from `model.safetensors`, from the files that `model.safetensors.index.json` lists, or from
+    a `pytorch_model.bin` (read like a `.pt`). Keys are as in the file; see `torch_keys.to_paths`.
+    Raises UserError naming a missing file, or every field that is not of the family that is built
+    here.
     """
     path = Path(path)
     if not path.is_dir():
@@ -170,7 +180,7 @@ def _size_problems(config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _count(value: Any) -> bool:
+def _count(value: object) -> bool:
     return type(value) is int and 0 < value < 1 << 20
 
 

@@ -43,10 +43,10 @@ class Checkpoint:
         return merge(graphdef, {path: jnp.asarray(self.params[path]) for path in shapes})
 
     def select(self, *annotations: str) -> "Checkpoint":
-        """Returns the model of these annotations alone, of none: of the default one.
+        """Returns the model of these annotations alone; without any, of the default one.
 
-        The same checkpoint where the system has one kind of output. Raises UserError for an annotation
-        that the model lacks.
+        The same checkpoint is returned where the system has one kind of output. Raises UserError
+        for an annotation that the model lacks.
         """
         if self.system.select is None:
             return self
@@ -62,7 +62,8 @@ class Checkpoint:
     def with_adapter(self, adapter: str | os.PathLike, *, merge: bool = True) -> "Checkpoint":
         """Returns the dialogue that this base and an adapter file make; one base serves many.
 
-        The base is a prior, or a dialogue loaded with `merge=False`. Raises UserError for any other base.
+        The base is a prior, or a dialogue loaded with `merge=False`. Raises UserError for any other
+        base.
         """
         loaded = read_adapter(adapter)
         config, params = apply_adapter(self.config, self.params, loaded, str(adapter))

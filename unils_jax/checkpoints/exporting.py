@@ -1,7 +1,8 @@
-"""Our checkpoints as release files: keys, config tree and model card, written, read back and compared.
+"""Our checkpoints as release files: keys, config tree and model card, written and compared.
 
-A `.pt` is what the release's own code and `torch_model` load; a `.safetensors` with its JSON holds the same without
-pickle. torch is imported for a `.pt` only.
+A `.pt` is what the release's own code and `torch_model` load; a `.safetensors` with its JSON holds
+the same without pickle. Every file is read back after it was written. torch is imported for a `.pt`
+only.
 """
 
 import json
@@ -19,17 +20,17 @@ from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch, torch_views
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, install_hint
 from unils_jax.files import atomic_output, check_output
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the torch state dict, its config tree and, in words, what its users must be told."""
+    """The contents of an exported file."""
 
-    state: dict[str, np.ndarray]
-    meta_cfg: dict[str, Any]
-    warnings: list[str]
+    state: dict[str, np.ndarray]  # the torch state dict
+    meta_cfg: dict[str, Any]  # its config tree
+    warnings: list[str]  # what its users must know, in words
 
 
 def export(
@@ -42,16 +43,18 @@ def export(
 ) -> Exported:
     """Writes a `.pt` or a `.safetensors` with its JSON, and a model card, `<file name>.md`.
 
-    A `.pt` of a system whose release is a bare state dict has a JSON too. All files appear together,
-    after the weights were read back and found equal bit for bit. Raises UserError for another suffix,
-    an unwritable folder, weights that are not finite, and a `.pt` where torch is not installed.
+    A `.pt` of a system whose release is a bare state dict has a JSON too. All files appear
+    together, after the weights were read back and found equal bit for bit. Raises UserError for
+    another suffix, an unwritable folder, weights that are not finite, and a `.pt` where torch is
+    not installed.
 
     Args:
         checkpoint: The model; its adapters are merged.
         path: The file to write.
         license: Of the weights, for the model card; None says that none was stated.
         raw: Whether the weights are those of the last step, for the model card.
-        half: Rounds the weights to float16, half the bytes; what reads them computes in float32 anyway.
+        half: Rounds the weights to float16, half the bytes; what reads them computes in float32
+            anyway.
     """
     path = check_output(path, ".pt", ".safetensors")
     checkpoint = checkpoint.merged()
@@ -63,7 +66,8 @@ def export(
     except (KeyError, TypeError, AttributeError) as error:
         if checkpoint.run is None:
             raise
-        # The run's settings are a file's: of one that was cut the name of what is missing is the error.
+        # The run's settings come from a file: where it was cut, the error is the name of what is
+        # missing.
         raise UserError(
             f"{checkpoint.source['checkpoint']}: its config lacks {error}; copy the workdir again"
         ) from None
@@ -85,20 +89,25 @@ def export(
 
 
 def _rounded(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with parameters that float16 holds exactly, still float32. Values beyond its range become
-    infinite, which `release_contents` refuses."""
+    """Rounds the parameters to values that float16 holds exactly; they stay float32.
+
+    Values beyond its range become infinite, which `release_contents` refuses.
+    """
     with np.errstate(over="ignore"):
         params = {path: value.astype(np.float16).astype(np.float32) for path, value in checkpoint.params.items()}
     return replace(checkpoint, params=params)
 
 
 def card_path(path: Path) -> Path:
-    """Where the model card of an exported file stands: `dialogue.pt.md` beside `dialogue.pt`."""
+    """Returns the path of an exported file's model card: `dialogue.pt.md` next to `dialogue.pt`."""
     return path.with_name(f"{path.name}.md")
 
 
 def _check_config_beside(path: Path) -> None:
-    """Raises UserError where the JSON beside a .safetensors is somebody else's (a workdir's config.json, say)."""
+    """Raises UserError where the JSON next to a .safetensors is another file.
+
+    That is, where we did not write it: a workdir's config.json, say.
+    """
     beside = path.with_suffix(".json")
     try:
         ours = not beside.exists() or "MODEL" in json.loads(beside.read_text())
@@ -109,9 +118,14 @@ def _check_config_beside(path: Path) -> None:
 
 
 def release_contents(checkpoint: Checkpoint) -> Exported:
-    """State dict (contiguous float32, without the audio encoder) and config tree of a merged checkpoint."""
+    """Builds the state dict and the config tree of a merged checkpoint.
+
+    Arrays are contiguous float32; the audio encoder is left out. Raises UserError for values that
+    are not finite.
+    """
     params = {path: value for path, value in checkpoint.params.items() if not path.startswith("audio_encoder/")}
-    # Copies, not ascontiguousarray: that leaves odd strides on axes of length 1, and the bytes of a file should repeat.
+    # Copies, not ascontiguousarray: that leaves odd strides on axes of length 1, and the bytes of a
+    # file should repeat.
     views = sorted(torch_views(params, checkpoint.config.stage), key=lambda item: item[0])
     state = {key: np.array(view, np.float32, order="C") for key, view in views}
     state |= checkpoint.system.layout.tensors(checkpoint.config)
@@ -136,8 +150,11 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _as_json(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree as a file gives it back. A `.pt`'s, too: pickle writes a text that occurs twice by its identity, and
-    bytes should repeat."""
+    """Returns the tree as a JSON file gives it back.
+
+    A `.pt` holds that, too: pickle writes a text that occurs twice by its identity, and bytes
+    should repeat.
+    """
     return json.loads(json.dumps(tree))
 
 
@@ -157,13 +174,14 @@ def _write_bare_pt(path: Path, state: Mapping[str, np.ndarray], meta_cfg: Mappin
 
 def _torch_save(path: Path, layout: Callable[[dict], Any], state: Mapping[str, np.ndarray]) -> None:
     try:
-        import torch
+        import torch  # noqa: PLC0415 (an optional extra)
     except ImportError:
         raise UserError(
-            "writing a .pt needs PyTorch: pip install 'unils-jax[torch]', or name the output .safetensors"
+            f"writing a .pt needs PyTorch: {install_hint('torch')}, or name the output .safetensors"
         ) from None
     model = {key: torch.tensor(array) for key, array in state.items()}
-    # Through an open file, not by its name: torch writes the name into the archive, and bytes should repeat.
+    # Through an open file, not by its name: torch writes the name into the archive, and bytes
+    # should repeat.
     with open(path, "wb") as file:
         torch.save(layout(model), file)
 

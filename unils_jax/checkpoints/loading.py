@@ -1,4 +1,7 @@
-"""Any checkpoint -> a model: a workdir of ours, one step's folder, a release .pt, a .safetensors with its JSON."""
+"""Loading of any checkpoint as a model.
+
+It is a workdir of ours, one step's folder, a release .pt, or a .safetensors with its JSON.
+"""
 
 import logging
 import os
@@ -15,6 +18,7 @@ from unils_jax.checkpoints.workdir import _load_ours
 from unils_jax.errors import UserError
 from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
+from unils_jax.runtime import expand_home, refuse_url
 from unils_jax.systems.registry import system_of_keys
 
 log = logging.getLogger(__name__)
@@ -33,19 +37,22 @@ def load(
 ) -> Checkpoint:
     """Reads a checkpoint.
 
-    Raises UserError where the path is none of the known kinds or damaged, where keys or shapes do not
-    fit (all named at once), and where the checkpoint is not of `stage`.
+    Raises UserError where the path is none of the known kinds or damaged, where keys or shapes do
+    not fit (all named at once), and where the checkpoint is not of `stage`.
 
     Args:
-        path: A workdir, the folder of a step, a .pt or a .safetensors; None is the package's demo model.
+        path: A workdir, the folder of a step, a .pt or a .safetensors; None is the package's demo
+            model.
         audio_encoder: A transformers folder or a hub name, for models whose own files leave it out.
         stage: The kind of model that is needed, or several kinds; None takes any.
-        adapter: A .safetensors, or a name in the checkpoint's folder `adapters`, that makes a dialogue
-            of a base; None adds nothing.
+        adapter: A .safetensors, or a name in the checkpoint's folder `adapters`, that makes a
+            dialogue of a base; None adds nothing.
         merge: False leaves adapters apart from the kernels.
         raw: True takes a workdir's weights of the last step instead of the averaged ones.
     """
-    path = pretrained() if path is None else Path(path)
+    if path is not None:
+        refuse_url(path, "checkpoint")
+    path = pretrained() if path is None else Path(expand_home(os.fspath(path)))
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; give a workdir, a step's folder, a .pt or a .safetensors")
     if path.is_dir():
@@ -75,8 +82,9 @@ def load(
 
 
 def pretrained() -> Path:
-    """The demo model of this package: trained on synthetic conversations, log-mel front end, stand-in basis.
+    """Returns the path of this package's demo model.
 
+    It was trained on synthetic conversations, with the log-mel front end and the stand-in basis.
     Raises UserError where this copy of the package was installed without it.
     """
     if not PRETRAINED.is_file():

@@ -1,4 +1,7 @@
-"""The model card that goes with exported weights: what they are, their data and metrics, how to load, what to mind."""
+"""The model card that goes with exported weights.
+
+It says what they are, their data and metrics, how to load them, and what to mind.
+"""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +21,10 @@ languages of its training data; on others it is worse in ways that nobody has me
 
 
 def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = None, raw: bool = False) -> str:
-    """Writes Markdown for a checkpoint exported as `file_name`: facts of its run, without paths of this machine."""
+    """Writes Markdown for a checkpoint exported as `file_name`.
+
+    It holds facts of its run, without paths of this machine.
+    """
     card = checkpoint.system.card(checkpoint.config, checkpoint.expression_basis)
     sections = {
         "Data": f"{_data(checkpoint.run)}\n{card.data}",
@@ -60,7 +66,7 @@ def _training(checkpoint: Checkpoint, card: Card, raw: bool) -> str:
 
 
 def _metrics(checkpoint: Checkpoint) -> str:
-    """The last recorded values of the run up to the exported step."""
+    """Returns a table of the last recorded values of the run up to the exported step."""
     rows = last_metrics(Path(checkpoint.source["checkpoint"]), checkpoint.source.get("step"))
     if not rows:
         return "None are recorded with these weights; `unils evaluate` measures them."
@@ -74,7 +80,10 @@ def _metrics(checkpoint: Checkpoint) -> str:
 
 
 def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]]:
-    """The newest line of each split in the workdir's metrics.jsonl, not beyond `step`; empty where there is none."""
+    """Returns the newest line of each split in the workdir's metrics.jsonl, not beyond `step`.
+
+    It is empty where there is none.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for folder in (checkpoint, checkpoint.parent.parent):
         path = folder / "metrics.jsonl"
@@ -110,7 +119,7 @@ model = load("{file_name}"{encoder}).model
             + "\nA `.pt` is the bare state dict that the authors' PyTorch code loads; the config is the `.json`.\n"
         )
     return f"""{in_jax}
-In PyTorch (`pip install 'unils-jax[torch]'`), with the release's key names, strictly:
+In PyTorch (`pip install '.[torch]'` in a checkout), with the release's key names, strictly:
 
 ```python
 from unils_jax.benchmarks.torch_model import load_torch_reference

@@ -1,8 +1,8 @@
-"""The three sources of weights that PyTorch programs wrote; neither torch nor transformers is needed.
+"""Reads weights that PyTorch programs wrote, without torch or transformers.
 
-A release `.pt`, a `.safetensors` with its `meta_cfg` as JSON beside it, and a transformers folder of wav2vec2 or WavLM.
-No pickled code is run (see `torch_zip`), and what is returned is plain: arrays, and config trees of dict, list, text,
-numbers and None.
+The sources are a release `.pt` and a `.safetensors` with its `meta_cfg` as a JSON file of the same
+name. No pickled code is run (see `torch_zip`). The results are plain: arrays, and config trees of
+dict, list, text, numbers and None.
 """
 
 import json
@@ -23,12 +23,13 @@ MAX_CONFIG_DEPTH = 32
 
 
 def read_pt(path: str | os.PathLike) -> dict[str, Any]:
-    """A release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}; other entries are left out. A bare
-    state dict has the JSON beside it for `meta_cfg`, an empty one where there is none.
+    """Reads a release checkpoint: {"model": {torch key: array}, "meta_cfg": plain dict}.
 
-    Arrays keep their dtype (bfloat16 becomes float32) and are read-only; tied tensors share memory. Nothing that the
-    file names is imported or run. Raises UserError for a missing, truncated, damaged, legacy or TorchScript file, a
-    global outside `ALLOWED_GLOBALS`, a tensor that leaves its storage, and a layout other than the release's.
+    Other entries are left out. The `meta_cfg` of a bare state dict is the JSON file of the same
+    name, or empty where there is none. Arrays keep their dtype (bfloat16 becomes float32) and are
+    read-only; tied tensors share memory. Nothing that the file names is imported or run. Raises
+    UserError for a missing, truncated, damaged, legacy or TorchScript file, a global outside
+    `ALLOWED_GLOBALS`, a tensor that leaves its storage, and a layout other than the release's.
     """
     path = Path(path)
     with open_archive(path) as archive:
@@ -47,7 +48,7 @@ def read_pt(path: str | os.PathLike) -> dict[str, Any]:
         }
 
 
-def _is_bare(top: Any) -> bool:
+def _is_bare(top: object) -> bool:
     from unils_jax.systems.registry import SYSTEMS  # noqa: PLC0415 (importing the readers starts no JAX)
 
     if not isinstance(top, dict):
@@ -61,8 +62,11 @@ def _config_beside(path: Path) -> dict[str, Any]:
     return _read_json(beside, f"the config of {path.name}") if beside.exists() else {}
 
 
-def _plain(value: Any, name: str, seen: list[int], depth: int = 0) -> Any:
-    """A copy of a config tree made of dict, list, str, int, float, bool and None; UserError for anything else."""
+def _plain(value: object, name: str, seen: list[int], depth: int = 0) -> object:
+    """Returns a copy of a config tree of dict, list, str, int, float, bool and None.
+
+    Raises UserError for anything else, and for a tree that is too large or nested too deeply.
+    """
     seen[0] += 1
     if seen[0] > MAX_CONFIG_NODES or depth > MAX_CONFIG_DEPTH:
         raise UserError(f"{shown(name)} is nested too deeply or too large; use the config as published")
@@ -94,7 +98,10 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a .safetensors file by its key, bfloat16 as float32. Raises UserError for a broken file."""
+    """Returns the tensors of a .safetensors file by key, bfloat16 as float32.
+
+    Raises UserError for a broken file.
+    """
     if not path.is_file():
         raise UserError(f"cannot read {path}: no such file; check the path")
     try:
@@ -109,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
-    """The same as `read_pt` from `X.safetensors`, whose `meta_cfg` stands as JSON in `X.json` beside it.
+    """Reads what `read_pt` reads from `X.safetensors`, whose `meta_cfg` is the JSON file `X.json`.
 
     Raises UserError, naming the file, where either is missing or broken.
     """

@@ -1,8 +1,9 @@
-"""The releases' names in ours and ours in theirs, by the one table, and the sizes of a `meta_cfg`.
+"""The releases' names in ours and ours in theirs, by the one table.
 
-Our parameters are a flat dict, path -> array: `codec/encoder/blocks/0/self_attn/to_qkv/kernel`. Every `kernel` and
-LoRA factor is torch's `weight` with its axes reversed (linear [out, in] -> [in, out], convolution [out, in, width]
--> [width, in, out]); everything else keeps its shape. The table is read in both directions; no torch needed.
+Our parameters are a flat dict, path -> array: `codec/encoder/blocks/0/self_attn/to_qkv/kernel`.
+Every `kernel` and LoRA factor is torch's `weight` with its axes reversed (linear [out, in] -> [in,
+out], convolution [out, in, width] -> [width, in, out]); everything else keeps its shape. The table
+is read in both directions; no torch needed.
 """
 
 import logging
@@ -24,10 +25,10 @@ MAX_NAME_LENGTH = 160
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
-# `module.` only before a key: a model may have a part of that name. `_orig_mod` is no name for a part.
+# `module.` only before a key: a model may have a part of that name. `_orig_mod` names no part.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
-# What fine-tuned and pre-training files of wav2vec2 hold beside the encoder.
+# What fine-tuned and pre-training files of wav2vec2 hold in addition to the encoder.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
 
 
@@ -41,7 +42,7 @@ class _Rule:
 
 
 def _layouts() -> dict[str, TorchLayout]:
-    """Returns the layout of each kind of model; of several systems with the same kind the first one's."""
+    """Returns the layout of each kind of model; the first one's where several systems have it."""
     from unils_jax.systems.registry import SYSTEMS  # noqa: PLC0415 (importing the readers starts no JAX)
 
     layouts: dict[str, TorchLayout] = {}
@@ -88,7 +89,10 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _index(template: str, match: re.Match) -> int | None:
-    """The block's number, -1 where the template counts none, None where the number has the wrong parity."""
+    """Returns the block's number.
+
+    It is -1 where the template counts none, None where the number has the wrong parity.
+    """
     if "number" not in match.groupdict():
         return -1
     number = int(match["number"])
@@ -107,7 +111,10 @@ def _fill(template: str, index: int, match: re.Match) -> str:
 
 @lru_cache(maxsize=8192)
 def path_of(key: str, stage: str) -> tuple[str, bool] | None:
-    """Our path of torch's `key` and whether the axes are reversed; None where the table does not know the key."""
+    """Returns our path of torch's `key` and whether the axes are reversed.
+
+    None where the table does not know the key.
+    """
     for pattern, name in _aliases(stage):
         key = re.sub(pattern, name, key)
     for rule in _rules(stage):
@@ -120,7 +127,10 @@ def path_of(key: str, stage: str) -> tuple[str, bool] | None:
 
 @lru_cache(maxsize=8192)
 def key_of(path: str, stage: str) -> tuple[str, bool] | None:
-    """Torch's key of our `path` and whether the axes are reversed; None where the table does not know the path."""
+    """Returns torch's key of our `path` and whether the axes are reversed.
+
+    None where the table does not know the path.
+    """
     for rule in _rules(stage):
         match = rule.path_pattern.fullmatch(path)
         if match:
@@ -131,8 +141,8 @@ def key_of(path: str, stage: str) -> tuple[str, bool] | None:
 def is_ignored(key: str, stage: str) -> bool:
     """Returns True for keys that no parameter is read from.
 
-    Those are `IGNORED_HEADS`, which other uses of wav2vec2 put on the encoder, and what a system's own
-    files hold twice or use for nothing.
+    Those are `IGNORED_HEADS`, which other uses of wav2vec2 put on the encoder, and what a system's
+    own files hold twice or use for nothing.
     """
     if stage == ENCODER:
         return key.removeprefix("wav2vec2.").removeprefix("wavlm.").startswith(IGNORED_HEADS)
@@ -140,10 +150,11 @@ def is_ignored(key: str, stage: str) -> bool:
 
 
 def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
-    """Returns a state dict without the prefixes that PyTorch's wrappers put before keys, and says so.
+    """Returns a state dict without the prefixes of PyTorch's wrappers, and logs which.
 
-    They are `module.` (DistributedDataParallel, DataParallel) and `_orig_mod.` (torch.compile, also inside
-    a key where a part of the model was compiled). Raises UserError where two keys become one.
+    They are `module.` (DistributedDataParallel, DataParallel) and `_orig_mod.` (torch.compile, also
+    inside a key where a part of the model was compiled). Raises UserError where two keys become
+    one.
     """
     prefixes = {prefix for key in state for prefix in _WRAPPERS.findall(key)}
     if not prefixes:
@@ -164,16 +175,18 @@ def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
 
 
 def without_wrappers(key: str) -> str:
-    """Returns a key of a state dict as the model names it, without the prefixes of PyTorch's wrappers."""
+    """Returns a key as the model names it, without the prefixes of PyTorch's wrappers."""
     return _WRAPPERS.sub("", key)
 
 
 def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarray]:
-    """Our flat parameters from a torch state dict; kernels are views with reversed axes, nothing is copied.
+    """Returns our flat parameters from a torch state dict.
 
-    `stage` is a kind of model, or "audio_encoder"; the codec's keys stand bare in a codec's file and under `base_codec.` in the others.
-    Keys that the table does not know are kept under `unknown/<key>`, where `check_params` finds and names them.
-    Raises UserError where two keys name one parameter (a weight norm in both namings, say).
+    Kernels are views with reversed axes, nothing is copied. `stage` is a kind of model, or
+    "audio_encoder"; the codec's keys are bare in a codec's file and under `base_codec.` in the
+    others. Keys that the table does not know are kept under `unknown/<key>`, where `check_params`
+    finds and names them. Raises UserError where two keys name one parameter (a weight norm in both
+    namings, say).
     """
     params, origin = {}, {}
     for key, array in unwrapped(state).items():
@@ -189,7 +202,8 @@ def to_paths(state: Mapping[str, np.ndarray], stage: str) -> dict[str, np.ndarra
 def torch_views(params: Mapping[str, Any], stage: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (torch key, array in torch's layout) for every parameter, without copying.
 
-    Raises ValueError for paths that the stage's table does not know: the caller chooses what to write.
+    Raises ValueError for paths that the stage's table does not know: the caller chooses what to
+    write.
     """
     unknown = [path for path in params if key_of(path, stage) is None]
     if unknown:
@@ -200,18 +214,23 @@ def torch_views(params: Mapping[str, Any], stage: str) -> Iterator[tuple[str, np
 
 
 def to_torch(params: Mapping[str, Any], stage: str) -> dict[str, np.ndarray]:
-    """The torch state dict of our flat parameters (NumPy or JAX arrays), each array C-contiguous.
+    """Returns the torch state dict of our flat parameters, each array C-contiguous.
 
-    The inverse of `to_paths`, bit for bit; of several torch names for one parameter the newest is written.
+    The parameters are NumPy or JAX arrays. It is the inverse of `to_paths`, bit for bit; where
+    torch has several names for one parameter the newest is written.
     """
     return {key: np.asarray(view, order="C") for key, view in torch_views(params, stage)}
 
 
 def check_params(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], source: str) -> None:
-    """Raises one UserError naming every missing, unexpected and misshapen parameter of `found`, by torch's keys.
+    """Raises one UserError that names every missing, unexpected and misshapen parameter.
 
-    expected: path -> shape in our layout. found: path -> anything with a shape, as `to_paths` returns it.
-    source: the file's name for the message. At most ten names of each sort are spelt out, with the count of all.
+    At most ten names of each sort, torch's keys, are spelt out, with the count of all.
+
+    Args:
+        expected: Path -> shape in our layout.
+        found: Path -> anything with a shape, as `to_paths` returns it.
+        source: The file's name for the message.
     """
     if found.keys() == expected.keys() and all(tuple(found[p].shape) == tuple(s) for p, s in expected.items()):
         return

@@ -64,7 +64,11 @@ def _is_count(value: object) -> bool:
 
 
 def _rebuild_tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> _Tensor:
-    """Stands for `torch._utils._rebuild_tensor_v2`. Raises UserError where the window leaves its storage."""
+    """Replaces `torch._utils._rebuild_tensor_v2`.
+
+    Raises UserError where the window leaves its storage or repeats elements. Any argument may be of
+    any type, as the pickle has it.
+    """
     if not isinstance(storage, _Storage):
         raise UserError(f"holds a tensor without a storage; {RESAVE}")
     plain = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= MAX_NDIM
@@ -81,7 +85,7 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
 
 
 def _rebuild_parameter(tensor: object, *_: object) -> _Tensor:
-    """Stands for `torch._utils._rebuild_parameter`: a parameter is read as its tensor."""
+    """Replaces `torch._utils._rebuild_parameter`: a parameter is read as its tensor."""
     if not isinstance(tensor, _Tensor):
         raise UserError(f"holds a parameter without a tensor; {RESAVE}")
     return tensor
@@ -96,7 +100,7 @@ ALLOWED_GLOBALS: dict[tuple[str, str], object] = {
 
 
 class Archive:
-    """An open PyTorch zip file whose members are stored, distinct and together no larger than the file."""
+    """An open PyTorch zip file; members are stored, distinct and together no larger than it."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self.path, self.zip, self.file_bytes = path, archive, path.stat().st_size
@@ -126,7 +130,7 @@ class Archive:
             return restricted_load(file, ALLOWED_GLOBALS, self.storage, name=str(self.path), max_bytes=MAX_PICKLE_BYTES)
 
     def storage(self, pid: object) -> _Storage:
-        """Returns the storage that a persistent id names: ("storage", class, key, device, elements)."""
+        """Returns the storage of a persistent id ("storage", class, key, device, elements)."""
         if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[2], str)):
             raise UserError(f"refers to something other than a storage; {RESAVE}")
         _, dtype, key, _, numel = pid
@@ -141,7 +145,7 @@ class Archive:
         return _Storage(dtype, member, numel)
 
     def array(self, tensor: _Tensor) -> np.ndarray:
-        """Returns a read-only view of the bytes read; a copy for bfloat16 and for the other byte order."""
+        """Returns a read-only view of the bytes read, a copy for bfloat16 and other byte orders."""
         storage = tensor.storage
         if storage.member not in self.bytes_read:
             self.bytes_read[storage.member] = self.zip.read(storage.member)
@@ -197,7 +201,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 def state_dict(archive: Archive, value: object) -> dict[str, np.ndarray]:
-    """Returns the arrays of a pickled state dict by key. Raises UserError where it holds anything but tensors."""
+    """Returns the arrays of a state dict by key. Raises UserError for anything but tensors."""
     if not isinstance(value, dict) or not value:
         raise UserError(f"{archive.path} holds no state dict (a dict of tensors); use the file as published")
     wrong = [shown(key) for key, item in value.items() if type(key) is not str or not isinstance(item, _Tensor)]

@@ -13,9 +13,10 @@ import orbax.checkpoint as ocp
 from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_keys import check_params
 from unils_jax.config import from_dict
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.motion import BASES
 from unils_jax.nn.params import Params
+from unils_jax.runtime import local_path
 from unils_jax.systems.registry import SYSTEMS, current_run
 
 ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our checkpoints
@@ -34,7 +35,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     restored: Params = {}
     for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
-            restored |= read_item(step_folder.absolute() / item)
+            restored |= read_item(local_path(step_folder, "checkpoint").absolute() / item)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))
@@ -112,7 +113,7 @@ def _read_meta(step_folder: Path) -> Mapping[str, Any]:
 
 
 def _damaged(step_folder: Path, item: str, error: Exception) -> UserError:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(
-        f"checkpoint {step_folder} is incomplete or damaged at {item!r} ({text}); copy it again or use another step"
+        f"checkpoint {step_folder} is incomplete or damaged at {item!r} ({one_line(error)}); "
+        "copy it again or use another step"
     )

@@ -24,7 +24,7 @@ from unils_jax.files import check_output
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.nn.params import Params
 from unils_jax.training.config import make_objective
-from unils_jax.training.run import load_head
+from unils_jax.training.run import config_head
 
 EXAMPLE = """example:
   unils bench decode --config dialogue --against torch --threads 2 --json decode.json
@@ -256,11 +256,13 @@ def measure_decode(request: DecodeBenchRequest) -> Measured:
             config,
             params,
             decode_bench.cases(request.batch),
-            dtype=dtype,
-            against_torch=request.against == "torch" and dtype == "float32",
-            rounds=request.rounds,
-            latencies=request.latencies,
-            peak=described["matrix_peak"][dtype],
+            decode_bench.Measurement(
+                rounds=request.rounds,
+                latencies=request.latencies,
+                peak=described["matrix_peak"][dtype],
+                dtype=dtype,
+                against_torch=request.against == "torch" and dtype == "float32",
+            ),
         )
     what = request.checkpoint or f"random weights of {request.config or 'dialogue'}"
     result = {"bench": "decode", "model": what, "against": request.against, "machine": described, "cases": rows}
@@ -298,7 +300,7 @@ def measure_train(request: TrainBenchRequest) -> Measured:
     described = start(request, peaks=not request.aot)
     rows = []
     for config in configs:
-        objective = make_objective(config, load_head(config) if config.stage == "codec" else None)
+        objective = make_objective(config, config_head(config) if config.stage == "codec" else None)
         if request.aot:
             rows.append(train_bench.bench_aot(config, objective))
             continue

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion import verify as verification
 from data_pipelines.conversion.unitalker_pca import write_pca
+from data_pipelines.sources import FOLDERS
 from data_pipelines.sources.base import Source, folders_left_out
-from data_pipelines.sources.dualtalk import DualTalkSource
-from data_pipelines.sources.folder import FilesSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import PCA_FILE
 from data_pipelines.speech_loader import parse_sets
@@ -43,9 +42,6 @@ EXAMPLES = {
     "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",
     "stats": "unils data stats data/seamless data/talk --out stats.json",
 }
-# Layouts that are folders of files; the only other one, the release, is an LMDB with an index.
-FOLDERS = {"dualtalk": DualTalkSource, "files": FilesSource}
-
 log = logging.getLogger(__name__)
 
 
@@ -153,7 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "convert",
             run_convert,
             "any known source into a store; resumable",
-            "Converts the published release (LMDB and JSON index), a DualTalk folder, or a folder of .wav and motion\n"
+            "Converts the published release (LMDB and JSON index), a published folder, or one of .wav and motion\n"
             ".npz into a store. Run again after any interruption it goes on and ends in the same bytes. What cannot\n"
             "be used is left out and listed, with its hours, in conversion.json and CONVERSION.md of the store.",
         )

@@ -26,6 +26,7 @@ from unils_jax.cli.arguments import (
     readers_of,
 )
 from unils_jax.errors import UserError
+from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.inference import conversations
 from unils_jax.inference.program import Program, make_program
@@ -34,8 +35,8 @@ from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_KIND, load_motion, save_motion, smooth
 from unils_jax.outputs.annotations import read_template, save_annotation
-from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.video import render_video
+from unils_jax.runtime import only_writer
 from unils_jax.systems import decoding
 from unils_jax.systems.base import Generated, Inputs, Options, System
 from unils_jax.systems.registry import SYSTEMS, models_with_audio
@@ -200,7 +201,10 @@ def run(args: argparse.Namespace) -> None:
 def decode(request: DecodeRequest) -> None:
     """Decodes one conversation, or all of a folder or list, and prints a line."""
     if request.several:
-        decode_recordings(request, find_recordings(Path(request.audio)))
+        recordings, out = find_recordings(Path(request.audio)), Path(request.out)
+        check_output(out / f"{recordings[0].name}.npz", ".npz")
+        with only_writer(out / ".decode.lock", out):
+            decode_recordings(request, recordings)
     else:
         decode_one(request)
 
@@ -290,7 +294,6 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
 
     Raises UserError at the end, naming those whose files cannot be read.
     """
-    check_output(Path(request.out) / f"{recordings[0].name}.npz", ".npz")
     settings = {"sampling": request.sampling, "seed": request.seed}
     checkpoint = load_checkpoint(request)
     system = checkpoint.system

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unils_jax import __version__
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, install_hint
 
 ENCODER = "facebook/wav2vec2-xls-r-300m"
 FLAME_FILE = "generic_model.pkl"
@@ -100,7 +100,7 @@ def installed() -> Iterator[Finding]:
     found = {name: _version(name) for name in NEEDED}
     missing = [name for name, version in found.items() if version is None]
     text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    remedy = f"missing: {', '.join(missing)}; install with `pip install unils-jax`" if missing else ""
+    remedy = f"missing: {', '.join(missing)}; {install_hint()}" if missing else ""
     yield Finding(BROKEN if missing else OK, "libraries", text, remedy)
     for extra, names in EXTRAS.items():
         found = {name: _version(name) for name in names}
@@ -108,7 +108,7 @@ def installed() -> Iterator[Finding]:
             yield Finding(OK, f"extra {extra}", ", ".join(f"{name} {version}" for name, version in found.items()))
         else:
             missing = [name for name, version in found.items() if version is None]
-            remedy = f"pip install 'unils-jax[{extra}]'"
+            remedy = install_hint(extra)
             yield Finding(ABSENT, f"extra {extra}", f"{', '.join(missing)} not installed", remedy)
 
 
@@ -127,12 +127,12 @@ def devices() -> Iterator[Finding]:
 
         found = jax.devices()
     except Exception as error:  # whatever a broken driver raises is the finding
-        yield Finding(BROKEN, "JAX", f"finds no device ({str(error).splitlines()[0]})", "pip install 'unils-jax[cuda]'")
+        yield Finding(BROKEN, "JAX", f"finds no device ({str(error).splitlines()[0]})", install_hint("cuda"))
         return
     kinds = ", ".join(sorted({device.device_kind for device in found}))
     remedy = ""
     if found[0].platform == "cpu" and Path("/dev/nvidiactl").exists():
-        remedy = "there is an NVIDIA card that JAX does not see: pip install 'unils-jax[cuda]'"
+        remedy = f"there is an NVIDIA card that JAX does not see: {install_hint('cuda')}"
     yield Finding(ABSENT if remedy else OK, "JAX", f"{len(found)} x {found[0].platform} ({kinds})", remedy)
 
 
@@ -143,7 +143,7 @@ def pictures() -> Iterator[Finding]:
 
     backend = pick_backend()
     if backend == "numpy":
-        remedy = "for OpenGL: pip install 'unils-jax[render]' and, on Debian, apt-get install libegl1 libgl1-mesa-dri"
+        remedy = f"for OpenGL: {install_hint('render')} and, on Debian, apt-get install libegl1 libgl1-mesa-dri"
         yield Finding(ABSENT, "videos", "drawn in NumPy, slowly", remedy)
     else:
         yield Finding(OK, "videos", f"drawn with {graphics(backend)}")

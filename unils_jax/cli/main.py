@@ -5,12 +5,14 @@ Runs one command; a user's mistake becomes one line and exit status 2.
 
 import argparse
 import importlib
+import os
 import sys
+import tempfile
 from typing import NamedTuple, NoReturn
 
 from unils_jax import __version__
 from unils_jax.errors import UserError
-from unils_jax.runtime import prepare
+from unils_jax.runtime import disk_is_full, expand_home, no_room, prepare
 
 
 class Command(NamedTuple):
@@ -76,7 +78,23 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("unils: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not (told := outside(error)):
+            raise
+        print(f"unils: error: {told}", file=sys.stderr)
+        return 2
     return 0
+
+
+def outside(error: Exception) -> str:
+    """Returns one line for an error of the machine and not of the program; "" for any other."""
+    if disk_is_full(error):
+        name = getattr(error, "filename", None)
+        where = os.path.dirname(os.path.abspath(name)) if isinstance(name, str) else tempfile.gettempdir()
+        return f"cannot write {name or 'the output or a temporary file'}: {no_room(where)}"
+    if isinstance(error, UnicodeEncodeError) and "surrogates not allowed" in str(error):
+        return f"the name {ascii(error.object)[:200]} has bytes that are not UTF-8; rename the file or folder"
+    return ""
 
 
 def make_parser(argv: list[str]) -> tuple[Parser, "argparse._SubParsersAction[Parser]"]:
@@ -102,7 +120,7 @@ def parse(parser: Parser, commands: "argparse._SubParsersAction[Parser]", argv: 
 
     Where a command has a default `overrides`, it collects --config.a.b=value there.
     """
-    args, unknown = parser.parse_known_args(argv)
+    args, unknown = parser.parse_known_args([_with_home(word) for word in argv])
     # Settings of a config are many and nested, so that argparse cannot list them as flags.
     if hasattr(args, "overrides"):
         args.overrides = [word.removeprefix("--config.") for word in unknown if word.startswith("--config.")]
@@ -110,6 +128,12 @@ def parse(parser: Parser, commands: "argparse._SubParsersAction[Parser]", argv: 
     if unknown:
         commands.choices[args.command].error(f"unknown argument {unknown[0]}")
     return args
+
+
+def _with_home(word: str) -> str:
+    """Replaces a `~` behind `=`, which shells leave alone."""
+    flag, equals, value = word.partition("=")
+    return f"{flag}={expand_home(value)}" if word.startswith("--") and value.startswith("~") else word
 
 
 if __name__ == "__main__":

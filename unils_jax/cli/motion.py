@@ -12,6 +12,7 @@ from unils_jax.audio import read_audio, speaking_frames
 from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, add_people_arguments
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
+from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.motion import BASES, EYES, FPS, MotionFile, load_motion, save_motion, smooth
 from unils_jax.outputs import arkit
@@ -19,7 +20,6 @@ from unils_jax.outputs.gltf import write_glb
 from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk, write_dualtalk
 from unils_jax.outputs.live_link import write_live_link
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
-from unils_jax.outputs.rendering import load_head
 from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.tables import read_csv, write_csv
 from unils_jax.outputs.video import FULL_HD, render_video
@@ -227,7 +227,7 @@ def view(request: ViewRequest) -> None:
 
 @dataclass(frozen=True)
 class People:
-    """A motion file with what is shown beside it."""
+    """A motion file with the audio and names that are shown with it."""
 
     file: MotionFile
     truth: Float[np.ndarray, "Q U 108"] | None

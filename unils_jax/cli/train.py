@@ -4,13 +4,13 @@ import argparse
 import json
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import jax
 
 from unils_jax.cli.arguments import Request
 from unils_jax.config import load_config, override
 from unils_jax.errors import UserError
+from unils_jax.runtime import local_path
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
 from unils_jax.training.run import train
 
@@ -87,18 +87,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run, overrides=[])
 
 
+def _cache_folder(path: str) -> str:
+    # JAX knows buckets: as a path of this machine their address would lose a slash.
+    return path if "://" in path else str(local_path(path, "--compile_cache").absolute())
+
+
 def run(args: argparse.Namespace) -> None:
     """Trains a stage. Raises UserError for every mistake of the user before the first step.
 
     Exits with status 75 where a signal stopped the run after it had saved.
     """
     request = TrainRequest.from_args(args)
-    config, workdir = load_config(request.config), Path(request.workdir)
+    config, workdir = load_config(request.config), local_path(request.workdir, "--workdir")
     override(config, request.overrides)
     if request.several_processes and not request.dry_run:
         join(request.coordinator, request.process_id, request.num_processes)
     if request.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(request.compile_cache).absolute()))
+        jax.config.update("jax_compilation_cache_dir", _cache_folder(request.compile_cache))
     with PreemptionGuard() as stop:
         try:
             metrics = train(

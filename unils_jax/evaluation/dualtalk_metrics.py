@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from unils_jax.evaluation.statistics import correlation, frechet_distance, moments
-from unils_jax.motion import DUALTALK_GROUPS
+from unils_jax.motion import MOTION_56_GROUPS
 
 Frames = Float[np.ndarray, "T C"]
 
@@ -36,7 +36,7 @@ def dualtalk_metrics(
     """
     mask = np.ones(len(truth), bool) if mask is None else mask
     scores: dict[str, dict[str, float]] = {}
-    for group, channels in DUALTALK_GROUPS.items():
+    for group, channels in MOTION_56_GROUPS.items():
         p, g, r = (x[:, channels].astype(np.float64) for x in (prediction, truth, partner))
         # A step belongs to the mask where both of its frames do.
         step_mask = mask[1:] & mask[:-1]

@@ -1,10 +1,12 @@
-"""Named protocols of evaluation: who is scored on which frames, and under which conditions the model decodes.
+"""Named protocols of evaluation: the people and frames that are scored, and how the model decodes.
 
-Source of `unils-release`: the release's evaluation; see `Protocol` for what `unils-clean` changes and why.
+Source of `unils-release`: the release's evaluation; see `Protocol` for what `unils-clean` changes
+and why.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from flax import nnx
@@ -14,33 +16,39 @@ from data_pipelines.record import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
-from unils_jax.evaluation.scoring import Person
+from unils_jax.evaluation.scoring import Mesh, Person, score_person
+from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head
+from unils_jax.nn.params import Params, merge
+from unils_jax.outputs.video import render_video
 from unils_jax.systems.base import Inputs, Options, System
+from unils_jax.systems.registry import SYSTEMS
 
 MAX_LENGTH_DIFFERENCE_FRAMES = 25
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Who is scored, and how the model decodes. Common to all: whole sequences, previous motion zero, no smoothing.
+    """The people and frames that are scored, and how the model decodes them.
 
-    Head rotation of prediction and truth is `centred` per sequence (what that takes away is reported as `head_offset`)
-    or left as it is. `num_people` are scored of each conversation, the first ones. The style clip of a person is 100
-    frames of the truth: with `held_out_style` the first ones, which are then left out of the scores, otherwise the
-    middle of the very clip that is scored (the release's way, a small leak). The first seed is `seed`, further ones
-    count up from it; every conversation is decoded with the same seed, so that `unils decode --seed --people` gives the
+    All protocols decode whole sequences, with previous motion zero and without smoothing. Every
+    conversation is decoded with the same seed, so that `unils decode --seed --people` gives the
     motion that was scored.
     """
 
-    name: str
-    num_people: int
+    name: str  # key of PROTOCOLS
+    num_people: int  # people of each conversation that are scored, the first ones
+    # A person's style clip is 100 frames of the truth. True: the first ones, which are then left
+    # out of the scores. False: the middle of the very clip that is scored (the release's way, a
+    # small leak).
     held_out_style: bool
-    seed: int = 42
-    tau: float = 1.0
-    cfg: float = 1.5
-    top_p: float = 0.97
+    seed: int = 42  # the first one; further ones count up from it
+    tau: float = 1.0  # temperature; 0 is greedy
+    cfg: float = 1.5  # guidance; up to 1 is off
+    top_p: float = 0.97  # nucleus per bit
+    # True: head rotation of prediction and truth is centred per sequence, and what that takes away
+    # is reported as `head_offset`. False: it is left as it is.
     centred: bool = True
 
     @property
@@ -51,8 +59,8 @@ class Protocol:
     def settings(self, system: System | None) -> dict[str, object]:
         """Returns everything the protocol fixes, for the report.
 
-        Motion that no system of ours generates (None) has conditions of its own, and so has a system that
-        draws nothing.
+        A system that draws nothing gives its own conditions. Those of motion that no system of ours
+        generates (None) are not known: only what is scored is returned.
         """
         style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
         scored = {
@@ -81,23 +89,22 @@ PROTOCOLS = {
     for protocol in (
         Protocol("unils-release", num_people=1, held_out_style=False),
         Protocol("unils-clean", num_people=2, held_out_style=True),
-        Protocol("dualtalk", num_people=2, held_out_style=False, centred=False),
+        *(Protocol(system.name, **system.protocol) for system in SYSTEMS.values() if system.protocol),
     )
 }
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue to score, in float32: true motion, head rotation as the protocol has it and in `tracked` as it was;
-    style, centred; `audio [2, T * 640]` or None; `observed` says which channels of each person the truth has."""
+    """A dialogue to score, in float32."""
 
     name: str
-    motion: Float[np.ndarray, "2 T 108"]
-    style: Float[np.ndarray, "2 100 108"]
-    audio: Float[np.ndarray, "2 N"] | None
+    motion: Float[np.ndarray, "2 T 108"]  # the truth, head rotation as the protocol has it
+    style: Float[np.ndarray, "2 100 108"]  # centred
+    audio: Float[np.ndarray, "2 N"] | None  # 16 kHz, N = T * 640; None: the record has none
     speaking: Bool[np.ndarray, "2 T"]
-    observed: Bool[np.ndarray, "2 108"]
-    tracked: Float[np.ndarray, "2 T 108"]
+    observed: Bool[np.ndarray, "2 108"]  # the channels of each person that the truth has
+    tracked: Float[np.ndarray, "2 T 108"]  # `motion` with head rotation as it was tracked
 
 
 # A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
@@ -107,8 +114,11 @@ Predict = Callable[[Conversation, int], Float[np.ndarray, "P T 108"]]
 def skip_reason(
     record: dict[str, object], protocol: Protocol, *, needs_audio: bool, needs_partner: bool = False
 ) -> str | None:
-    """Why the protocol cannot score a record (as the store's manifest describes it); None where it can. With
-    `needs_partner` the motion of both people must be there."""
+    """Returns why the protocol cannot score a record; None where it can.
+
+    `record` is as the store's manifest describes it. With `needs_partner` the motion of both people
+    must be there.
+    """
     frames = int(record["frames"]) - protocol.first_frame
     if record["people"] != 2:
         return f"it holds {record['people']} person, a dialogue has 2"
@@ -126,7 +136,10 @@ def skip_reason(
 
 
 def conversation_of(record: Record, protocol: Protocol) -> Conversation:
-    """A record that is not `skip_reason`, with the protocol's style clip."""
+    """Builds the conversation of a record, with the protocol's style clip.
+
+    `skip_reason` must be None for the record.
+    """
     item = whole_sequence(record)
     motion, tracked = item["motion"].astype(np.float32), record.motion.astype(np.float32)
     style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
@@ -136,10 +149,11 @@ def conversation_of(record: Record, protocol: Protocol) -> Conversation:
 
 
 def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: str = "float32") -> Predict:
-    """Returns what generates motion of the people that the protocol scores, one conversation at a time.
+    """Returns a function that generates motion of the people that the protocol scores.
 
-    Of what a conversation holds, the system gets the inputs that it reads: both tracks, the style clips,
-    and the true motion of the partner as it was tracked. A system of several annotations predicts ours.
+    It takes one conversation at a time. The system gets those inputs of a conversation that it
+    reads: both tracks, the style clips, and the true motion of the partner as it was tracked. A
+    system of several annotations predicts ours.
     """
     people = protocol.num_people
     sampling = Sampling(protocol.tau, protocol.cfg, protocol.top_p)
@@ -162,11 +176,10 @@ def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: 
 def people_to_score(
     conversation: Conversation, prediction: Float[np.ndarray, "P T2 108"], protocol: Protocol
 ) -> list[Person]:
-    """The protocol's people and frames, prediction and truth cut to the shorter. Channels that the truth lacks are zero
-    in both.
+    """Returns the protocol's people and frames, prediction and truth cut to the shorter.
 
-    Raises UserError where the prediction holds too few people, differs from the truth by more than a second, or holds
-    NaN or infinite values.
+    Channels that the truth lacks are zero in both. Raises UserError where the prediction holds too
+    few people, differs from the truth by more than a second, or holds NaN or infinite values.
     """
     frames = conversation.motion.shape[1]
     problems = []
@@ -201,3 +214,58 @@ def people_to_score(
             )
         )
     return people
+
+
+# The release's validation during training: its protocol with stronger guidance.
+VALIDATION = Protocol("validation", num_people=1, held_out_style=False, cfg=2.0)
+
+
+# Figures of how much a motion moves, not of where it is.
+_DYNAMICS = ("FDD", "PDD", "JDD")
+
+
+def make_free_running_eval(
+    system: System,
+    graphdef: nnx.GraphDef,
+    conversations: list[Conversation],
+    *,
+    mesh: Mesh | None,
+    expression_basis: str,
+    clips: tuple[Path, FlameAsset] | None = None,
+) -> Callable[[int, Params], dict[str, float]]:
+    """Returns the function `free_running_eval(step, params) -> figures` of a prior or a dialogue.
+
+    It decodes the first person of every conversation free-running (dialogue: from both tracks'
+    audio; prior: from the style clip alone) and scores the motion with the metrics of the UniLS
+    family, as `unils/<role>/<name>`. Each figure is the mean over the conversations that define it.
+
+    Args:
+        system: The system that the model is of.
+        graphdef: The model's structure; `params` are all of its parameters.
+        conversations: What is decoded and scored.
+        mesh: The head to measure on; None leaves out the figures that need vertices.
+        expression_basis: The basis of the motion.
+        clips: A folder and a head; the first conversation is rendered into
+            `<folder>/step_<step>.mp4`. None renders nothing.
+    """
+
+    def free_running_eval(step: int, params: Params) -> dict[str, float]:
+        model = merge(graphdef, params)
+        predict = generate_with(system, model, VALIDATION)
+        rows: list[dict[str, float]] = []
+        for i, conversation in enumerate(conversations):
+            motion = predict(conversation, VALIDATION.seed)
+            for person in people_to_score(conversation, motion, VALIDATION):
+                figures = score_person(person, mesh, expression_basis)[0]
+                rows.append({name: value for name, value in figures.items() if name.startswith("unils/")})
+            if clips is not None and i == 0:
+                folder, head = clips
+                path = folder / f"step_{step}.mp4"
+                render_video(path, motion, head, conversation.audio, expression_basis=expression_basis)
+        # A prior's motion answers no audio: only how much it moves compares with the truth.
+        if model.audio_encoder is None:
+            rows = [{n: v for n, v in row.items() if n.endswith(_DYNAMICS)} for row in rows]
+        columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
+        return {name: float(np.mean(values)) for name, values in columns.items() if values}
+
+    return free_running_eval

@@ -21,7 +21,7 @@ from unils_jax.evaluation.dualtalk_metrics import dualtalk_metrics
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
-from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, dualtalk_channels
+from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, to_56_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name
 FID_CHANNELS = {"expression_fid": EXPRESSION, "pose_fid": HEAD}
@@ -98,7 +98,7 @@ def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tu
     figures, true = {}, {}
     for role, values in unils_metrics(person.prediction, person.truth, person.speaking, mesh).items():
         figures |= {f"unils/{role}/{name}": value for name, value in values.items()}
-    channels = [dualtalk_channels(x) for x in (person.prediction, person.truth, person.partner)]
+    channels = [to_56_channels(x) for x in (person.prediction, person.truth, person.partner)]
     for name, groups in dualtalk_metrics(*channels).items():
         target = true if name.startswith("true_") else figures
         name = name.removeprefix("true_")

@@ -1,4 +1,4 @@
-"""The FLAME head: reading the licensed model file without running it, and vertices from motion, in JAX.
+"""The FLAME head in JAX: vertices from motion.
 
 Source: Li et al. 2017 (FLAME), the published model file's layout, and the release's use of it:
 identity zero, neck zero, jaw and eyes padded to axis-angle. The joint regressor, blend shapes and
@@ -20,10 +20,10 @@ PARENTS = (-1, 0, 1, 1, 1)  # root, neck, jaw, left eye, right eye
 
 @dataclass(frozen=True, eq=False)
 class FlameAsset:
-    """A head: float32 arrays in metres, y up, z towards the viewer, x to the head's left. Hashable by identity.
+    """A head: float32 arrays in metres, y up, z towards the viewer, x to the head's left.
 
-    `lips` and `upper_face` list vertices; FLAME's lists repeat some, and the repeats count in means
-    over them.
+    It is hashable by identity. `lips` and `upper_face` list vertices; FLAME's lists repeat some,
+    and the repeats count in means over them.
     """
 
     v_template: Float[np.ndarray, "V 3"]
@@ -39,15 +39,17 @@ class FlameAsset:
 
     @functools.cached_property
     def skinning(self) -> "Skinning":
-        """The arrays that `vertices` works with, folded once per asset."""
+        """The folded arrays that `vertices` uses, made once per asset."""
         return fold(self.v_template, self.expression_basis, self.posedirs, self.j_regressor, self.weights)
 
 
 @dataclass(frozen=True, eq=False)
 class Skinning:
-    """Constants of the forward pass. The neck is never rotated, so it moves as the root does and
-    its pose correctives stay zero; trailing expression columns that are all zero and pose columns
-    that are all zero are left out."""
+    """The constants of the forward pass.
+
+    The neck is never rotated, so it moves as the root does and its pose correctives stay zero. Pose
+    columns and trailing expression columns that are all zero are left out.
+    """
 
     num_expression: int
     pose_columns: Int[np.ndarray, " q"]  # of the 27 of jaw, left eye, right eye
@@ -67,7 +69,15 @@ def fold(
     j_regressor: Float[np.ndarray, "5 V"],
     weights: Float[np.ndarray, "V 5"],
 ) -> Skinning:
-    """The constants of a head of any size, in metres; `basis` are the directions of its coefficients."""
+    """Folds a head of any size, in metres, into its constants.
+
+    Args:
+        v_template: Vertices at rest.
+        basis: Displacements of the vertices per unit of each coefficient.
+        posedirs: Displacements per entry of the rotations, less identity, of neck, jaw and eyes.
+        j_regressor: Weights that give the joints from the vertices.
+        weights: Skinning weights of root, neck, jaw, left eye and right eye.
+    """
     expression = basis.astype(np.float64)
     used = np.flatnonzero(np.abs(expression).max(axis=(0, 1)))
     num_expression = int(used[-1]) + 1 if used.size else 1
@@ -95,7 +105,10 @@ def _span(weights: Float[np.ndarray, " V"]) -> tuple[int, int]:
 
 
 def rotation_matrices(axis_angle: Float[Array, "*b 3"]) -> Float[Array, "*b 3 3"]:
-    """Rodrigues with angle = ||r + 1e-8||, as the release has it: finite, with finite gradients, at zero."""
+    """Returns rotations by Rodrigues' formula with the release's angle, ||r + 1e-8||.
+
+    They and their gradients are finite at zero.
+    """
     angle = jnp.linalg.norm(axis_angle + 1e-8, axis=-1, keepdims=True)
     x, y, z = jnp.moveaxis(axis_angle / angle, -1, 0)
     zero = jnp.zeros_like(x)
@@ -106,11 +119,12 @@ def rotation_matrices(axis_angle: Float[Array, "*b 3"]) -> Float[Array, "*b 3 3"
 
 
 def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation: bool) -> Float[Array, "*b V 3"]:
-    """Vertices in metres of un-normalised motion, identity and neck zero; without `head_rotation` the root stays put.
+    """Returns vertices in metres from un-normalised motion, with identity and neck zero.
 
-    With R_j the joint rotations, J_j the joints (they follow expression) and s the sum of a
-    vertex's weights, linear blend skinning of v is R_root [s (v - J_root) + sum_j w_j (R_j - I)(v -
-    J_j)] + s J_root over jaw and eyes. Differentiable; float32 throughout.
+    Without `head_rotation` the root stays unrotated. With R_j the joint rotations, J_j the joints
+    (they follow expression) and s the sum of a vertex's weights, linear blend skinning of v is
+    R_root [s (v - J_root) + sum_j w_j (R_j - I)(v - J_j)] + s J_root over jaw and eyes.
+    Differentiable; float32 throughout.
     """
     s = asset.skinning
     batch = motion.shape[:-1]
@@ -131,7 +145,10 @@ def vertices(asset: FlameAsset, motion: Float[Array, "*b 108"], *, head_rotation
 def parameter_vertices(
     skinning: Skinning, coefficients: Float[Array, "*b n"], jaw: Float[Array, "*b 3"]
 ) -> Float[Array, "*b V 3"]:
-    """Vertices in metres of coefficients of the folded basis and the jaw's axis-angle; root, neck and eyes zero."""
+    """Returns vertices in metres from coefficients of the folded basis and the jaw's axis-angle.
+
+    Root, neck and eyes are zero.
+    """
     batch, joints = jaw.shape[:-1], jnp.pad(jaw.reshape(-1, 1, 3), ((0, 0), (0, 2), (0, 0)))
     used = coefficients.reshape(len(joints), -1)[:, : skinning.num_expression].astype(jnp.float32)
     posed, _ = _pose(skinning, used, joints.astype(jnp.float32))
@@ -139,8 +156,10 @@ def parameter_vertices(
 
 
 def _pose(s: Skinning, expression: Array, axis_angles: Array) -> tuple[list[Array], Array]:
-    """Coordinate planes [B, V] with the root where it is, and where that is [B, 3], of [B, joint,
-    3] axis-angles of jaw and eyes."""
+    """Poses a head by axis-angles [B, joint, 3] of jaw and eyes, with the root unrotated.
+
+    Returns the coordinate planes [B, V] and the root joint's position [B, 3].
+    """
     turn = rotation_matrices(axis_angles) - jnp.eye(3)[None, None]  # [B, joint, 3, 3], less identity
     features = jnp.concatenate([expression, turn.reshape(-1, 27)[:, s.pose_columns]], axis=1)
     shaped = (features @ s.basis + s.template[None]).reshape(-1, 3, s.total_weight.size)
@@ -161,6 +180,6 @@ def _pose(s: Skinning, expression: Array, axis_angles: Array) -> tuple[list[Arra
 
 
 def _rotate(matrix: Array, planes: tuple[Array, Array, Array]) -> list[Array]:
-    """The planes [B, V] of the coordinates times a matrix [B, 3, 3]."""
+    """Rotates coordinate planes [B, V] by matrices [B, 3, 3]."""
     x, y, z = planes
     return [matrix[:, c, 0, None] * x + matrix[:, c, 1, None] * y + matrix[:, c, 2, None] * z for c in range(3)]

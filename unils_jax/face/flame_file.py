@@ -1,4 +1,4 @@
-"""The file of a FLAME model, read without executing anything in it."""
+"""Reads the licensed file of a FLAME model without executing anything in it."""
 
 import functools
 import json
@@ -6,7 +6,6 @@ import os
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -30,18 +29,18 @@ MAX_FILE_BYTES = 256 << 20  # the published file holds 55 MB
 
 
 class _Chumpy(Inert):
-    """Any chumpy object; only one that holds its values (`x`) becomes an array."""
+    """A chumpy object; one that holds its values (`x`) becomes an array, others are dropped."""
 
     __slots__ = ()
 
 
 class _Sparse(Inert):
-    """SciPy's csc matrix: `data`, `indices`, `indptr` and the shape in its state."""
+    """SciPy's csc matrix, with `data`, `indices`, `indptr` and the shape in its state."""
 
     __slots__ = ()
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], object] = {
     **NUMPY_GLOBALS,
     ("chumpy.ch", "Ch"): _Chumpy,
     ("chumpy.ch", "MatVecMult"): _Chumpy,
@@ -64,11 +63,11 @@ _SHAPES = {
 
 
 def load_flame(path: str | os.PathLike) -> FlameAsset:
-    """Reads `generic_model.pkl` of FLAME 2020, or an .npz of the same names (`J_regressor` dense), without chumpy.
+    """Reads `generic_model.pkl` of FLAME 2020, or an .npz of the same names, without chumpy.
 
-    Nothing in the pickle is executed. The lip and upper-face lists come with the package. Raises
-    UserError for a missing, damaged, hostile or oversized file and, all at once, for every array of
-    a wrong shape or range.
+    In an .npz `J_regressor` is dense. Nothing in the pickle is executed. The lip and upper-face
+    lists come with the package. Raises UserError for a missing, damaged, hostile or oversized file
+    and, all at once, for every array of a wrong shape or range.
     """
     arrays = _read_flame(Path(path))
     regions = flame_regions()
@@ -86,13 +85,13 @@ def load_flame(path: str | os.PathLike) -> FlameAsset:
 
 
 def load_parameter_head(path: str | os.PathLike) -> Skinning:
-    """The same file for `parameter_vertices`, with all 300 identity and 100 expression directions as coefficients."""
+    """Reads the same file for `parameter_vertices`, which takes 300 + 100 coefficients."""
     arrays = _read_flame(Path(path))
     return fold(*(_float32(arrays[n]) for n in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")))
 
 
 def _read_flame(path: Path) -> dict[str, np.ndarray]:
-    """The file's arrays, looked through. Raises UserError."""
+    """Returns the file's arrays by name. Raises UserError where one is missing or wrong."""
     if not path.is_file():
         raise UserError(
             f"FLAME file {path} does not exist; get generic_model.pkl of FLAME 2020 from flame.is.tue.mpg.de"
@@ -104,8 +103,9 @@ def _read_flame(path: Path) -> dict[str, np.ndarray]:
 
 @functools.cache
 def flame_regions() -> dict[str, Int[np.ndarray, " n"]]:
-    """Vertices on FLAME's topology: `lips`, `upper_face` (repeats count), `lips_core`, `upper_lip`, `lower_lip`.
+    """Returns lists of vertices on FLAME's topology by the name of the region.
 
+    The regions are `lips`, `upper_face` (repeats count), `lips_core`, `upper_lip` and `lower_lip`.
     Source: ARTalk (MIT; see THIRD_PARTY.md).
     """
     text = resources.files("unils_jax.face").joinpath("flame_regions.json").read_text()
@@ -142,8 +142,8 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
     return {name: _as_array(named[name]) for name in _SHAPES if name in named}
 
 
-def _as_array(value: Any) -> Any:
-    """The array in what the pickle holds under one name; None where there is none."""
+def _as_array(value: object) -> object:
+    """Returns the array in what the pickle holds under one name; None where there is none."""
     if isinstance(value, _Chumpy):
         value = value.state.get("x") if isinstance(value.state, dict) else None
     if isinstance(value, _Sparse):
@@ -151,8 +151,8 @@ def _as_array(value: Any) -> Any:
     return unwrap(value)
 
 
-def _dense(state: Any) -> np.ndarray | None:
-    """A csc matrix of the joint regressor's shape as a dense array, after checking its parts; None if they are off."""
+def _dense(state: object) -> np.ndarray | None:
+    """Returns the csc matrix of the joint regressor as a dense array; None where it is wrong."""
     state = state if isinstance(state, dict) else {}
     data, indices, indptr = (unwrap(state.get(name)) for name in ("data", "indices", "indptr"))
     parts = all(isinstance(part, np.ndarray) and part.ndim == 1 for part in (data, indices, indptr))
@@ -172,7 +172,7 @@ def _dense(state: Any) -> np.ndarray | None:
 
 
 def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raises one UserError naming every array that is missing, misshapen or out of range."""
+    """Raises one UserError that names every array that is missing, misshapen or out of range."""
     problems = []
     for name, shape in _SHAPES.items():
         array = arrays.get(name)

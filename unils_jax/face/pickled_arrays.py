@@ -15,13 +15,13 @@ _DTYPE_CODES = {"b1", *(f"{kind}{size}" for kind in "iu" for size in "1248"), "f
 
 
 class PickledDtype(Inert):
-    """`numpy.dtype` as pickled: a code such as 'f8', then the byte order. Numbers and booleans only."""
+    """A pickled `numpy.dtype` of numbers or booleans: a code such as 'f8', then the byte order."""
 
     __slots__ = ()
 
     @property
     def dtype(self) -> np.dtype:
-        """The NumPy dtype. Raises pickle.UnpicklingError for objects, strings, records and subclasses of numbers."""
+        """The NumPy dtype. Raises pickle.UnpicklingError for anything but plain numbers."""
         code = self.args[0] if self.args else None
         if not isinstance(code, str) or code.lstrip("<>|=") not in _DTYPE_CODES:
             shown = repr(code)[:40] if isinstance(code, str | int) else type(code).__name__
@@ -33,12 +33,12 @@ class PickledDtype(Inert):
 
 
 class PickledArray(Inert):
-    """`numpy.ndarray` as pickled; `array` is the checked array, a read-only view of the pickle's bytes."""
+    """A pickled `numpy.ndarray`; `array` is a checked, read-only view of the pickle's bytes."""
 
     __slots__ = ("array",)
 
     def set_state(self, state: object) -> None:
-        """Sets `array` from the five parts that NumPy pickles. Raises pickle.UnpicklingError for other states."""
+        """Sets `array` from NumPy's five parts. Raises pickle.UnpicklingError for other states."""
         if not (isinstance(state, tuple) and len(state) == 5):
             raise pickle.UnpicklingError("an array has a state of an unknown layout")
         _, shape, dtype, fortran, data = state
@@ -46,7 +46,10 @@ class PickledArray(Inert):
 
 
 def _array(data: object, dtype: object, shape: object, order: str) -> np.ndarray:
-    """Returns the array after checking that `data` holds exactly the elements that `shape` asks for."""
+    """Returns the array after checking that `data` holds exactly the elements of `shape`.
+
+    Any argument may be of any type, as the pickle has it. `order` is "C" or "F".
+    """
     if isinstance(data, str):  # Python 2 wrote the bytes as a string
         data = _encode(data)
     if not isinstance(data, bytes):
@@ -62,36 +65,36 @@ def _array(data: object, dtype: object, shape: object, order: str) -> np.ndarray
 
 
 def _reconstruct(*_: object) -> PickledArray:
-    """Stands for `numpy.core.multiarray._reconstruct`: an empty array; shape and data come with the state."""
+    """Replaces `numpy.core.multiarray._reconstruct`; shape and data come with the state."""
     return PickledArray()
 
 
 def _frombuffer(data: object, dtype: object, shape: object, order: object) -> PickledArray:
-    """Stands for `numpy.core.numeric._frombuffer`, which pickles of protocol 5 use."""
+    """Replaces `numpy.core.numeric._frombuffer`, which pickles of protocol 5 use."""
     made = PickledArray()
     made.array = _array(data, dtype, shape, "F" if order == "F" else "C")
     return made
 
 
 def _scalar(dtype: object, data: object) -> int | float | bool:
-    """Stands for `numpy.core.multiarray.scalar`: a plain Python number."""
+    """Replaces `numpy.core.multiarray.scalar` and returns a plain Python number."""
     return _array(data, dtype, (), "C").item()
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """Stands for `_codecs.encode` with the one encoding in which Python 3 writes bytes into old pickles."""
+    """Replaces `_codecs.encode` for latin1, in which Python 3 writes bytes into old pickles."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("_codecs.encode is read for text in latin1 only")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """Stands for `bytes()`, as old protocols write an empty array's data."""
+    """Replaces `bytes()`, as old protocols write an empty array's data."""
     return b""
 
 
 def _reconstructor(cls: object, *_: object) -> Inert:
-    """Stands for `copyreg._reconstructor`: an instance without state of one of our inert classes."""
+    """Replaces `copyreg._reconstructor` and returns a stateless instance of an inert class."""
     function = getattr(cls, "function", None)
     if not (isinstance(function, type) and issubclass(function, Inert)):
         raise pickle.UnpicklingError("copyreg._reconstructor is read for known classes only")

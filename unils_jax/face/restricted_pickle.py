@@ -1,4 +1,4 @@
-"""Reads pickles from untrusted files without running them: one unpickler for FLAME's `.pkl` and PyTorch's `.pt`.
+"""Reads pickles of untrusted files, FLAME's `.pkl` and PyTorch's `.pt`, without running them.
 
 A pickle reaches plain containers, numbers and text, the callables of an allow-list, and instances
 of `Inert`, which hold what was stored. File size, number of opcodes and depth are bounded.
@@ -9,7 +9,7 @@ import pickle
 import pickletools
 from collections.abc import Callable, Mapping
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 
 MAX_BYTES = 1 << 30
 MAX_OPCODES = 2_000_000
@@ -32,9 +32,10 @@ _KEYED = (pickle.SETITEM, pickle.SETITEMS, pickle.DICT)
 
 
 class Inert:
-    """An object of a foreign class, reduced to what was stored: constructor arguments in `args`, state in `state`.
+    """An object of a foreign class, reduced to what was stored.
 
-    A subclass stands for one class of the pickle; it may override `set_state` to check the state.
+    `args` are the constructor's arguments, `state` is what BUILD gives. A subclass stands for one
+    class of the pickle; it may override `set_state` to check the state.
     """
 
     __slots__ = ("args", "state")
@@ -48,7 +49,7 @@ class Inert:
 
 
 class Global:
-    """A callable of the allow-list as a pickle sees it: REDUCE and NEWOBJ call it, no opcode changes it."""
+    """A callable of the allow-list, which REDUCE and NEWOBJ call and no opcode changes."""
 
     __slots__ = ("function",)
 
@@ -71,7 +72,7 @@ class _Unpickler(pickle._Unpickler):
         self.kept: list[object] = []  # the containers, so that no id is used twice
 
     def find_class(self, module: str, name: str) -> object:
-        """Returns the stand-in for a global. Raises UserError naming a global that is not in the allow-list."""
+        """Returns the stand-in for a global. Raises UserError for one outside the allow-list."""
         if (module, name) not in self.allowed:
             shown = f"{module}.{name}"[:120]
             raise UserError(f"holds the forbidden global {shown!r} (never executed); use the file as published")
@@ -109,7 +110,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _checked(load: Callable[[_Unpickler], None], opcode: bytes) -> Callable[[_Unpickler], None]:
-    """Wraps the handler of an opcode that fills a container: bounds the depth and the kinds of keys."""
+    """Wraps an opcode that fills a container, so that depth and kinds of keys are bounded."""
     count = _FILLING[opcode]
 
     def checked_load(self: _Unpickler) -> None:
@@ -152,7 +153,7 @@ def restricted_load(
 
     Args:
         file: Open for reading, binary.
-        allowed: By (module, name) exactly as the file has them; Python 2's names are not translated.
+        allowed: By (module, name) as the file has them; Python 2's names are not translated.
             Callables must be safe with any arguments.
         persistent_load: Resolves references to objects outside the pickle; None refuses them.
         name: Names the file in errors.
@@ -169,8 +170,7 @@ def restricted_load(
     except UserError as error:
         raise UserError(f"{name} {error}") from None
     except Exception as error:  # a hostile pickle can make the unpickler raise nearly anything
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{name} is not a pickle that can be read ({detail}); get a fresh copy") from None
+        raise UserError(f"{name} is not a pickle that can be read ({one_line(error)}); get a fresh copy") from None
 
 
 def _scan(data: bytes) -> None:

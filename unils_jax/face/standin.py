@@ -1,4 +1,4 @@
-"""The stand-in head: a procedural FlameAsset for those who have no FLAME file, driven by the `standin` basis.
+"""The stand-in head: a procedural FlameAsset of the `standin` basis, for use without a FLAME file.
 
 Same array names, ranks and units as FLAME; its leading expression columns are the named shapes of
 `motion.STANDIN_SHAPES`, its own lip and upper-face lists stand where FLAME's do. NumPy and SciPy
@@ -20,7 +20,7 @@ ROOT, NECK = (0.0, -0.11, -0.025), (0.0, -0.08, -0.025)
 
 @functools.cache
 def standin_asset() -> FlameAsset:
-    """The stand-in head, built once. Its arrays are shared and read-only."""
+    """Returns the stand-in head, built once. Its arrays are shared and read-only."""
     mesh = sm.build_mesh()
     basis = np.zeros((len(mesh.points), 3, NUM_EXPRESSION))
     shapes = _shapes(mesh)
@@ -47,7 +47,11 @@ def standin_asset() -> FlameAsset:
 
 
 def _weights(mesh: sm.Mesh) -> np.ndarray:
-    """[V, 5]: eyeballs follow the eyes, chin and lower lip the jaw (half at the mouth's corners), the rest the neck."""
+    """Returns skinning weights [V, 5].
+
+    Eyeballs follow the eyes, chin and lower lip the jaw (half at the mouth's corners), the rest the
+    neck.
+    """
     x, y, z = np.abs(mesh.points[:, 0]), mesh.domain_y, mesh.points[:, 2]
     border = sm.MOUTH_Y + 0.036 * sm.smoothstep((x - 0.024) / 0.045)
     width = 0.006 + 0.6 * np.clip(x - 0.012, 0.0, None)  # wider to the sides: an open mouth is round
@@ -70,8 +74,10 @@ def joint_regressor(
     weights: Float[np.ndarray, "V 5"],
     joints: Float[np.ndarray, "5 3"],
 ) -> Float[np.ndarray, "5 V"]:
-    """The smallest weights that put the `joints` where they are asked for, on vertices no
-    expression moves: eyes on their eyeballs, the others on what follows neither jaw nor eyes."""
+    """Returns the smallest weights that give the `joints` from vertices that no expression moves.
+
+    The eyes use their eyeballs, the other joints the vertices that follow neither jaw nor eyes.
+    """
     unmoved = np.abs(basis).max(axis=(1, 2)) < 1e-6
     regressor = np.zeros((5, len(points)))
     for joint, place in enumerate(joints):
@@ -83,7 +89,7 @@ def joint_regressor(
 
 
 def _regions(mesh: sm.Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """The lips; and brows, lids, forehead and the bridge of the nose on the front."""
+    """Returns the lips, and the upper face: brows, lids, forehead and bridge of the nose."""
     x, y, z = mesh.points.T
     facial = (
         np.isin(mesh.part, (sm.SKIN, sm.BROW, sm.LASHES)) & (z > 0.03) & (y > -0.018) & (y < 0.07) & (np.abs(x) < 0.065)
@@ -92,7 +98,7 @@ def _regions(mesh: sm.Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shapes(mesh: sm.Mesh) -> dict[str, np.ndarray]:
-    """Displacements [V, 3] in metres of every named shape, fully expressed."""
+    """Returns displacements [V, 3] in metres of every named shape, fully expressed."""
     moving = np.isin(mesh.part, (sm.SKIN, sm.LIPS, sm.BAG, sm.BROW, sm.LASHES)) & (mesh.points[:, 2] > 0.02)
     shapes = {**_mouth_shapes(mesh), **_face_shapes(mesh)}
     shapes = {name: np.where(moving[:, None], shape, 0.0) for name, shape in shapes.items()}
@@ -100,7 +106,7 @@ def _shapes(mesh: sm.Mesh) -> dict[str, np.ndarray]:
 
 
 def _vector(amount: np.ndarray, x, y, z) -> np.ndarray:
-    """`amount` [V] times a displacement in millimetres, constant or [V]."""
+    """Returns `amount` [V] times a displacement in millimetres, constant or [V]."""
     return amount[:, None] * np.stack(np.broadcast_arrays(x, y, z, amount)[:3], axis=-1) * 1e-3
 
 
@@ -153,7 +159,11 @@ def _face_shapes(mesh: sm.Mesh) -> dict[str, np.ndarray]:
 
 
 def _lid_shapes(mesh: sm.Mesh, cheek_raise: np.ndarray) -> dict[str, np.ndarray]:
-    """Blinks move both lids' margins to the line where they meet; the others are parts of that, or its reverse."""
+    """Returns the lids' shapes.
+
+    Blinks move both margins to the line where they meet; the others are parts of that, or its
+    reverse.
+    """
     shut = mesh.closed - mesh.points
     left = (mesh.points[:, 0] > 0)[:, None]
     upper = (shut[:, 1] < 0)[:, None]

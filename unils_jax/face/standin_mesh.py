@@ -1,4 +1,4 @@
-"""The stand-in head's geometry: a closed skin with lips and lids laid in rings, and the parts inside and on it.
+"""The stand-in head's geometry: a closed skin with rings of lips and lids, and parts on it.
 
 The skin is triangulated as the convex hull of directions: rings around mouth and eyes, rows
 elsewhere. Every direction is then lifted to a super-ellipsoid and warped into a face. Metres; y up,
@@ -26,21 +26,24 @@ SKIN, LIPS, BAG, TEETH_UPPER, TEETH_LOWER, EYE_LEFT, EYE_RIGHT, BROW, LASHES, EA
 
 
 def smoothstep(x: np.ndarray) -> np.ndarray:
-    """0 below 0, 1 above 1, smooth between."""
+    """Rises smoothly from 0 at 0 to 1 at 1."""
     x = np.clip(x, 0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
 
 
 def bump(x: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """A bell of height 1 around 0."""
+    """Returns a bell of height 1 around 0."""
     return np.exp(-((x / width) ** 2))
 
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Vertices by part. `closed` is where a vertex lies with both eyes shut; `domain_y` its height
+    """A mesh with its parts.
+
+    `closed` is where a vertex lies with both eyes shut; `domain_y` its height
     before the lips were brought together (upper and lower lip are apart there); `polar` the angle
-    of eyeball vertices from the pupil."""
+    of eyeball vertices from the pupil.
+    """
 
     points: Float[np.ndarray, "V 3"]
     faces: Int[np.ndarray, "F 3"]
@@ -81,12 +84,12 @@ class _Builder:
         self._count += num
 
     def joined(self) -> Mesh:
-        """All pieces in one."""
+        """Returns all pieces as one mesh."""
         return Mesh(**{name: np.concatenate(arrays) for name, arrays in self._pieces.items()})
 
 
 def build_mesh() -> Mesh:
-    """The whole head, about 2,700 vertices; the same on every call."""
+    """Builds the whole head, about 2,700 vertices; the same on every call."""
     mesh = _Builder()
     _add_skin(mesh)
     _add_teeth(mesh)
@@ -100,26 +103,26 @@ def build_mesh() -> Mesh:
 
 
 def eye_centre(side: float) -> np.ndarray:
-    """The middle of an eyeball; `side` is 1 for the left eye, -1 for the right."""
+    """Returns the middle of an eyeball; `side` is 1 for the left eye, -1 for the right."""
     surface = warp(front(np.array([[side * EYE[0], EYE[1]]])))[0]
     return np.array([side * EYE[0], EYE[1], surface[2] - EYE_RADIUS + 0.0005])
 
 
 def front(xy: np.ndarray) -> np.ndarray:
-    """The points of the unwarped front that lie behind [n, 2] frontal coordinates."""
+    """Returns the points of the unwarped front that lie behind [n, 2] frontal coordinates."""
     q = np.abs(xy / HALF_AXES[:2]) ** ROUNDNESS
     z = HALF_AXES[2] * np.clip(1.0 - q.sum(axis=1), 0.0, None) ** (1 / ROUNDNESS)
     return np.column_stack([xy, z])
 
 
 def _lift(directions: np.ndarray) -> np.ndarray:
-    """The unwarped points in [n, 3] directions."""
+    """Returns the unwarped points in [n, 3] directions."""
     norm = (np.abs(directions) ** ROUNDNESS).sum(axis=1, keepdims=True) ** (1 / ROUNDNESS)
     return directions / norm * HALF_AXES
 
 
 def warp(base: np.ndarray) -> np.ndarray:
-    """From the super-ellipsoid to a face: jaw, skull, and the reliefs of nose, sockets, cheeks and chin."""
+    """Warps the super-ellipsoid to a face: jaw, skull, nose, sockets, cheeks and chin."""
     x, y, z = base.T.copy()
     forward = smoothstep(z / 0.05)
     x = x * (1.0 - 0.30 * smoothstep((-0.03 - y) / 0.09))
@@ -139,7 +142,10 @@ def warp(base: np.ndarray) -> np.ndarray:
 
 
 def _mouth_rings() -> tuple[np.ndarray, np.ndarray]:
-    """Frontal coordinates [rings, n, 2] from the slit outwards, and how much of each ring is lip (0 slit, 1 border)."""
+    """Returns frontal coordinates [rings, n, 2] from the slit outwards, and shares of lip.
+
+    The share of a ring is 0 at the slit and 1 at the border.
+    """
     t = 2 * np.pi * np.arange(LIP_POINTS) / LIP_POINTS
     cos, sin = np.cos(t), np.sin(t)
     upper = 0.0082 * np.abs(sin) ** 0.85 * (1.0 - 0.14 * bump(cos, 0.16))
@@ -152,7 +158,7 @@ def _mouth_rings() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _eye_rings(side: float) -> np.ndarray:
-    """Frontal coordinates [rings, n, 2] from the lid margin outwards."""
+    """Returns frontal coordinates [rings, n, 2] from the lid margin outwards."""
     t = 2 * np.pi * np.arange(LID_POINTS) / LID_POINTS
     cos, sin = np.cos(t), np.sin(t)
     rings = []
@@ -163,14 +169,20 @@ def _eye_rings(side: float) -> np.ndarray:
 
 
 def _lid_surface(xy: np.ndarray, side: float) -> np.ndarray:
-    """Depth of the lids over frontal coordinates: outside the eyeball everywhere, without its steep rim."""
+    """Returns the depth of the lids over frontal coordinates.
+
+    It is outside the eyeball everywhere, without its steep rim.
+    """
     centre = eye_centre(side)
     q = np.hypot(xy[:, 0] - centre[0], xy[:, 1] - centre[1]) / EYE_RADIUS
     return centre[2] + (EYE_RADIUS + LID_CLEARANCE) / (1.0 + 0.55 * q**2)
 
 
 def _rows() -> np.ndarray:
-    """Directions all over the head in rings around the face's middle, mirrored left to right, coarser at the back."""
+    """Returns directions all over the head in rings around the face's middle.
+
+    They are mirrored left to right, and coarser at the back.
+    """
     directions, theta = [np.array([[0.0, 0.0, 1.0]])], 0.0
     while True:
         step = np.deg2rad(np.interp(np.rad2deg(theta), [0, 60, 90, 180], [4.0, 4.6, 7.5, 10.0]))
@@ -185,7 +197,7 @@ def _rows() -> np.ndarray:
 
 
 def _background() -> np.ndarray:
-    """Unwarped points of the skin outside the rings: the rows, and a finer lattice on the nose."""
+    """Returns unwarped points of the skin outside the rings: rows, finer ones on the nose."""
     points = _lift(_rows())
     x, y = np.meshgrid(np.arange(-5, 6) * 0.0034, np.arange(-0.052, 0.016, 0.0034))
     nose = front(np.column_stack([x.ravel(), y.ravel()]))
@@ -237,7 +249,10 @@ def _add_skin(mesh: _Builder) -> None:
 
 
 def _skin_faces(base: np.ndarray, grids: list[tuple[int, tuple[int, ...]]]) -> np.ndarray:
-    """Strips between the rings of each grid (first vertex, (rings, points, 2)); a hull of directions for the rest."""
+    """Returns strips between the rings of each grid, and a hull of directions for the rest.
+
+    A grid is its first vertex and its shape (rings, points, 2).
+    """
     num_background = sum(rings * points for _, (rings, points, _) in grids)
     outer = [np.arange(first + (rings - 1) * points, first + rings * points) for first, (rings, points, _) in grids]
     chosen = np.concatenate([*outer, np.arange(num_background, len(base))])
@@ -268,7 +283,10 @@ def _shape_lips(points: np.ndarray, mouth: np.ndarray, lip: np.ndarray) -> np.nd
 
 
 def _shape_lids(points: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lays the inner rings over the eyeball; returns them open and shut. Both margins meet below the middle."""
+    """Lays the inner rings over the eyeball and returns them open and shut.
+
+    Both margins meet below the middle.
+    """
     rings = points.reshape(-1, LID_POINTS, 3).copy()
     sin = np.round(np.sin(2 * np.pi * np.arange(LID_POINTS) / LID_POINTS), 6)
     covers = 1.0 - smoothstep((np.arange(len(rings)) - CREASE + 1) / 3.0)
@@ -285,7 +303,7 @@ def _shape_lids(points: np.ndarray, side: float) -> tuple[np.ndarray, np.ndarray
 
 
 def grid_faces(rows: int, columns: int, *, closed: bool) -> np.ndarray:
-    """Triangles of a grid of `rows` by `columns` vertices; `closed` joins the last column to the first."""
+    """Returns triangles of a grid of vertices; `closed` joins the last column to the first."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns if closed else columns - 1), indexing="ij")
     a, b = r * columns + c, r * columns + (c + 1) % columns
     quads = np.stack([a, b, b + columns, a + columns], axis=-1).reshape(-1, 4)
@@ -293,7 +311,7 @@ def grid_faces(rows: int, columns: int, *, closed: bool) -> np.ndarray:
 
 
 def _add_tube(mesh: _Builder, part: int, rings: np.ndarray, *, closed=None, domain_y=None, flip: bool = False) -> None:
-    """A tube through rings [n, m, 3], its inside visible (outside with `flip`)."""
+    """Builds a tube through rings [n, m, 3], its inside visible (outside with `flip`)."""
     faces = grid_faces(rings.shape[0], rings.shape[1], closed=True)
     shut = None if closed is None else closed.reshape(-1, 3)
     mesh.add(part, rings.reshape(-1, 3), faces[:, ::-1] if flip else faces, shut, domain_y)
@@ -308,7 +326,10 @@ def _add_teeth(mesh: _Builder) -> None:
 
 
 def _eyeball() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A sphere around the origin, its pole (the pupil) at +z, with doubled rings at the edges of pupil and iris."""
+    """Builds a sphere around the origin, its pole (the pupil) at +z.
+
+    Rings are doubled at the edges of pupil and iris.
+    """
     polar = np.deg2rad([0, 11, 12.5, 20, 29, 30.5, 38, 48, 62, 80, 105, 135, 180])
     phi = 2 * np.pi * np.arange(16) / 16
     sin, cos = np.sin(polar)[:, None], np.cos(polar)[:, None]

@@ -1,7 +1,7 @@
 """What acts on a speech encoder in training: dropout, skipped layers and masked frames.
 
 wav2vec2 and WavLM share it, as transformers does. UniLS keeps its encoder frozen and without
-noise; DualTalk and UniTalker train theirs.
+noise; other systems train theirs.
 """
 
 from dataclasses import dataclass

@@ -60,11 +60,13 @@ class UniLSConfig:
             problems.append(f"a prior needs at least two codec.scales, got {self.codec.scales}")
         if self.prior is not None and self.prior.audio_condition not in AUDIO_CONDITIONS:
             problems.append(
-                f"prior.audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got {self.prior.audio_condition!r}"
+                f"prior.audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got "
+                f"{self.prior.audio_condition!r}"
             )
         elif self.prior is not None and self.prior.audio_dim is None and self.prior.audio_condition != "pair":
             problems.append(
-                f"prior.audio_condition is {self.prior.audio_condition!r}, but without prior.audio_dim there is no audio"
+                f"prior.audio_condition is {self.prior.audio_condition!r}, but without prior.audio_dim there is no "
+                "audio"
             )
         audio_dim = None if self.prior is None else self.prior.audio_dim
         if self.wav2vec2 is not None and self.logmel is not None:
@@ -103,8 +105,11 @@ class UniLS(nnx.Module):
     def encode_audio(
         self, audio: Float[Array, "B 2 N"], people: int = 2, compute: Compute = FLOAT32
     ) -> Float[Array, "B K A E"]:
-        """Features of what the first `people` of every pair hear, own track first, encoded once: of both tracks; of
-        those people's own ones; or of the one sum of both."""
+        """Encodes the audio that conditions the first `people` of every pair, own track first.
+
+        Each track is encoded once: both tracks with audio condition "pair"; those people's own ones
+        with "own"; the one sum of both with "mixed".
+        """
         if self.prior.audio_condition == "mixed":
             audio = audio[:, :1] + audio[:, 1:]
         elif self.prior.audio_condition == "own":
@@ -113,8 +118,11 @@ class UniLS(nnx.Module):
         return features.reshape(*audio.shape[:2], *features.shape[1:])
 
     def audio_of_people(self, features: Float[Array, "B K A E"], people: int = 2) -> tuple[Float[Array, "R A E"], ...]:
-        """What each person (R = B * people, those of a pair side by side) hears of `encode_audio`'s features, for each
-        cross-attention."""
+        """Returns the part of `encode_audio`'s features that conditions each person.
+
+        There is one array for each cross-attention. Rows are R = B * people, the people of a pair
+        next to each other.
+        """
         if self.prior.audio_condition == "mixed":
             heard = (jnp.repeat(features, people, axis=1),)
         elif self.prior.audio_condition == "own":

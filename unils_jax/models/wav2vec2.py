@@ -1,7 +1,7 @@
 """The wav2vec2 encoder (stable-layer-norm family, any size): audio -> features.
 
 Source: wav2vec2 2.0 / XLS-R as transformers names and computes it, without attention mask. UniLS
-keeps it frozen and without noise; where it trains (DualTalk, UniTalker) `EncoderNoise` acts.
+keeps it frozen and without noise; where it trains `EncoderNoise` acts.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Multi-head attention and post-norm transformer layers as in `torch.nn`.
 
-They compute, draw and name parameters as there. DualTalk and UniTalker are built of these. Dropout
+They compute, draw and name parameters as there. Several systems are built of these. Dropout
 acts where a key for each sample is given.
 """
 

@@ -14,28 +14,19 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
-from unils_jax.files import read_npy_file
-from unils_jax.systems.unitalker.annotations import BLENDSHAPES, FLAME_PARAMETERS, VERTEX_LISTS
+from unils_jax.files import atomic_output, read_npy_file
+from unils_jax.systems.registry import form_of
 
 log = logging.getLogger(__name__)
-
-# Of the published annotations as they were trained: UniTalker's release, table of sets.
-UNITS = {"BIWI_23370_vertices": "0.2 of BIWI's", "FLAME_5023_vertices": "m", "meshtalk_6172_vertices": "m"}
 
 
 def save_annotation(
     path: str | os.PathLike, values: Float[np.ndarray, "P T D"], annotation: str, fps: float, source: dict[str, Any]
 ) -> None:
     """Writes an annotation's values with what they are; the file appears whole."""
-    name, units = "numbers", "as trained"
-    if annotation in VERTEX_LISTS:
-        name, units = "vertices", UNITS[annotation]
+    name, units = form_of(annotation)
+    if name == "vertices":
         values = values.reshape(*values.shape[:2], -1, 3)
-    elif annotation in BLENDSHAPES:
-        name, units = "weights", "of blendshapes, 1 is full"
-    elif annotation == FLAME_PARAMETERS:
-        name, units = "parameters", "coefficients, then radians (jaw 3)"
     text = {"kind": annotation, "units": units, "source": json.dumps(source, sort_keys=True)}
     with atomic_output(path) as partial, open(partial, "wb") as file:
         np.savez(file, **{name: values}, fps=np.float64(fps), **{key: np.array(value) for key, value in text.items()})
@@ -48,7 +39,7 @@ def read_template(path: str | os.PathLike | None, annotation: str, dim: int) -> 
     file does not fit.
     """
     if path is None:
-        if annotation in VERTEX_LISTS:
+        if form_of(annotation)[0] == "vertices":
             log.warning("no --template: the vertices are displacements from a neutral face")
         return None
     array = read_npy_file(path)

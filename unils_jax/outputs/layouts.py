@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 from unils_jax.checkpoints.torch_zip import open_archive, state_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, read_npy_file, read_npz_file
-from unils_jax.motion import FPS, MOTION_DIM, dualtalk_channels
+from unils_jax.motion import FPS, MOTION_DIM, to_56_channels
 from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.trackers import RATE_KEYS, TIME_KEYS, file_rate, finite, read_tracker, say_losses
 
@@ -59,7 +59,7 @@ def write_dualtalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]
     """
     paths = dualtalk_paths(path, len(motion))
     for file_path, person in zip(paths, motion, strict=True):
-        channels = dualtalk_channels(person)
+        channels = to_56_channels(person)
         # Our order is jaw, head; theirs is head, jaw.
         pose = np.concatenate([channels[:, 53:], channels[:, 50:53]], axis=1)
         with atomic_output(file_path) as partial, open(partial, "wb") as file:

@@ -7,16 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.face.flame import FlameAsset
-from unils_jax.face.flame_file import load_flame
-from unils_jax.face.standin import standin_asset
+from unils_jax.face.head import load_head
 from unils_jax.motion import load_motion, smooth
 from unils_jax.outputs.video import RenderSummary, render_video
-
-
-def load_head(flame: str | os.PathLike | None) -> FlameAsset:
-    """Reads the FLAME head of the file; None gives the stand-in head."""
-    return standin_asset() if flame is None else load_flame(flame)
 
 
 def render(

@@ -6,8 +6,8 @@ from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.systems.base import Stage
 from unils_jax.systems.unils.system import UNILS, generator_loss, init, sample_noise
 
-# The audio that it is conditioned on is the config's choice: the own track (ARTalk itself, where the two people of a
-# pair are people of their own), or the partner's too.
+# The audio that it is conditioned on is the config's choice: the own track (ARTalk itself, which
+# treats the two people of a pair independently), or the partner's too.
 ARTALK_STAGE = Stage(
     "artalk",
     "codec",

@@ -5,10 +5,11 @@ shares in the whole. A batch that is cut over devices or computed in parts gives
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,19 +25,43 @@ from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
 from unils_jax.systems.torch_layout import TorchLayout
 
-Batch = dict[str, Array]
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct  # of a batch: on devices, of a loader, or laid out
+Arrays = Mapping[str, Array]  # of a batch, by name: a `Batch`, or plain ones
 GradientMask = dict[str, bool | Array]
 Metrics = dict[str, Array]
 
 
+@dataclass(frozen=True, eq=False)
+class Batch(Mapping[str, Leaf]):
+    """The arrays of a batch by name, and which annotation they are of.
+
+    The annotation is static: a step is traced and compiled once for each.
+    """
+
+    arrays: dict[str, Any]  # [B, ...] each
+    annotation: str | None = None  # of a system of several annotations; None: the system has one
+
+    def __getitem__(self, name: str) -> Leaf:
+        return self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+jax.tree_util.register_dataclass(Batch, ["arrays"], ["annotation"])
+
+
 @dataclass(frozen=True)
 class NoiseRates:
-    """Condition dropout per sample and the largest bit-flip rate, in percent; the defaults are the paper's."""
+    """How often conditions are dropped and bits flipped; the defaults are the paper's."""
 
-    style_drop: float = 0.1
-    prev_drop: float = 0.1
-    audio_drop: float = 0.1
-    max_flip_percent: int = 30
+    style_drop: float = 0.1  # share of the samples whose style is zero motion
+    prev_drop: float = 0.1  # the same of the previous motion
+    audio_drop: float = 0.1  # the same of each audio
+    max_flip_percent: int = 30  # the largest share of the bits that are flipped, in percent
 
 
 @dataclass(frozen=True)
@@ -53,10 +78,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What a part of a batch must know of the whole: its shares in it, and for the codec the whole's `bit_probabilities`."""
+    """What a part of a batch must know of the whole."""
 
-    sample_weights: SampleWeights
-    bit_probabilities: Array | None = None
+    sample_weights: SampleWeights  # the part's shares in the whole
+    bit_probabilities: Array | None = None  # the whole's, for the codec; None: the part is all there is
 
 
 @runtime_checkable
@@ -69,7 +94,8 @@ class Loaded(Protocol):
     source: Mapping[str, Any]
     run: Mapping[str, Any] | None
 
-    def select(self, *annotations: str) -> Any: ...
+    def select(self, *annotations: str) -> "Loaded":
+        """Returns the model of these annotations alone."""
 
 
 @runtime_checkable
@@ -89,7 +115,8 @@ class Start:
 
     parent: Loaded | None = None  # the checkpoint it starts from; None: scratch, or a resumed run
     saved: Any = None  # the model's config in the workdir that the run resumes; None: a new run
-    # (folder or hub name, family) -> sizes and parameters, under `audio_encoder/`, of a published encoder.
+    # (folder or hub name, family) -> sizes and parameters, under `audio_encoder/`, of a published
+    # encoder.
     load_encoder: Callable[[str, str], tuple[Any, Params]] | None = None
 
 
@@ -101,26 +128,27 @@ class Stage:
     parent: str | None  # kind of model that it must start from; None: scratch
     windows: str  # the loader's view: "solo", "pair", "partners" or "speech"
     trainable: str  # pattern of parameter paths, a full match
-    # (model, batch, noise, objective, global batch) -> (loss, metrics). In evaluation mode where the noise is None;
-    # the batch is all there is where the global batch is None.
-    loss: Callable[[Any, Batch, Any, Objective, GlobalBatch | None], tuple[Array, Metrics]]
+    # (model, batch, noise, objective, global batch) -> (loss, metrics). In evaluation mode where
+    # the noise is None; the batch is all there is where the global batch is None.
+    loss: Callable[[Any, Arrays, Any, Objective, GlobalBatch | None], tuple[Array, Metrics]]
     # (key, batch, model, objective) -> the noise of a whole batch. None: the stage has none.
-    draw: Callable[[RandomKey, Batch, Any, Objective], Any] | None = None
+    draw: Callable[[RandomKey, Arrays, Any, Objective], Any] | None = None
     # What `GlobalBatch.bit_probabilities` of a batch in parts is summed from. None: not needed.
-    bit_probabilities: Callable[[Any, Batch, Objective, SampleWeights], Array] | None = None
-    # (paths, batch, noise, updates, objective) -> which parameters the step gives a gradient, and whether the
-    # optimiser is made anew before it, after so many updates. None: all of them, never.
-    gradient_mask: Callable[[Iterable[str], Batch, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
+    bit_probabilities: Callable[[Any, Arrays, Objective, SampleWeights], Array] | None = None
+    # (paths, batch, noise, updates, objective) -> which parameters the step gives a gradient, and
+    # whether the optimiser is made anew before it, after so many updates. None: all of them, never.
+    gradient_mask: Callable[[Iterable[str], Arrays, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
     item_frames: int = WINDOW_FRAMES  # of motion to predict in an item; 0: the loader says how many on average
     decodes: bool = False  # whether the model decodes long conversations while it trains, see `probe`
     model: str = ""  # what kind of model comes out; "": one named like the stage
     continues: bool = False  # whether it may start from a checkpoint of the kind that it trains
     uses_head: bool = False  # whether the loss compares vertices of a head
     without_head: str = ""  # what the log says of a run without one
-    # (config, data, start) -> the config with what follows from data or parent. Called twice: before the data are
-    # opened (data None) and with them. None: the config says everything.
+    # (config, data, start) -> the config with what follows from data or parent. Called twice:
+    # before the data are opened (data None) and with them. None: the config says everything.
     fit_config: Callable[[Run, Any, Start], Run] | None = None
-    # (config, shapes, data, start) -> the parameters of a new run that are not drawn, host arrays. None: all are drawn.
+    # (config, shapes, data, start) -> the parameters of a new run that are not drawn, host arrays.
+    # None: all are drawn.
     init: Callable[[Run, Params, Any, Start], Params] | None = None
     objective: Callable[[Run, flame.FlameAsset | None], object] | None = None  # -> `Objective.system`
     # What the view's loader takes from the config, besides what every loader takes.
@@ -132,14 +160,18 @@ class Stage:
         return self.model or self.name
 
     def split(self, params: Params) -> tuple[Params, Params]:
-        """(trainable, frozen) parameters."""
+        """Splits parameters into (trainable, frozen)."""
         chosen = {path for path in params if re.fullmatch(self.trainable, path)}
         trainable = {path: value for path, value in params.items() if path in chosen}
         return trainable, {path: value for path, value in params.items() if path not in chosen}
 
 
-def batch_sample_weights(batch: Batch) -> SampleWeights:
-    """The shares of a whole batch's items, from `observed` ([B, M] or [B, 2, M], 1 = counts) where it has that."""
+def batch_sample_weights(batch: Arrays) -> SampleWeights:
+    """Returns the shares of a whole batch's items.
+
+    They follow from `observed` ([B, M] or [B, 2, M], 1 = counts) where the batch has that; without
+    it all count alike.
+    """
     observed = batch.get("observed")
     if observed is None:
         observed = jnp.ones((*batch["motion"].shape[:-2], batch["motion"].shape[-1]))
@@ -152,7 +184,8 @@ class Inputs:
 
     audio: Float[np.ndarray, " N"] | None = None  # None: a prior, which has no audio
     other_audio: Float[np.ndarray, " N2"] | None = None  # None: silence
-    # Head rotation as tracked: of the partner [T, 108], or of both people in their order [2, T, 108]. None: zero.
+    # Head rotation as tracked: of the partner [T, 108], or of both people in their order [2, T,
+    # 108]. None: zero.
     other_motion: Float[np.ndarray, "*P T 108"] | None = None
     style: Float[np.ndarray, "P 100 108"] | None = None  # one clip serves both people; None: zero motion
     prev: Float[np.ndarray, "P 100 108"] | None = None  # the 100 frames before the first; None: zero motion
@@ -187,6 +220,25 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class ClipSettings:
+    """How clips of a system's own sets are scored."""
+
+    sets: Sequence[str]  # DIR=SCALE each, in the order of training
+    resources: str | None = None  # the folder with the release's assets; None: that of the training
+    flame: str | None = None  # FLAME's model file; None: that of the training
+    limit: int | None = None  # the first clips only; None: all
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """What came of scoring clips."""
+
+    rows: list[dict[str, Any]]  # the figures of each, with its `name`, `set` and `kind`
+    known_people: bool  # whether the model knows the sets' people, or took all of them for the pivot
+
+
+@dataclass(frozen=True)
 class Card:
     """What a model card says of a model's own kind."""
 
@@ -197,7 +249,10 @@ class Card:
 
 @dataclass(frozen=True)
 class PublishedEncoder:
-    """A published audio encoder that a system's own files leave out; its paths begin with `audio_encoder/`."""
+    """A published audio encoder that a system's own files leave out.
+
+    The paths of its parameters begin with `audio_encoder/`.
+    """
 
     needed: Callable[[Any], bool]  # whether a model of this config needs it
     get: Callable[[Any], Any]  # its sizes in a config; None: not known, or none
@@ -220,21 +275,33 @@ class System:
     card: Callable[[Any, str], Card]  # (the model's config, expression basis) -> text of the model card
     settings: type | None = None  # dataclass of a run's `settings`; None: the system has none of its own
     conditions: Mapping[str, str] = field(default_factory=dict)  # what a report says of how motion is generated
+    # How its authors score it: the fields of a protocol of evaluation that is named like the
+    # system. None: it has none.
+    protocol: Mapping[str, Any] | None = None
+    # Annotations that are not our motion -> what their numbers are ("vertices", "weights", ...) and
+    # their units.
+    forms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    # (checkpoint, the clips' source, clips, settings) -> scores on sets in the system's own layout.
+    # None: it has none.
+    score_clips: Callable[[Loaded, Any, Sequence[Any], ClipSettings], ClipScores] | None = None
     encoder: PublishedEncoder | None = None
-    # (config, parameters) -> the same model with adapters merged into its kernels. None: it has no adapters.
+    # (config, parameters) -> the same model with adapters merged into its kernels. None: it has no
+    # adapters.
     merge: Callable[[Any, Params], tuple[Any, Params]] | None = None
-    # (config, annotations, file's name) -> the model of these annotations alone, () for the default one. None: one
-    # model, one annotation.
+    # (config, annotations, file's name) -> the model of these annotations alone, () for the default
+    # one. None: one model, one annotation.
     select: Callable[[Any, tuple[str, ...], str], Any] | None = None
-    # (config, parameters) -> the annotations whose PCA the file left out. None: no annotation has one.
+    # (config, parameters) -> the annotations whose PCA the file left out. None: no annotation has
+    # one.
     without_pca: Callable[[Any, Params], tuple[str, ...]] | None = None
     # (config, parameters, components [n, D] and mean [D] by annotation) -> the model with them.
     with_pca: Callable[[Any, Params, Mapping[str, tuple[np.ndarray, np.ndarray]]], tuple[Any, Params]] | None = None
-    # (config, parameters, file's name) -> what a loaded checkpoint lacks to be run, "" where it is complete.
+    # (config, parameters, file's name) -> what a loaded checkpoint lacks to be run, "" where it is
+    # complete.
     lacks: Callable[[Any, Params, str], str] = lambda config, params, source: ""
     # What is wrong with a model's config that is to be trained.
     problems: Callable[[Any], Sequence[str]] = lambda config: ()
 
-    def builder(self, config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
+    def builder(self, config: object) -> Callable[[nnx.Rngs], nnx.Module]:
         """Returns the function that builds the model of a config."""
         return lambda rngs: self.build(config, rngs=rngs)

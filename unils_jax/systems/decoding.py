@@ -34,8 +34,8 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
 ) -> Float[np.ndarray, "P3 T2 D2"]:
     """Decodes the motion of one person, or of both, from the audio of a conversation.
 
-    The same call serves every system. Audio is 16 kHz mono. The same seed gives the same motion. Raises UserError for
-    an argument that the system has no use for.
+    The same call serves every system. Audio is 16 kHz mono. The same seed gives the same motion.
+    Raises UserError for an argument that the system has no use for.
 
     Args:
         checkpoint: What `load` returned, or a module.
@@ -48,7 +48,8 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
         people: 1 or 2; None is 2 where `other` is given, else 1. DualTalk's None is 1.
         style: Clips of 100 frames that set the style; None is zero motion.
         prev: The 100 frames before the first; None is zero motion.
-        other_motion: The partner's motion [T, 108] as tracked, or both people's [2, T, 108]; None is zero motion.
+        other_motion: The partner's motion [T, 108] as tracked, or both people's [2, T, 108]; None
+            is zero motion.
         annotation: Which annotation to predict; None is our motion, or the model's only one.
         identity: A row of the model's identities; None is the pivot.
         template: The neutral face of an annotation; None is zero.
@@ -59,7 +60,7 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
     if isinstance(checkpoint, nnx.Module):
         model, system = checkpoint, system_of_model(checkpoint)
     else:
-        # Of several annotations only the one that is asked for needs all of its weights.
+        # Where a model has several annotations, only the one to predict needs all of its weights.
         chosen = checkpoint.select(*(() if annotation is None else (annotation,)))
         model, system = chosen.model, chosen.system
     inputs = Inputs(own, other, other_motion, style, prev, annotation, identity, template, num_frames)

@@ -54,7 +54,7 @@ def system_of_model(model: nnx.Module) -> System:
 
 
 def system_of_keys(keys: Iterable[str]) -> System:
-    """Returns the system whose PyTorch code writes state dicts with these keys; UniLS where none does."""
+    """Returns the system whose state dicts have such keys; UniLS where none has."""
     keys = list(keys)
     return next((system for system in SYSTEMS.values() if system.layout.matches(keys)), UNILS)
 
@@ -64,8 +64,14 @@ def models_with_audio() -> tuple[str, ...]:
     return tuple(dict.fromkeys(stage.trained for stage in STAGES.values() if stage.windows != "solo"))
 
 
+def form_of(annotation: str) -> tuple[str, str]:
+    """Returns what the numbers of an annotation are, and their units."""
+    forms = (system.forms[annotation] for system in SYSTEMS.values() if annotation in system.forms)
+    return next(forms, ("numbers", "as trained"))
+
+
 def current_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a run as they are read now, with `system` and with the model's own config.
+    """Returns a run's settings as they are read now, with `system` and the model's own config.
 
     Runs that were saved without `system` held a model under the name of its system.
     """

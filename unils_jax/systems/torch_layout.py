@@ -1,8 +1,8 @@
-"""How PyTorch programs name the weights of a model: the rows of the key table, and a system's layout.
+"""How PyTorch programs name weights: the rows of the key table, and a system's layout.
 
 A row is (torch's prefix, our prefix, kind of module); `{i}` counts, `{name}` is any name.
 `checkpoints.torch_keys` reads the rows in both directions. Source: the state dicts of the releases,
-transformers' names of wav2vec2 and WavLM, peft's of adapters, `torch.nn`'s of its own modules.
+transformers' names of wav2vec2 and WavLM, peft's names of adapters, `torch.nn`'s module names.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,9 +40,11 @@ class TorchLayout:
     config_of: Callable[[Mapping[str, np.ndarray], Mapping[str, Any], str], Any]
     # (the model's config, expression basis, the run's resolved config or None) -> config tree.
     json_of: Callable[[Any, str, Mapping[str, Any] | None], dict[str, Any]]
-    # True: a .pt is the state dict itself, the config tree stands as JSON next to it and may be missing.
+    # True: a .pt is the state dict itself, the config tree is a JSON file next to it and may be
+    # missing.
     bare: bool = True
-    # Other names of the same tensor, read and never written: (pattern, the table's name), by kind of model.
+    # Other names of the same tensor, read and never written: (pattern, the table's name), by kind
+    # of model.
     aliases: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     derived: tuple[str, ...] = ()  # endings of keys that are not read: they follow from sizes or serve nothing
     optional: tuple[str, ...] = ()  # beginnings of paths that a file may leave out
@@ -50,8 +52,8 @@ class TorchLayout:
     warnings: Callable[[Any], list[str]] = no_warnings  # what users of an exported file should know
 
 
-def named_tree(config: Any, name: str, expression_basis: str) -> dict[str, Any]:
-    """Builds the JSON next to exported weights of a system whose release has no config of its own."""
+def named_tree(config: object, name: str, expression_basis: str) -> dict[str, Any]:
+    """Builds the JSON next to exported weights where the release has no config."""
     return {"MODEL": {"NAME": name, "CONFIG": asdict(config)}, "EXPRESSION_BASIS": expression_basis}
 
 
@@ -64,8 +66,8 @@ def named_config(
 ) -> Config:
     """Returns the config that `named_tree` wrote, or without one what the tensors say of the sizes.
 
-    Raises UserError, naming `source`, where the JSON is of another model, and where there is none and
-    a tensor that would tell a size is missing or of another rank.
+    Raises UserError, naming `source`, where the JSON is of another model, and where there is none
+    and a tensor that would tell a size is missing or of another rank.
     """
     if tree:
         model = tree.get("MODEL")

@@ -10,6 +10,7 @@ never deleted.
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from unils_jax.checkpoints.workdir import ARRAYS, array_items, read_item
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
+from unils_jax.runtime import local_path, no_room, room_on_disk
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.step import TrainState
 
@@ -50,7 +52,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: RunConfig):
         self.config = config
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.folder = local_path(workdir, "workdir").absolute() / "checkpoints"
         if jax.process_index() == 0:
             for unfinished in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):
                 log.info("removing %s: a save that was cut short", unfinished)
@@ -61,8 +63,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with room_on_disk(self.folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def save(
         self, step: int, state: TrainState, frozen: Params, data: dict[str, Any], *, evaluated: bool = True
@@ -86,7 +89,25 @@ class Checkpoints:
         meta = {"step": step, "config": self.config.to_dict(), "evaluated": evaluated, "arrays": list(arrays)}
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._check_room(sum(value.nbytes for tree in arrays.values() for value in jax.tree.leaves(tree)))
+        with room_on_disk(self.folder):
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def _check_room(self, num_bytes: int) -> None:
+        """Raises UserError where a save of arrays of so many bytes cannot fit on the disk.
+
+        It needs what the newest checkpoint takes; the first one, compressed, nine tenths of its
+        bytes.
+        """
+        steps = self._manager.all_steps()
+        needed = num_bytes * 9 // 10
+        if steps:
+            files = (self.folder / str(max(steps))).rglob("*")
+            needed = sum(file.lstat().st_size for file in files if file.is_file())
+        if shutil.disk_usage(self.folder).free < needed:
+            raise UserError(
+                f"cannot write a checkpoint of {needed / 1e6:.1f} MB to {self.folder}: {no_room(self.folder)}"
+            )
 
     def restore(self, like: TrainState) -> Restored | None:
         """Restores the newest checkpoint that is whole; None where the workdir has none yet.
@@ -235,13 +256,7 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
     """
     if not has_checkpoint(workdir):
         return False
-    saved = workdir / "config.json"
-    try:
-        old = _leaves(_with_defaults(json.loads(saved.read_text())))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{workdir} holds checkpoints, but {saved} cannot be read ({error}); name a new workdir"
-        ) from None
+    old = _leaves(_with_defaults(saved_config(workdir)))
     # Through JSON and back: tuples become the lists that the saved values are.
     new = _leaves(json.loads(json.dumps(config.to_dict())))
     absent = "absent"
@@ -264,6 +279,32 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
         else:
             log.info("changed setting of %s: %s", workdir, text)
     return True
+
+
+def saved_config(workdir: Path) -> dict[str, Any]:
+    """Reads the config of a workdir's run, from config.json or else from the newest checkpoint.
+
+    Raises UserError where none can be read.
+    """
+    problems = []
+    steps = [entry for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()]
+    places = [step / "meta" / "metadata" for step in sorted(steps, key=lambda step: int(step.name), reverse=True)]
+    for file in (workdir / "config.json", *places):
+        try:
+            values = json.loads(file.read_text())
+            values = values if file.name == "config.json" else values["config"]
+            if not isinstance(values, dict) or "model" not in values:
+                raise ValueError("it is no config of a run")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{file} ({_one_line(error)})")
+            continue
+        if problems:
+            log.warning("WARNING: %s cannot be read; the config is taken from %s", problems[0], file)
+        return values
+    raise UserError(
+        f"{workdir} holds checkpoints, but its config cannot be read in {'; '.join(problems[:3])}; copy back "
+        "config.json or a whole checkpoint"
+    )
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:

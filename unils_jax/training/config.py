@@ -31,8 +31,8 @@ class DataConfig:
     # generators. Evaluation and decoding give centred styles all the same.
     centre_head: bool = True
 
-    # Folders of speech clips, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores that
-    # are given in addition are the annotation `motion_108`.
+    # Folders of speech clips, each "PATH", "PATH=SCALE" or "PATH=SCALE*REPEATS"; (): none. Stores
+    # that are given in addition are the annotation `motion_108`.
     sets: tuple[str, ...] = ()
     # Speech clips are cut down to a multiple of it, in seconds, so that fewer lengths are
     # compiled; 0: as they are.

@@ -24,8 +24,8 @@ Validation = Callable[[], Iterator[dict[str, np.ndarray]]]
 def make_data(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[Data, Validation]:
     """Makes the loader of the stage's view, and a function that starts the validation batches anew.
 
-    Raises UserError where the batch does not divide over the devices, and where the data's expression
-    basis is not the config's.
+    Raises UserError where the batch does not divide over the devices, and where the data's
+    expression basis is not the config's.
     """
     process_batch_size(config.data.batch_size, mesh, config.train.accumulate_steps)
     if stage.windows == "speech":

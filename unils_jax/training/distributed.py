@@ -1,12 +1,14 @@
 """Several processes that train together: joining, agreeing on what is trained, stopping."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,6 +23,11 @@ from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
 from unils_jax.training.sharding import global_batch, replicated
 
+log = logging.getLogger(__name__)
+
+_LOWER = ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy")
+PROXIES = (*_LOWER, *map(str.upper, _LOWER))
+
 _NAME_BYTES = 64
 
 
@@ -34,7 +41,8 @@ def join(coordinator: str | None = None, process_id: int | None = None, num_proc
     jax.config.update("jax_enable_preemption_service", False)
     detection = "deactivate" if coordinator else None
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method=detection)
+        with _without_proxies():
+            jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method=detection)
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:300]
         raise UserError(
@@ -44,6 +52,21 @@ def join(coordinator: str | None = None, process_id: int | None = None, num_proc
     if jax.process_index() > 0:
         # All processes log the same: the first one's lines are enough.
         logging.getLogger("unils_jax").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _without_proxies() -> Iterator[None]:
+    """Hides the proxies of the environment from gRPC, which would ask them for the coordinator.
+
+    It reads them when it makes its channel, and the processes of a run reach each other directly.
+    """
+    hidden = {name: os.environ.pop(name) for name in PROXIES if name in os.environ}
+    if hidden:
+        log.info("joining the other processes without the proxies of %s", ", ".join(hidden))
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def check_agreement(config: dict[str, Any], params: Params) -> None:

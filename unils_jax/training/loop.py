@@ -6,6 +6,7 @@ While step k runs on the device, the metrics of step k - 1 are fetched: neither 
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,7 +20,8 @@ from tqdm import tqdm
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.nn.params import Params
-from unils_jax.systems.base import Metrics, Objective, Stage
+from unils_jax.runtime import only_writer
+from unils_jax.systems.base import Batch, Metrics, Objective, Stage
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import Checkpoints, Restored
 from unils_jax.training.config import RunConfig, stage_of
@@ -31,7 +33,10 @@ from unils_jax.training.step import TrainState, hold_frozen, init_state, make_ev
 
 log = logging.getLogger(__name__)
 
-HostBatch = dict[str, np.ndarray]
+LOCK = "run.lock"  # in the workdir, while a run writes there
+
+# Arrays by name; under `annotation`, where the system has several, the name of the one they are of.
+HostBatch = dict[str, np.ndarray | str]
 
 # Starts the same validation batches anew.
 EvalBatches = Callable[[], Iterator[HostBatch]]
@@ -177,7 +182,9 @@ def train(
     """
     options = options or TrainOptions()
     stage, is_main = stage_of(config), jax.process_index() == 0
-    with Checkpoints(workdir, config) as checkpoints:
+    # One process of the run stands for all: they share the workdir.
+    owned = only_writer(workdir / LOCK, workdir) if is_main else nullcontext()
+    with owned, Checkpoints(workdir, config) as checkpoints:
         restored = checkpoints.restore(state_shapes(stage, setup.initial.shapes, config, setup.mesh))
         start = restored or first_state(stage, setup.initial.fresh(), config, setup.mesh)
         first = int(start.state.step)
@@ -345,9 +352,16 @@ def count(params: Params) -> int:
     return sum(value.size for value in params.values())
 
 
-def device_batch(mesh: Mesh, batch: HostBatch) -> dict[str, jax.Array]:
-    """Returns the global batch of which this process holds a part; record ids stay on the host."""
-    return global_batch(mesh, {name: array for name, array in batch.items() if name != "record"})
+def step_batch(batch: HostBatch) -> Batch:
+    """Returns what a step is given of a loader's batch; record ids stay on the host."""
+    annotation = batch.get("annotation")
+    arrays = {name: array for name, array in batch.items() if name not in ("record", "annotation")}
+    return Batch(arrays, annotation)
+
+
+def device_batch(mesh: Mesh, batch: HostBatch) -> Batch:
+    """Returns the global batch on the devices, of which this process holds its part."""
+    return global_batch(mesh, step_batch(batch))
 
 
 def mean_metrics(metrics: Iterator[Metrics]) -> dict[str, float]:

@@ -22,6 +22,10 @@ from unils_jax.training.profiling import Throughput
 
 log = logging.getLogger(__name__)
 
+# Rows wait for the thread that writes events. Where the disk is full that thread has ended, and a
+# bounded queue would then block the run that is about to say so.
+_QUEUE = 0  # unbounded
+
 EVALUATED = ("val", "free")  # splits of evaluations
 
 
@@ -60,7 +64,7 @@ class MetricsLog:
         # Imports PyTorch where that is installed: seconds that only a training run should pay.
         from tensorboardX import SummaryWriter  # noqa: PLC0415
 
-        self._tensorboard = SummaryWriter(str(workdir), purge_step=kept.step + 1)
+        self._tensorboard = SummaryWriter(str(workdir), purge_step=kept.step + 1, max_queue=_QUEUE)
 
     def __enter__(self) -> "MetricsLog":
         return self

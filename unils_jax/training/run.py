@@ -1,6 +1,5 @@
 """Runs one training stage: joins config, data and parent, and trains."""
 
-import json
 import logging
 import os
 import re
@@ -21,22 +20,29 @@ from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import from_dict, load_config, override
 from unils_jax.errors import UserError
-from unils_jax.evaluation import probe
-from unils_jax.evaluation.protocols import conversation_of, skip_reason
+from unils_jax.evaluation.protocols import VALIDATION, conversation_of, make_free_running_eval, skip_reason
 from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.flame import FlameAsset
-from unils_jax.face.flame_file import load_flame
-from unils_jax.face.standin import standin_asset
+from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.nn.params import Params, abstract
+from unils_jax.runtime import local_path
 from unils_jax.systems.base import Stage, Start
 from unils_jax.systems.registry import SYSTEMS, current_run
 from unils_jax.training import flops
-from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out
+from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
-from unils_jax.training.loop import Data, FreeRunningEval, InitialState, TrainOptions, TrainSetup, state_shapes
+from unils_jax.training.loop import (
+    Data,
+    FreeRunningEval,
+    InitialState,
+    TrainOptions,
+    TrainSetup,
+    state_shapes,
+    step_batch,
+)
 from unils_jax.training.loop import train as train_loop
 from unils_jax.training.profiling import known_peak, parse_steps
 from unils_jax.training.sharding import init_sharded, make_mesh
@@ -47,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told besides config, workdir and parent."""
+    """The options of a run in addition to config, workdir and parent."""
 
     dry_run: bool = False  # True: check everything and stop before the first step
     allow_changes: bool = False  # resume with settings or data other than the workdir's
@@ -67,7 +73,8 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
 ) -> dict[str, float]:
     """Trains one stage and returns its last metrics, none for a dry run.
 
-    With the same workdir it resumes. Raises UserError for every mistake of the user before the first step.
+    With the same workdir it resumes. Raises UserError for every mistake of the user before the
+    first step.
 
     Args:
         config: The name of a config ("smoke/codec"), a .py file, or the settings themselves.
@@ -85,7 +92,7 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
         override(settings, [f"{name}={value}"])
     options = Options(dry_run, allow_changes, profile_steps)
     start = None if parent is None else str(parent)
-    return train_stage(settings.to_dict(), Path(workdir), start, options, stop)
+    return train_stage(settings.to_dict(), local_path(workdir, "workdir"), start, options, stop)
 
 
 def train_stage(
@@ -115,7 +122,7 @@ def train_stage(
     config = count_epochs(fit(config, data, start), data.steps_per_epoch)
     check_output(workdir / "config.json")
     resumes = check_workdir(config, workdir, allow_changes=options.allow_changes)
-    head = load_head(config) if stage.uses_head else None
+    head = config_head(config) if stage.uses_head else None
     objective = make_objective(config, head)
     graphdef, shapes = abstract(system.builder(config.model))
     given = {} if resumes or stage.init is None else stage.init(config, shapes, data, start)
@@ -143,25 +150,29 @@ def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | Non
     if stage.parent is None and parent and not stage.continues:
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
     if has_checkpoint(workdir):
-        return Start(None, _saved_model(workdir / "config.json"), load_audio_encoder)
+        return Start(None, _saved_model(workdir), load_audio_encoder)
     if stage.parent is not None and not parent:
         raise UserError(f"the {config.stage} stage starts from a {stage.parent}; give its checkpoint with --parent")
     return Start(None if not parent else load(parent, stage=stage.parent or stage.trained), None, load_audio_encoder)
 
 
-def _saved_model(path: Path) -> Any:
-    """Reads the model's config of a workdir; None where it cannot be read, of which `check_workdir` says more."""
+def _saved_model(workdir: Path) -> object:
+    """Reads the model's config of a workdir.
+
+    None where it cannot be read, of which `check_workdir` says more.
+    """
     try:
-        run = current_run(json.loads(path.read_text()))
+        run = current_run(saved_config(workdir))
         return from_dict(SYSTEMS[run["system"]].config, run["model"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> Callable[[], Params]:
-    """Makes the function that returns all parameters before the first step: those given, the others drawn.
+    """Makes the function that returns all parameters before the first step.
 
-    A published audio encoder, which no checkpoint holds, is left out.
+    They are those given, and the others drawn. A published audio encoder, which no checkpoint
+    holds, is left out.
     """
     system, model = SYSTEMS[config.system], config.model
     if system.encoder is not None:
@@ -175,9 +186,9 @@ def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> 
 
 
 def published_params(config: RunConfig) -> Params:
-    """Loads the published audio encoder that the model's own checkpoints leave out, host arrays; {} without one.
+    """Loads the published audio encoder that the model's own checkpoints leave out, host arrays.
 
-    Raises UserError where its sizes are not the config's.
+    The result is empty where there is none. Raises UserError where its sizes are not the config's.
     """
     slot = SYSTEMS[config.system].encoder
     wanted = None if slot is None else slot.get(config.model)
@@ -189,14 +200,14 @@ def published_params(config: RunConfig) -> Params:
     return params
 
 
-def load_head(config: RunConfig) -> FlameAsset | None:
+def config_head(config: RunConfig) -> FlameAsset | None:
     """Loads the head whose vertices the mesh losses compare; None where the config names none.
 
     Raises UserError where it does not fit the basis.
     """
     if not config.head:
         return None
-    head = standin_asset() if config.head == "standin" else load_flame(config.head)
+    head = load_head(config.head)
     if head.name != config.expression_basis:
         raise UserError(f"config.head {config.head!r} does not fit the basis {config.expression_basis!r}")
     return head
@@ -209,18 +220,16 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
     """
     store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
     needs_audio = stage.windows != "solo"
-    fitting = (
-        i for i, r in enumerate(store.records("val")) if not skip_reason(r, probe.VALIDATION, needs_audio=needs_audio)
-    )
+    fitting = (i for i, r in enumerate(store.records("val")) if not skip_reason(r, VALIDATION, needs_audio=needs_audio))
     chosen = list(islice(fitting, config.probe_conversations))
     if not chosen:
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
-    head = load_head(config) or standin_asset()
+    head = config_head(config) or load_head(None)
     clips = (workdir / "clips", head) if config.probe_clips and jax.process_index() == 0 else None
-    return probe.make_free_running_eval(
+    return make_free_running_eval(
         SYSTEMS[config.system],
         graphdef,
-        [conversation_of(store.read("val", i), probe.VALIDATION) for i in chosen],
+        [conversation_of(store.read("val", i), VALIDATION) for i in chosen],
         mesh=mesh_of(head) if head.name == config.expression_basis else None,
         expression_basis=config.expression_basis,
         clips=clips,
@@ -242,12 +251,13 @@ def matrix_peak(config: RunConfig) -> float:
 
 
 def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:
-    """Traces one step from shapes alone, which fails where anything does not fit. Nothing is computed."""
+    """Traces one step from shapes alone, which fails where anything does not fit.
+
+    Nothing is computed.
+    """
     stage, shapes, mesh = stage_of(config), setup.initial.shapes, setup.mesh
     parts = config.train.accumulate_steps
-    step = make_train_step(
-        stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh
-    )
+    step = make_train_step(stage, setup.graphdef, setup.objective, config.optimizer, accumulate_steps=parts, mesh=mesh)
     _, frozen = stage.split(shapes)
-    batch = next(data.at_step(0))
+    batch = step_batch(next(data.at_step(0)))
     jax.eval_shape(step, state_shapes(stage, shapes, config, mesh), frozen, batch, jax.random.key(0))

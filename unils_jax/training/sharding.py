@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params, split
-from unils_jax.systems.base import Batch
+from unils_jax.systems.base import Arrays
 
 DATA, FSDP = "data", "fsdp"
 MIN_CUT_SIZE = 1 << 14  # smaller tensors cost more to gather than to keep
@@ -125,10 +125,13 @@ def process_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, accumulate_st
     return batch_size // jax.process_count()
 
 
-def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Batch:
-    """Puts every process's own items (NumPy, `process_batch_size`) together on the devices."""
+def global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Arrays:
+    """Puts every process's own items (NumPy, `process_batch_size`) together on the devices.
+
+    What comes back is of the same type: a `Batch`, or a plain dict.
+    """
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), batch)
 
 
 def shard_params(mesh: Mesh, params: Params) -> Params:

@@ -17,7 +17,7 @@ from jaxtyping import Int, PyTree
 
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge
-from unils_jax.systems.base import Batch, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
+from unils_jax.systems.base import Arrays, GlobalBatch, Metrics, Objective, Stage, batch_sample_weights
 from unils_jax.training.optimizer import OptimizerConfig, clip_gradients, learning_rate, make_optimizer, update_ema
 from unils_jax.training.sharding import batch_sharding, replicated, shardings
 
@@ -98,7 +98,7 @@ def make_train_step(
     *,
     accumulate_steps: int = 1,
     mesh: Mesh | None = None,
-) -> Callable[[TrainState, Params, Batch, RandomKey], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Params, Arrays, RandomKey], tuple[TrainState, Metrics]]:
     """Builds the jitted `step(state, frozen, batch, key) -> (state, metrics)`.
 
     The state is donated, `frozen` only read. The step's randomness is `fold_in(key, state.step)`,
@@ -119,7 +119,7 @@ def make_train_step(
     optimizer = make_optimizer(config)
     task = TrainTask(stage, graphdef, objective)
 
-    def step(state: TrainState, frozen: Params, batch: Batch, key: RandomKey) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Params, batch: Arrays, key: RandomKey) -> tuple[TrainState, Metrics]:
         if mesh is not None:
             batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
         key = jax.random.fold_in(key, state.step)
@@ -153,7 +153,7 @@ def make_train_step(
 
 
 def gradients(
-    task: TrainTask, params: Params, frozen: Params, batch: Batch, key: RandomKey, num_parts: int
+    task: TrainTask, params: Params, frozen: Params, batch: Arrays, key: RandomKey, num_parts: int
 ) -> tuple[Params, Metrics]:
     """Computes gradients and metrics of a batch, in `num_parts` parts one after another.
 
@@ -163,7 +163,7 @@ def gradients(
     """
     stage, objective = task.stage, task.objective
 
-    def part_gradients(batch: Batch, noise: PyTree, global_batch: GlobalBatch) -> tuple[Params, Metrics]:
+    def part_gradients(batch: Arrays, noise: PyTree, global_batch: GlobalBatch) -> tuple[Params, Metrics]:
         def loss(params: Params) -> tuple[Array, Metrics]:
             return stage.loss(task.model(params, frozen), batch, noise, objective, global_batch)
 
@@ -183,7 +183,7 @@ def gradients(
     return _sum_over(lambda part: part_gradients(part[0], part[1], GlobalBatch(part[2], means)), parts)
 
 
-def sample_noise(task: TrainTask, params: Params, frozen: Params, batch: Batch, key: RandomKey) -> PyTree:
+def sample_noise(task: TrainTask, params: Params, frozen: Params, batch: Arrays, key: RandomKey) -> PyTree:
     """Draws the noise of a whole batch; None where the stage has none.
 
     The same key gives the same noise.
@@ -215,10 +215,10 @@ def _sum_over(function: Callable[[PyTree], PyTree], parts: PyTree) -> PyTree:
 
 def make_eval_step(
     stage: Stage, graphdef: nnx.GraphDef, objective: Objective, *, mesh: Mesh | None = None
-) -> Callable[[Params, Params, Batch], Metrics]:
+) -> Callable[[Params, Params, Arrays], Metrics]:
     """Builds the jitted `evaluate(params, frozen, batch) -> metrics`, without noise."""
 
-    def evaluate(params: Params, frozen: Params, batch: Batch) -> Metrics:
+    def evaluate(params: Params, frozen: Params, batch: Arrays) -> Metrics:
         metrics = stage.loss(merge(graphdef, {**frozen, **params}), batch, None, objective, None)[1]
         return metrics if mesh is None else jax.lax.with_sharding_constraint(metrics, replicated(mesh))
 

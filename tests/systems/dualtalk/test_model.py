@@ -81,7 +81,10 @@ def break_npz(path: Path) -> None:
     ("change", "message"),
     [
         (lambda folder: break_npz(folder / "clip_speaker2.npz"), "^damaged: clip_speaker2.npz "),
-        (lambda folder: (folder / "clip_speaker1.wav").write_bytes(b"RIFF"), "^damaged: clip_speaker1.wav is no audio"),
+        (
+            lambda folder: (folder / "clip_speaker1.wav").write_bytes(b"RIFF"),
+            "^damaged: clip_speaker1.wav is not an audio file",
+        ),
         (
             lambda folder: np.savez(folder / "clip_speaker1.npz", exp=np.zeros((130, 50))),
             r"must hold float exp \[T, 50\]",

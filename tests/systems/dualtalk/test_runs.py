@@ -23,7 +23,7 @@ from data_pipelines.windows import RecordSource
 from unils_jax.checkpoints.loading import load
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
-from unils_jax.motion import DUALTALK_GROUPS, dualtalk_channels, load_motion, save_motion
+from unils_jax.motion import MOTION_56_GROUPS, load_motion, save_motion, to_56_channels
 from unils_jax.nn.params import split
 from unils_jax.systems.base import Objective
 from unils_jax.systems.dualtalk.model import DualTalk, DualTalkConfig
@@ -140,7 +140,9 @@ def test_a_batch_in_parts_learns_what_it_does_in_one_piece():
     def run(parts: int):
         arguments = (trainable, frozen, batch, jax.random.key(1))
         with quick_compiles():
-            return jax.jit(lambda *x: gradients(TrainTask(DUALTALK_STAGE, graphdef, Objective()), *x, parts))(*arguments)
+            return jax.jit(lambda *x: gradients(TrainTask(DUALTALK_STAGE, graphdef, Objective()), *x, parts))(
+                *arguments
+            )
 
     (grads, metrics), (cut, again) = run(1), run(2)
     assert float(again["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
@@ -171,10 +173,10 @@ def test_evaluation_scores_both_people_as_tracked_with_the_partners_truth(run, t
     settings = report["settings"]["protocol"]
     assert settings["people_scored"] == 2 and settings["head_rotation"] == "as it is"
     assert "true motion" in settings["partner"] and report["settings"]["seeds"] == []
-    truth = dualtalk_channels(record.motion.astype(np.float32))
+    truth = to_56_channels(record.motion.astype(np.float32))
     frames = truth.shape[1]
-    for group, channels in DUALTALK_GROUPS.items():
-        errors = [np.square(dualtalk_channels(answers[p])[:frames] - truth[p])[:, channels].mean() for p in (0, 1)]
+    for group, channels in MOTION_56_GROUPS.items():
+        errors = [np.square(to_56_channels(answers[p])[:frames] - truth[p])[:, channels].mean() for p in (0, 1)]
         assert report["metrics"][f"dualtalk/mse/{group}"]["mean"] == pytest.approx(np.mean(errors), rel=1e-3)
 
 

@@ -17,7 +17,7 @@ from unils_jax.runtime import prepare
 
 
 def perform(job: Job, at: Callable[[str], None], done: Callable[[str], None]) -> None:
-    """Does one job, in a process with cores of its own."""
+    """Runs one job, in a process that has its share of the cores."""
     label = " ".join((job.kind, job.name, *([f"seed {job.seed}"] if job.seed >= 0 else [])))
     at(label)
     take_cores(Path(job.out), job.jobs)

@@ -18,7 +18,7 @@ from unils_jax.checkpoints.loading import load
 from unils_jax.evaluation.protocols import conversation_of
 from unils_jax.files import atomic_output
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-from unils_jax.motion import center_head, dualtalk_channels, from_dualtalk
+from unils_jax.motion import center_head, from_56_channels, to_56_channels
 from unils_jax.systems.base import Inputs, Options
 
 Motions = list[Float[np.ndarray, "2 T 108"]]  # of each record to score, in order
@@ -70,7 +70,7 @@ def _responses(job: Job, records: Sequence[Record], partners: Sequence[Float[np.
     checkpoint = load(job.workdir(SYSTEMS[job.name].run))
     generate = checkpoint.system.generate
     mean, _ = Store(Path(job.out) / "paired").statistics()
-    lacking = mean - from_dualtalk(dualtalk_channels(mean[None]))[0]
+    lacking = mean - from_56_channels(to_56_channels(mean[None]))[0]
     motions = []
     for record, partner in zip(records, partners, strict=True):
         inputs = Inputs(*whole_sequence(record)["audio"], other_motion=partner)

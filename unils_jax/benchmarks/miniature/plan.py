@@ -27,6 +27,9 @@ class System(NamedTuple):
     pictured: bool = True  # whether the picture of listeners has it
 
 
+BASELINE = "dualtalk"  # of the paper's table, with the partner's true motion
+BASELINE_NOTE = "DualTalk has no expression beyond the first 50 channels and no eyes; they stand at the training mean."
+
 RUNS = {
     "codec": Run("miniature/codec", "unpaired", seeded=False),
     "codec_paired": Run("miniature/codec", "paired", seeded=False),

@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from unils_jax.benchmarks.miniature.plan import BASELINE, BASELINE_NOTE
 from unils_jax.benchmarks.miniature.scores import BLINKS, PROTOCOL
 from unils_jax.evaluation.report import COLUMNS, PUBLISHED
-from unils_jax.files import markdown_table as table
+from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
 Scores = Mapping[str, dict[str, Any]]  # by system
@@ -28,9 +29,9 @@ ABLATIONS = {
 # What the paper found: in each figure the first system is better than the second.
 ORDER = (
     (LISTENING_FDD, "unils", "no_prior"),
-    (LISTENING_FDD, "no_prior", "dualtalk"),
+    (LISTENING_FDD, "no_prior", BASELINE),
     (F_FID, "unils", "no_prior"),
-    (F_FID, "no_prior", "dualtalk"),
+    (F_FID, "no_prior", BASELINE),
     (LVE, "unils", "mixed"),
     (LVE, "no_prior", "mixed"),
     (LVE, "no_unpaired", "mixed"),
@@ -42,7 +43,7 @@ NOTES = (
     "seconds at any time). A smile cannot be heard: only who sees the partner can answer it.",
     "Another take: the same words by the same people, their faces moved anew; no model of the audio can be expected to "
     "come nearer to the truth than the truth to itself.",
-    "DualTalk has no expression beyond the first 50 channels and no eyes; they stand at the training mean.",
+    BASELINE_NOTE,
 )
 
 
@@ -120,13 +121,13 @@ def _paired_interval(first: np.ndarray, second: np.ndarray, draws: int = 2000) -
 
 def markdown(scores: Scores, titles: Mapping[str, str], summary: str) -> str:
     """Writes tables, verdicts and notes as Markdown."""
-    lines = ["# The paper in miniature", "", summary, "", *table(rows(scores, titles)), ""]
+    lines = ["# The paper in miniature", "", summary, "", *markdown_table(rows(scores, titles)), ""]
     lines += [
         "![how lively listeners are](listening.png)",
         "",
         "## The paper's figures",
         "",
-        *table(published_rows()),
+        *markdown_table(published_rows()),
         "",
     ]
     lines += ["## What of the paper's order holds", ""]

@@ -16,7 +16,7 @@ from unils_jax.motion import FPS
 
 PROTOCOL = PROTOCOLS["unils-clean"]
 BLINKS = "behaviour/both/blinks_per_minute"
-LIVELY_CHANNELS = slice(0, 50)  # of the expression, those that DualTalk has, too
+LIVELY_CHANNELS = slice(0, 50)  # of the expression, those that every system has
 LIVELY_FRAMES = 25
 
 

@@ -1,8 +1,8 @@
 """DualTalk's published layout: a bare state dict, and how its sizes are found.
 
 The published file has no config. Ours is a JSON next to the weights, whose `MODEL.CONFIG` holds the
-fields of DualTalkConfig. Without it sizes are read off the tensors, and heads are the published ones:
-4, of 64 channels in the audio encoders.
+fields of DualTalkConfig. Without it sizes are read off the tensors, and heads are the published
+ones: 4, of 64 channels in the audio encoders.
 """
 
 import re

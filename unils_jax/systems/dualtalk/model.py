@@ -1,7 +1,8 @@
 """DualTalk: own audio, partner's audio and partner's motion -> own motion, all frames at once.
 
-The field's baseline of two people in conversation (arXiv 2505.18096), as its authors' code computes it; where the
-paper's text says something else, it is an option. Motion has 56 channels: expression 50, jaw 3, head 3, as tracked.
+The field's baseline of two people in conversation (arXiv 2505.18096), as its authors' code computes
+it; where the paper's text says something else, it is an option. Motion has 56 channels: expression
+50, jaw 3, head 3, as tracked.
 """
 
 import math
@@ -19,7 +20,7 @@ from unils_jax.errors import UserError
 from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates, draw_encoder_noise
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from unils_jax.motion import DUALTALK_DIM, DUALTALK_GROUPS, FPS, SAMPLE_RATE
+from unils_jax.motion import FPS, MOTION_56_DIM, MOTION_56_GROUPS, SAMPLE_RATE
 from unils_jax.nn.layers import Linear, RandomKey, SampleKeys, dropout, split_key
 from unils_jax.nn.lstm import BidirectionalLSTM
 from unils_jax.nn.postnorm import DecoderLayer, EncoderLayer, MultiHeadAttention, SelfBias
@@ -40,13 +41,14 @@ class DualTalkConfig:
     decoder_depth: int = 1  # layers of the synthesis
     strength: float = 0.1  # of the modulation
     sigmoid: bool = False  # True: strength * sigmoid(W x), the paper's text; the published code has no sigmoid
-    # True, the paper's text: the attention between interaction and synthesis sees its own frame alone. In the
-    # published code it starts as the mean of all frames, without a way around it.
+    # True, the paper's text: the attention between interaction and synthesis sees its own frame
+    # alone. In the published code it starts as the mean of all frames, without a way around it.
     alignment: bool = False
     dropout_rate: float = 0.1  # in encoder and decoder layers
     fusion_rate: float = 0.5  # dropout before the decoder
     rates: EncoderRates = field(default_factory=EncoderRates)  # of the audio encoders, in training
-    # In place of both audio encoders, at sizes where a published one is too large: features without weights.
+    # In place of both audio encoders, at sizes where a published one is too large: features without
+    # weights.
     logmel: LogMelConfig | None = None
 
     def __post_init__(self) -> None:
@@ -66,12 +68,11 @@ class DualTalkConfig:
 
 @dataclass(frozen=True)
 class DualTalkNoise:
-    """One draw for a batch: what acts in either audio encoder (None: log-mel features), and `keys [B]` for the dropout
-    of the rest."""
+    """One draw of noise for a batch."""
 
-    own: EncoderNoise | None
+    own: EncoderNoise | None  # in the own audio encoder; None: log-mel features
     partner: EncoderNoise | None
-    keys: Array
+    keys: Array  # [B], for the dropout of the rest
 
 
 jax.tree_util.register_dataclass(DualTalkNoise, ["own", "partner", "keys"], [])
@@ -85,12 +86,16 @@ class MotionEncoder(nnx.Module):
         self.out = Linear(width // 2, width, rngs=rngs)
 
     def __call__(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T D"]:
+        """Encodes motion channels to features."""
         return jax.nn.relu(self.out(jax.nn.relu(self.up(motion))))
 
 
 class DualTalk(nnx.Module):
-    """`fusion_bias` of the call is added to the scores of the attention between interaction and synthesis; without it
-    there is none, or with `alignment` that of the own frame."""
+    """The network.
+
+    `fusion_bias` of the call is added to the scores of the attention between interaction and
+    synthesis; without it there is none, or with `alignment` that of the own frame.
+    """
 
     def __init__(self, config: DualTalkConfig, *, rngs: nnx.Rngs):
         width, heads = config.width, config.num_heads
@@ -101,7 +106,7 @@ class DualTalk(nnx.Module):
         else:
             self.own_encoder, self.partner_encoder = LogMel(config.logmel), LogMel(config.logmel)
         self.audio_proj = Linear((config.logmel or config.wav2vec2).feature_dim, width, rngs=rngs)
-        self.motion_encoder = MotionEncoder(DUALTALK_DIM, width, rngs=rngs)
+        self.motion_encoder = MotionEncoder(MOTION_56_DIM, width, rngs=rngs)
         self.partner_attn = MultiHeadAttention(width, heads, rngs=rngs)
         self.partner_lstm = BidirectionalLSTM(width, width // 2, 2, rngs=rngs)
         layer = EncoderLayer(2 * width, heads, config.hidden_dim, **sizes)
@@ -111,7 +116,7 @@ class DualTalk(nnx.Module):
         layer = DecoderLayer(2 * width, heads, config.hidden_dim, **sizes)
         self.synthesis = nnx.List(nnx.clone(layer) for _ in range(config.decoder_depth))
         self.modulation = Linear(2 * width, 2 * width, rngs=rngs)
-        self.head = Linear(2 * width, DUALTALK_DIM, rngs=rngs)
+        self.head = Linear(2 * width, MOTION_56_DIM, rngs=rngs)
         self.strength, self.sigmoid, self.fusion_rate = config.strength, config.sigmoid, config.fusion_rate
         self.alignment = config.alignment
         self.rates = config.rates
@@ -125,8 +130,11 @@ class DualTalk(nnx.Module):
         noise: DualTalkNoise | None = None,
         fusion_bias: SelfBias | None = None,
     ) -> Float[Array, "B T M"]:
-        """Float32 motion of `num_frames(N)` frames, to which either track is resampled. Audio is normalised by
-        `audio.normalize_record`, over the whole recording and not over a window of it."""
+        """Returns float32 motion of `num_frames(N)` frames, to which either track is resampled.
+
+        Audio is normalised by `audio.normalize_record`, over the whole recording and not over a
+        window of it.
+        """
         frames = num_frames(own_audio.shape[-1])
         own_noise, partner_noise = (None, None) if noise is None else (noise.own, noise.partner)
         with jax.named_scope("audio"):
@@ -142,7 +150,7 @@ class DualTalk(nnx.Module):
     def interact(
         self, x: Float[Array, "B T D"], bias: SelfBias | None = None, key: SampleKeys | None = None
     ) -> Float[Array, "B T D"]:
-        """Own audio and the partner's features, [own | partner], over all frames."""
+        """Mixes own audio and the partner's features, [own | partner], over all frames."""
         with jax.named_scope("interaction"):
             *layer_keys, drop_key = split_key(key, len(self.interaction) + 1)
             for layer, layer_key in zip(self.interaction, layer_keys, strict=True):
@@ -152,7 +160,7 @@ class DualTalk(nnx.Module):
             return dropout(self.fusion_attn(x, None, bias), self.fusion_rate, drop_key)
 
     def synthesise(self, x: Float[Array, "B T D"], key: SampleKeys | None = None) -> Float[Array, "B T M"]:
-        """The features decoded with themselves as memory, modulated, as motion."""
+        """Decodes the features with themselves as memory, modulates them, and returns motion."""
         with jax.named_scope("synthesis"):
             memory = x
             for layer, layer_key in zip(self.synthesis, split_key(key, len(self.synthesis)), strict=True):
@@ -160,12 +168,12 @@ class DualTalk(nnx.Module):
             return self.head(self.modulate(x))
 
     def modulate(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`x` and a little of what the modulation layer makes of it."""
+        """Adds a little of what the modulation layer makes of `x` to it."""
         y = self.modulation(x)
         return x + self.strength * (jax.nn.sigmoid(y) if self.sigmoid else y)
 
     def draw(self, key: RandomKey, batch_size: int, num_samples: int) -> DualTalkNoise:
-        """A batch's noise, for so much audio."""
+        """Draws a batch's noise, for so much audio."""
         frames = num_frames(num_samples)
         own, partner, rest = jax.random.split(key, 3)
         keys = jax.random.split(rest, batch_size)
@@ -177,17 +185,23 @@ class DualTalk(nnx.Module):
 
 
 def num_frames(num_samples: int) -> int:
-    """Frames of so much audio: ceil(samples / 16000 * 25) in float64 and in that order, which rounds up a frame for
-    some whole multiples of 640 samples (4480 give 8)."""
+    """Returns the frames of so much audio: ceil(samples / 16000 * 25).
+
+    Computed in float64 and in that order, which rounds up a frame for some whole multiples of 640
+    samples (4480 give 8).
+    """
     return math.ceil(num_samples / SAMPLE_RATE * FPS)
 
 
 def dualtalk_losses(
     pred: Float[Array, "B T 56"], target: Float[Array, "B T 56"], sample_weights: Float[Array, " B"]
 ) -> dict[str, Float[Array, ""]]:
-    """MSE of expression, jaw and head and of all channels' velocity; every term a mean over its own elements, over the
-    batch by shares. Both must have as many frames; the caller cuts the longer."""
+    """Computes the MSE of expression, jaw and head, and of all channels' velocity.
+
+    Every term is a mean over its own elements, over the batch by shares. Prediction and target must
+    have as many frames; the caller cuts the longer.
+    """
     squared = jnp.square(pred - target)
     velocity = jnp.square(jnp.diff(pred, axis=1) - jnp.diff(target, axis=1))
-    errors = {name: squared[..., channels] for name, channels in DUALTALK_GROUPS.items()} | {"velocity": velocity}
+    errors = {name: squared[..., channels] for name, channels in MOTION_56_GROUPS.items()} | {"velocity": velocity}
     return {name: jnp.sum(sample_weights * error.mean((1, 2))) for name, error in errors.items()}

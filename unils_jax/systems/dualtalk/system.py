@@ -11,12 +11,12 @@ from jaxtyping import Float
 
 from unils_jax.audio import normalize_record
 from unils_jax.errors import UserError
-from unils_jax.motion import MOTION_DIM, PARTNER_FRAMES, dualtalk_channels, from_dualtalk
+from unils_jax.motion import MOTION_DIM, PARTNER_FRAMES, from_56_channels, to_56_channels
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params, merge, split
 from unils_jax.nn.stack import Compute
 from unils_jax.systems.base import (
-    Batch,
+    Arrays,
     Card,
     Generated,
     GlobalBatch,
@@ -42,16 +42,17 @@ def respond(
     *,
     dtype: str = "float32",
 ) -> Float[np.ndarray, "T 108"]:
-    """Motion of the person who says `audio` to the one who says and does the other two.
+    """Generates one person's motion from both tracks and the partner's motion.
 
-    Audio is 16 kHz mono of whole recordings, each normalised here; motion is as tracked, head rotation not centred, in
-    and out. T is `num_frames` of the own audio. Channels that DualTalk lacks are zero. Compiles once a length.
+    Audio is 16 kHz mono of whole recordings, each normalised here; motion is as tracked, head
+    rotation not centred, in and out. T is `num_frames` of the own audio. Channels that DualTalk
+    lacks are zero. It compiles once a length.
     """
     graphdef, params = split(model)
     tracks = [normalize_record(np.asarray(track, np.float32))[None] for track in (audio, partner_audio)]
-    channels = dualtalk_channels(np.asarray(partner_motion, np.float32))[None]
+    channels = to_56_channels(np.asarray(partner_motion, np.float32))[None]
     motion = _respond(graphdef, Compute(jnp.dtype(dtype)), params, *tracks, channels)
-    return from_dualtalk(np.asarray(motion[0]))
+    return from_56_channels(np.asarray(motion[0]))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -62,8 +63,8 @@ def _respond(graphdef: nnx.GraphDef, compute: Compute, params: Params, *conversa
 def generate(model: DualTalk, inputs: Inputs, options: Options) -> Generated:
     """Generates motion of one person, or of both, each of whom sees the other's motion.
 
-    Without `other_audio` the partner is silent, without `other_motion` still. Raises UserError where both people are
-    asked for and the motion of one is given.
+    Without `other_audio` the partner is silent, without `other_motion` still. Raises UserError
+    where both people are asked for and the motion of one is given.
     """
     own, seen = inputs.audio, inputs.other_motion
     other = np.zeros_like(own) if inputs.other_audio is None else inputs.other_audio
@@ -80,12 +81,13 @@ def generate(model: DualTalk, inputs: Inputs, options: Options) -> Generated:
 
 
 def dualtalk_loss(
-    model: DualTalk, batch: Batch, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
+    model: DualTalk, batch: Arrays, noise: DualTalkNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
-    """DualTalk's regression of own motion, in its 56 channels. Prediction and truth are cut to the shorter one.
+    """Computes DualTalk's regression of own motion, in its 56 channels.
 
-    Expression, jaw and head weigh the same, so that a channel of the head weighs 50 / 3 of an expression channel.
-    `position` is the loss without velocity, by which the published code validates.
+    Prediction and truth are cut to the shorter one. Expression, jaw and head weigh the same, so
+    that a channel of the head weighs 50 / 3 of an expression channel. `position` is the loss
+    without velocity, by which the published code validates.
     """
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     pred = model(batch["audio"], batch["partner_audio"], batch["partner_motion"], objective.compute, noise)
@@ -98,13 +100,16 @@ def dualtalk_loss(
     return total, {"loss": total, **losses, "position": total - losses["velocity"]}
 
 
-def sample_dualtalk_noise(key: RandomKey, batch: Batch, model: DualTalk, objective: Objective) -> DualTalkNoise:
-    """Dropout, skipped layers and time masks of a batch."""
+def sample_dualtalk_noise(key: RandomKey, batch: Arrays, model: DualTalk, objective: Objective) -> DualTalkNoise:
+    """Draws dropout, skipped layers and time masks of a batch."""
     return model.draw(key, *batch["audio"].shape)
 
 
 def init(config: Run, shapes: Params, data: object, start: Start) -> Params:
-    """Returns a published wav2vec2 as the start of both audio encoders; nothing where the config names none."""
+    """Returns a published wav2vec2 as the start of both audio encoders.
+
+    Returns nothing where the config names none.
+    """
     if not config.audio_encoder:
         return {}
     encoder, params = start.load_encoder(config.audio_encoder, "wav2vec2")
@@ -154,5 +159,6 @@ DUALTALK = System(
     generate=generate,
     layout=LAYOUT,
     card=card,
+    protocol={"num_people": 2, "held_out_style": False, "centred": False},
     conditions={"partner": "audio and true motion of the whole sequence, head rotation as tracked"},
 )

@@ -1,4 +1,4 @@
-"""The release's `meta_cfg`, read and written: which model it describes, and the config of ours in its words."""
+"""UniLS' release files: the `meta_cfg` that describes a model, read and written."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,15 +23,19 @@ MAX_SIZE = 1 << 16
 
 
 def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
-    """What a release `meta_cfg` says about the model's sizes.
+    """Reads what a release `meta_cfg` says about the model's sizes.
 
-    Returns {"stage": "codec" | "prior" | "dialogue",
-    "codec": {"motion_dim", "code_dim", "scales" (a tuple), "width", "depth", "num_heads"},
-    "prior": {"width", "depth", "num_heads"} or None for a codec,
-    "audio_encoder": the config's name of it or None, "audio_width": int or None, "audio_condition": one of `motion.AUDIO_CONDITIONS`}.
-    The audio width of a dialogue model stands in no config: it is read off `state`, its torch state dict (None
-    without one). So is that it has one cross-attention, to the own track where our addition MODEL.AUDIO_CONDITION does not say
-    otherwise. Raises one UserError that names every missing or impossible value.
+    The audio width of a dialogue model is in no config: it is read off `state`, its torch state
+    dict (None without one). Whether it has one cross-attention alone is read off `state`, too; that
+    one is to the own track unless our addition MODEL.AUDIO_CONDITION says otherwise. Raises one
+    UserError that names every missing or impossible value.
+
+    Returns:
+        {"stage": "codec" | "prior" | "dialogue",
+        "codec": {"motion_dim", "code_dim", "scales" (a tuple), "width", "depth", "num_heads"},
+        "prior": {"width", "depth", "num_heads"} or None for a codec,
+        "audio_encoder": the config's name of it or None, "audio_width": int or None,
+        "audio_condition": one of `motion.AUDIO_CONDITIONS`}.
     """
     problems: list[str] = []
     model = _branch(meta_cfg, "MODEL", "MODEL", problems)
@@ -169,9 +173,9 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
 def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
     """Builds the release's config tree of a model.
 
-    Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown. Paths
-    are left out. Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has that front
-    end, and MODEL.AUDIO_CONDITION where it has one audio cross-attention.
+    Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown.
+    Paths are left out. Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has
+    that front end, and MODEL.AUDIO_CONDITION where it has one audio cross-attention.
     """
     stage = config.stage
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
@@ -238,7 +242,7 @@ def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
 
 
 def _is_small(codec: CodecConfig, prior: PriorConfig | None) -> bool:
-    """Whether the sizes are the paper's small ones, whose names end in S."""
+    """Returns whether the sizes are the paper's small ones, whose names end in S."""
     small = CodecConfig(scales=(1, 25, 50, 100), width=384, depth=6, num_heads=6)
     return codec == small and (prior is None or (prior.width, prior.depth, prior.num_heads) == (384, 6, 6))
 

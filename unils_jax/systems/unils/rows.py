@@ -63,7 +63,8 @@ _AUDIO_ATTENTION = (
     *_audio_attention("audio_attn", "audio_attn"),
 )
 
-# By kind of model. The codec's keys stand bare in a codec's file and under `base_codec.` in the others.
+# By kind of model. The codec's keys are bare in a codec's file and under `base_codec.` in the
+# others.
 ROWS = {
     "codec": _CODEC,
     "prior": _BASE_CODEC + _PRIOR,

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
 from unils_jax.systems.base import (
-    Batch,
+    Arrays,
     Card,
     Generated,
     GlobalBatch,
@@ -50,10 +50,11 @@ TITLES = {
 
 @dataclass(frozen=True)
 class StepNoise:
-    """One draw of a generator step's noise; the leading axes are the batch's, [B] or, for pairs, [B, 2].
+    """One draw of a generator step's noise; the leading axes are the batch's, [B] or [B, 2].
 
-    Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for drop-path and LoRA
-    dropout (None: neither). Where there is one audio alone, `drop_own` is its drop.
+    Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for
+    drop-path and LoRA dropout (None: neither). Where there is one audio alone, `drop_own` is its
+    drop.
     """
 
     drop_style: Array
@@ -68,11 +69,12 @@ jax.tree_util.register_dataclass(StepNoise, ["drop_style", "drop_prev", "drop_ow
 
 
 def codec_loss(
-    model: UniLS, batch: Batch, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
+    model: UniLS, batch: Arrays, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
-    """Reconstruction, quantiser and, with a head, mesh and lip terms. The codec has no noise.
+    """Computes reconstruction, quantiser and, with a head, mesh and lip terms.
 
-    In channels that were not observed the truth stands in for the prediction, and no term counts them.
+    The codec has no noise. In channels that were not observed the truth replaces the prediction,
+    and no term counts them.
     """
     whole = whole or GlobalBatch(batch_sample_weights(batch))
     motion, sample_weights, weights = batch["motion"], whole.sample_weights, objective.weights
@@ -90,16 +92,19 @@ def codec_loss(
     return total, {"loss": total, **losses, "l1": jnp.sum(sample_weights.channels * jnp.abs(pred - motion).mean(1))}
 
 
-def codec_bit_probabilities(model: UniLS, batch: Batch, objective: Objective, sample_weights: SampleWeights) -> Array:
-    """A part's contribution [K, 2, C] to the whole batch's `bit_probabilities`."""
+def codec_bit_probabilities(model: UniLS, batch: Arrays, objective: Objective, sample_weights: SampleWeights) -> Array:
+    """Computes a part's share [K, 2, C] of the whole batch's `bit_probabilities`."""
     return model.codec.quantize(batch["motion"], None, objective.compute, sample_weights.items).means
 
 
 def generator_loss(
-    model: UniLS, batch: Batch, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
+    model: UniLS, batch: Arrays, noise: StepNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
-    """Cross-entropy of a window's bits, for prior and dialogue. People without any observed motion do not count; what
-    they say is heard all the same."""
+    """Computes the cross-entropy of a window's bits, for prior and dialogue.
+
+    People without any observed motion do not count; their audio conditions the other person all the
+    same.
+    """
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     logits, bits = generator_logits(model, batch, noise, objective.compute)
     loss = jnp.sum(sample_weights * bit_cross_entropy(logits, bits).mean((-2, -1)))
@@ -108,15 +113,16 @@ def generator_loss(
 
 
 def generator_logits(
-    model: UniLS, batch: Batch, noise: StepNoise | None = None, compute: Compute = FLOAT32
+    model: UniLS, batch: Arrays, noise: StepNoise | None = None, compute: Compute = FLOAT32
 ) -> tuple[Array, Array]:
-    """Teacher-forced logits [B, L, C, 2] and target bits [B, L, C] of a batch; of pairs [B, 2, ...].
+    """Computes teacher-forced logits [B, L, C, 2] and target bits [B, L, C]; of pairs [B, 2, ...].
 
-    The people of a pair stand side by side as 2B people, so that a batch which lies spread over devices stays where it
-    is; each hears what the prior listens to: the other's audio as the other's, the own alone, or both mixed. The audio
-    encoder runs once a track. Style and previous motion are dropped as motion, before the codec encodes them; audio
-    after its encoder, and mixed audio for each person apart. The codec computes in float32 whatever `compute` says:
-    bits are signs, and where a latent is near zero less precision would change targets and inputs.
+    The people of a pair become 2B people side by side, so that a batch that is spread over devices
+    stays where it is. Each is conditioned on the audio that the prior takes: own and other, the own
+    alone, or both mixed. The audio encoder runs once a track. Style and previous motion are dropped
+    as motion, before the codec encodes them; audio after its encoder, and mixed audio for each
+    person apart. The codec computes in float32 whatever `compute` says: bits are signs, and where a
+    latent is near zero less precision would change targets and inputs.
     """
     people_shape = batch["motion"].shape[:-2]
     rank = len(people_shape)
@@ -143,8 +149,8 @@ def generator_logits(
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
-def sample_noise(key: RandomKey, batch: Batch, model: UniLS, objective: Objective) -> StepNoise:
-    """Independent drops for every person of the batch, bit flips, and every person's key."""
+def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objective) -> StepNoise:
+    """Draws independent drops for every person of the batch, bit flips, and every person's key."""
     people_shape, rates = batch["motion"].shape[:-2], objective.noise
     noise_key, layer_key = jax.random.split(key)
     *drop_keys, flip_key = jax.random.split(noise_key, 5)
@@ -160,11 +166,20 @@ def _drop(x: Array, drop: Array) -> Array:
     return jnp.where(drop, jnp.zeros_like(x), x)
 
 
-def init(config: Run, shapes: Params, data: Any, start: Start) -> Params:
+@runtime_checkable
+class WindowData(Protocol):
+    """The loader of windows, as far as a new run takes something from it."""
+
+    @property
+    def mixture(self) -> object:
+        """The stores; their `statistics` are mean and deviation of the motion."""
+
+
+def init(config: Run, shapes: Params, data: WindowData, start: Start) -> Params:
     """Returns what a new run does not draw: the data's statistics, and the parent's parameters.
 
-    Raises UserError where the parent has other sizes than the config, then the shapes may fit and the
-    model be another, or another expression basis.
+    Raises UserError where the parent has other sizes than the config, then the shapes may fit and
+    the model be another, or another expression basis.
     """
     mean, std = data.mixture.statistics(centred=config.data.centre_head)
     given = {"codec/motion_mean": mean, "codec/motion_std": std}
@@ -282,9 +297,10 @@ INPUTS = frozenset({"audio", "other_audio", "style", "prev"})
 
 
 def generate(model: UniLS, inputs: Inputs, options: Options) -> Generated:
-    """Generates motion of one person or both: of a dialogue from audio, of a prior from the style clip alone.
+    """Generates motion of one person or both.
 
-    A prior's style is its first previous motion, too, and `num_frames` its length.
+    A dialogue does from audio, a prior from the style clip alone. A prior's style is its first
+    previous motion, too, and `num_frames` its length.
     """
     sampling, seed, people = options.sampling, options.seed, options.people
     if model.prior is not None and model.audio_encoder is None:

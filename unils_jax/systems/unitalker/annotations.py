@@ -1,7 +1,7 @@
-"""What the loss and the metrics of an annotation kind are measured in: vertices, whatever its numbers are.
+"""The spaces in which losses and metrics of annotations are measured: vertices of a face.
 
-Source: UniTalker's paper and release. An annotation's numbers are vertices themselves, weights of blendshapes, or
-parameters of a head model; a `VertexSpace` makes vertices of them.
+Source: UniTalker's paper and release. An annotation's numbers are vertices themselves, weights of
+blendshapes, or parameters of a head model; a `VertexSpace` turns them into vertices.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,12 @@ from unils_jax.face.flame import FlameAsset, Skinning, parameter_vertices, verti
 from unils_jax.face.flame_file import load_parameter_head
 from unils_jax.files import read_npy_file, read_npz_file
 
-BLENDSHAPE_WEIGHT = 1e-4  # of the squared error of blendshape weights beside that of the vertices
+BLENDSHAPE_WEIGHT = 1e-4  # of the squared error of blendshape weights; that of the vertices has 1
 PCA_WEIGHT = 0.01
-TRAILING = 10  # of FLAME's parameters: rotation 6, translation 3, scale 1, which nothing is asked of
+TRAILING = 10  # of FLAME's parameters: rotation 6, translation 3, scale 1, which no loss uses
 JAW_DIM = 3
-# The release's kinds by how their numbers become vertices, and the file of lip vertices of each.
+# The release's annotations by how their numbers become vertices, and the file of lip vertices of
+# each.
 VERTEX_LISTS = {
     "BIWI_23370_vertices": "04_BIWI_mouth_idx.npy",
     "FLAME_5023_vertices": "02_flame_mouth_idx.npy",
@@ -34,34 +35,43 @@ BLENDSHAPES = {
     "inhouse_blendshape_weight": ("inhouse_arkit.npz", "05_inhouse_arkit_mouth_idx.npy"),
 }
 FLAME_PARAMETERS = "flame_params_from_dadhead"
+# What the numbers of an annotation are, and their units as they were trained: the release's table
+# of sets.
+FORMS = {
+    **dict(zip(VERTEX_LISTS, (("vertices", "0.2 of BIWI's"), ("vertices", "m"), ("vertices", "m")), strict=True)),
+    **dict.fromkeys(BLENDSHAPES, ("weights", "of blendshapes, 1 is full")),
+    FLAME_PARAMETERS: ("parameters", "coefficients, then radians (jaw 3)"),
+}
 FACE_LIST, FLAME_LIPS = "flame_humanface_index.npy", "02_flame_mouth_idx.npy"
 
 
 @dataclass(frozen=True, eq=False)
 class VertexSpace:
-    """`vertices` makes [B, T, V, 3] of [B, T, D]; `lips` lists those that LVE and LVD look at; `measured` those that
-    the loss compares (None: all; repeats count). `number_weight` is that of the squared error of the numbers. A space
-    without vertices or lips has no lip errors."""
+    """How an annotation's numbers become vertices, and which of them count.
 
-    vertices: Callable[[Array], Array] | None
-    lips: Int[np.ndarray, " n"] | None
-    measured: Int[np.ndarray, " m"] | None = None
-    number_weight: float = 0.0
+    A space without vertices or lips has no lip errors.
+    """
+
+    vertices: Callable[[Array], Array] | None  # [B, T, D] -> [B, T, V, 3]
+    lips: Int[np.ndarray, " n"] | None  # vertices that LVE and LVD compare
+    measured: Int[np.ndarray, " m"] | None = None  # vertices that the loss compares; None: all; repeats count
+    number_weight: float = 0.0  # of the squared error of the numbers
 
 
-# Of kinds without assets: the numbers themselves. For those that are vertices the loss is the release's all the same.
+# Annotations without assets are compared by their numbers; of those that are vertices the loss is
+# the release's anyway.
 NUMBERS = VertexSpace(None, None, number_weight=1.0)
 
 
 def vertex_space(lips: Int[np.ndarray, " n"]) -> VertexSpace:
-    """Of numbers that are coordinates, vertex by vertex."""
+    """Builds the space of numbers that are coordinates, vertex by vertex."""
     return VertexSpace(lambda x: x.reshape(*x.shape[:-1], -1, 3), lips)
 
 
 def blendshape_space(
     mean: Float[np.ndarray, "V 3"], basis: Float[np.ndarray, "n V 3"], lips: Int[np.ndarray, " m"]
 ) -> VertexSpace:
-    """Of weights of `basis` on `mean`."""
+    """Builds the space of blendshape weights: `mean + weights @ basis`."""
     flat = np.ascontiguousarray(basis.reshape(len(basis), -1), np.float32)
     offset = np.ascontiguousarray(mean.reshape(-1), np.float32)
 
@@ -72,7 +82,10 @@ def blendshape_space(
 
 
 def parameter_space(head: Skinning, face: Int[np.ndarray, " n"], lips: Int[np.ndarray, " m"]) -> VertexSpace:
-    """Of FLAME parameters as D5 has them: coefficients, jaw 3, then ten that nothing is asked of."""
+    """Builds the space of D5's FLAME parameters.
+
+    They are expression coefficients, jaw (3), and 10 values that no loss uses.
+    """
 
     def of_parameters(x: Array) -> Array:
         coefficients, jaw = x[..., : -TRAILING - JAW_DIM], x[..., -TRAILING - JAW_DIM : -TRAILING]
@@ -82,16 +95,21 @@ def parameter_space(head: Skinning, face: Int[np.ndarray, " n"], lips: Int[np.nd
 
 
 def motion_space(head: FlameAsset) -> VertexSpace:
-    """Of this project's 108 motion channels at 25 fps: the head's vertices without head rotation, and all channels by
-    their squared error, so that head and eyes are learnt too."""
+    """Builds the space of this project's 108 motion channels at 25 fps.
+
+    It compares the head's vertices without head rotation, and all channels by their squared error,
+    so that head and eyes are learnt too.
+    """
     return VertexSpace(lambda x: vertices(head, x, head_rotation=False), head.lips, number_weight=1.0)
 
 
 def reconstruction_loss(
     space: VertexSpace, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]
 ) -> Float[Array, " B"]:
-    """Of each item the mean squared error of the measured vertices' coordinates, in the square of their units, and of
-    the numbers by their weight."""
+    """Computes each item's mean squared error of the measured vertices' coordinates.
+
+    It is in the square of their units; the squared error of the numbers is added by its weight.
+    """
     numbers = space.number_weight * jnp.square(pred - truth).mean((1, 2)) if space.number_weight else 0.0
     if space.vertices is None:
         return numbers
@@ -106,34 +124,38 @@ def reconstruction_loss(
 def lip_errors(
     space: VertexSpace, pred: Float[Array, "B T D"], truth: Float[Array, "B T D"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """LVE and LVD of each sequence: means over frames of d and of its root, with d the largest squared distance of a
-    lip vertex. In the annotation's scaled units, squared and plain. Source: the release, whose LVE is
-    not that of `metrics.py`."""
+    """Computes LVE and LVD of each sequence.
+
+    They are means over frames of d and of its root, with d the largest squared distance of a lip
+    vertex, in the annotation's scaled units, squared and plain. Source: the release, whose LVE is
+    not that of `unils_metrics.py`.
+    """
     difference = jnp.take(space.vertices(pred) - space.vertices(truth), space.lips, axis=2)
     largest = jnp.square(difference).sum(-1).max(-1)
     return largest.mean(-1), jnp.sqrt(largest).mean(-1)
 
 
-def load_spaces(folder: Path, kinds: tuple[str, ...], head: Path | None = None) -> dict[str, VertexSpace]:
-    """The spaces of the release's kinds from its `resources/binary_resources`; `head` is FLAME's model file.
+def load_spaces(folder: Path, annotations: tuple[str, ...], head: Path | None = None) -> dict[str, VertexSpace]:
+    """Loads the spaces of the release's annotations from its `resources/binary_resources`.
 
-    Raises UserError for a kind that the release has no assets for and for files that are missing or misshapen.
+    `head` is FLAME's model file. Raises UserError for an annotation that the release has no assets
+    for, and for files that are missing or misshapen.
     """
     spaces = {}
-    for kind in kinds:
-        if kind in VERTEX_LISTS:
-            spaces[kind] = vertex_space(_indices(folder / VERTEX_LISTS[kind]))
-        elif kind in BLENDSHAPES:
-            shapes, lips = (folder / name for name in BLENDSHAPES[kind])
-            spaces[kind] = blendshape_space(*_blendshapes(shapes), _indices(lips))
-        elif kind == FLAME_PARAMETERS:
+    for annotation in annotations:
+        if annotation in VERTEX_LISTS:
+            spaces[annotation] = vertex_space(_indices(folder / VERTEX_LISTS[annotation]))
+        elif annotation in BLENDSHAPES:
+            shapes, lips = (folder / name for name in BLENDSHAPES[annotation])
+            spaces[annotation] = blendshape_space(*_blendshapes(shapes), _indices(lips))
+        elif annotation == FLAME_PARAMETERS:
             if head is None:
-                raise UserError(f"{kind} is measured on FLAME; give its model file, generic_model.pkl")
+                raise UserError(f"{annotation} is measured on FLAME; give its model file, generic_model.pkl")
             lists = (_indices(folder / name) for name in (FACE_LIST, FLAME_LIPS))
-            spaces[kind] = parameter_space(load_parameter_head(head), *lists)
+            spaces[annotation] = parameter_space(load_parameter_head(head), *lists)
         else:
             known = ", ".join([*VERTEX_LISTS, *BLENDSHAPES, FLAME_PARAMETERS])
-            raise UserError(f"{folder} has no assets for annotation {kind!r}; known are {known}")
+            raise UserError(f"{folder} has no assets for annotation {annotation!r}; known are {known}")
     return spaces
 
 
@@ -145,7 +167,7 @@ def _indices(path: Path) -> np.ndarray:
 
 
 def _blendshapes(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Mean shape [V, 3] and basis [n, V, 3]."""
+    """Reads the mean shape [V, 3] and the basis [n, V, 3]."""
     arrays = read_npz_file(path, ("meanshape", "blendshape"))
     mean, basis = arrays.get("meanshape"), arrays.get("blendshape")
     if mean is None or basis is None or not mean.size or mean.size % 3 or basis.size % mean.size:
@@ -162,8 +184,11 @@ def talker_losses(
     true_coefficients: Float[Array, "B T k"] | None,
     sample_weights: Float[Array, " B"],
 ) -> dict[str, Float[Array, ""]]:
-    """`reconstruction`, `pca` (of coefficients, unweighted; 0 where the kind has none) and `loss`, the sum that is
-    minimised; over the batch by shares."""
+    """Computes `reconstruction`, `pca` and `loss`, the sum that is minimised.
+
+    `pca` is of the coefficients, unweighted; 0 where the annotation has none. All are over the
+    batch by shares.
+    """
     with jax.named_scope("talker_losses"):
         reconstruction, pca = jnp.sum(sample_weights * reconstruction_loss(space, pred, truth)), jnp.float32(0)
         if coefficients is not None:

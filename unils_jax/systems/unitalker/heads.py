@@ -37,9 +37,10 @@ def without_pca(config: UniTalkerConfig, params: Params) -> tuple[str, ...]:
 def with_pca(
     config: UniTalkerConfig, params: Params, bases: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> tuple[UniTalkerConfig, Params]:
-    """Adds components [n, D] and mean [D] of some annotations: those of `pca.npz` in the annotation's set.
+    """Adds components [n, D] and mean [D] of some annotations.
 
-    Raises UserError where they do not fit the annotation's head.
+    They are those of `pca.npz` in the annotation's set. Raises UserError where they do not fit the
+    annotation's head.
     """
     params = dict(params)
     dims, components = list(config.dims), list(config.components)

@@ -28,14 +28,20 @@ Predict = Callable[[np.ndarray, int], np.ndarray]
 
 
 def window_bounds(num_samples: int) -> list[tuple[int, int]]:
-    """First and last sample of every window; the last is longer than the 5 s that it shares with the one before."""
+    """Returns the first and last sample of every window.
+
+    The last one is longer than the 5 s that it shares with the one before.
+    """
     window, stride = WINDOW_S * SAMPLE_RATE, STRIDE_S * SAMPLE_RATE
     more = max(0, -(-(num_samples - window) // stride))
     return [(i * stride, min(i * stride + window, num_samples)) for i in range(more + 1)]
 
 
 def cross_fade(pieces: Sequence[Float[np.ndarray, "_ D"]], fps: int) -> Float[np.ndarray, "T D"]:
-    """Windows as one sequence, blended linearly over the frames that two of them share."""
+    """Joins windows to one sequence.
+
+    The frames that two of them share are blended linearly.
+    """
     shared = (WINDOW_S - STRIDE_S) * fps
     fall = np.linspace(1, 0, shared)[:, None]
     merged = [np.asarray(pieces[0])]
@@ -47,8 +53,10 @@ def cross_fade(pieces: Sequence[Float[np.ndarray, "_ D"]], fps: int) -> Float[np
 
 
 def talk(predict: Predict, audio: Float[np.ndarray, " N"], fps: int, *, normalize: bool) -> Float[np.ndarray, "T D"]:
-    """Motion of 16 kHz audio at 25 or 30 fps; `normalize` as the encoder wants it, see `prepare_audio`: the whole, then
-    every window again."""
+    """Generates motion of 16 kHz audio at 25 or 30 fps, window by window.
+
+    `normalize` is what the encoder takes, see `prepare_audio`: the whole, then every window again.
+    """
     whole = prepare_audio(audio, normalize=normalize)
     pieces = []
     for first, last in window_bounds(len(whole)):
@@ -58,59 +66,66 @@ def talk(predict: Predict, audio: Float[np.ndarray, " N"], fps: int, *, normaliz
 
 
 def normalizes(model: UniTalker) -> bool:
-    """Whether the model's encoder wants normalised audio, see `prepare_audio`."""
+    """Returns whether the model's encoder takes normalised audio, see `prepare_audio`."""
     return not isinstance(model.speech_encoder, WavLM)
 
 
 def predict(
     model: UniTalker,
     audio: Float[np.ndarray, " N"],
-    kind: str,
+    annotation: str,
     num_frames: int,
     template: Float[np.ndarray, " D"],
     identity: int | None = None,
     *,
     dtype: str = "float32",
 ) -> Float[np.ndarray, "T D"]:
-    """The numbers of an annotation over all of the prepared audio at once, in the template's units; who is nobody in
-    particular is the pivot. Compiles once a length. Raises UserError for audio too short for a frame."""
+    """Predicts an annotation's values for a whole clip of prepared audio.
+
+    They are in the template's units. `identity=None` uses the pivot identity (the last row). It
+    compiles once a length. Raises UserError for audio too short for a frame.
+    """
     if num_frames < 1 or model.speech_encoder.num_frames(len(audio)) < 1:
         raise UserError(f"audio of {len(audio) / SAMPLE_RATE:.3f} s is too short for a frame; give at least 0.1 s")
     graphdef, params = split(model)
     who = np.array([-1 if identity is None else identity], np.int32)  # the pivot is the last row
     arrays = (np.asarray(audio, np.float32)[None], np.asarray(template, np.float32)[None], who)
-    return np.asarray(_predict(graphdef, kind, num_frames, Compute(jnp.dtype(dtype)), params, *arrays)[0])
+    return np.asarray(_predict(graphdef, annotation, num_frames, Compute(jnp.dtype(dtype)), params, *arrays)[0])
 
 
 def speak(
     model: UniTalker,
     audio: Float[np.ndarray, " N"],
-    kind: str,
+    annotation: str,
     fps: int,
     template: Float[np.ndarray, " D"],
     identity: int | None = None,
     *,
     dtype: str = "float32",
 ) -> Float[np.ndarray, "T D"]:
-    """`predict` of 16 kHz audio of any length as it was recorded, at 25 or 30 fps. Compiles once a window's length."""
+    """Predicts an annotation's values of 16 kHz audio of any length as it was recorded.
+
+    The rate is 25 or 30 fps. It compiles once a window's length. Arguments are those of `predict`.
+    """
 
     def of_window(window: np.ndarray, num_frames: int) -> np.ndarray:
-        return predict(model, window[0], kind, num_frames, template, identity, dtype=dtype)[None]
+        return predict(model, window[0], annotation, num_frames, template, identity, dtype=dtype)[None]
 
     return talk(of_window, np.asarray(audio, np.float32), fps, normalize=normalizes(model))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _predict(
-    graphdef: nnx.GraphDef, kind: str, num_frames: int, compute: Compute, params: Params, *arrays: Array
+    graphdef: nnx.GraphDef, annotation: str, num_frames: int, compute: Compute, params: Params, *arrays: Array
 ) -> Array:
-    return merge(graphdef, params)(*arrays, kind, num_frames, None, compute).motion
+    return merge(graphdef, params)(*arrays, annotation, num_frames, None, compute).motion
 
 
 def generate(model: UniTalker, inputs: Inputs, options: Options) -> Generated:
     """Predicts one annotation of one person or both, each from the own audio alone.
 
-    Raises UserError for an annotation or an identity that the model lacks, and for a template of another length.
+    Raises UserError for an annotation or an identity that the model lacks, and for a template of
+    another length.
     """
     annotation = inputs.annotation or default_annotation(tuple(model.heads))
     if annotation not in model.heads:

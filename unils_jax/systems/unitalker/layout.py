@@ -1,9 +1,10 @@
-"""UniTalker's published layout: a bare state dict, and what its tensors and the JSON beside it say of the model.
+"""UniTalker's published layout: a bare state dict, and how its model is found.
 
-The published file has no config and no PCA. Ours has both: the PCA under the release's names, which its loading ignores
-or takes as they are, and as JSON beside the weights `MODEL.CONFIG`, the fields of UniTalkerConfig. Without the JSON
-sizes are read off the tensors; the audio encoder's heads are then the published ones, of 64 channels, and of a kind
-with a PCA whose numbers a frame the file does not tell, the published number is taken.
+The published file has no config and no PCA. Ours has both: the PCA under the release's names, which
+its loading ignores or takes as they are, and a JSON next to the weights whose `MODEL.CONFIG` holds
+the fields of UniTalkerConfig. Without the JSON sizes are read off the tensors; the audio encoder's
+heads are then the published ones, of 64 channels, and for an annotation with a PCA whose numbers a
+frame the file does not tell, the published number is taken.
 """
 
 import re
@@ -37,7 +38,7 @@ MARK = "decoder.learnable_style_emb"
 ENCODER, HEADS = "audio_encoder", "out_head_dict"
 ENCODER_HEAD_DIM = 64
 MAX_FRAMES = 3000  # of the release's table of positions
-DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the kinds with a PCA
+DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the annotations with a PCA
 
 
 ROWS = (
@@ -71,7 +72,7 @@ def _json_of(config: UniTalkerConfig, expression_basis: str, run: Mapping[str, A
 
 
 def position_table(config: UniTalkerConfig) -> dict[str, np.ndarray]:
-    """What the release's state dict holds of the transformer decoder beside its parameters."""
+    """Computes the table of positions that the transformer's state dict holds."""
     if config.decoder != "transformer":
         return {}
     frames = (MAX_FRAMES // config.period + 1) * config.period
@@ -83,7 +84,7 @@ def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
 
 
 def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """`wav2vec2` or `wavlm`, which has gates."""
+    """Reads the sizes of `wav2vec2`, or of `wavlm`, which has gates."""
     num_convs = _count(shapes, rf"{ENCODER}\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight")
     convs = [shapes[f"{ENCODER}.feature_extractor.conv_layers.{i}.conv.weight"] for i in range(num_convs)]
     position = f"{ENCODER}.encoder.pos_conv_embed.conv"
@@ -107,18 +108,20 @@ def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _rest(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Decoder, heads, identities."""
-    kinds = tuple(dict.fromkeys(key.split(".")[1] for key in shapes if key.startswith(f"{HEADS}.")))
-    deep = _count(shapes, rf"{HEADS}\.{re.escape(kinds[0])}\.head_layer\.(\d+)\.")
+    """Reads the sizes of decoder, heads and identities."""
+    annotations = tuple(dict.fromkeys(key.split(".")[1] for key in shapes if key.startswith(f"{HEADS}.")))
+    deep = _count(shapes, rf"{HEADS}\.{re.escape(annotations[0])}\.head_layer\.(\d+)\.")
     last = f"head_layer.{2 * (deep - 1)}.weight" if deep else "weight"
-    outputs = [shapes[f"{HEADS}.{kind}.{last}"][0] for kind in kinds]
+    outputs = [shapes[f"{HEADS}.{annotation}.{last}"][0] for annotation in annotations]
     dims, components = [], []
-    for kind, num_outputs in zip(kinds, outputs, strict=True):
-        rows, dim = shapes.get(f"pca_layer_dict.{kind}.feat_to_data", (num_outputs, DIMS.get(kind, num_outputs)))
+    for annotation, num_outputs in zip(annotations, outputs, strict=True):
+        rows, dim = shapes.get(
+            f"pca_layer_dict.{annotation}.feat_to_data", (num_outputs, DIMS.get(annotation, num_outputs))
+        )
         dims.append(dim)
         components.append(0 if dim == num_outputs else rows)
     return {
-        "annotations": kinds,
+        "annotations": annotations,
         "dims": tuple(dims),
         "components": tuple(components),
         "num_identities": shapes[f"{MARK}.weight"][0],
@@ -140,7 +143,8 @@ LAYOUT = TorchLayout(
             (r"(\.encoder\.pos_conv_embed\.conv)\.weight_v$", r"\1.parametrizations.weight.original1"),
         )
     },
-    # Tables that follow from the sizes, the PCA's components transposed, its coefficients' statistics.
+    # Tables that follow from the sizes, the PCA's components transposed, its coefficients'
+    # statistics.
     derived=(".PPE.pe", ".biased_mask", ".data_to_feat", ".feat_mean", ".feat_std"),
     optional=("pca/",),
     tensors=position_table,

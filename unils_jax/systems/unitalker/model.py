@@ -1,7 +1,8 @@
 """UniTalker: the audio of one person to motion in any of several annotations, one head each.
 
-Audio encoder -> as many frames as the motion has -> a decoder told who speaks -> the head of the annotation asked for
--> for annotations of many numbers the inverse PCA -> plus the template. Source: UniTalker (ECCV 2024) and its release.
+Audio encoder -> as many frames as the motion has -> a decoder with the person's identity -> the
+head of the annotation -> for annotations of many numbers the inverse PCA -> plus the template.
+Source: UniTalker (ECCV 2024) and its release.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ CONV_KERNEL, CONV_BLOCKS = 3, 3
 NUM_HEADS, FEED_FORWARD = 4, 2  # of the transformer decoder: heads, and its feed-forward's width in widths
 DECODERS = ("conv", "transformer")
 PLACES = ("extractor", "encoder", "decoder")
-FORBIDDEN = set("./ ")  # in the name of an annotation kind: it is part of paths and of torch keys
+FORBIDDEN = set("./ ")  # in the name of an annotation, which is part of paths and of torch keys
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class UniTalkerConfig:
         bad = [name for name in self.annotations if not name or name.isdigit() or FORBIDDEN & set(name)]
         if bad or len(set(self.annotations)) < len(self.annotations):
             problems.append(
-                f"annotations must be different names (no numbers) without dots, slashes and spaces, got {self.annotations}"
+                "annotations must be different names (no numbers) without dots, slashes and spaces, got "
+                f"{self.annotations}"
             )
         if min((*self.dims, self.width, self.period, self.head_layers, self.pca_dim)) < 1 or self.num_identities < 0:
             problems.append("dims, width, period, head_layers, pca_dim and num_identities must be at least 1")
@@ -91,17 +93,25 @@ class UniTalkerConfig:
 
     @property
     def audio_encoder(self) -> Wav2Vec2Config | WavLMConfig:
+        """The sizes of the audio encoder."""
         return self.wav2vec2 or self.wavlm
 
-    def num_outputs(self, kind: str) -> int:
-        """How many numbers a frame the head of `kind` predicts: coefficients k where it has a PCA."""
-        index = self.annotations.index(kind)
+    def num_outputs(self, annotation: str) -> int:
+        """Returns how many numbers a frame the head of an annotation predicts.
+
+        They are coefficients where it has a PCA.
+        """
+        index = self.annotations.index(annotation)
         dim, components = self.dims[index], self.components[index]
         return min(self.pca_dim, dim, components) if components else dim
 
 
 class PCA(nnx.Module):
-    """Fixed: all rows `components [n, D]` of the file and `mean [D]`; the first `num_used` rows are worked with."""
+    """A fixed basis of an annotation.
+
+    It holds all rows `components [n, D]` of the file and `mean [D]`; the first `num_used` rows are
+    worked with.
+    """
 
     def __init__(self, num_rows: int, dim: int, num_used: int):
         self.components = nnx.Param(jnp.zeros((num_rows, dim)))
@@ -109,16 +119,19 @@ class PCA(nnx.Module):
         self.num_used = num_used
 
     def encode(self, displacement: Float[Array, "B T D"]) -> Float[Array, "B T k"]:
-        """Coefficients of motion less template."""
+        """Returns the coefficients of motion minus template."""
         return (displacement - self.mean[...][None, None]) @ self.components[: self.num_used].T
 
     def decode(self, coefficients: Float[Array, "B T k"]) -> Float[Array, "B T D"]:
-        """Motion less template."""
+        """Returns motion minus template."""
         return coefficients @ self.components[: self.num_used] + self.mean[...][None, None]
 
 
 class ConvBlock(nnx.Module):
-    """`relu(norm(conv(x)) + r(x))`, kernel 3, over time; r is a second convolution where the width changes."""
+    """A convolution over time: `relu(norm(conv(x)) + r(x))`, kernel 3.
+
+    r is a second convolution where the width changes.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
         self.conv = Conv(in_dim, out_dim, CONV_KERNEL, 1, rngs=rngs)
@@ -126,13 +139,17 @@ class ConvBlock(nnx.Module):
         self.residual = None if in_dim == out_dim else Conv(in_dim, out_dim, CONV_KERNEL, 1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        """Convolves over time; the length stays."""
         padded = jnp.pad(x, ((0, 0), (CONV_KERNEL // 2, CONV_KERNEL // 2), (0, 0)))
         residual = x if self.residual is None else self.residual(padded)
         return jax.nn.relu(self.norm(self.conv(padded)) + residual)
 
 
 class ConvDecoder(nnx.Module):
-    """Three convolution blocks over audio features with the identity at every frame; it hears three frames around."""
+    """Three convolution blocks over audio features with the identity at every frame.
+
+    A frame depends on three frames on either side.
+    """
 
     def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
         self.identity_embed = nnx.Param(jax.random.normal(rngs.params(), (config.num_identities, IDENTITY_DIM)))
@@ -144,6 +161,7 @@ class ConvDecoder(nnx.Module):
     def __call__(
         self, features: Float[Array, "B T E"], identity: Int[Array, " B"], key: SampleKeys | None = None
     ) -> Float[Array, "B T D"]:
+        """Decodes audio features of as many frames as the motion has."""
         x = dropout(self.audio_proj(features), self.dropout, key)
         who = self.identity_embed[...][identity][:, None].astype(x.dtype)
         x = jnp.concatenate([x, jnp.broadcast_to(who, (*x.shape[:2], IDENTITY_DIM))], axis=-1)
@@ -153,9 +171,10 @@ class ConvDecoder(nnx.Module):
 
 
 class TransformerDecoder(nnx.Module):
-    """One post-norm decoder layer: the identity at periodic positions is what looks, at the past and at its own frame.
+    """One post-norm decoder layer.
 
-    Batches may be larger than one, which the release's cannot; identities are never absent.
+    Its queries are the identity at periodic positions; they attend to the past and to their own
+    frame. Batches may be larger than one, which the release's cannot; identities are never absent.
     """
 
     def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
@@ -168,6 +187,7 @@ class TransformerDecoder(nnx.Module):
     def __call__(
         self, features: Float[Array, "B T E"], identity: Int[Array, " B"], key: SampleKeys | None = None
     ) -> Float[Array, "B T D"]:
+        """Decodes audio features of as many frames as the motion has."""
         table_key, layer_key = split_key(key, 2)
         memory = self.audio_proj(features)
         num_frames, width = memory.shape[1:]
@@ -184,14 +204,20 @@ class TransformerDecoder(nnx.Module):
 
 
 def periodic_positions(num_frames: int, width: int, period: int) -> Float[np.ndarray, "T D"]:
-    """Interleaved sine and cosine of the position within its period, base 10000, computed in float32."""
+    """Computes interleaved sine and cosine of the position within its period.
+
+    Base 10000, in float32.
+    """
     rates = np.exp(np.arange(0, width, 2, dtype=np.float32) * np.float32(-np.log(10_000.0) / width))
     angles = (np.arange(num_frames) % period).astype(np.float32)[:, None] * rates[None]
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(num_frames, width)
 
 
 def past_bias(num_frames: int, period: int) -> Float[np.ndarray, "H T T"]:
-    """What is added to self-attention scores: -inf in the future, else a head's slope less for every whole period."""
+    """Computes what is added to self-attention scores.
+
+    It is -inf in the future, else minus a head's slope for every whole period of age.
+    """
     age = np.arange(num_frames)[:, None] - np.arange(num_frames)[None]
     slopes = 2.0 ** -np.arange(2, 2 * NUM_HEADS + 1, 2)
     bias = -slopes[:, None, None] * (age // period)[None]
@@ -206,14 +232,18 @@ class DeepHead(nnx.Module):
         self.layers = nnx.List(Linear(width, out_dim, rngs=rngs) for out_dim in out_dims)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
+        """Predicts the numbers of every frame."""
         for layer in self.layers[:-1]:
             x = jnp.tanh(layer(x))
         return self.layers[-1](x)
 
 
-def make_head(config: UniTalkerConfig, kind: str, rngs: nnx.Rngs) -> nnx.Module:
-    """The head of a kind. A single layer starts at zero: the first prediction is the template, with a PCA the mean."""
-    num_outputs, zeros = config.num_outputs(kind), nnx.initializers.zeros_init()
+def make_head(config: UniTalkerConfig, annotation: str, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds the head of an annotation.
+
+    A single layer starts at zero: the first prediction is the template, with a PCA the mean.
+    """
+    num_outputs, zeros = config.num_outputs(annotation), nnx.initializers.zeros_init()
     if config.head_layers > 1:
         return DeepHead(config.width, num_outputs, config.head_layers, rngs=rngs)
     return Linear(config.width, num_outputs, kernel_init=zeros, bias_init=zeros, rngs=rngs)
@@ -221,12 +251,11 @@ def make_head(config: UniTalkerConfig, kind: str, rngs: nnx.Rngs) -> nnx.Module:
 
 @dataclass(frozen=True)
 class TalkerNoise:
-    """One draw for a batch: the encoder's, keys for the decoder's dropout, and `pivot` (bool [B], alike for all of
-    them) where identities are the pivot's."""
+    """One draw of noise for a batch."""
 
     encoder: EncoderNoise
-    keys: Array
-    pivot: Array
+    keys: Array  # [B], for the decoder's dropout
+    pivot: Array  # bool [B], alike for all of them: whether identities are the pivot's
 
 
 jax.tree_util.register_dataclass(TalkerNoise, ["encoder", "keys", "pivot"], [])
@@ -234,17 +263,21 @@ jax.tree_util.register_dataclass(TalkerNoise, ["encoder", "keys", "pivot"], [])
 
 @dataclass(frozen=True)
 class Prediction:
-    """`motion [B, T, D]` in the annotation's scaled units; `coefficients [B, T, k]` where the kind has a PCA."""
+    """What the model predicts of a batch."""
 
-    motion: Array
-    coefficients: Array | None
+    motion: Array  # [B, T, D], in the annotation's scaled units
+    coefficients: Array | None  # [B, T, k]; None: the annotation has no PCA
 
 
 jax.tree_util.register_dataclass(Prediction, ["motion", "coefficients"], [])
 
 
 class UniTalker(nnx.Module):
-    """The parameters lie under `speech_encoder`, `decoder`, `heads/<kind>` and, fixed, `pca/<kind>`."""
+    """The network.
+
+    The parameters lie under `speech_encoder`, `decoder`, `heads/<annotation>` and, fixed,
+    `pca/<annotation>`.
+    """
 
     def __init__(self, config: UniTalkerConfig, *, rngs: nnx.Rngs):
         if not (config.annotations and config.num_identities):
@@ -252,9 +285,11 @@ class UniTalker(nnx.Module):
         encoder = WavLM if config.wav2vec2 is None else Wav2Vec2
         self.speech_encoder = encoder(config.audio_encoder, config.rates, rngs=rngs)
         self.decoder = (ConvDecoder if config.decoder == "conv" else TransformerDecoder)(config, rngs=rngs)
-        self.heads = nnx.Dict({kind: make_head(config, kind, rngs) for kind in config.annotations})
+        self.heads = nnx.Dict({annotation: make_head(config, annotation, rngs) for annotation in config.annotations})
         with_pca = [row for row in zip(config.annotations, config.dims, config.components, strict=True) if row[2]]
-        self.pca = nnx.Dict({kind: PCA(rows, dim, config.num_outputs(kind)) for kind, dim, rows in with_pca})
+        self.pca = nnx.Dict(
+            {annotation: PCA(rows, dim, config.num_outputs(annotation)) for annotation, dim, rows in with_pca}
+        )
         self.resample_at, self.rates = config.resample_at, config.rates
 
     def __call__(
@@ -262,14 +297,16 @@ class UniTalker(nnx.Module):
         audio: Float[Array, "B N"],
         template: Float[Array, "B D"],
         identity: Int[Array, " B"] | None,
-        kind: str,
+        annotation: str,
         num_frames: int,
         noise: TalkerNoise | None = None,
         compute: Compute = FLOAT32,
     ) -> Prediction:
-        """Motion of `num_frames` frames over all of the audio, which `prepare_audio` has made; nobody: the pivot.
+        """Predicts motion of `num_frames` frames over all of the audio.
 
-        `kind` chooses the head; the others take no part.
+        The audio is `prepare_audio`'s.
+
+        Without `identity` it is the pivot's. `annotation` chooses the head; others take no part.
         """
         pivot = self.decoder.identity_embed.shape[0] - 1
         if identity is None:
@@ -279,15 +316,18 @@ class UniTalker(nnx.Module):
         features = self.encode(audio, num_frames, None if noise is None else noise.encoder, compute)
         decoded = self.decode(features, identity, num_frames, None if noise is None else noise.keys)
         with jax.named_scope("head"):
-            predicted = self.heads[kind](decoded).astype(jnp.float32)
-            if kind not in self.pca:
+            predicted = self.heads[annotation](decoded).astype(jnp.float32)
+            if annotation not in self.pca:
                 return Prediction(predicted + template[:, None], None)
-            return Prediction(self.pca[kind].decode(predicted) + template[:, None], predicted)
+            return Prediction(self.pca[annotation].decode(predicted) + template[:, None], predicted)
 
     def encode(
         self, audio: Float[Array, "B N"], num_frames: int, noise: EncoderNoise | None = None, compute: Compute = FLOAT32
     ) -> Float[Array, "B _ E"]:
-        """Audio features: `num_frames` of them, at the encoder's rate where the decoder's output is resampled."""
+        """Returns audio features: `num_frames` of them.
+
+        Where the decoder's output is resampled they are at the encoder's rate.
+        """
         features = self.speech_encoder.extract(audio, compute)
         if self.resample_at == "extractor":
             features = resample(features, num_frames)
@@ -301,7 +341,7 @@ class UniTalker(nnx.Module):
         num_frames: int,
         key: SampleKeys | None = None,
     ) -> Float[Array, "B T D"]:
-        """What the heads see of audio features and identities."""
+        """Decodes audio features and identities to the features that the heads read."""
         with jax.named_scope("decoder"):
             decoded = self.decoder(features, identity, key)
         return resample(decoded, num_frames) if self.resample_at == "decoder" else decoded
@@ -309,7 +349,10 @@ class UniTalker(nnx.Module):
     def draw(
         self, key: RandomKey, batch_size: int, num_samples: int, num_frames: int, pivot_rate: float
     ) -> TalkerNoise:
-        """A batch's noise, for so much audio and motion; with `pivot_rate` all of it is nobody's."""
+        """Draws a batch's noise, for so much audio and motion.
+
+        With probability `pivot_rate` all of it is the pivot's.
+        """
         encoder_key, decoder_key, pivot_key = jax.random.split(key, 3)
         frames = num_frames if self.resample_at == "extractor" else self.speech_encoder.num_frames(num_samples)
         noise = draw_encoder_noise(encoder_key, batch_size, frames, len(self.speech_encoder.blocks), self.rates)
@@ -326,18 +369,24 @@ class UniTalker(nnx.Module):
         return (head.layers[-1] if isinstance(head, DeepHead) else head).kernel.shape[1]
 
     def truth_coefficients(
-        self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], kind: str
+        self, motion: Float[Array, "B T D"], template: Float[Array, "B D"], annotation: str
     ) -> Float[Array, "B T k"] | None:
-        """The coefficients of true motion, None where the kind has no PCA."""
-        return self.pca[kind].encode(motion - template[:, None]) if kind in self.pca else None
+        """Returns the coefficients of true motion; None where the annotation has no PCA."""
+        return self.pca[annotation].encode(motion - template[:, None]) if annotation in self.pca else None
 
 
 def prepare_audio(audio: Float[np.ndarray, " N"], *, normalize: bool) -> Float[np.ndarray, " N"]:
-    """16 kHz samples as the encoder's processor gives them: for wav2vec2 of zero mean and unit population deviation
-    (+1e-7 on the variance), for WavLM as they are."""
+    """Returns 16 kHz samples as the encoder's processor gives them.
+
+    For wav2vec2 they have zero mean and unit population deviation (+1e-7 on the variance), for
+    WavLM they are as they were.
+    """
     return normalize_record(audio) if normalize else audio
 
 
 def frames_of(num_samples: int, fps: float) -> int:
-    """Motion frames of audio at 16 kHz where no truth says how many: rounded, halves to even."""
+    """Returns the motion frames of audio at 16 kHz where no truth gives their number.
+
+    Rounded, halves to even.
+    """
     return round(num_samples / SAMPLE_RATE * fps)

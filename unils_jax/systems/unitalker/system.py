@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 from jax import Array
 
-from unils_jax.motion import KIND_MARK
 from unils_jax.nn.layers import RandomKey
 from unils_jax.systems.base import (
     Batch,
@@ -19,16 +18,11 @@ from unils_jax.systems.base import (
     System,
     batch_sample_weights,
 )
-from unils_jax.systems.unitalker import heads, training
-from unils_jax.systems.unitalker.annotations import NUMBERS, lip_errors, talker_losses
+from unils_jax.systems.unitalker import clips, heads, training
+from unils_jax.systems.unitalker.annotations import FORMS, NUMBERS, lip_errors, talker_losses
 from unils_jax.systems.unitalker.inference import STRIDE_S, WINDOW_S, generate
 from unils_jax.systems.unitalker.layout import LAYOUT
 from unils_jax.systems.unitalker.model import TalkerNoise, UniTalker, UniTalkerConfig
-
-
-def kind_of(batch: Batch) -> str:
-    """The annotation kind of a batch of UniTalker: an empty array tells it by its name, so that it is static."""
-    return next(name.removeprefix(KIND_MARK) for name in batch if name.startswith(KIND_MARK))
 
 
 def _settings(objective: Objective) -> training.TalkerObjective:
@@ -38,33 +32,42 @@ def _settings(objective: Objective) -> training.TalkerObjective:
 def unitalker_loss(
     model: UniTalker, batch: Batch, noise: TalkerNoise | None, objective: Objective, whole: GlobalBatch | None = None
 ) -> tuple[Array, Metrics]:
-    """UniTalker's loss of a batch of one kind, in the units of its space; in evaluation lip errors too, per kind."""
-    kind, motion, template = kind_of(batch), batch["motion"], batch["template"]
+    """Computes UniTalker's loss of a batch of one annotation, in the units of its space.
+
+    In evaluation it reports lip errors too, by annotation.
+    """
+    annotation, motion, template = batch.annotation, batch["motion"], batch["template"]
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
-    space = _settings(objective).spaces.get(kind, NUMBERS)
-    predicted = model(batch["audio"], template, batch["identity"], kind, motion.shape[1], noise, objective.compute)
-    true = model.truth_coefficients(motion, template, kind)
+    space = _settings(objective).spaces.get(annotation, NUMBERS)
+    predicted = model(
+        batch["audio"], template, batch["identity"], annotation, motion.shape[1], noise, objective.compute
+    )
+    true = model.truth_coefficients(motion, template, annotation)
     losses = talker_losses(space, predicted.motion, motion, predicted.coefficients, true, sample_weights)
-    metrics = losses | {f"{kind}/loss": losses["loss"]}
+    metrics = losses | {f"{annotation}/loss": losses["loss"]}
     if noise is None and space.lips is not None:
         errors = lip_errors(space, predicted.motion, motion)
         metrics |= {
-            f"{kind}/{name}": jnp.sum(sample_weights * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)
+            f"{annotation}/{name}": jnp.sum(sample_weights * e) for name, e in zip(("LVE", "LVD"), errors, strict=True)
         }
     return losses["loss"], metrics
 
 
 def sample_talker_noise(key: RandomKey, batch: Batch, model: UniTalker, objective: Objective) -> TalkerNoise:
-    """Dropout, skipped layers, time masks, and whether the batch is nobody's."""
+    """Draws dropout, skipped layers, time masks, and whether the batch is the pivot's."""
     return model.draw(key, *batch["audio"].shape, batch["motion"].shape[1], _settings(objective).pivot_rate)
 
 
 def talker_gradient_mask(
     paths: Iterable[str], batch: Batch, noise: TalkerNoise | None, updates: Array, objective: Objective
 ) -> tuple[GradientMask, Array]:
-    """Without gradient are heads of other kinds, skipped layers of the audio encoder, the embedding of masked frames
-    where none is, and all of the encoder while it is frozen. Where that ends the optimiser is made anew."""
-    frozen_steps, head = _settings(objective).frozen_steps, f"heads/{kind_of(batch)}/"
+    """Returns which parameters a step gives a gradient.
+
+    Without one are heads of other annotations, skipped layers of the audio encoder, the embedding
+    of masked frames where none is masked, and all of the encoder while it is frozen. When that ends
+    the optimiser is made anew.
+    """
+    frozen_steps, head = _settings(objective).frozen_steps, f"heads/{batch.annotation}/"
     free, present = updates >= frozen_steps, {}
     for path in paths:
         if path.startswith("heads/"):
@@ -129,7 +132,9 @@ UNITALKER = System(
         "heard": f"own audio alone, in windows of {WINDOW_S} s every {STRIDE_S} s, cross-faded",
         "identity": "the pivot",
     },
+    forms=FORMS,
     select=heads.select,
+    score_clips=clips.score_clips,
     lacks=heads.lacks,
     without_pca=heads.without_pca,
     with_pca=heads.with_pca,

@@ -65,10 +65,10 @@ class SpeechData(Protocol):
 
 
 def fit_config(config: Run, data: SpeechData | None, start: Start) -> Run:
-    """Returns the config with the sizes of the model that the run goes on with, and with those of the data.
+    """Returns the config with the sizes of the model that the run goes on with, or of the data.
 
-    Before the data are there: a workdir's own model comes first, then the parent's, of which rates and
-    dropout are the config's.
+    Before the data are there: a workdir's own model comes first, then the parent's, of which rates
+    and dropout are the config's.
     """
     ours = config.model
     if data is not None:
@@ -83,8 +83,8 @@ def fit_config(config: Run, data: SpeechData | None, start: Start) -> Run:
 def _fit_data(config: Run, data: SpeechData, parent: Loaded | None) -> Run:
     """Gives the model a head for each annotation of the data, and a row for each of their people.
 
-    Annotations that the model has already stay as they are, but for a PCA that the parent's file leaves
-    out. Raises UserError where the data's numbers do not fit them.
+    Annotations that the model has already stay as they are, but for a PCA that the parent's file
+    leaves out. Raises UserError where the data's numbers do not fit them.
     """
     ours, settings = config.model, config.settings
     sizes = dict(zip(ours.annotations, zip(ours.dims, ours.components, strict=True), strict=True))
@@ -104,11 +104,12 @@ def _fit_data(config: Run, data: SpeechData, parent: Loaded | None) -> Run:
 
 
 def init(config: Run, shapes: Params, data: SpeechData, start: Start) -> Params:
-    """Returns what a new run does not draw: the parent's parameters, the data's PCA, the published encoder.
+    """Returns what a new run does not draw.
 
-    With another number of identities than the parent's, every row becomes its last one, known people's
-    too: the release's rule. Heads that the parent lacks begin at zero. Raises UserError where the PCA of
-    an annotation is nowhere.
+    That is the parent's parameters, the data's PCA, the published encoder. With another number of
+    identities than the parent's, every row becomes its last one, known people's too: the release's
+    rule. Heads that the parent lacks begin at zero. Raises UserError where the PCA of an annotation
+    is nowhere.
     """
     given = _inherited(shapes, start.parent) | _bases(config.model, data, start.parent)
     if start.parent is None and config.audio_encoder:
@@ -178,7 +179,8 @@ def spaces_of(config: Run, head: FlameAsset | None) -> dict[str, VertexSpace]:
 def released_spaces(annotations: tuple[str, ...], resources: str, flame: str) -> dict[str, VertexSpace]:
     """Loads the vertex spaces of those annotations that the release has assets for.
 
-    `resources` is the release's folder; "" gives none. FLAME parameters need the model file `flame`.
+    `resources` is the release's folder; "" gives none. FLAME parameters need the model file
+    `flame`.
     """
     if not resources:
         return {}
