@@ -16,9 +16,9 @@ from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.motion import BASES, EYES, FPS, MotionFile, load_motion, save_motion, smooth
 from unils_jax.outputs import arkit
+from unils_jax.outputs.arkit import write_live_link
 from unils_jax.outputs.gltf import write_glb
 from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk, write_dualtalk
-from unils_jax.outputs.live_link import write_live_link
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.tables import read_csv, write_csv
