@@ -19,7 +19,7 @@ from unils_jax.checkpoints.torch_keys import (
     unwrapped,
 )
 from unils_jax.errors import UserError
-from unils_jax.systems.unils.layout import model_sizes
+from unils_jax.systems.unils.meta_cfg import model_sizes
 
 MANIFEST = json.loads(gzip.decompress((Path(__file__).parents[1] / "support" / "manifest.json.gz").read_bytes()))
 NUM_KEYS = {

@@ -22,7 +22,7 @@ from unils_jax.inference.program import Program, StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.registry import STAGES
-from unils_jax.systems.unils.layout import model_sizes
+from unils_jax.systems.unils.meta_cfg import model_sizes
 from unils_jax.systems.unils.system import DIALOGUE, StepNoise, generator_logits
 
 pytestmark = pytest.mark.usefixtures("unoptimised")

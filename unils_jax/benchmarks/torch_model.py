@@ -21,7 +21,7 @@ from unils_jax.benchmarks.torch_encoder import load_encoder, load_strictly
 from unils_jax.benchmarks.torch_quantizer import Quantized, Scales, full_features, next_scale_inputs, quantize
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
 from unils_jax.motion import HEAD_AND_JAW
-from unils_jax.systems.unils.layout import model_sizes
+from unils_jax.systems.unils.meta_cfg import model_sizes
 
 LOSS_WEIGHTS = {"vq": 1, "motion": 1, "pose": 8, "velocity": 5, "smooth": 0.5, "mesh": 2, "lips": 0.1}
 

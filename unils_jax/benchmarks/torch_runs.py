@@ -3,7 +3,7 @@
 Noise and LoRA in training, and a decode that caches nothing, so that figures can be compared.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from unils_jax.benchmarks.torch_model import StepNoise, TorchReferenceGenerator
 from unils_jax.benchmarks.torch_quantizer import full_features, next_scale_inputs, scale_slices
-from unils_jax.face.flame import FlameAsset
 from unils_jax.motion import EXPRESSION, EYES, JAW, SAMPLES_PER_FRAME, WINDOW_SAMPLES
+
+if TYPE_CHECKING:
+    from unils_jax.face.flame import FlameAsset
+else:
+    FlameAsset = object  # the reference runs without JAX
 
 
 class Decoded(NamedTuple):

@@ -29,7 +29,7 @@ from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
-from unils_jax.systems.unils.layout import MAX_SIZE
+from unils_jax.systems.unils.meta_cfg import MAX_SIZE
 
 PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
 METADATA = "unils_adapter"
