@@ -81,7 +81,7 @@ def test_a_table_has_a_line_a_row():
 
 def test_without_torch_the_torch_reference_is_refused_in_words(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"needs PyTorch; install"):
+    with pytest.raises(UserError, match=r"needs PyTorch: run pip install"):
         torch_reference_of(MODELS["prior"], {})
 
 

@@ -10,6 +10,7 @@ import pytest
 from flame_golden import golden_flame_asset
 
 from unils_jax.audio import write_wav
+from unils_jax.cli import motion as motion_command
 from unils_jax.cli.main import main
 from unils_jax.errors import UserError
 from unils_jax.face.standin import standin_asset
@@ -21,7 +22,8 @@ from unils_jax.outputs.page import make_page
 @pytest.fixture(autouse=True)
 def script(monkeypatch):
     """These tests need no built script."""
-    monkeypatch.setattr(page, "page_script", lambda: ("console.log('</script>')", "The MIT License -- three.js"))
+    for user in (page, motion_command):
+        monkeypatch.setattr(user, "page_script", lambda: ("console.log('</script>')", "The MIT License -- three.js"))
 
 
 def wandering(num_people: int, num_frames: int) -> np.ndarray:

@@ -129,7 +129,7 @@ class StopAt(PreemptionGuard):
 
 
 def test_an_evaluation_that_a_signal_puts_off_is_made_up_for(tiny_runs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unils_jax.training.distributed.PreemptionGuard", lambda: StopAt(3))
+    monkeypatch.setattr("unils_jax.cli.train.PreemptionGuard", lambda: StopAt(3))
     assert tiny_runs.train("codec", tmp_path / "codec") == EXIT_STATUS
     assert [(row["step"], row["split"]) for row in without_speed(metrics(tmp_path / "codec"))] == [
         (step, "train") for step in (1, 2, 3)

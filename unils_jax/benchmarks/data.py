@@ -281,6 +281,7 @@ class ViewSource:
         self.name, self.num_people = name, len(values)
         self.num_frames = len(self._arrays[0]["motioncode"])
         self.has_audio = "audio" in self._arrays[0]
+        self.num_samples = len(self._arrays[0]["audio"]) if self.has_audio else 0
 
     def frames(
         self, spans: Sequence[tuple[int, int, int]], *, centred: bool = True
