@@ -67,6 +67,21 @@ def add_encoder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
 
 
+def add_sound_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which sound of a file is meant."""
+    parser.add_argument(
+        "--channels",
+        choices=("mix", "split"),
+        default="mix",
+        help="split: the channels of --audio are two people (default: mix, one person)",
+    )
+    for name in ("track", "track2"):
+        whose = "--audio" if name == "track" else "--audio2"
+        parser.add_argument(
+            f"--{name}", type=int, default=0, metavar="N", help=f"audio track of {whose}, from 1 (default: its first)"
+        )
+
+
 def readers_of(name: str) -> str:
     """Returns the titles of the systems that read an input."""
     return ", ".join(system.title for system in SYSTEMS.values() if name in system.inputs)

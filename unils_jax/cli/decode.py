@@ -5,7 +5,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from data_pipelines.speech_loader import read_pca
 from unils_jax import __version__
-from unils_jax.audio import read_audio
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import (
@@ -22,6 +21,7 @@ from unils_jax.cli.arguments import (
     add_annotation_arguments,
     add_encoder_argument,
     add_partner_arguments,
+    add_sound_arguments,
     read_clip,
     readers_of,
 )
@@ -30,7 +30,7 @@ from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.inference import conversations
 from unils_jax.inference.program import Program, make_program
-from unils_jax.inference.recordings import Recording, find_recordings, read_recordings
+from unils_jax.inference.recordings import Recording, find_recordings, read_conversation, read_recordings
 from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_KIND, load_motion, save_motion, smooth
@@ -69,6 +69,9 @@ class DecodeRequest(Request):
 
     audio: str  # the first person's track; a folder or a list of several conversations
     audio2: str | None = None
+    channels: Literal["mix", "split"] = "mix"  # of a file: one person, or a person each
+    track: int = 0  # which audio track of --audio, from 1; 0: its first
+    track2: int = 0  # the same of --audio2
     checkpoint: str | None = None  # None: the demo model of the package
     out: str | None = None  # motion file, a folder for several conversations
     video: str | None = None
@@ -104,6 +107,8 @@ class DecodeRequest(Request):
         if self.batch is not None and self.batch < 1:
             raise UserError(f"--batch must be at least 1, got {self.batch}")
         if self.several:
+            if self.channels == "split" or self.track:
+                raise UserError("--channels split and --track go with one file; give the files of a folder one by one")
             if self.audio2 or self.video:
                 raise UserError(
                     "--audio2 and --video go with one conversation; a folder pairs NAME_speaker1 and NAME_speaker2, "
@@ -160,6 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio", required=True, metavar="A", help="the first person's track, any rate and format; or a folder or list"
     )
     parser.add_argument("--audio2", metavar="B", help="the second person's track")
+    add_sound_arguments(parser)
     parser.add_argument("--out", metavar="M.npz", help="motion file to write; a folder for several conversations")
     parser.add_argument("--video", metavar="V.mp4", help="video to write")
     parser.add_argument(
@@ -215,7 +221,7 @@ def decode_one(request: DecodeRequest) -> None:
         if path:
             check_output(path, suffix)
     options = Options(request.sampling, request.seed, request.people or 1, request.dtype, request.fps)
-    audio = [read_audio(path) for path in request.tracks]
+    audio = read_conversation(request.tracks, request.channels, (request.track, request.track2))
     if options.people > len(audio):
         raise UserError("--people 2 needs both tracks; give the second one with --audio2")
     checkpoint = load_checkpoint(request)

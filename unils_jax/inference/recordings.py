@@ -2,20 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
 
-from unils_jax.audio import read_audio
+from unils_jax.audio import read_audio, read_tracks
 from unils_jax.errors import UserError
+from unils_jax.media import is_media, shown
 
 log = logging.getLogger(__name__)
 
 SPEAKERS = ("_speaker1", "_speaker2")
-AUDIO_SUFFIXES = {f".{name}" for name in "wav flac ogg opus mp3 m4a aac aif aiff mp4 mov mkv webm".split()}
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,15 @@ def find_recordings(source: Path) -> list[Recording]:
 
 
 def _in_folder(folder: Path) -> list[Recording]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
-    second = {p.stem.removesuffix(SPEAKERS[1]): p for p in files if p.stem.endswith(SPEAKERS[1])}
+    there = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = [path for path in there if is_media(path)]
+    if others := [shown(path.name) for path in there if not is_media(path)]:
+        log.warning("%s: left out, no audio or video by their names: %s", shown(folder), ", ".join(others))
+    second = {p.stem[: -len(SPEAKERS[1])]: p for p in files if p.stem.lower().endswith(SPEAKERS[1])}
     found, paired = [], set()
     for path in files:
-        name = path.stem.removesuffix(SPEAKERS[0])
-        if path.stem.endswith(SPEAKERS[0]) and name in second:
+        name = path.stem[: -len(SPEAKERS[0])]
+        if path.stem.lower().endswith(SPEAKERS[0]) and name in second:
             found.append(Recording(name, (path, second[name])))
             paired |= {path, second[name]}
     return found + [Recording(path.stem, (path,)) for path in files if path not in paired]
@@ -71,6 +75,29 @@ def _in_list(path: Path) -> list[Recording]:
         name = tracks[0].stem
         found.append(Recording(name.removesuffix(SPEAKERS[0]) if len(tracks) == 2 else name, tracks))
     return found
+
+
+def read_conversation(
+    paths: Sequence[str | Path], channels: Literal["mix", "split"] = "mix", tracks: Sequence[int] = (0, 0)
+) -> list[Float32[np.ndarray, " N"]]:
+    """Reads the sound of each person of one conversation, from one file or from two.
+
+    Args:
+        paths: The files, one a person; a single one has both people where `channels` is "split".
+        channels: "mix" makes one person of a file's channels, "split" makes each channel a person.
+        tracks: The audio track of each file, counted from 1; 0 takes the first.
+
+    Raises:
+        UserError: Where a file cannot be read, and where "split" gives more than two people.
+    """
+    if channels == "mix":
+        return [read_audio(path, track) for path, track in zip(paths, tracks, strict=False)]
+    if len(paths) == 2:
+        raise UserError("--channels split takes both people from one file; leave --audio2 away")
+    people = list(read_tracks(paths[0], channels, tracks[0]))
+    if len(people) > 2:
+        raise UserError(f"{shown(paths[0])} has {len(people)} channels, a conversation 2; give the right ones as files")
+    return people
 
 
 def read_recordings(
