@@ -9,8 +9,8 @@ from unils_jax.benchmarks.miniature import report as miniature_report
 from unils_jax.benchmarks.miniature.plan import SYSTEMS
 from unils_jax.benchmarks.miniature.report import LISTENING_FDD, LVE, ORDER
 from unils_jax.benchmarks.miniature.scores import BLINKS, score
+from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.evaluation.report import COLUMNS
-from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
 
 TITLES = {name: system.title for name, system in SYSTEMS.items()}

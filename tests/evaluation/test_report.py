@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from random_people import person
 
+from unils_jax.evaluation.metrics import ScoreTable, jsonable
 from unils_jax.evaluation.report import (
     COLUMNS,
     PUBLISHED,
@@ -21,7 +22,6 @@ from unils_jax.evaluation.report import (
     store_page,
     write_report,
 )
-from unils_jax.evaluation.scoring import ScoreTable, jsonable
 from unils_jax.files import markdown_table
 
 

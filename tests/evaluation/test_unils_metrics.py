@@ -7,7 +7,7 @@ import scipy.linalg
 
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
-from unils_jax.evaluation.scoring import mesh_of
+from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.evaluation.statistics import correlation, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import (
     CHUNK_FRAMES,

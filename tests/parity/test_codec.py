@@ -11,7 +11,7 @@ from parity.compare import LAYER, MODEL, TABLE, assert_bits_equal, assert_close,
 from parity.updates import assert_recorded, assert_trained_weights_match, run_updates
 from unils_jax.face.flame_file import flame_regions
 from unils_jax.models.codec import Codec
-from unils_jax.models.losses import CodecLossWeights
+from unils_jax.models.codec_losses import CodecLossWeights
 from unils_jax.models.quantizer import full_features, next_scale_inputs, scale_slices
 from unils_jax.nn.attention import rotary_table
 from unils_jax.nn.params import merge, split

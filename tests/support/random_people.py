@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unils_jax.evaluation.scoring import Person
+from unils_jax.evaluation.metrics import Person
 
 
 def motion(frames: int, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from flame_golden import golden_flame_asset
 from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_motion, tiny_model
 
-from unils_jax.models.losses import CodecLossWeights, motion_losses, observed_sample_weights, vertex_losses
+from unils_jax.models.codec_losses import CodecLossWeights, motion_losses, observed_sample_weights, vertex_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.base import NoiseRates, Objective

@@ -9,7 +9,7 @@ from flame_golden import golden_flame_asset
 from jax import Array
 
 from unils_jax.face import flame
-from unils_jax.models.losses import CodecLossWeights, mesh_losses
+from unils_jax.models.codec_losses import CodecLossWeights, mesh_losses
 
 BATCH, FRAMES, NUM_VERTICES, ARRAYS_HELD = 64, 100, 5023, 9
 

@@ -10,7 +10,7 @@ from flax import nnx
 from tiny_models import CONFIGS, random_motion, sample_keys, tiny_model
 from tiny_runs import quick_compiles
 
-from unils_jax.models.losses import CodecLossWeights, mesh_losses, motion_losses, observed_sample_weights
+from unils_jax.models.codec_losses import CodecLossWeights, mesh_losses, motion_losses, observed_sample_weights
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.block import Block, BlockSizes

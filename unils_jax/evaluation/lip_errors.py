@@ -10,8 +10,8 @@ import numpy as np
 from data_pipelines.speech_loader import SetSpeech, parse_sets
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
+from unils_jax.evaluation.metrics import jsonable
 from unils_jax.evaluation.run import host, versions
-from unils_jax.evaluation.scoring import jsonable
 from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.systems.base import ClipSettings
 

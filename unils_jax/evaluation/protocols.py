@@ -16,7 +16,7 @@ from data_pipelines.record import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
-from unils_jax.evaluation.scoring import Mesh, Person, score_person
+from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head

@@ -28,6 +28,7 @@ from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.evaluation.behaviour_metrics import NO_LIDS
 from unils_jax.evaluation.likelihood import bits_changed
+from unils_jax.evaluation.metrics import Mesh, ScoreTable, jsonable, mesh_of
 from unils_jax.evaluation.protocols import (
     PROTOCOLS,
     Conversation,
@@ -39,7 +40,6 @@ from unils_jax.evaluation.protocols import (
     skip_reason,
 )
 from unils_jax.evaluation.report import report_paths, write_report
-from unils_jax.evaluation.scoring import Mesh, ScoreTable, jsonable, mesh_of
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output

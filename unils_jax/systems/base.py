@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from unils_jax.face import flame
 from unils_jax.inference.sampling import Sampling
-from unils_jax.models.losses import CodecLossWeights, SampleWeights, observed_sample_weights
+from unils_jax.models.codec_losses import CodecLossWeights, SampleWeights, observed_sample_weights
 from unils_jax.motion import FPS, MOTION_KIND, WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params

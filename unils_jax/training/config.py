@@ -10,7 +10,7 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.sampling import DTYPES
-from unils_jax.models.losses import CodecLossWeights
+from unils_jax.models.codec_losses import CodecLossWeights
 from unils_jax.nn.stack import Compute
 from unils_jax.systems.base import NoiseRates, Objective, Stage
 from unils_jax.systems.registry import STAGES, SYSTEMS, current_run, system_of_config, system_of_stage

@@ -20,8 +20,8 @@ from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import from_dict, load_config, override
 from unils_jax.errors import UserError
+from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.evaluation.protocols import VALIDATION, conversation_of, make_free_running_eval, skip_reason
-from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output

@@ -21,8 +21,8 @@ from unils_jax.benchmarks.miniature.motions import held_out
 from unils_jax.benchmarks.miniature.plan import Job, Plan
 from unils_jax.benchmarks.miniature.scores import PROTOCOL, score
 from unils_jax.checkpoints.loading import load
+from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.evaluation.protocols import Conversation, conversation_of
-from unils_jax.evaluation.scoring import mesh_of
 from unils_jax.face.standin import standin_asset
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
 from unils_jax.motion import SAMPLES_PER_FRAME, WINDOW_FRAMES

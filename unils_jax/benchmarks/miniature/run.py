@@ -29,7 +29,7 @@ from unils_jax.benchmarks.miniature.plan import (
 )
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
-from unils_jax.evaluation.scoring import mesh_of
+from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output, check_output
 from unils_jax.runtime import has_accelerator

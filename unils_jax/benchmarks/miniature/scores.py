@@ -9,9 +9,9 @@ from scipy.ndimage import uniform_filter1d
 
 from data_pipelines.record import Record
 from unils_jax.evaluation import reaction_metrics as reactions
+from unils_jax.evaluation.metrics import Mesh, Person, ScoreTable, jsonable
 from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of, people_to_score
 from unils_jax.evaluation.reaction_metrics import Reactions
-from unils_jax.evaluation.scoring import Mesh, Person, ScoreTable, jsonable
 from unils_jax.motion import FPS
 
 PROTOCOL = PROTOCOLS["unils-clean"]

@@ -12,7 +12,7 @@ from jax import Array
 from unils_jax.errors import UserError
 from unils_jax.face import flame
 from unils_jax.inference import conversations
-from unils_jax.models.losses import SampleWeights, mesh_losses, motion_losses
+from unils_jax.models.codec_losses import SampleWeights, mesh_losses, motion_losses
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS, UniLSConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from random_people import motion, person
 
-from unils_jax.evaluation.scoring import ScoreTable, jsonable, score_person, unit
+from unils_jax.evaluation.metrics import ScoreTable, jsonable, score_person, unit
 from unils_jax.evaluation.statistics import frechet_distance, moments
 from unils_jax.evaluation.unils_metrics import ROLES
 from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW
