@@ -104,7 +104,7 @@ def test_artalk_trains_decodes_and_is_scored_whatever_it_listens_to(tiny_runs, r
         "from unils_jax.config import load_config",
         "def get_config():",
         f"    config = load_config({str(tiny_runs.configs['dialogue'])!r})",
-        "    config.stage, config.model.lora = 'artalk', None",
+        "    config.system, config.stage, config.model.lora = 'artalk', 'artalk', None",
         f"    config.model.prior.audio_condition = {audio_condition!r}",
         "    return config",
     ]

@@ -100,7 +100,8 @@ class RunConfig:
             problems.append(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
         elif self.system not in ("", system_of_stage(self.stage).name):
             problems.append(
-                f"system is {self.system!r}, but the {self.stage} stage is of {system_of_stage(self.stage).name!r}"
+                f"system is {self.system!r}, but the {self.stage} stage is of "
+                f"{system_of_stage(self.stage).name!r}; set config.system to that"
             )
         elif self.model.stage != STAGES[self.stage].trained:
             problems.append(f"stage is {self.stage!r} but the model's parts make a {self.model.stage!r}")
