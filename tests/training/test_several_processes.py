@@ -7,6 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from run_files import (
@@ -21,6 +22,7 @@ from run_files import (
 )
 
 from unils_jax.errors import UserError
+from unils_jax.training import distributed
 from unils_jax.training.distributed import EXIT_STATUS, raise_unless_agreed
 
 LOCAL = Path(__file__).parents[2] / "launch" / "local.sh"
@@ -118,3 +120,19 @@ def test_processes_with_other_settings_do_not_start(tiny_runs, tmp_path, port):
     )
     assert len(reported) == 2 and "Traceback" not in log.read_text()
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.parent.name == "checkpoints"]
+
+
+def test_proxies_are_hidden_while_processes_join_and_are_there_again(monkeypatch):
+    seen = {}
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+
+    def initialize(*_: object, **__: object) -> None:
+        seen.update({name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")})
+        raise RuntimeError("nobody there")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match="cannot join"):
+        distributed.join("127.0.0.1:1", 0, 2)
+    assert not {name for name in seen if name.lower() != "no_proxy"}
+    assert (os.environ["http_proxy"], os.environ["HTTPS_PROXY"]) == ("http://127.0.0.1:9",) * 2
