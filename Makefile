@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml $(LOCK)
 lock: $(STAMP)  ## uv.lock anew, after a change of the dependencies in pyproject.toml
 	$(BIN)/uv lock --no-config
 
-demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
+demo: $(STAMP) viewer-if-node  ## make data, train the four stages, prove that they learnt, decode, render: under 8 minutes
 	$(BIN)/unils demo --out runs/demo
 
 miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with intervals: within an hour; run again it goes on

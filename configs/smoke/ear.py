@@ -19,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.head = ""
     config.data.batch_size = 8
     config.model = {
-        "codec": None,
         "ear": {
             "num_mels": 40, "context_frames": 9, "width": 128, "channels": (103, 14, 2, 3),
             "coarse_bands": 8, "feature_context": 2, "normalize_level": True,

@@ -104,8 +104,8 @@ def check_torch_reference(config: object) -> None:
         raise UserError(f"--against torch: the PyTorch reference is of UniLS, {name} has none; leave it away")
     if config.logmel is not None or config.ear is not None:
         raise UserError(
-            "--against torch needs a model with wav2vec2 or without audio: the PyTorch reference has no log-mel encoder "
-            "and no ear"
+            "--against torch needs a model with wav2vec2 or without audio: the PyTorch reference has no log-mel "
+            "encoder and no ear"
         )
 
 

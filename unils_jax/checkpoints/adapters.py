@@ -32,9 +32,7 @@ from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.unils.meta_cfg import MAX_SIZE
 
-PATHS = re.compile(
-    r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)|ear/.*"
-)
+PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)|ear/.*")
 METADATA = "unils_adapter"
 
 

@@ -33,7 +33,7 @@ class LoRAConfig:
 class UniLSConfig:
     """The parts of a UniLS model and their sizes."""
 
-    codec: CodecConfig | None = CodecConfig()  # None: an ear alone
+    codec: CodecConfig = CodecConfig()  # an ear alone has none, whatever this says
     prior: PriorConfig | None = None  # None: a codec alone
     wav2vec2: Wav2Vec2Config | None = None  # audio encoder; None: another one, or no audio
     logmel: LogMelConfig | None = None  # features without weights in place of `wav2vec2`
@@ -50,11 +50,17 @@ class UniLSConfig:
                 problems.append(f"{name}.width, depth and num_heads must be at least 1, got {part}")
             elif part.width % part.num_heads or part.width // part.num_heads % 2:
                 problems.append(f"{name}.width / num_heads must be an even number, got {part.width} / {part.num_heads}")
-        problems += self._codec_problems() + ([] if self.ear is None else ear_problems(self.ear))
+        problems += [] if self.ear is None else ear_problems(self.ear)
+        if self.codec.code_dim < 1 or self.codec.motion_dim != MOTION_DIM:
+            problems.append(f"codec.code_dim must be at least 1 and motion_dim {MOTION_DIM}, got {self.codec}")
+        if list(self.codec.scales) != sorted(set(self.codec.scales)) or min(self.codec.scales, default=0) < 1:
+            problems.append(f"codec.scales must rise from at least 1, got {self.codec.scales}")
         if self.logmel is not None and (self.logmel.num_mels < 1 or self.logmel.context_frames < 0):
             problems.append(f"logmel.num_mels must be at least 1 and context_frames not negative, got {self.logmel}")
         if self.lora is not None and (self.lora.rank < 1 or not 0 <= self.lora.dropout_rate < 1):
             problems.append(f"lora.rank must be at least 1 and dropout_rate in 0..1, got {self.lora}")
+        if self.prior is not None and len(self.codec.scales) < 2:
+            problems.append(f"a prior needs at least two codec.scales, got {self.codec.scales}")
         if self.prior is not None and self.prior.audio_condition not in AUDIO_CONDITIONS:
             problems.append(
                 f"prior.audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got "
@@ -74,19 +80,6 @@ class UniLSConfig:
         if problems:
             raise UserError("model: " + "; ".join(problems))
 
-    def _codec_problems(self) -> list[str]:
-        if self.codec is None:
-            alone = self.ear is not None and self.prior is None and self.lora is None
-            return [] if alone else ["codec may be None for an ear alone; give the codec's sizes"]
-        problems, scales = [], self.codec.scales
-        if self.codec.code_dim < 1 or self.codec.motion_dim != MOTION_DIM:
-            problems.append(f"codec.code_dim must be at least 1 and motion_dim {MOTION_DIM}, got {self.codec}")
-        if list(scales) != sorted(set(scales)) or min(scales, default=0) < 1:
-            problems.append(f"codec.scales must rise from at least 1, got {scales}")
-        if self.prior is not None and len(scales) < 2:
-            problems.append(f"a prior needs at least two codec.scales, got {scales}")
-        return problems
-
     @property
     def audio_encoder(self) -> EncoderConfig | None:
         """The audio encoder's sizes; None without audio, and where they are not known."""
@@ -95,10 +88,8 @@ class UniLSConfig:
     @property
     def stage(self) -> str:
         """What kind of model this is: "ear", "codec", "prior" or "dialogue"."""
-        if self.codec is None:
-            return "ear"
         if self.prior is None:
-            return "codec"
+            return "codec" if self.ear is None else "ear"
         return "prior" if self.prior.audio_dim is None else "dialogue"
 
 
@@ -120,7 +111,7 @@ class UniLS(nnx.Module):
     """`codec`, `prior`, and `audio_encoder` or `ear`; the parts a stage lacks are None."""
 
     def __init__(self, config: UniLSConfig, *, rngs: nnx.Rngs):
-        self.codec = None if config.codec is None else Codec(config.codec, rngs=rngs)
+        self.codec = None if config.stage == "ear" else Codec(config.codec, rngs=rngs)
         self.prior = None if config.prior is None else MotionPrior(config.prior, config.codec, rngs=rngs)
         if config.lora is not None and self.prior is not None:
             add_lora(self.prior, LORA_PATTERN, **asdict(config.lora), rngs=rngs)

@@ -76,7 +76,7 @@ def init_ear(config: Run, shapes: Params, data: WindowData, start: Start) -> Par
 
 
 def ear_of(config: Run, start: Start) -> Params:
-    """Returns the parameters of the trained ear that a dialogue's config names, none without an ear.
+    """Returns the parameters of the ear that a dialogue's config names; none without an ear.
 
     Raises UserError where it names none, and where the ear is of other sizes or another basis.
     """

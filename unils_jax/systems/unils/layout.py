@@ -11,7 +11,7 @@ from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig
-from unils_jax.motion import FPS, SAMPLE_RATE, WINDOW_FRAMES
+from unils_jax.motion import FPS, SAMPLE_RATE
 from unils_jax.systems.base import NoiseRates
 from unils_jax.systems.torch_layout import TorchLayout
 from unils_jax.systems.unils.meta_cfg import EAR_LOADER, LOADERS, model_sizes
@@ -49,7 +49,7 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
     """
     tree = meta_cfg.get("MODEL")
     if isinstance(tree, Mapping) and tree.get("LOADER") == EAR_LOADER:
-        return UniLSConfig(None, ear=_part(EarConfig, tree, "EAR", source))
+        return UniLSConfig(ear=_part(EarConfig, tree, "EAR", source))
     sizes = model_sizes(meta_cfg, state)
     prior = logmel = ear = None
     if sizes["prior"] is not None:
@@ -60,7 +60,7 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
 
 
 def _part(kind: type[Part], tree: Mapping[str, Any], name: str, source: str) -> Part | None:
-    """Reads the config of a front end, which is our addition to the tree; None where it has none."""
+    """Reads the config of a front end, our addition to the tree; None where it has none."""
     if name not in tree:
         return None
     fields = tree[name]
@@ -77,8 +77,8 @@ def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] |
     """
     stage = config.stage
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
-    frames = WINDOW_FRAMES if config.codec is None else config.codec.window_frames
-    model = _model_tree(config, NoiseRates() if run is None else NoiseRates(**run["noise"]))
+    frames = config.codec.window_frames
+    model = _model_tree(config, NoiseRates() if run is None else from_dict(NoiseRates, run["noise"], "noise"))
     return {
         "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
         "DATASET": {

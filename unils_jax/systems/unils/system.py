@@ -251,7 +251,7 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
             "channels mean nothing on a FLAME head; jaw, gaze and head rotation do."
         )
     codec, prior, ear = config.codec, config.prior, config.ear
-    if codec is None:
+    if config.stage == "ear":
         return Card(TITLES["ear"], data, [_ear_fact(ear)])
     facts = [f"codec: width {codec.width}, depth {codec.depth}, {codec.code_dim} bits, scales {list(codec.scales)}"]
     if prior is not None:
@@ -301,7 +301,7 @@ def problems(config: UniLSConfig) -> list[str]:
     found = []
     if config.stage == "dialogue" and config.audio_encoder is None:
         found.append("a dialogue model needs an audio encoder: model.wav2vec2, model.logmel or model.ear")
-    if config.codec is not None and config.codec.window_frames != WINDOW_FRAMES:
+    if config.codec.window_frames != WINDOW_FRAMES:
         found.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {config.codec.scales}")
     return found
 
