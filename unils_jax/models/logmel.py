@@ -23,10 +23,12 @@ WINDOW_SAMPLES, HOP_SAMPLES = 400, 320
 # Of the level, in dB of a frame's mean power over the bands. Speech is brought to STANDARD_DB; what
 # is never louder than MIN_DB is taken for silence.
 STANDARD_DB, MIN_DB = -25.0, -80.0
-# Speech is at least so far above a window's noise: stationary noise is not lifted to speech.
-MIN_RANGE_DB = 25.0
+# Speech is taken to be so far above a window's noise: a window of noise, or of another person's
+# faint voice, is not lifted to speech.
+MIN_RANGE_DB = 35.0
 # Shares of the frames that are quieter than the speech, and than the noise, of a window.
-SPEECH_SHARE, NOISE_SHARE = 0.95, 0.1
+SPEECH_SHARE, NOISE_SHARE = 0.95, 0.03
+ZERO_POWER = 1e-11  # frames below it are no sound, but padding: they tell nothing of the noise
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ def level_gain(power: Float[Array, "B A"]) -> Float[Array, " B"]:
     a window of noise alone stays quiet, and at least `MIN_DB`. It is a function of the window
     alone: files and streams give the same.
     """
-    ordered = jnp.sort(power, axis=-1)
     last = power.shape[-1] - 1
-    speech, noise = ordered[:, round(SPEECH_SHARE * last)], ordered[:, round(NOISE_SHARE * last)]
+    speech = jnp.sort(power, axis=-1)[:, round(SPEECH_SHARE * last)]
+    sounding = jnp.sort(jnp.where(power > ZERO_POWER, power, jnp.inf), axis=-1)[:, round(NOISE_SHARE * last)]
+    noise = jnp.where(jnp.isfinite(sounding), sounding, 0.0)
     level = jnp.maximum(jnp.maximum(speech, noise * 10 ** (MIN_RANGE_DB / 10)), 10 ** (MIN_DB / 10))
     return 10 ** (STANDARD_DB / 10) / level
 
