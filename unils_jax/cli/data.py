@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion import verify as verification
+from data_pipelines.conversion.report import empty_splits_note
 from data_pipelines.conversion.unitalker_pca import write_pca
 from data_pipelines.sources import FOLDERS
-from data_pipelines.sources.base import Source, folders_left_out
+from data_pipelines.sources.base import Source, folders_left_out, parse_shares
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import PCA_FILE
 from data_pipelines.speech_loader import parse_sets
@@ -65,6 +66,7 @@ class ConvertRequest(Request):
     out: str
     index: str | None = None  # the release's; None: the one beside the LMDB
     split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
+    splits: str | None = None  # shares of train, val and test of a folder of files; None: 80/10/10
     shards: int | None = None  # None: by the hours
     workers: int | None = None  # None: one a core
     shard: str = "1/1"  # part i/n of the work, for several machines
@@ -212,6 +214,12 @@ def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--source", required=True, metavar="DIR", help="the LMDB, or the folder of files")
     convert.add_argument("--index", metavar="FILE", help="the release's JSON index (default: the one beside the LMDB)")
     convert.add_argument("--split", metavar="NAME", help="puts a whole folder of files into one split")
+    convert.add_argument(
+        "--splits",
+        metavar="A,B,C",
+        help="shares of train, val and test of a folder of files without splits (default: about 0.8,0.1,0.1, "
+        "and fewer than three recordings are all train)",
+    )
     convert.add_argument("--out", required=True, metavar="DIR", help="folder of the store: new, empty or unfinished")
     convert.add_argument("--shards", type=int, metavar="N", help="about so many (default: by the hours)")
     convert.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
@@ -273,6 +281,8 @@ def run_convert(args: argparse.Namespace) -> None:
         print(f"{out}: part {request.shard} is done; {left}")
         return
     report = outcome.report
+    if report.get("empty_splits") and not request.split:
+        log.warning("%s: %s", out, empty_splits_note(report["empty_splits"]))
     for reason, counts in report["reasons"].items():
         log.warning("left out %d sequences: %s (see %s)", counts["entries"], reason, out / conversion.SUMMARY)
     print(
@@ -287,8 +297,9 @@ def open_source(request: ConvertRequest) -> Source:
     if not source.exists():
         raise UserError(f"--source {source} does not exist; check the path")
     if request.layout not in FOLDERS:
-        if request.split is not None:
-            raise UserError("--split is of folders of files; the release's index tells the splits, leave it out")
+        for flag, value in (("--split", request.split), ("--splits", request.splits)):
+            if value is not None:
+                raise UserError(f"{flag} is of folders of files; the release's index tells the splits, leave it out")
         return ReleaseSource(source, Path(request.index) if request.index else find_index(source))
     if request.index is not None:
         raise UserError(f"--index is of --from release, not of --from {request.layout}; leave it out")
@@ -296,7 +307,8 @@ def open_source(request: ConvertRequest) -> Source:
     if others:
         remedy = f"convert each apart, like --source {source / others[0]} --split test"
         log.warning("%s: the folders %s are no split and are left out; %s", source, ", ".join(others), remedy)
-    return FOLDERS[request.layout](source, request.split or "")
+    shares = None if request.splits is None else parse_shares(request.splits)
+    return FOLDERS[request.layout](source, request.split or "", shares)
 
 
 def run_verify(args: argparse.Namespace) -> None:

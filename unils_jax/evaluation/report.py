@@ -382,6 +382,7 @@ def _lags(alignment: dict[str, Any]) -> Figure | None:
         return None
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     axis.plot(np.asarray(curve["lags"]), curve["correlation"], color=PREDICTION)
-    axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
+    if alignment["offset_frames"] is not None:
+        axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
     axis.set(xlabel="frames that the motion is late", ylabel="correlation of jaw and loudness")
     return figure
