@@ -7,6 +7,7 @@ from typing import Any
 
 from data_pipelines.record import SPLITS
 from data_pipelines.sources.base import Entry, Reading, SkippedEntry
+from unils_jax.errors import counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
@@ -88,10 +89,11 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         "# Conversion",
         "",
-        f"{report['entries']} sequences of {_hours(frames['in']):.4f} h in, {report['records']} records of "
-        f"{_hours(frames['out']):.4f} h out. {len(report['dropped'])} sequences of {_hours(frames['dropped']):.4f} h "
-        f"were left out; {report['records_cut_at_ends']} records lost {frames['cut_at_ends']} frames at their ends, "
-        "where lengths differed by a frame.",
+        f"In: {counted(report['entries'], 'sequence')} of {_hours(frames['in']):.4f} h. Out: "
+        f"{counted(report['records'], 'record')} of {_hours(frames['out']):.4f} h. Left out: "
+        f"{counted(len(report['dropped']), 'sequence')} of {_hours(frames['dropped']):.4f} h. Cut at their ends, where "
+        f"lengths differed by a frame: {counted(report['records_cut_at_ends'], 'record')}, by "
+        f"{counted(frames['cut_at_ends'], 'frame')} together.",
         "",
         *markdown_table([["frames", "in", "out", "left out", "cut at ends"], ["", *counts]]),
         "",

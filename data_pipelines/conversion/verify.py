@@ -16,7 +16,7 @@ from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from unils_jax.audio import frame_loudness
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
 
@@ -300,8 +300,9 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         "# Store",
         "",
-        f"{report['store']}: {sum(split['count'] for split in report['splits'].values())} records, {hours:.4f} h, "
-        f"{report['expression_basis']} basis. **{problems['count']} problems, {warnings['count']} warnings.**",
+        f"{report['store']}: {counted(sum(split['count'] for split in report['splits'].values()), 'record')}, "
+        f"{hours:.4f} h, {report['expression_basis']} basis. **{counted(problems['count'], 'problem')}, "
+        f"{counted(warnings['count'], 'warning')}.**",
         "",
         *markdown_table([["split", "records", "hours"], *splits]),
         "",

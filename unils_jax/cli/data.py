@@ -27,7 +27,7 @@ from data_pipelines.store.reader import Store
 from data_pipelines.store.writer import Dtypes
 from data_pipelines.synthetic import dataset
 from unils_jax.cli.arguments import Request
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.evaluation.report import store_page, write_files
 from unils_jax.files import atomic_output, check_output
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
@@ -277,17 +277,24 @@ def run_convert(args: argparse.Namespace) -> None:
             source, out, plan, num_workers=workers, part=request.part, dtypes=dtypes, progress=progress
         )
     if not outcome.finished:
-        left = f"{outcome.missing} shards of other parts are missing" if outcome.missing else "another part finishes it"
+        left = "another part finishes it"
+        if outcome.missing:
+            left = (
+                f"{counted(outcome.missing, 'shard')} of other parts {'is' if outcome.missing == 1 else 'are'} missing"
+            )
         print(f"{out}: part {request.shard} is done; {left}")
         return
     report = outcome.report
     if report.get("empty_splits") and not request.split:
         log.warning("%s: %s", out, empty_splits_note(report["empty_splits"]))
     for reason, counts in report["reasons"].items():
-        log.warning("left out %d sequences: %s (see %s)", counts["entries"], reason, out / conversion.SUMMARY)
+        log.warning(
+            "left out %s: %s (see %s)", counted(counts["entries"], "sequence"), reason, out / conversion.SUMMARY
+        )
     print(
-        f"{out}: {report['records']} records, {report['hours']['out']:.2f} of {report['hours']['in']:.2f} hours, "
-        f"{len(report['dropped'])} sequences left out, in {time.monotonic() - started:.1f} s"
+        f"{out}: {counted(report['records'], 'record')}, {report['hours']['out']:.2f} of "
+        f"{report['hours']['in']:.2f} hours, {counted(len(report['dropped']), 'sequence')} left out, in "
+        f"{time.monotonic() - started:.1f} s"
     )
 
 
@@ -325,11 +332,13 @@ def run_verify(args: argparse.Namespace) -> None:
     problems, warnings = report["problems"], report["warnings"]
     if problems["count"]:
         first, all_of_them = problems["first"][0], paths["markdown"]
-        raise UserError(f"{request.store} has {problems['count']} problems, the first: {first}; all in {all_of_them}")
+        count = counted(problems["count"], "problem")
+        raise UserError(f"{request.store} has {count}, the first: {first}; all in {all_of_them}")
     hours = sum(split["hours"] for split in report["splits"].values())
     offset = report["alignment"]["offset_frames"]
     aligned = "" if offset is None else f", the jaw {offset:+.1f} frames after the voice"
-    print(f"{request.store}: sound, {hours:.2f} hours{aligned}, {warnings['count']} warnings; report {paths['html']}")
+    remarks = counted(warnings["count"], "warning")
+    print(f"{request.store}: sound, {hours:.2f} hours{aligned}, {remarks}; report {paths['html']}")
 
 
 def run_stats(args: argparse.Namespace) -> None:
@@ -356,7 +365,9 @@ def run_stats(args: argparse.Namespace) -> None:
     }
     groups = ", ".join(f"{name} {value:.4g}" for name, value in rms.items())
     hours = int(merged.count.max()) / FPS / 3600
-    print(f"{len(stores)} stores, {hours:.2f} person-hours of train; deviations (root mean square): {groups}")
+    print(
+        f"{counted(len(stores), 'store')}, {hours:.2f} person-hours of train; deviations (root mean square): {groups}"
+    )
 
 
 def run_pca(args: argparse.Namespace) -> None:

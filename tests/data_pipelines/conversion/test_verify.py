@@ -226,7 +226,7 @@ def test_the_command_writes_a_readable_report(tmp_path, records, capsys):
     assert run_unils("data", "verify", tmp_path / "store", "--out", tmp_path / "a.json") == 0
     assert "sound, 0.02 hours, the jaw " in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text())["problems"]["count"] == 0
-    assert "**0 problems, 0 warnings.**" in (tmp_path / "A.md").read_text()
+    assert "**0 problems, 0 warnings.**" in (tmp_path / "a.md").read_text()
     page = (tmp_path / "a.html").read_text()
     pictures = re.findall(r"base64,([^\"]+)", page)
     assert len(pictures) == 2 and all(b"<svg" in base64.b64decode(picture) for picture in pictures)
@@ -254,6 +254,8 @@ def test_statistics_of_several_stores_are_those_of_all_their_frames(tmp_path, re
     np.testing.assert_allclose(got["mean"], np.concatenate(frames).mean(axis=0), atol=1e-9)
     np.testing.assert_allclose(got["std"], np.concatenate(frames).std(axis=0), atol=1e-9)
     assert got["count"] == [801 * 2] * 108
+    assert run_unils("data", "stats", tmp_path / "a") == 0
+    assert capsys.readouterr().out.startswith("1 store, ")
     write_store(tmp_path / "c", [("train", dataclasses.replace(records[0][1], expression_basis="standin"))])
     assert run_unils("data", "stats", tmp_path / "a", tmp_path / "c") == 2
     assert "different expression bases, flame and standin" in capsys.readouterr().err
