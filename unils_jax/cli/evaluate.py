@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.evaluation import lip_errors
 from unils_jax.evaluation.protocols import PROTOCOLS
 from unils_jax.evaluation.report import report_paths
@@ -125,7 +125,7 @@ def evaluate(request: EvaluateRequest) -> None:
     else:
         report = evaluate_files(request.motion, request.data, request.settings, out=request.out)
     paths = ", ".join(str(path) for path in report_paths(request.out).values())
-    print(f"{paths}: {report['data']['conversations']} conversations, {headline(report)}")
+    print(f"{paths}: {counted(report['data']['conversations'], 'conversation')}, {headline(report)}")
 
 
 def evaluate_sets(request: EvaluateRequest) -> None:
@@ -136,4 +136,4 @@ def evaluate_sets(request: EvaluateRequest) -> None:
     report = lip_errors.evaluate_sets(request.checkpoint, settings)
     with atomic_output(request.out) as partial:
         partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{request.out}: {report['data']['records']} records; {lip_errors.headline(report['metrics'])}")
+    print(f"{request.out}: {counted(report['data']['records'], 'record')}; {lip_errors.headline(report['metrics'])}")
