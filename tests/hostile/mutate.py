@@ -30,8 +30,10 @@ def mutated(sample: Sample, seed: int, only: tuple[str, ...] = ()) -> Sample:
     sample = dict(sample)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         paths = sorted(path for path in sample if path.startswith(only or "") and not path.endswith("/"))
+        # Texts are few and are read first: one as often as any of many arrays.
+        texts = [path for path in paths if sample[path][:1] in (b"{", b"[")]
         if paths:
-            _change_file(sample, rng.choice(paths), rng)
+            _change_file(sample, rng.choice(texts if texts and rng.random() < 0.4 else paths), rng)
     return sample
 
 

@@ -1,6 +1,7 @@
 """Workdirs: loaded as a checkpoint, resumed, and asked for what they say of a run."""
 
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,9 @@ from unils_jax.training.metrics import KeptRows, MetricsLog
 from unils_jax.training.run import _saved_model
 from unils_jax.training.sharding import make_mesh
 
+# It writes, and takes longer to start than all reading.
+sys.modules["tensorboardX"] = SimpleNamespace(SummaryWriter=lambda *_, **__: SimpleNamespace(close=lambda: None))
+
 CONFIG = run_config(RunConfig("codec", num_steps=5, data=DataConfig("-", 2), model=CONFIGS["codec"]).to_dict())
 STAGE = STAGES["codec"]
 BATCHES = LoaderIterator(SimpleNamespace(order="abc"), 0)
@@ -33,16 +37,22 @@ def shapes() -> dict:
     return abstract(lambda rngs: UniLS(CONFIG.model, rngs=rngs))[1]
 
 
+def few() -> dict:
+    """Some of the model's arrays, trained and frozen: as many files as a resumed run has kinds of."""
+    chosen = ("codec/motion_mean", "codec/encoder/inp/kernel", "codec/encoder/inp/bias")
+    return {path: shapes()[path] for path in chosen}
+
+
 @cache
 def state_like():
-    return state_shapes(STAGE, shapes(), CONFIG, make_mesh(CONFIG.mesh))
+    return state_shapes(STAGE, few(), CONFIG, make_mesh(CONFIG.mesh))
 
 
-def make_workdir(folder: Path) -> None:
+def make_workdir(folder: Path, chosen: dict) -> None:
     """A run of a tiny codec that has saved twice."""
     workdir = folder / "run"
     rng = np.random.default_rng(0)
-    params = {path: rng.standard_normal(shape.shape).astype(np.float32) for path, shape in shapes().items()}
+    params = {path: rng.standard_normal(shape.shape).astype(np.float32) for path, shape in chosen.items()}
     first = first_state(STAGE, params, CONFIG, make_mesh(CONFIG.mesh))
     with Checkpoints(workdir, CONFIG) as checkpoints:
         for step in (2, 4):
@@ -53,10 +63,9 @@ def make_workdir(folder: Path) -> None:
 
 
 def read_workdir(folder: Path) -> None:
-    """Loads the averaged and the last weights, as decode, evaluation and export do."""
-    for raw in (False, True):
-        checkpoint = load(folder / "run", raw=raw)
-        last_metrics(folder / "run", checkpoint.source["step"])
+    """Loads the averaged weights, as decode, evaluation and export do."""
+    checkpoint = load(folder / "run")
+    last_metrics(folder / "run", checkpoint.source["step"])
 
 
 def resume(folder: Path) -> None:
@@ -73,10 +82,8 @@ def resume(folder: Path) -> None:
             jax.block_until_ready(restored.state.params)
 
 
-# What is small and read first is damaged as often as the many files of arrays.
-TEXTS = ("run/config.json", "run/metrics.jsonl", "run/checkpoints/2/meta", "run/checkpoints/4/")
+READ = ("run/config.json", "run/metrics.jsonl", "run/checkpoints/4/")  # the other step is for when these are damaged
 READERS = {
-    "workdir": Reader(make_workdir, read_workdir),
-    "workdir resumed": Reader(make_workdir, resume),
-    "workdir, its texts": Reader(make_workdir, resume, only=("run/config.json", "run/metrics.jsonl", "run/checkpoints/4/meta", "run/checkpoints/4/data")),
+    "workdir": Reader(lambda folder: make_workdir(folder, shapes()), read_workdir, READ[1:]),
+    "workdir resumed": Reader(lambda folder: make_workdir(folder, few()), resume, READ),
 }
