@@ -167,7 +167,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     device.
     """
     values = current_run(values)
-    system = SYSTEMS.get(values["system"])
+    system = SYSTEMS.get(values["system"]) if isinstance(values["system"], str) else None
     if system is None:
         raise UserError(f"config.system must be one of {', '.join(SYSTEMS)}, got {values['system']!r}")
     types = {"model": system.config}
