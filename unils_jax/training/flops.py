@@ -96,8 +96,9 @@ def _products(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, int]]
         else:
             inner_times = times * eqn.params["length"] if name == "scan" else times
             if name == "shard_map":
-                # Its body is what one device does.
-                inner_times *= math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["manual_axes"])
+                # Its body is what one device does. jax 0.11 renamed the parameter.
+                axes = eqn.params.get("newly_manual_axes") or eqn.params["manual_axes"]
+                inner_times *= math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
             for part in (part for value in eqn.params.values() for part in _inner(value)):
                 yield from _products(part, path, inner_times)
 
