@@ -267,9 +267,7 @@ class Loader:
         return iter(batches)
 
 
-def _own_window(
-    windows: grain.MapDataset, batch_size: int, first_step: int, rows: tuple[int, ...], i: int
-) -> Batch:
+def _own_window(windows: grain.MapDataset, batch_size: int, first_step: int, rows: tuple[int, ...], i: int) -> Batch:
     """Returns the i-th window of one process, counted from the first of its step `first_step`.
 
     Global batch s holds windows `s * batch_size .. (s + 1) * batch_size`; the process has `rows` of
@@ -400,10 +398,10 @@ def make_loader(
     as `Loader.names`.
 
     Process p of n gets the p-th n-th of the rows of each global batch, or those that `rows` lists,
-    so that the parts of all processes together are the same batch for any n. With `num_workers` > 0 the caller
-    guards `__main__`; the batches are the same. A record that cannot be read is an error that names
-    it; up to `max_bad_records` different ones (counted by each process from its start) are logged
-    and replaced by a window of the next record.
+    so that the parts of all processes together are the same batch for any n. With `num_workers` > 0
+    the caller guards `__main__`; the batches are the same. A record that cannot be read is an error
+    that names it; up to `max_bad_records` different ones (counted by each process from its start)
+    are logged and replaced by a window of the next record.
 
     Args:
         stores: The path or URL of a store, or several with their weights.

@@ -91,8 +91,6 @@ def test_decoding_computes_codec_and_head_in_float32():
         "codec_encoder", "codec_decoder", "head",
     }  # fmt: skip
     assert not [
-        path
-        for path, eqn in found
-        if eqn.params["precision"] != EXACT and ("codec_" in path or path.endswith("/head"))
+        path for path, eqn in found if eqn.params["precision"] != EXACT and ("codec_" in path or path.endswith("/head"))
     ]
     assert len(exact) < len(found)

@@ -71,8 +71,13 @@ def count(fn: Callable, *args: PyTree, **kwargs: PyTree) -> Work:
     Arguments are arrays or `jax.ShapeDtypeStruct`s. Raises ValueError where a `while` loop of
     unknown length holds products: no count would be right.
     """
+    return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
+
+
+def count_jaxpr(jaxpr: ClosedJaxpr) -> Work:
+    """Counts the work of what was traced already; see `count`."""
     counter: Counter[str] = Counter()
-    for path, flops in _products(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr, "", 1):
+    for path, flops in _products(jaxpr.jaxpr, "", 1):
         counter[path] += flops
     return Work(dict(counter))
 

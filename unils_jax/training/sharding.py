@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +25,15 @@ DATA, FSDP = "data", "fsdp"
 MIN_CUT_SIZE = 1 << 14  # smaller tensors cost more to gather than to keep
 
 
+@runtime_checkable
+class Device(Protocol):
+    """A device, there or not, as far as a mesh needs it; TPUs also name their `slice_index`."""
+
+    platform: str
+    device_kind: str
+    process_index: int
+
+
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices along both axes of the mesh, over all hosts; batches are spread over both."""
@@ -36,7 +46,7 @@ class MeshConfig:
     slices: int = 0
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Device] | None = None) -> Mesh:
     """Makes the mesh over devices; None: all of all hosts.
 
     Raises UserError where the config does not use every device, or cuts `fsdp` over slices.
@@ -82,9 +92,9 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int]:
     return data, config.fsdp
 
 
-def _slices(devices: Sequence[jax.Device], config: MeshConfig) -> list[list[jax.Device]]:
+def _slices(devices: Sequence[Device], config: MeshConfig) -> list[list[Device]]:
     """Groups devices by slice; where they name none, into `config.slices` runs of neighbours."""
-    named: dict[int, list[jax.Device]] = {}
+    named: dict[int, list[Device]] = {}
     for device in devices:
         named.setdefault(getattr(device, "slice_index", 0), []).append(device)
     groups = [named[number] for number in sorted(named)]
