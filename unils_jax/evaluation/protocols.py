@@ -18,6 +18,7 @@ from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
 from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
+from unils_jax.finishing import finish
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head
 from unils_jax.nn.params import Params, merge
@@ -261,7 +262,8 @@ def make_free_running_eval(
             if clips is not None and i == 0:
                 folder, head = clips
                 path = folder / f"step_{step}.mp4"
-                render_video(path, motion, head, conversation.audio, expression_basis=expression_basis)
+                shown = finish(motion, expression_basis).motion
+                render_video(path, shown, head, conversation.audio, expression_basis=expression_basis)
         # A prior's motion answers no audio: only how much it moves compares with the truth.
         if model.audio_encoder is None:
             rows = [{n: v for n, v in row.items() if n.endswith(_DYNAMICS)} for row in rows]
