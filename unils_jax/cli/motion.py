@@ -21,11 +21,11 @@ from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.finishing import finish_file
-from unils_jax.motion import BASES, EYES, FPS, MotionFile, load_motion, save_motion
+from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion
 from unils_jax.outputs import arkit
 from unils_jax.outputs.arkit import write_live_link
 from unils_jax.outputs.gltf import write_glb
-from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk, write_dualtalk
+from unils_jax.outputs.layouts import LAYOUTS
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.tables import read_csv, write_csv
@@ -34,8 +34,8 @@ from unils_jax.outputs.video import FULL_HD, render_video
 log = logging.getLogger(__name__)
 
 # Layouts that can be written, with the suffixes of their files; all but ARKit's can be read back.
-SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "dualtalk": (".npz",), "artalk": (".npz",), "arkit": (".csv",)}
-READABLE = ("unils", "dualtalk", "artalk")
+READABLE = ("unils", *LAYOUTS)
+SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "arkit": (".csv",), **dict.fromkeys(LAYOUTS, (".npz",))}
 TABLES = (".csv", ".tsv", ".txt")
 
 
@@ -140,7 +140,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils convert-motion`, with working examples."""
     parser.description = (
         "Takes motion elsewhere, and back. The suffix of --out chooses the kind of file, --layout the channels: our "
-        "108 (unils: .csv, .npz, .glb), DualTalk's 56 (.npz, one file a person), ARTalk's 106 (.npz), ARKit's 52 "
+        "108 (unils: .csv, .npz, .glb), those of another project (.npz; some have one file a person), ARKit's 52 "
         "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person). "
         "Motion in the stand-in basis becomes ARKit's by name; with "
         "--arkit_basis any motion does, by least squares on the vertices of the head."
@@ -149,9 +149,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
   unils convert-motion motion.npz --out motion.csv
   unils convert-motion motion.npz --out motion.glb
   unils convert-motion motion.npz --out arkit.csv --layout arkit
-  unils convert-motion motion.npz --out talk.npz --layout dualtalk
-  unils convert-motion talk_speaker1.npz talk_speaker2.npz --from dualtalk --out motion.npz
-  unils convert-motion tracked.npz --from dualtalk --fps 30 --out motion.npz"""
+  unils convert-motion motion.npz --out talk.npz --layout artalk
+  unils convert-motion talk.npz --from artalk --fps 30 --out motion.npz"""
     parser.add_argument("motion", nargs="+", metavar="FILE", help="motion file (.npz) or table (.csv); see --from")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".csv, .npz or .glb to write")
     parser.add_argument(
@@ -171,7 +170,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--basis",
         choices=tuple(BASES),
         default=ConvertRequest.basis,
-        help="of what --from dualtalk or artalk reads (default: %(default)s)",
+        help="of what another layout than ours reads (default: %(default)s)",
     )
     parser.add_argument(
         "--fps",
@@ -307,15 +306,13 @@ def read_motion(request: ConvertRequest) -> MotionFile:
     for path in paths:
         if not path.is_file():
             raise UserError(f"motion file {path} does not exist")
-    if len(paths) > (2 if request.source == "dualtalk" else 1):
-        raise UserError(
-            f"{len(paths)} files were given; one is read, or with --from dualtalk one for each of two people"
-        )
+    most = LAYOUTS[request.source].files if request.source in LAYOUTS else 1
+    if len(paths) > most:
+        several = " or ".join(f"--from {name}" for name, layout in LAYOUTS.items() if layout.files > 1)
+        raise UserError(f"{len(paths)} files were given; one is read, or with {several} one for each of two people")
     origin = {"converted_from": [path.name for path in paths], "layout": request.source}
-    if request.source == "dualtalk":
-        return MotionFile(read_dualtalk(paths, request.fps), request.basis, origin)
-    if request.source == "artalk":
-        return MotionFile(read_artalk(paths[0], request.fps), request.basis, origin)
+    if request.source in LAYOUTS:
+        return MotionFile(LAYOUTS[request.source].read(paths, request.fps), request.basis, origin)
     if paths[0].suffix.lower() in TABLES:
         return MotionFile(*read_csv(paths[0], request.fps), origin)
     file = load_motion(paths[0], any_rate=True)
@@ -325,13 +322,10 @@ def read_motion(request: ConvertRequest) -> MotionFile:
 
 def convert_channels(request: ConvertRequest, file: MotionFile) -> str:
     """Writes a motion file, a table or another project's channels; returns the paths in words."""
-    if request.layout != "unils":
+    if request.layout in LAYOUTS:
         warn_of_losses(request.layout, file)
-    if request.layout == "dualtalk":
-        return ", ".join(str(path) for path in write_dualtalk(request.out, file.motion))
-    if request.layout == "artalk":
-        write_artalk(request.out, file.motion)
-    elif request.out.suffix == ".csv":
+        return ", ".join(map(str, LAYOUTS[request.layout].write(request.out, file.motion)))
+    if request.out.suffix == ".csv":
         write_csv(request.out, file.motion, file.expression_basis)
     else:
         about = {"expression_basis": file.expression_basis, "source": file.source, "finished": file.finished}
@@ -347,11 +341,8 @@ def warn_of_losses(layout: str, file: MotionFile) -> None:
             file.expression_basis,
             layout,
         )
-    lost = {"eyes": file.motion[..., EYES]}
-    if layout == "dualtalk":
-        lost["expression 50 to 99"] = file.motion[..., 50:100]
-    for name, values in lost.items():
-        if np.any(values):
+    for name, channels in LAYOUTS[layout].lacks.items():
+        if np.any(file.motion[..., channels]):
             log.warning("%s's layout has no room for %s, which is left out", layout, name)
 
 
