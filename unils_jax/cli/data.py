@@ -25,6 +25,8 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from data_pipelines.store.writer import Dtypes
 from data_pipelines.synthetic import dataset
+from data_pipelines.synthetic.bank.bank import Bank
+from data_pipelines.synthetic.bank.engines import missing
 from unils_jax.cli.arguments import Request
 from unils_jax.errors import UserError
 from unils_jax.evaluation.report import store_page, write_files
@@ -33,7 +35,8 @@ from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
 
 EXAMPLES = {
     "synth": "unils data synth --out data/synthetic --conversations 60 --minutes 2 --seed 0\n"
-    "  unils data synth --out data/alone --unpaired 200 --minutes 0.5",
+    "  unils data synth --out data/alone --unpaired 200 --minutes 0.5\n"
+    "  unils data synth --out data/plain --voices builtin",
     "convert": "unils data convert --from release --source seamless/lmdb --index seamless.json --out data/seamless\n"
     "  unils data convert --from dualtalk --source dualtalk --out data/dualtalk --workers 8\n"
     "  unils data convert --from files --source recordings --out data/own\n"
@@ -54,6 +57,8 @@ class SynthRequest(Request):
     unpaired: int | None = None  # so many single persons instead of conversations
     minutes: float = 2.0  # of each record
     seed: int = 0
+    voices: str = "auto"  # auto, builtin or bank
+    bank: str | None = None  # the folder of the bank; None: in the user's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +208,15 @@ def _add_synth_arguments(synth: argparse.ArgumentParser) -> None:
     synth.add_argument(
         "--seed", type=int, default=SynthRequest.seed, metavar="S", help="not negative (default: %(default)s)"
     )
+    synth.add_argument(
+        "--voices",
+        choices=("auto", "builtin", "bank"),
+        default=SynthRequest.voices,
+        help="bank: flite and espeak-ng, with phones; builtin: needs neither; auto: bank where both are installed",
+    )
+    synth.add_argument(
+        "--bank", metavar="DIR", help="where the bank is kept, 2 minutes to make once (default: the user's cache)"
+    )
 
 
 def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
@@ -250,10 +264,31 @@ def run_synth(args: argparse.Namespace) -> None:
 
 
 def synth(request: SynthRequest) -> None:
-    """Makes a synthetic store and prints a line. Raises UserError as `dataset.write`."""
+    """Makes a synthetic store and prints a line. Raises UserError as `dataset.write` and `Bank`."""
     unpaired = request.unpaired is not None
-    count = request.unpaired if unpaired else request.conversations
-    print(dataset.write(request.out, count, minutes=request.minutes, seed=request.seed, unpaired=unpaired))
+    print(
+        dataset.write(
+            request.out,
+            request.unpaired if unpaired else request.conversations,
+            minutes=request.minutes,
+            seed=request.seed,
+            unpaired=unpaired,
+            bank=_chosen_bank(request),
+        )
+    )
+
+
+def _chosen_bank(request: SynthRequest) -> Bank | None:
+    """Returns the bank that the flags ask for, None for the built-in voices.
+
+    Says why where `auto` takes those. Raises UserError where `bank` cannot be had.
+    """
+    lacking = "" if request.voices == "builtin" else missing()
+    if request.voices == "auto" and lacking:
+        log.info("the built-in voices speak: %s", lacking)
+    if request.voices == "builtin" or (request.voices == "auto" and lacking):
+        return None
+    return Bank(request.bank, progress=lambda: Progress("spoke"))
 
 
 def run_convert(args: argparse.Namespace) -> None:
