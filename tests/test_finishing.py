@@ -241,6 +241,17 @@ def test_the_video_is_finished_or_raw(grotesque, tmp_path, monkeypatch, raw):
         np.testing.assert_array_equal(drawn[-1], motion if raw else finish(motion, "standin").motion)
 
 
-def test_smoothing_is_that_of_smooth_where_nothing_jumps_or_is_beyond():
+def test_a_blink_stays_shut_and_a_head_is_smoothed_as_ever():
     motion = wandering(1, 90)
-    np.testing.assert_array_equal(finish(motion, "standin").motion, smooth(motion))
+    finished = finish(motion, "standin").motion
+    np.testing.assert_array_equal(finished[..., HEAD], smooth(motion)[..., HEAD])
+    lid = NAMES.index("blink_left")
+    motion[0, 40:46, lid] = [1.6, 3.8, 4.0, 2.8, 1.5, 0.5]
+    assert finish(motion, "standin").motion[0, :, lid].max() > 0.9 * 4.0 > 1.05 * smooth(motion)[0, :, lid].max()
+
+
+def test_smoothing_takes_noise_down_everywhere():
+    noise = np.random.default_rng(0).normal(0, 0.01, (1, 400, 108)).astype(np.float32)
+    smoothed = finish(noise, "standin").motion
+    for channels in GROUPS.values():
+        assert smoothed[..., channels].std() < 0.8 * noise[..., channels].std()
