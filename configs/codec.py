@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     }  # fmt: skip
     # Of the generators: rates at which a sample loses a condition, and the largest bit-flip rate.
     config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30}
+    config.noise.level_db = (0.0, 0.0)  # each track's level is moved at random between these, in dB; equal: it is not
     config.train = {
         "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way
         "remat": False,  # True: less memory, blocks are computed twice

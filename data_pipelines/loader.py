@@ -22,6 +22,7 @@ from jaxtyping import Int32
 
 from data_pipelines.mixture import CACHE_BYTES, Mixture
 from data_pipelines.partner_windows import Scale, audio_scale, cut_partners, partner_index
+from data_pipelines.record import SPLITS
 from data_pipelines.shared_memory import BUFFERED_BATCHES, fitting_workers, worker_died
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
@@ -161,6 +162,12 @@ def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "item
     if view not in VIEWS:
         raise UserError(f"view must be one of {VIEWS}, got {view!r}")
     index = store.index(split)
+    if not len(index):
+        held = ", ".join(f"{len(store.lengths(name))} in {name}" for name in SPLITS)
+        raise UserError(
+            f"{store.path} has no record in its {split} split ({held}); convert more recordings, or divide them "
+            "with --splits"
+        )
     items = partner_index(index.frames) if view == "partners" else training_index(index.frames)
     if not len(items):
         least = PARTNER_FRAMES + 1 if view == "partners" else WINDOW_FRAMES + 2

@@ -26,12 +26,13 @@ from unils_jax.nn.params import Params
 from unils_jax.training.config import make_objective
 from unils_jax.training.run import config_head
 
-EXAMPLE = """example:
-  unils bench decode --config dialogue --against torch --threads 2 --json decode.json
-  unils bench train --config codec prior dialogue --batch_size 4 4 1 --against torch --threads 2 --json train.json
-  unils bench train --config dialogue --aot
-  unils bench data --json data.json
-  unils bench gpu-smoke"""
+EXAMPLES = {
+    "decode": "unils bench decode --config dialogue --against torch --threads 2 --json decode.json",
+    "train": "unils bench train --config codec prior dialogue --batch_size 4 4 1 --against torch --threads 2 "
+    "--json train.json\n  unils bench train --config dialogue --aot",
+    "data": "unils bench data --json data.json",
+    "gpu-smoke": "unils bench gpu-smoke",
+}
 
 Measured = tuple[dict[str, Any], str]  # every figure, and the table to print
 
@@ -113,7 +114,7 @@ class SmokeRequest(Request):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benches, with working examples."""
     parser.description = "Measures this machine; weights and inputs are random unless a checkpoint is given."
-    parser.epilog = EXAMPLE
+    parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     kinds = parser.add_subparsers(dest="bench", metavar="{decode,train,data,gpu-smoke}", required=True)
     for name, add, summary in (
         ("decode", add_decode_arguments, "motion per second from audio, and how long one waits for it"),
@@ -122,8 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("gpu-smoke", add_smoke_arguments, "every stage three steps, one decode, one checkpoint, on a GPU"),
     ):
         sub = kinds.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {EXAMPLES[name]}", allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         add(sub)
 

@@ -26,7 +26,7 @@ from unils_jax.cli.arguments import (
     read_clip,
     readers_of,
 )
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.finishing import finish, log_limits
@@ -348,7 +348,9 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
             progress.update()
     progress.close()
     seconds, done = time.perf_counter() - started, len(recordings) - len(failures)
-    print(f"{request.out}: {done} conversations, {frames} frames, decoded in {seconds:.1f} s with compilation")
+    print(
+        f"{request.out}: {counted(done, 'conversation')}, {frames} frames, decoded in {seconds:.1f} s with compilation"
+    )
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")
 

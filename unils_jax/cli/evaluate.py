@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.evaluation import lip_errors
 from unils_jax.evaluation.figures.recordings import score_recordings, table
 from unils_jax.evaluation.metrics import jsonable
@@ -160,7 +160,7 @@ def evaluate(request: EvaluateRequest) -> None:
     else:
         report = evaluate_files(request.motion, request.data, request.settings, out=request.out)
     paths = ", ".join(str(path) for path in report_paths(request.out).values())
-    print(f"{paths}: {report['data']['conversations']} conversations, {headline(report)}")
+    print(f"{paths}: {counted(report['data']['conversations'], 'conversation')}, {headline(report)}")
 
 
 def evaluate_recordings(request: EvaluateRequest) -> None:
@@ -183,4 +183,4 @@ def evaluate_sets(request: EvaluateRequest) -> None:
     report = lip_errors.evaluate_sets(request.checkpoint, settings)
     with atomic_output(request.out) as partial:
         partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{request.out}: {report['data']['records']} records; {lip_errors.headline(report['metrics'])}")
+    print(f"{request.out}: {counted(report['data']['records'], 'record')}; {lip_errors.headline(report['metrics'])}")

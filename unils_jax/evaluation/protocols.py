@@ -270,7 +270,7 @@ def make_free_running_eval(
                 shown = finish(motion, expression_basis).motion
                 render_video(path, shown, head, conversation.audio, expression_basis=expression_basis)
         # A prior's motion answers no audio: only how much it moves compares with the truth.
-        if model.audio_encoder is None:
+        if model.encoder is None:
             rows = [{n: v for n, v in row.items() if n.endswith(_DYNAMICS)} for row in rows]
         columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
         return {name: float(np.mean(values)) for name, values in columns.items() if values}

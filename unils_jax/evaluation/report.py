@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unils_jax.errors import counted
 from unils_jax.files import atomic_output, markdown_table
 
 Report = dict[str, Any]
@@ -69,10 +70,10 @@ FAMILIES = {
 def report_paths(out: str | os.PathLike) -> dict[str, Path]:
     """Returns the paths of a report's three files.
 
-    They are `report.json`, `REPORT.md` and `report.html` for `report.json`; other stems alike.
+    They are `report.json`, `report.md` and `report.html` for `report.json`; other stems alike.
     """
     out = Path(out)
-    return {"json": out, "markdown": out.with_name(f"{out.stem.upper()}.md"), "html": out.with_suffix(".html")}
+    return {"json": out, "markdown": out.with_name(f"{out.stem}.md"), "html": out.with_suffix(".html")}
 
 
 def write_report(out: str | os.PathLike, report: Report, traces: dict[str, Any]) -> dict[str, Path]:
@@ -148,8 +149,8 @@ def summary(report: Report) -> str:
     data, settings = report["data"], report["settings"]
     seeds = f", seeds {', '.join(map(str, settings['seeds']))}" if settings["seeds"] else ""
     return (
-        f"{data['conversations']} conversations ({data['scored_hours']:.2f} person-hours) of {data['store']}, split "
-        f"{data['split']}; protocol {settings['protocol']['name']}{seeds}; "
+        f"{counted(data['conversations'], 'conversation')} ({data['scored_hours']:.2f} person-hours) of "
+        f"{data['store']}, split {data['split']}; protocol {settings['protocol']['name']}{seeds}; "
         f"{settings['expression_basis']} basis; motion from {settings['motion_from']}"
     )
 
@@ -383,6 +384,7 @@ def _lags(alignment: dict[str, Any]) -> Figure | None:
         return None
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     axis.plot(np.asarray(curve["lags"]), curve["correlation"], color=PREDICTION)
-    axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
+    if alignment["offset_frames"] is not None:
+        axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
     axis.set(xlabel="frames that the motion is late", ylabel="correlation of jaw and loudness")
     return figure

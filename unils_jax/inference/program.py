@@ -170,7 +170,7 @@ def make_program(
     problems = []
     if model.prior is None:
         problems.append("a codec does not decode; give a prior or a dialogue")
-    if slots < 1 or people < 1 or (model.audio_encoder is not None and people > 2):
+    if slots < 1 or people < 1 or (model.encoder is not None and people > 2):
         problems.append(f"slots and people must be at least 1, people of a dialogue at most 2, got {slots}, {people}")
     if dtype not in DTYPES:
         problems.append(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")

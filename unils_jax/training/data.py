@@ -1,6 +1,7 @@
 """The loaders of a run: training batches of this process, and validation batches."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,8 @@ from unils_jax.training.sharding import process_batch_size
 
 Validation = Callable[[], Iterator[dict[str, np.ndarray]]]
 
+log = logging.getLogger(__name__)
+
 
 def make_data(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[Data, Validation]:
     """Makes the loader of the stage's view, and a function that starts the validation batches anew.
@@ -35,9 +38,19 @@ def make_data(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[Data, Valida
     options: dict[str, Any] = {"view": stage.windows, "batch_size": data.batch_size, "centre_head": data.centre_head}
     options |= {"max_bad_records": data.max_bad_records, **_processes()}
     loader = make_loader(stores, "train", seed=config.seed, num_workers=data.num_workers, **options)
-    held_out = make_loader(stores, "val", seed=0, **options)
     check_basis(config, loader.mixture.expression_basis)
+    with_val = [pair for pair, store in zip(stores, loader.mixture.stores, strict=True) if len(store.lengths("val"))]
+    if not with_val:
+        return loader, _no_validation(stores)
+    held_out = make_loader(with_val, "val", seed=0, **options)
     return loader, lambda: islice(iter(held_out), config.eval_batches)
+
+
+def _no_validation(stores: Sequence[tuple[str, float]]) -> Validation:
+    """Returns no validation batches, and says so: a set of one recording has none to hold out."""
+    named = ", ".join(path for path, _ in stores)
+    log.warning("%s: the val split is empty, so this run writes no validation loss", named)
+    return lambda: iter(())
 
 
 def _processes() -> dict[str, int]:
@@ -60,6 +73,8 @@ def _speech_data(config: RunConfig, stage: Stage) -> tuple[Data, Validation]:
     settings |= {} if stage.view_settings is None else stage.view_settings(config)
     sets, stores = parse_sets(data.sets), store_weights(config)
     loader = make_speech_loader(sets, stores, "train", seed=config.seed, **settings)
+    if not sets and not any(len(Store(path).lengths("val")) for path, _ in stores):
+        return loader, _no_validation(stores)
     held_out = make_speech_loader(sets, stores, "val", seed=0, **settings)
     return loader, lambda: islice(iter(held_out), config.eval_batches)
 

@@ -67,7 +67,7 @@ RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] =
     (r"prior/\w+_(token|embed)", _whole),
     (r"decoder/identity_embed|speech_encoder/(position_table|blocks/\d+/attn/gate_scale)|pca/[^/]+/mean", _whole),
     (r"pca/[^/]+/components", _cut),
-    (r"codec/motion_(mean|std)|\w+_encoder/masked_spec_embed", _whole),
+    (r"(codec/motion|ear/channel)_(mean|std)|\w+_encoder/masked_spec_embed", _whole),
 )
 
 
