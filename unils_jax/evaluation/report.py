@@ -121,7 +121,7 @@ def dualtalk_comparison(report: Report) -> Rows:
 
 def family_table(report: Report, family: str) -> Rows:
     """Returns the rows of all figures of a family, their head first."""
-    rows = [["figure", "unit", "mean", "95 % interval", "truth", "conversations", "deviation over seeds"]]
+    rows = [["figure", "unit", "mean", "95 % interval", "truth", "over truth", "conversations", "deviation over seeds"]]
     for path, entry in report["metrics"].items():
         if path.startswith(family + "/"):
             rows.append(
@@ -131,6 +131,7 @@ def family_table(report: Report, family: str) -> Rows:
                     _number(entry["mean"]),
                     _interval(entry),
                     _number(entry.get("truth")),
+                    _number(entry.get("over_truth")),
                     str(entry["conversations"]),
                     _number(entry["seed_std"]),
                 ]
