@@ -245,6 +245,7 @@ FREE = (
     "data.max_bad_records",
     "mesh",
     "train.remat",
+    "train.remat_policy",
     "train.scan_layers",
     "train.accumulate_steps",
     "train.mesh_frames",

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
@@ -88,7 +88,7 @@ class InitialState:
 class TrainSetup:
     """What a run trains, and on which devices."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh  # abstract in a dry run for devices that are not there
     graphdef: nnx.GraphDef  # the model's static structure
     objective: Objective
     initial: InitialState
@@ -332,7 +332,7 @@ def check_position(batches: Batches, restored: Restored) -> None:
         raise UserError(f"cannot resume: {error}; --allow_changes does the latter") from error
 
 
-def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh) -> TrainState:
+def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Returns shapes, types and shardings of the training state, with nothing allocated."""
     trainable, _ = stage.split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)
