@@ -34,6 +34,10 @@ from unils_jax.systems.registry import STAGES as STAGE_DATA
         (("decode", "--threads", "0"), "--threads must be from 1"),
         (("decode", "--json", "figures.txt"), "must end in .json"),
         (("decode", "--config.data.batch_size=3"), "unknown argument"),
+        (("train", "--config", "codec", "--topology", "v5e"), "--topology must be a TPU"),
+        (("train", "--config", "codec", "--topology", "v5e:2x2", "--against", "torch"), "--topology runs nothing"),
+        (("decode", "--slices", "2"), "--slices is of --topology"),
+        (("train", "--config", "codec", "--aot", "--config.mesh.fsdp=2"), "JAX has started with 1; start another"),
         (("everything",), "invalid choice"),
     ],
 )
