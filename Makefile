@@ -35,7 +35,7 @@ miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with 
 # How many times as long as the smoke configs say the packaged model is trained; the demo makes do with fewer steps.
 TIMES ?= 1
 pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given: the demo's, trained longer, in float16
-	$(BIN)/unils demo --out runs/pretrained --times $(TIMES)
+	$(BIN)/unils demo --out runs/pretrained --times $(TIMES) --voices auto
 	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors --float16 \
 	  --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 

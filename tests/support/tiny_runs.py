@@ -126,7 +126,7 @@ def tiny_store(tmp_path_factory) -> Path:
     """A synthetic store of three conversations of twelve seconds."""
 
     def make(folder: Path) -> None:
-        flags = ["--conversations", "3", "--minutes", "0.2"]
+        flags = ["--conversations", "3", "--minutes", "0.2", "--voices", "builtin"]
         assert run_unils("data", "synth", "--out", folder / "store", *flags) == 0
 
     return made_once(tmp_path_factory, "tiny_data", make) / "store"

@@ -32,9 +32,10 @@ from unils_jax.evaluation.likelihood import (
 from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output
+from unils_jax.finishing import finish_file
 from unils_jax.inference.conversations import decode
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import load_motion, smooth
+from unils_jax.motion import load_motion
 from unils_jax.outputs.video import render_frame
 from unils_jax.training import run
 
@@ -188,8 +189,8 @@ def plot_losses(out: Path) -> None:
 
 def draw_stills(out: Path) -> None:
     """Writes stills.png: both people at four moments of the conversation of motion.npz."""
-    file = load_motion(out / "motion.npz")
-    motion = smooth(file.motion)
+    file = finish_file(load_motion(out / "motion.npz"), "motion.npz")
+    motion = file.motion
     moments = [motion.shape[1] * part // 5 for part in range(1, 5)]
     frames = [
         render_frame(motion[:, moment], standin_asset(), expression_basis=file.expression_basis, size=320)

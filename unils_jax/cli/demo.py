@@ -35,6 +35,8 @@ class DemoRequest(Request):
 
     out: str = "runs/demo"
     times: int | None = None  # factor on the smoke configs' steps; None: about three quarters
+    # As of `unils data synth`. The built-in ones are the same on every machine, and need no bank.
+    voices: str = "builtin"
 
     def __post_init__(self):
         if self.times is not None and self.times < 1:
@@ -56,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train every stage N times as long as its smoke config says (default: three quarters, roughly)",
     )
+    parser.add_argument(
+        "--voices",
+        choices=("auto", "builtin", "bank"),
+        default=DemoRequest.voices,
+        help="of the conversations, as `unils data synth` takes them (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,7 +73,15 @@ def run(args: argparse.Namespace) -> None:
     out = Path(request.out)
     seconds: dict[str, float] = {}
     with phase("data", seconds):
-        synth(SynthRequest(out=str(out / "data"), conversations=CONVERSATIONS, minutes=MINUTES, seed=steps.SEED))
+        synth(
+            SynthRequest(
+                out=str(out / "data"),
+                conversations=CONVERSATIONS,
+                minutes=MINUTES,
+                seed=steps.SEED,
+                voices=request.voices,
+            )
+        )
     for stage in steps.STAGES:
         with phase(stage, seconds):
             steps.train(stage, out, request.times)
