@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_runs import STAGES, quick_compiles, run_unils, write_tiny_config
+from tiny_runs import quick_compiles, run_unils, write_tiny_config
 
-from unils_jax.benchmarks.gpu_smoke import gpu_smoke
+from unils_jax.benchmarks.gpu_smoke import STAGES, gpu_smoke
 from unils_jax.benchmarks.train import random_data_config
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
