@@ -32,7 +32,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({one_line(error)}){REMEDY}") from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{file} has format_version {version!r:.40}, this program reads {FORMAT_VERSION}; make it again")
+        raise UserError(
+            f"{file} has format_version {version!r:.40}, this program reads {FORMAT_VERSION}; make it again"
+        )
     problems = _problems(manifest)
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -62,14 +64,18 @@ def _problems(manifest: dict[str, Any]) -> list[str]:
     dtypes = manifest.get("dtypes")
     known = {"motion": MOTION_DTYPES, "audio": AUDIO_DTYPES}
     if not isinstance(dtypes, dict) or any(dtypes.get(kind) not in names for kind, names in known.items()):
-        problems.append(f"dtypes must have motion of {' or '.join(MOTION_DTYPES)}, audio of {' or '.join(AUDIO_DTYPES)}")
+        problems.append(
+            f"dtypes must have motion of {' or '.join(MOTION_DTYPES)}, audio of {' or '.join(AUDIO_DTYPES)}"
+        )
     if not isinstance(manifest.get("source"), str) or not isinstance(manifest.get("settings"), dict):
         problems.append("source must be text and settings an object")
     splits = manifest.get("splits")
     if not isinstance(splits, dict) or set(splits) != set(SPLITS):
         problems.append(f"splits must be {', '.join(SPLITS)}")
     else:
-        problems += [f"splits.{name} must have count and hours" for name, split in splits.items() if not _amounts(split)]
+        problems += [
+            f"splits.{name} must have count and hours" for name, split in splits.items() if not _amounts(split)
+        ]
     try:
         ChannelStatistics.from_json(manifest.get("statistics"))
     except UserError as error:

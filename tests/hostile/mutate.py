@@ -105,7 +105,7 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
     """Replaces, removes, repeats or nests a node of a JSON text."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return change_bytes(content, rng)
     if rng.random() < 0.05:
         return rng.choice((b"null", b"[]", b"{}", b"0", b'""', b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"NaN"))
@@ -125,7 +125,9 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
     elif kind == 3:
         parent[key] = [parent[key]]
     elif kind == 4 and isinstance(parent[key], int | float):
-        parent[key] = rng.choice((-parent[key], parent[key] + 1, parent[key] * 10**6, parent[key] * 1e308, float("nan")))
+        parent[key] = rng.choice(
+            (-parent[key], parent[key] + 1, parent[key] * 10**6, parent[key] * 1e308, float("nan"))
+        )
     else:
         parent[key] = rng.choice(VALUES)
     return json.dumps(tree).encode("utf-8", "replace")
@@ -161,7 +163,9 @@ def change_table(content: bytes, rng: random.Random) -> bytes:
         cell = rng.choice(CELLS)
         lines[1:] = [",".join(cell if i == column else c for i, c in enumerate(line.split(","))) for line in lines[1:]]
     elif kind == 9:
-        return rng.choice(("sep=;", "sep=", "sep=\0", 'sep="', "sep=\r", "\ufeff\ufeff", "#")).encode() + b"\n" + content
+        return (
+            rng.choice(("sep=;", "sep=", "sep=\0", 'sep="', "sep=\r", "\ufeff\ufeff", "#")).encode() + b"\n" + content
+        )
     elif kind == 10:
         joiner = rng.choice((";", "\t", "|", ", ", ",,", "\0", '","'))
         return text.replace(",", joiner).encode()
