@@ -42,10 +42,22 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def _remedy(path: Path) -> str:
+    """Says what makes a store of a folder that has no manifest."""
+    if (path / "CONVERSION.md").is_file():
+        report = path / "CONVERSION.md"
+        return f"its conversion found nothing to use, see {report}; mend the source, remove {path} and convert again"
+    if (path / "conversion").is_dir():
+        return "its conversion is not finished: run the same `unils data convert` again"
+    if path.exists():
+        return "give the folder that `unils data convert` or `unils data synth` wrote"
+    return f"`unils data synth --out {path}` makes one, `unils data convert` one of your data"
+
+
 def _read_local(path: str | os.PathLike) -> str:
     file = Path(path) / MANIFEST
     if not file.is_file():
-        raise UserError(f"{path} is no store: {file} does not exist; `unils data synth --out {path}` makes one")
+        raise UserError(f"{path} is no store: {file} does not exist; {_remedy(Path(path))}")
     try:
         if file.stat().st_size > MAX_BYTES:
             raise UserError(f"{file} has over {MAX_BYTES} bytes, no manifest has{REMEDY}")

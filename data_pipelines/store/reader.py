@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32
 
+from data_pipelines.phones import Speech
 from data_pipelines.record import SPLITS, Record
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store import chunks, remote
@@ -184,6 +185,14 @@ class StoredRecord:
         """The record's name."""
         return self._store.index(self._split).name(self._i)
 
+    def speech(self) -> tuple[Speech, ...]:
+        """Reads what each person said, as `Record.speech`, without motion and audio."""
+        said = self._events().get("speech", [])[self._people.start : self._people.stop]
+        return tuple(Speech.from_json(values) for values in said)
+
+    def _events(self) -> dict[str, Any]:
+        return self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: chunks.events_of(value))[0]
+
     @cached_property
     def _head_mean(self) -> np.ndarray:
         return self._store.index(self._split).head_mean[self._i].astype(self._dtype)
@@ -242,7 +251,9 @@ class StoredRecord:
         motion = _joined([motion for motion, _ in parts], *shape)
         mask = _joined([mask for _, mask in parts], *shape) if index.has_mask[i] and not self._alone else None
         audio = _joined(self._audio_chunks(needed), *shape) if with_audio and self.has_audio else None
-        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: chunks.events_of(value))[0]
+        events = self._events()
+        if self._alone and "speech" in events:
+            events["speech"] = events["speech"][self._people.start : self._people.stop]
         observed = None if self.observed.all() else self.observed
         return Record(
             name=index.name(i),

@@ -61,7 +61,9 @@ def system_of_keys(keys: Iterable[str]) -> System:
 
 def models_with_audio() -> tuple[str, ...]:
     """Returns the kinds of model that turn audio into motion."""
-    return tuple(dict.fromkeys(stage.trained for stage in STAGES.values() if stage.windows != "solo"))
+    return tuple(
+        dict.fromkeys(stage.trained for stage in STAGES.values() if stage.windows != "solo" and stage.generates)
+    )
 
 
 def form_of(annotation: str) -> tuple[str, str]:
