@@ -1,5 +1,6 @@
 """Data sets in published layouts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import TalkerSet, TalkerSplit
 from data_pipelines.speech_loader import SetSpeech, make_speech_loader
 from data_pipelines.store.writer import DEFAULT_DTYPES
+from data_pipelines.synthetic.bank.bank import Bank
+from data_pipelines.synthetic.bank.speakers import SPEAKERS
 
 SPEECH = {"seed": 0, "clip_step_s": 0.0, "normalize": True, "as_pivot": False, "process_index": 0, "process_count": 1}
 
@@ -95,10 +98,24 @@ def convert_again(folder: Path) -> None:
     convert(source, folder / "out", make_plan(source, num_shards=2), num_workers=0)
 
 
+def bank_in(folder: Path) -> Bank:
+    return Bank(folder, speakers=SPEAKERS[:1], engines={})
+
+
+def make_bank(folder: Path) -> None:
+    """The file of a speaker who says two texts."""
+    said = [{"text": "a", "short": True, "samples": n, "phones": [["a", 0.0, 0.1]]} for n in (800, 1600)]
+    path = bank_in(folder)._path(0)
+    path.parent.mkdir(parents=True)
+    described = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    np.savez(path, samples=np.arange(2400, dtype=np.int16), described=described)
+
+
 READERS = {
     "UniTalker set": Reader(make_talkers, read_talkers),
     "DualTalk folder": Reader(make_dualtalk, lambda folder: read_source(DualTalkSource(folder / "d", "train"))),
     "folder of files": Reader(make_files, lambda folder: read_source(FilesSource(folder / "d", "train"))),
     "release LMDB": Reader(make_release, read_release),
     "conversion resumed": Reader(make_conversion, convert_again, only=("out/",)),
+    "bank of voices": Reader(make_bank, lambda folder: bank_in(folder).utterances(0)),
 }
