@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from data_pipelines.conversion.report import ShardReport, conversion_report, summary
+from data_pipelines.conversion.report import ShardReport, checked_report, conversion_report, summary
 from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
 from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.sources.base import DAMAGED, Entry, Reading, SkippedEntry, Source
@@ -35,12 +35,13 @@ from data_pipelines.store.writer import (
     shard_summary,
     write_shard,
 )
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output
 from unils_jax.motion import FPS
 from unils_jax.runtime import about_this_process, describe_process, local_path
 
 CONVERT_VERSION = 1
+Checked = TypeVar("Checked")  # what a file holds, understood
 REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lock", "conversion"
 # The length of an entry whose source does not say it, half a minute, to share the work out.
 ASSUMED_FRAMES = 750
@@ -281,7 +282,7 @@ def _claim(out: Path, plan: Plan) -> None:
         return
     claim = out / WORK / "settings.json"
     if claim.exists():
-        if json.loads(claim.read_text()) != plan.settings:
+        if _read_json(claim) != plan.settings:
             raise UserError(other)
         return
     if out.exists() and any(path.name not in (WORK, LOCK) for path in out.iterdir()):
@@ -346,7 +347,15 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
     except _Busy:
         # Another part is at its last step: the one that lets go of the lock last finishes.
         return Outcome(False, {}, 0)
-    return Outcome(True, json.loads((out / REPORT).read_text()))
+    return Outcome(True, _read_json(out / REPORT, checked_report))
+
+
+def _read_json(path: Path, understood: Callable[[object], Checked] = lambda values: values) -> Checked:
+    """Reads a file of this conversion. Raises UserError where it is damaged."""
+    try:
+        return understood(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error, 120)}); convert again into another folder") from None
 
 
 def _clear_leftovers(out: Path) -> None:
@@ -363,12 +372,12 @@ def _report(out: Path, plan: Plan) -> dict[str, Any]:
     parts = []
     for shard in plan.shards:
         file, held = out / WORK / f"{shard}.json", shard_summary(out, *shard)
-        part = json.loads(file.read_text()) if file.exists() else None
-        if part is None or held["frames"] != part["frames_out"] or held["records"] != part["records"]:
+        part = _read_json(file, ShardReport.from_json) if file.exists() else None
+        if part is None or held["frames"] != part.frames_out or held["records"] != part.records:
             raise UserError(
                 f"shard {shard} of {out} does not hold what its report says; remove {out} and convert again"
             )
-        parts.append((shard.split, part))
+        parts.append((shard.split, part.to_json()))
     return {"settings": plan.settings, **conversion_report(parts), "notes": list(plan.notes)}
 
 

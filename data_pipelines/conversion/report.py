@@ -42,6 +42,39 @@ class ShardReport:
         """Returns plain values."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, values: object) -> "ShardReport":
+        """Reads what `to_json` returned. Raises ValueError where it is of another kind."""
+        kinds = {name: type(value) for name, value in cls().to_json().items()}
+        dropped = {"split": str, "name": str, "frames": int, "reason": str, "detail": str}
+        if not _is_of(values, kinds) or not all(_is_of(item, dropped) for item in values["dropped"]):
+            raise ValueError("it is no report of a shard")
+        return cls(**values)
+
+
+def _is_of(values: object, kinds: dict[str, type]) -> bool:
+    """Decides whether a JSON object has these keys and no others, and values of these types."""
+    same = isinstance(values, dict) and set(values) == set(kinds)
+    return same and all(type(values[name]) is kind for name, kind in kinds.items())
+
+
+def checked_report(values: object) -> dict[str, Any]:
+    """Returns what `conversion_report` made and a file gave back.
+
+    Raises ValueError where what commands print of it is not there.
+    """
+    kinds = {"entries": int, "records": int, "hours": dict, "reasons": dict, "dropped": list}
+    report = values if isinstance(values, dict) else {}
+    hours, reasons = report.get("hours"), report.get("reasons")
+    if not _is_of({name: report.get(name) for name in kinds}, kinds):
+        raise ValueError("it is no report of a conversion")
+    named = _is_of({name: hours.get(name) for name in ("in", "out")}, {"in": float, "out": float})
+    if not named or not all(
+        isinstance(counts, dict) and type(counts.get("entries")) is int for counts in reasons.values()
+    ):
+        raise ValueError("it is no report of a conversion")
+    return report
+
 
 def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Merges the reports of all shards, given with their splits and in their order."""

@@ -24,8 +24,8 @@ from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store import chunks
 from data_pipelines.store import tfds as tfds_layout
-from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
-from unils_jax.errors import UserError
+from data_pipelines.store.index import Index, IndexRows, check_summary, concatenate, load_index, save_index
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output, sync_folder
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
 from unils_jax.runtime import local_path, only_writer
@@ -374,9 +374,11 @@ def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
 def _load_part(folder: Path, split: str, shard: int) -> tuple[Index, dict[str, Any]]:
     path = shard_paths(folder, split, shard)[2]
     try:
-        return load_index(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and write that shard again") from None
+        index, summary = load_index(path)
+        check_summary(summary)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); remove it and write that shard again") from None
+    return index, summary
 
 
 def _checksum(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from data_pipelines.phones import Phone
 from data_pipelines.synthetic.bank.engines import ENGINES, Engine, Spoken, missing
 from data_pipelines.synthetic.bank.speakers import SPEAKERS, Speaker
 from data_pipelines.synthetic.bank.words import sentence
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output, read_npz_file
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.runtime import local_path, user_cache
@@ -151,8 +151,8 @@ class Bank:
             described = json.loads(arrays["described"].tobytes())
             samples = arrays["samples"].astype(np.float32) / np.float32(32768)
             return list(_utterances(described, samples))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); remove it, and it is made again") from None
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise UserError(f"{path} is damaged ({one_line(error, 80)}); remove it, and it is made again") from None
 
 
 def _root(folder: str | os.PathLike | None) -> Path:
