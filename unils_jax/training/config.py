@@ -128,9 +128,10 @@ class RunConfig:
                 f"data.batch_size must be a multiple of train.accumulate_steps, got {self.data.batch_size} and "
                 f"{self.train.accumulate_steps}"
             )
-        if self.mesh.data < 0 or self.mesh.fsdp < 1:
+        if min(self.mesh.data, self.mesh.slices) < 0 or self.mesh.fsdp < 1:
             problems.append(
-                f"mesh.data must not be negative (0: all devices) and mesh.fsdp at least 1, got {self.mesh}"
+                "mesh.data and mesh.slices must not be negative (0: as the devices are) and mesh.fsdp at least 1, got "
+                f"{self.mesh}"
             )
         if self.optimizer.release_devices < 1:
             problems.append(f"optimizer.release_devices must be at least 1, got {self.optimizer.release_devices}")

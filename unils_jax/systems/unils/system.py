@@ -148,10 +148,11 @@ def generator_logits(
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
         heard = tuple(_drop(x, drop) for x, drop in zip(heard, (noise.drop_own, noise.drop_other), strict=False))
-    codec = model.codec
-    quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], None if noise is None else noise.flips))
+    codec, exactly = model.codec, compute.in_float32()
+    flips = None if noise is None else noise.flips
+    quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], flips, exactly))
     inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
-    style, prev = codec.features(people["style"]), codec.features(people["prev"])
+    style, prev = codec.features(people["style"], exactly), codec.features(people["prev"], exactly)
     keys = None if noise is None else noise.keys
     logits = model.prior(style, prev, inputs, *heard, key=keys, compute=compute)
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
