@@ -189,7 +189,7 @@ def plot_losses(out: Path) -> None:
 
 def draw_stills(out: Path) -> None:
     """Writes stills.png: both people at four moments of the conversation of motion.npz."""
-    file = finish_file(load_motion(out / "motion.npz"), "motion.npz")
+    file, _ = finish_file(load_motion(out / "motion.npz"), "motion.npz")
     motion = file.motion
     moments = [motion.shape[1] * part // 5 for part in range(1, 5)]
     frames = [
