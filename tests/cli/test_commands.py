@@ -140,7 +140,7 @@ def test_an_older_result_is_replaced_by_the_whole_new_one(decode, tracks):
 
 
 def test_synthetic_data_is_made_once(tmp_path, capsys):
-    words = ["data", "synth", "--out", tmp_path / "store", "--conversations=3", "--minutes=0.1"]
+    words = ["data", "synth", "--out", tmp_path / "store", "--conversations=3", "--minutes=0.1", "--voices=builtin"]
     assert run_unils(*words) == 0
     assert "3 conversations, 0.01 hours, seed 0, made in" in capsys.readouterr().out
     before = (tmp_path / "store" / "manifest.json").stat().st_mtime_ns

@@ -121,7 +121,7 @@ def dualtalk_comparison(report: Report) -> Rows:
 
 def family_table(report: Report, family: str) -> Rows:
     """Returns the rows of all figures of a family, their head first."""
-    rows = [["figure", "unit", "mean", "95 % interval", "truth", "conversations", "deviation over seeds"]]
+    rows = [["figure", "unit", "mean", "95 % interval", "truth", "over truth", "conversations", "deviation over seeds"]]
     for path, entry in report["metrics"].items():
         if path.startswith(family + "/"):
             rows.append(
@@ -131,6 +131,7 @@ def family_table(report: Report, family: str) -> Rows:
                     _number(entry["mean"]),
                     _interval(entry),
                     _number(entry.get("truth")),
+                    _number(entry.get("over_truth")),
                     str(entry["conversations"]),
                     _number(entry["seed_std"]),
                 ]
@@ -195,7 +196,7 @@ def page(report: Report, traces: dict[str, Any]) -> str:
         sections.append(Section("Records left out", tables=[skipped_table(report)]))
     about = {key: report[key] for key in ("settings", "data", "versions", "time", "host")}
     sections.append(Section("Settings", text=json.dumps(about, indent=1)))
-    return _render("Evaluation", sections)
+    return render_page("Evaluation", sections)
 
 
 def store_page(report: Report, in_markdown: str) -> str:
@@ -212,10 +213,11 @@ def store_page(report: Report, in_markdown: str) -> str:
         Section("Channels", tables=[rows], folded=True),
         Section("Numbers", text=json.dumps(numbers, indent=1)),
     ]
-    return _render("Store", sections)
+    return render_page("Store", sections)
 
 
-def _render(title: str, sections: Sequence[Section]) -> str:
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """Returns one HTML page that needs no other file."""
     # Names come from data of strangers: every value that the template prints is escaped.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unils_jax", "evaluation"),

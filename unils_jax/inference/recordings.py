@@ -29,15 +29,16 @@ class Recording:
     tracks: tuple[Path, ...]  # one a person: one or two
 
 
-def find_recordings(source: Path) -> list[Recording]:
+def find_recordings(source: Path, *, quiet: bool = False) -> list[Recording]:
     """Finds the conversations of a folder or a list (.txt), sorted by name.
 
     In a folder NAME_speaker1.EXT and NAME_speaker2.EXT are the two tracks of NAME, and every other
     audio file is a conversation of one track. A list has one conversation a line: one file, or two
-    with a tab between them. Raises UserError where there is none, where a line of the list is of
-    another form, and where two have the same name.
+    with a tab between them. With `quiet` no line names a folder's other files. Raises UserError
+    where there is none, where a line of the list is of another form, and where two have the same
+    name.
     """
-    found = _in_folder(source) if source.is_dir() else _in_list(source)
+    found = _in_folder(source, quiet) if source.is_dir() else _in_list(source)
     if not found:
         raise UserError(f"{source} names no audio file; give a folder or a list with some")
     count = Counter(recording.name for recording in found)
@@ -48,14 +49,16 @@ def find_recordings(source: Path) -> list[Recording]:
     return sorted(found, key=lambda recording: recording.name)
 
 
-def _in_folder(folder: Path) -> list[Recording]:
+def _in_folder(folder: Path, quiet: bool) -> list[Recording]:
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     # A link to nothing is a file that cannot be read; a pipe would be waited for.
     there = [path for path in visible if path.is_file() or (path.is_symlink() and not path.exists())]
     files = [path for path in there if is_media(path)]
-    if odd := [shown(path.name) for path in visible if path not in there and not path.is_dir()]:
+    odd = [shown(path.name) for path in visible if path not in there and not path.is_dir()]
+    if odd and not quiet:
         log.warning("%s: left out, no plain files: %s", shown(folder), ", ".join(odd))
-    if others := [shown(path.name) for path in there if not is_media(path)]:
+    others = [shown(path.name) for path in there if not is_media(path)]
+    if others and not quiet:
         log.warning("%s: left out, no audio or video by their names: %s", shown(folder), ", ".join(others))
     second = {p.stem[: -len(SPEAKERS[1])]: p for p in files if p.stem.lower().endswith(SPEAKERS[1])}
     found, paired = [], set()
@@ -122,11 +125,13 @@ def read_recordings(
         yield recording, tracks
 
 
-def is_decoded(path: Path, people: int, source: dict[str, Any], inputs: Iterable[str | Path]) -> bool:
+def is_decoded(
+    path: Path, people: int, source: dict[str, Any], inputs: Iterable[str | Path], *, finished: bool
+) -> bool:
     """Returns whether a motion file is there, of so many people, whole and up to date.
 
-    It is where its `source` (model, audio and settings) is the one given, and where none of the
-    files `inputs` has changed since it was written.
+    It is where its `source` (model, audio and settings) and whether it is `finished` are those
+    given, and where none of the files `inputs` has changed since it was written.
     """
     try:
         file = load_motion(path)
@@ -134,6 +139,7 @@ def is_decoded(path: Path, people: int, source: dict[str, Any], inputs: Iterable
         # Through JSON, as the file has it: tuples are lists there.
         return (
             len(file.motion) == people
+            and file.finished == finished
             and file.source == json.loads(json.dumps(source))
             and path.stat().st_mtime >= changed
         )

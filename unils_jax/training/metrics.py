@@ -57,7 +57,7 @@ class MetricsLog:
         if self.path is None:
             return
         if self.path.exists():
-            rows = [(line, _step_and_split(line)) for line in self.path.read_text().splitlines()]
+            rows = [(line, _step_and_split(line)) for line in self.path.read_text(errors="replace").splitlines()]
             lines = [line for line, of_line in rows if kept.holds(*of_line)]
             with atomic_output(self.path) as partial:
                 partial.write_text("".join(line + "\n" for line in lines))
@@ -93,7 +93,7 @@ def _step_and_split(line: str) -> tuple[float, str]:
     try:
         row = json.loads(line)
         return float(row["step"]), str(row["split"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf, ""  # the torn last line of a killed run
 
 
