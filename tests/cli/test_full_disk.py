@@ -27,7 +27,7 @@ from unils_jax.outputs import page
 def largest_file(num_bytes: int):
     """Files may grow to so many bytes; none of compiled programs is cut, because none is written."""
     name = "jax_persistent_cache_min_compile_time_secs"
-    before, kept_from = resource.getrlimit(resource.RLIMIT_FSIZE), jax.config.read(name)
+    before, kept_from = resource.getrlimit(resource.RLIMIT_FSIZE), jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update(name, 1e9)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
