@@ -189,10 +189,12 @@ def test_damage_and_gaps_of_a_source_are_logged(tmp_path, caplog):
 def test_damage_losses_and_mixed_channels_reach_the_report_of_the_conversion(tmp_path, caplog):
     folder = tmp_path / "in"
     write_dualtalk(folder, "a", 120, 1)
-    with np.load(folder / "a_speaker2.npz") as clip:
-        arrays = dict(clip)
-    arrays["pose"][7, 4] = 0.3
-    np.savez(folder / "a_speaker2.npz", **arrays)
+    for speaker, sideways in ((1, 0.04), (2, 0.3)):
+        with np.load(folder / f"a_speaker{speaker}.npz") as clip:
+            arrays = dict(clip)
+        arrays["pose"][:, 4:] = 0
+        arrays["pose"][7, 4] = sideways
+        np.savez(folder / f"a_speaker{speaker}.npz", **arrays)
     write_wav(folder / "a_speaker1.wav", np.stack([sound(1), sound(2)], axis=1))
     flags = ["--from", "dualtalk", "--source", folder, "--out", tmp_path / "s", "--workers", "0"]
     assert run_unils("data", "convert", *flags) == 0
