@@ -83,7 +83,7 @@ def test_train_saves_no_half_checkpoint_and_goes_on(tiny_runs, tmp_path, capsys)
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tiny_runs, tmp_path, capsys):
     workdir = tiny_runs.copy("codec", tmp_path / "run")
     before = tree(workdir / "checkpoints")
-    more = ["--config.num_steps=9"]
+    more = ["--config.num_steps=9", "--allow_changes"]
     with largest_file(20_000):
         assert tiny_runs.train("codec", workdir, *more) == 2
     assert "no room is left on its disk" in capsys.readouterr().err.splitlines()[-1]
