@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,7 +191,7 @@ def convert(
         _claim(out, plan)
         shards = list(plan.shards)
         mine = [i for i in range(len(shards)) if i % of == number - 1]
-        with _locked(out, mine):
+        with _locked(out, mine), _no_leftovers(out, [shards[i] for i in mine]):
             if not (out / MANIFEST).exists():
                 todo = [shards[i] for i in mine if not shard_is_complete(out, *shards[i])]
                 _convert_shards(source, out, plan, todo, num_workers, dtypes, progress)
@@ -255,7 +255,7 @@ class ShardTask:
                 part.drop(entry, skipped)
                 done((skipped.frames, _weight(entry)))
                 continue
-            part.keep(reading)
+            part.keep(reading, entry.split)
             yield reading.record
             done((reading.frames_in, _weight(entry)))
         # The report is there before the shard is: a shard that counts as complete has one.
@@ -333,7 +333,7 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
     try:
         with _locked(out, list(range(len(plan.shards)))):
             if not (out / MANIFEST).exists():
-                _clear_leftovers(out)
+                _unlink(out.rglob(".*.partial*"))
                 report = _report(out, plan)
                 _write(out / REPORT, json.dumps(report, indent=1) + "\n")
                 _write(out / SUMMARY, summary(report))
@@ -358,12 +358,27 @@ def _read_json(path: Path, understood: Callable[[object], Checked] = lambda valu
         raise UserError(f"{path} is damaged ({one_line(error, 120)}); convert again into another folder") from None
 
 
-def _clear_leftovers(out: Path) -> None:
-    """Removes what killed processes were writing.
+@contextlib.contextmanager
+def _no_leftovers(out: Path, shards: list[ShardId]) -> Iterator[None]:
+    """Removes what killed processes left of these shards, before and after.
 
-    No process writes while this one holds every shard's lock.
+    The caller holds the shards' locks. Workers that end because another one failed leave files.
     """
-    for path in out.rglob(".*.partial*"):
+    try:
+        _clear_leftovers(out, shards)
+        yield
+    finally:
+        _clear_leftovers(out, shards)
+
+
+def _clear_leftovers(out: Path, shards: Iterable[ShardId]) -> None:
+    for split, number in shards:
+        for pattern in (f".{split}.*.partial.array_record-{number:05d}", f".{split}-{number:05d}.*.partial*"):
+            _unlink(out.rglob(pattern))
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
         path.unlink(missing_ok=True)
 
 

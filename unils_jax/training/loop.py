@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, clear_partials
 from unils_jax.nn.params import Params
 from unils_jax.runtime import only_writer
 from unils_jax.systems.base import Batch, Metrics, Objective, Stage
@@ -187,6 +187,8 @@ def train(
     # One process of the run stands for all: they share the workdir.
     owned = only_writer(workdir / LOCK, workdir) if is_main else nullcontext()
     with owned, Checkpoints(workdir, config) as checkpoints:
+        if is_main:
+            clear_partials(workdir)
         restored = checkpoints.restore(state_shapes(stage, setup.initial.shapes, config, setup.mesh))
         start = restored or first_state(stage, setup.initial.fresh(), config, setup.mesh)
         first = int(start.state.step)
