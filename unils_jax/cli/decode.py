@@ -38,7 +38,7 @@ from unils_jax.outputs.annotations import read_template, save_annotation
 from unils_jax.outputs.video import render_video
 from unils_jax.runtime import only_writer
 from unils_jax.systems import decoding
-from unils_jax.systems.base import Generated, Inputs, Options, System
+from unils_jax.systems.base import Generated, Inputs, Options, System, window_of
 from unils_jax.systems.registry import SYSTEMS, models_with_audio
 
 DEMO_MODEL = (
@@ -231,7 +231,7 @@ def decode_one(request: DecodeRequest) -> None:
     # The partner's motion is known, so that one person is decoded unless both are asked for.
     if request.people is None and not sees_partner:
         options = replace(options, people=len(audio))
-    inputs = Inputs(*audio, **read_clips(request, options.people, checkpoint.expression_basis))
+    inputs = Inputs(*audio, **read_clips(request, options.people, checkpoint))
     source = source_of(request, checkpoint, system)
     if annotated:
         checkpoint = with_annotation(request, checkpoint)
@@ -312,7 +312,7 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
         raise UserError("--people 2 needs both tracks of every conversation; leave it away, or pair the files")
     basis = checkpoint.expression_basis
     # Programs are compiled for a number of people: first all single ones, then all pairs.
-    clips = {people: read_clips(request, people, basis) for people, group in groups.items() if group}
+    clips = {people: read_clips(request, people, checkpoint) for people, group in groups.items() if group}
     started, frames, failures = time.perf_counter(), 0, []
     progress = tqdm(total=len(recordings), desc="decode", disable=None, unit="conversation")
     for people in clips:
@@ -351,9 +351,12 @@ def source_of(request: DecodeRequest, checkpoint: Checkpoint, system: System) ->
     return source
 
 
-def read_clips(request: DecodeRequest, people: int, basis: str) -> dict[str, Float[np.ndarray, "P 100 108"] | None]:
+def read_clips(
+    request: DecodeRequest, people: int, checkpoint: Checkpoint
+) -> dict[str, Float[np.ndarray, "P F 108"] | None]:
     """Reads the clips of --style and --prev for conversations of so many people."""
-    return {name: read_clip(getattr(request, name), name, people, basis) for name in ("style", "prev")}
+    basis, frames = checkpoint.expression_basis, window_of(checkpoint.config).context_frames
+    return {name: read_clip(getattr(request, name), name, people, basis, frames) for name in ("style", "prev")}
 
 
 def partner_motion(
