@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 4e-3
     config.data.batch_size = 4
     config.model.prior.update({"audio_dim": 200, "audio_condition": "pair"})
+    config.model.prior.update({"past_audio_frames": 0, "lookahead_frames": 0})
     config.model.logmel = {"num_mels": 40, "context_frames": 2}
     config.model.lora = {"rank": 16, "alpha": 16.0, "dropout_rate": 0.0}
     return config
