@@ -25,14 +25,17 @@ from unils_jax.checkpoints.torch_keys import check_params, to_paths, to_torch
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
+from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.unils.meta_cfg import MAX_SIZE
 
-PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
+PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)|ear/.*")
 METADATA = "unils_adapter"
+# Fields of the prior that say what audio it attends to; a base has none of them.
+AUDIO_FIELDS = ("audio_dim", "audio_condition", "past_audio_frames", "lookahead_frames")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class AdapterInfo:
     lora: LoRAConfig
     logmel: LogMelConfig | None = None  # the front end; None: a published audio encoder
     audio_condition: str = "pair"  # one of `AUDIO_CONDITIONS`
+    ear: EarConfig | None = None  # the ear, whose weights the adapter holds; None: another encoder
     # Frames of audio before and after a window that it attends to, see `PriorConfig`.
     past_audio_frames: int = 0
     lookahead_frames: int = 0
@@ -103,8 +107,9 @@ def save_adapter(
             "stage; in a .pt or .safetensors they are merged"
         )
     prior, base = config.prior, base_hash(config, params)
-    audio = (prior.audio_condition, prior.past_audio_frames, prior.lookahead_frames)
-    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, config.logmel, *audio)
+    encoder = {"logmel": config.logmel, "ear": config.ear}
+    audio = {name: getattr(prior, name) for name in AUDIO_FIELDS}
+    info = AdapterInfo(name, base, expression_basis, lora=config.lora, **encoder, **audio)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
         re.sub(r"(audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
@@ -172,9 +177,8 @@ def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source:
             f"adapter {source} was trained on another base ({adapter.info.base[:12]!r}; this is {found[:12]!r}); give "
             "the prior that it was trained from, or its own dialogue workdir"
         )
-    names = ("audio_dim", "audio_condition", "past_audio_frames", "lookahead_frames")
-    prior = replace(config.prior, **{name: getattr(adapter.info, name) for name in names})
-    config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
+    prior = replace(config.prior, **{name: getattr(adapter.info, name) for name in AUDIO_FIELDS})
+    config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora, ear=adapter.info.ear)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
     check_params({path: tuple(shape.shape) for path, shape in shapes.items()}, params, source)

@@ -9,12 +9,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from unils_jax.audio import read_audio, speaking_frames
-from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, add_people_arguments
+from unils_jax.cli.arguments import (
+    PeopleRequest,
+    Request,
+    add_head_arguments,
+    add_people_arguments,
+    add_raw_argument,
+)
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
-from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion, smooth
+from unils_jax.finishing import finish_file
+from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion
 from unils_jax.outputs import arkit
 from unils_jax.outputs.arkit import write_live_link
 from unils_jax.outputs.gltf import write_glb
@@ -29,6 +36,7 @@ log = logging.getLogger(__name__)
 # Layouts that can be written, with the suffixes of their files; all but ARKit's can be read back.
 READABLE = ("unils", *LAYOUTS)
 SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "arkit": (".csv",), **dict.fromkeys(LAYOUTS, (".npz",))}
+TABLES = (".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,7 @@ class ConvertRequest(Request):
     arkit_basis: str | None = None  # shapes to fit by least squares; None: by name
     flame: str | None = None
     embed_flame: bool = False
+    raw: bool = False  # True: motion as it is read; False: finished, unless the file says it is
 
     def __post_init__(self):
         check_output(self.out, *SUFFIXES[self.layout])
@@ -84,13 +93,19 @@ class ConvertRequest(Request):
         if self.flame and self.out.suffix != ".glb" and not self.arkit_basis:
             raise UserError("--flame is the head of a .glb or of --arkit_basis; leave it away here")
 
+    @property
+    def imports(self) -> bool:
+        """Whether a table or another layout becomes a motion file."""
+        is_ours = self.source == "unils" and Path(self.motion[0]).suffix.lower() not in TABLES
+        return not is_ours and self.layout == "unils" and self.out.suffix == ".npz"
+
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils render`, with a working example."""
     parser.description = (
         "Draws the people of a motion file side by side, on FLAME's head with --flame and on a stand-in without, and "
         "adds the audio: the first person is heard left, the second right, and who speaks is written below. Motion is "
-        "smoothed a little, the truth is not."
+        "finished (smoothed, borders mended, shapes limited), the truth is not."
     )
     parser.epilog = """example:
   unils render motion.npz --video video.mp4 --audio a.wav --audio2 b.wav"""
@@ -167,6 +182,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--arkit_basis", metavar="B.npz", help="names [K], shapes [K, V, 3] in metres, on the head's mesh"
     )
     add_head_arguments(parser, embed_in=".glb")
+    add_raw_argument(parser)
     parser.set_defaults(run=run_convert)
 
 
@@ -180,7 +196,7 @@ def run_render(args: argparse.Namespace) -> None:
     file = people.file
     summary = render_video(
         request.video,
-        smooth(file.motion),
+        file.motion,
         people.head,
         people.audio,
         expression_basis=file.expression_basis,
@@ -212,6 +228,7 @@ def view(request: ViewRequest) -> None:
         people.head,
         people.audio,
         expression_basis=file.expression_basis,
+        state="finished" if file.finished else "raw",
         truth=people.truth,
         names=request.names,
         title=request.title or Path(request.motion).stem,
@@ -259,6 +276,7 @@ def read_people(request: PeopleRequest) -> People:
             f"{file.expression_basis!r}; give motion of the same basis"
         )
     audio = [read_audio(path) for path in (request.audio, request.audio2) if path] or None
+    file = finish_file(file, request.motion, raw=request.raw)
     return People(file, None if truth is None else truth.motion, audio, load_head(request.flame))
 
 
@@ -269,6 +287,9 @@ def run_convert(args: argparse.Namespace) -> None:
     """
     request = ConvertRequest.from_args(args)
     file = read_motion(request)
+    # What other programs made comes in as it is: it is finished when it is drawn or goes out again.
+    if not request.imports:
+        file = finish_file(file, request.motion[0], raw=request.raw)
     if request.out.suffix == ".glb":
         written = convert_to_glb(request, file)
     elif request.layout == "arkit":
@@ -292,7 +313,7 @@ def read_motion(request: ConvertRequest) -> MotionFile:
     origin = {"converted_from": [path.name for path in paths], "layout": request.source}
     if request.source in LAYOUTS:
         return MotionFile(LAYOUTS[request.source].read(paths, request.fps), request.basis, origin)
-    if paths[0].suffix.lower() in (".csv", ".tsv", ".txt"):
+    if paths[0].suffix.lower() in TABLES:
         return MotionFile(*read_csv(paths[0], request.fps), origin)
     file = load_motion(paths[0], any_rate=True)
     rate = request.fps or check_rate(file.fps, f"{paths[0]}: fps")
@@ -307,7 +328,8 @@ def convert_channels(request: ConvertRequest, file: MotionFile) -> str:
     if request.out.suffix == ".csv":
         write_csv(request.out, file.motion, file.expression_basis)
     else:
-        save_motion(request.out, file.motion, expression_basis=file.expression_basis, source=file.source)
+        about = {"expression_basis": file.expression_basis, "source": file.source, "finished": file.finished}
+        save_motion(request.out, file.motion, **about)
     return str(request.out)
 
 

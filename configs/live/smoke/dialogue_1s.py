@@ -1,9 +1,9 @@
 r"""Dialogue in windows of 1 s, small enough for two CPU cores.
 
-It uses log-mel features instead of wav2vec2.
+Its audio encoder is the ear that `smoke/ear` trains.
 
     unils train --config live/smoke/dialogue_1s --workdir runs/dialogue --parent runs/prior \
-        --config.data.store=data/synthetic
+        --config.audio_encoder=runs/ear --config.data.store=data/synthetic
 """
 
 import ml_collections
