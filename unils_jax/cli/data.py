@@ -30,6 +30,7 @@ from data_pipelines.synthetic.bank.bank import Bank
 from data_pipelines.synthetic.bank.engines import missing
 from unils_jax.cli.arguments import Request
 from unils_jax.errors import UserError, counted
+from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files
 from unils_jax.files import atomic_output, check_output
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
@@ -45,6 +46,7 @@ EXAMPLES = {
     "verify": "unils data verify data/seamless",
     "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",
     "stats": "unils data stats data/seamless data/talk --out stats.json",
+    "imbalance": "unils data imbalance data/seamless --out imbalance.json",
 }
 log = logging.getLogger(__name__)
 
@@ -121,12 +123,34 @@ class PcaRequest(Request):
             raise UserError(f"--seed must not be negative, got {self.seed}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImbalanceRequest(Request):
+    """The flags of `unils data imbalance`."""
+
+    store: str
+    out: str | None = None  # None: imbalance.json in the store
+    frames: int = imbalance.Settings.frames
+    pictured: int = imbalance.Settings.pictured  # frames of the t-SNE picture; 0: none
+    seed: int = imbalance.Settings.seed
+
+    def __post_init__(self):
+        if "://" in self.store and not self.out:
+            raise UserError(f"the report on {self.store} needs a place on this machine; give --out FILE.json")
+        if self.frames < 1 or self.pictured < 0 or self.seed < 0:
+            raise UserError(
+                f"--frames must be at least 1, --pictured and --seed not negative, got {self.frames}, {self.pictured}, "
+                f"{self.seed}"
+            )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-commands of `unils data`, each with a working example."""
     parser.description = "Make training data, convert it, check it. See `unils data convert --help` and so on."
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    kinds = parser.add_subparsers(dest="data_command", metavar="{synth,convert,verify,stats,pca}", required=True)
+    kinds = parser.add_subparsers(
+        dest="data_command", metavar="{synth,convert,verify,stats,pca,imbalance}", required=True
+    )
 
     def kind(
         name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str
@@ -187,6 +211,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "the PCA of a large annotation, for UniTalker",
             "Fits scikit-learn's incremental PCA (extra `pca`) to the training frames of a set in UniTalker's layout,\n"
             "less their subjects' templates, and writes it into the set, where training and evaluation find it.",
+        )
+    )
+
+    _add_imbalance_arguments(
+        kind(
+            "imbalance",
+            run_imbalance,
+            "how much of the motion each audio explains",
+            "Predicts expression, jaw, head and eyes from own and other audio, while speaking and while listening,\n"
+            "by a ridge regression and a small network (scikit-learn, extra `analysis`), tested on unseen people.\n"
+            "Writes a report (JSON, Markdown, HTML) with the t-SNE picture of audio and motion.",
         )
     )
 
@@ -264,6 +299,18 @@ def _add_pca_arguments(pca: argparse.ArgumentParser) -> None:
     pca.add_argument(
         "--seed", type=int, default=PcaRequest.seed, metavar="S", help="of the frames' order (default: %(default)s)"
     )
+
+
+def _add_imbalance_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="DIR", help="a store of dialogues with audio")
+    parser.add_argument("--out", metavar="FILE.json", help="the report (default: DIR/imbalance.json)")
+    for name, meaning in (
+        ("frames", "frames that are drawn, at most"),
+        ("pictured", "frames in the picture; 0: none"),
+        ("seed", "of the draws"),
+    ):
+        default = getattr(ImbalanceRequest, name)
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
 
 
 def run_synth(args: argparse.Namespace) -> None:
@@ -415,6 +462,17 @@ def run_pca(args: argparse.Namespace) -> None:
     frames = write_pca(out, one, request.components, request.batch_size, request.seed)
     seconds = time.monotonic() - started
     print(f"{out}: {request.components} components of {frames} training frames, in {seconds:.1f} s")
+
+
+def run_imbalance(args: argparse.Namespace) -> None:
+    """Writes the report on what audio explains, and prints its table."""
+    request = ImbalanceRequest.from_args(args)
+    out = check_output(request.out or Path(request.store) / "imbalance.json", ".json")
+    settings = imbalance.Settings(request.frames, request.pictured, request.seed)
+    report = imbalance.measure(Store(request.store), settings, log.info)
+    text = imbalance_report.markdown(report)
+    paths = write_files(out, report, text, imbalance_report.page(report))
+    print(f"{text}\nreport {paths['html']}")
 
 
 class Progress:

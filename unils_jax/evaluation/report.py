@@ -196,7 +196,7 @@ def page(report: Report, traces: dict[str, Any]) -> str:
         sections.append(Section("Records left out", tables=[skipped_table(report)]))
     about = {key: report[key] for key in ("settings", "data", "versions", "time", "host")}
     sections.append(Section("Settings", text=json.dumps(about, indent=1)))
-    return _render("Evaluation", sections)
+    return render_page("Evaluation", sections)
 
 
 def store_page(report: Report, in_markdown: str) -> str:
@@ -213,10 +213,11 @@ def store_page(report: Report, in_markdown: str) -> str:
         Section("Channels", tables=[rows], folded=True),
         Section("Numbers", text=json.dumps(numbers, indent=1)),
     ]
-    return _render("Store", sections)
+    return render_page("Store", sections)
 
 
-def _render(title: str, sections: Sequence[Section]) -> str:
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """Returns one HTML page that needs no other file."""
     # Names come from data of strangers: every value that the template prints is escaped.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unils_jax", "evaluation"),
