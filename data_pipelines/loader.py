@@ -341,7 +341,7 @@ class LoaderIterator:
     def set_state(self, state: bytes) -> None:
         """Goes on where `get_state` was taken.
 
-        Raises UserError where data, seed, batch size or view differ.
+        Raises UserError where data, seed, batch size, view or window differ.
         """
         try:
             values = json.loads(state)
@@ -352,8 +352,8 @@ class LoaderIterator:
             ) from None
         if order != self.loader.order:
             raise UserError(
-                "the saved position is of other stores, weights, seed, batch size or view; use those, or start the "
-                f"data anew at step {step}"
+                "the saved position is of other stores, weights, seed, batch size, view or window; use those, or start "
+                f"the data anew at step {step}"
             )
         self.close()
         self.step = step
@@ -396,7 +396,7 @@ def make_loader(
     split: str,
     *,
     cache_bytes: int = CACHE_BYTES,
-    **options: str | int | bool | Window,
+    **options: str | int | bool | tuple[int, ...] | Window,
 ) -> Loader:
     """Returns endless batches of one store, or of several `(path, weight)`.
 

@@ -15,13 +15,14 @@ from tiny_models import jitted, live_config, random_model, random_motion
 
 from data_pipelines.windows import RecordSource, cut_window, to_float
 from unils_jax.errors import UserError
+from unils_jax.finishing import finish
 from unils_jax.inference.conversations import Request, decode_many
 from unils_jax.inference.program import Program, StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.inference.slots import Slots, Turn
 from unils_jax.inference.streaming import Streams
 from unils_jax.models.unils import UniLSConfig
-from unils_jax.motion import SAMPLES_PER_FRAME, Window, smooth
+from unils_jax.motion import SAMPLES_PER_FRAME, Window
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.unils.system import generator_logits
 
@@ -147,7 +148,7 @@ def test_nothing_in_a_window_hangs_on_audio_outside_its_span_in_training():
 )
 def test_a_stream_is_the_one_shot_decode_however_it_is_fed(lengths, sizes, smoothed):
     own, other = (noise(length, i) for i, length in enumerate(lengths))
-    streams = Streams(program())
+    streams = Streams(program(), expression_basis="standin")
     stream, neighbour = streams.open(seed=7, smoothed=smoothed), streams.open(tracks=1, seed=1)
     start, parts = 0, []
     for size in [*sizes, 30_000]:
@@ -159,7 +160,7 @@ def test_a_stream_is_the_one_shot_decode_however_it_is_fed(lengths, sizes, smoot
     stream.flush()
     streams.run()
     plain = motion_of(own, other, seed=7)
-    expected = smooth(plain) if smoothed else plain
+    expected = finish(plain, "standin", causal=True, window_frames=10).motion if smoothed else plain
     np.testing.assert_array_equal(np.concatenate([*parts, stream.receive()], axis=1), expected)
 
 
