@@ -23,6 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_steps = 400_000
     config.audio_encoder = "facebook/wav2vec2-xls-r-300m"
     config.model.prior.update({"audio_dim": 1024, "audio_condition": "pair"})
+    # Frames of audio before and after the window that it is conditioned on, too.
+    config.model.prior.update({"past_audio_frames": 0, "lookahead_frames": 0})
     config.model.wav2vec2 = {"width": 1024, "depth": 24, "num_heads": 16, "hidden_dim": 4096}
     config.model.lora = {"rank": 32, "alpha": 32.0, "dropout_rate": 0.1}
     return config

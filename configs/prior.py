@@ -19,5 +19,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage = "prior"
     config.num_steps = 600_000
     config.data.batch_size = 128
-    config.model.prior = {"width": 512, "depth": 8, "num_heads": 8}
+    config.model.prior = {
+        "width": 512,
+        "depth": 8,
+        "num_heads": 8,
+        "context_windows": 1,  # windows of previous motion, and of style; live/ has more of shorter ones
+    }
     return config

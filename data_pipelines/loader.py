@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
@@ -26,9 +26,9 @@ from data_pipelines.record import SPLITS
 from data_pipelines.shared_memory import BUFFERED_BATCHES, fitting_workers, worker_died
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
-from data_pipelines.windows import cut_window, training_index
+from data_pipelines.windows import RELEASE_WINDOW, cut_window, least_frames, training_index
 from unils_jax.errors import UserError
-from unils_jax.motion import PARTNER_FRAMES, WINDOW_FRAMES, to_56_channels
+from unils_jax.motion import PARTNER_FRAMES, Window, to_56_channels
 
 VIEWS = ("solo", "pair", "partners")
 # Grain wants a length; at a thousand steps a second this one lasts for nine thousand years.
@@ -55,6 +55,7 @@ class LoaderOptions:
     process_count: int = 1  # training processes that share each batch
     max_bad_records: int = 0  # different records that may fail in this process before it is an error
     centre_head: bool = True  # head rotation centred over the record; False: as it was tracked
+    window: Window = RELEASE_WINDOW  # how long windows, their context and their audio are; of partners it is not used
     # Rows of each global batch that this process takes; (): the p-th n-th of them.
     rows: tuple[int, ...] = ()
 
@@ -103,11 +104,10 @@ class WindowOf:
         split: str,
         items: Sequence[np.ndarray],
         first_records: Sequence[int],
-        view: str = "pair",
-        centre_head: bool = True,
+        options: LoaderOptions,
     ):
         self.stores, self.split, self.items, self.first_records = stores, split, items, first_records
-        self.view, self.centre_head = view, centre_head
+        self.view, self.centre_head, self.window = options.view, options.centre_head, options.window
         self._scales: dict[tuple[int, int], Scale] = {}
         # All windows of a batch have the same arrays: one dialogue without a mask, none has one.
         self.has_mask = all(
@@ -138,7 +138,7 @@ class WindowOf:
         if self.view == "partners":
             return self._cut_partners(number, record, person, i)
         source = self.stores[number].source(self.split, record, None if person < 0 else person)
-        window = cut_window(source, i, randint, centred=self.centre_head)
+        window = cut_window(source, i, randint, self.window, centred=self.centre_head)
         window = {name: as_float32(array) for name, array in window.items()}
         window["observed"] = source.observed.astype(np.float32)
         if not self.has_mask:
@@ -165,7 +165,7 @@ def inclusive(rng: np.random.Generator) -> Callable[[int, int], int]:
     return lambda low, high: int(rng.integers(low, high, endpoint=True))
 
 
-def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "items 3"]:
+def window_items(store: Store, split: str, view: str, window: Window = RELEASE_WINDOW) -> Int32[np.ndarray, "items 3"]:
     """Lists all training items `(record, person, i)` of a split.
 
     Solo: each person with motion. Pair: person is -1, of dialogues with audio and motion of at
@@ -181,9 +181,10 @@ def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "item
             f"{store.path} has no record in its {split} split ({held}); convert more recordings, or divide them "
             "with --splits"
         )
-    items = partner_index(index.frames) if view == "partners" else training_index(index.frames)
+    sizes = (window.frames, window.context_frames)
+    items = partner_index(index.frames) if view == "partners" else training_index(index.frames, *sizes)
     if not len(items):
-        least = PARTNER_FRAMES + 1 if view == "partners" else WINDOW_FRAMES + 2
+        least = PARTNER_FRAMES + 1 if view == "partners" else least_frames(window)
         raise UserError(f"{store.path} has no record of at least {least} frames in its {split} split; use a longer set")
     has_motion = index.has_motion()
     if view == "solo":
@@ -217,7 +218,7 @@ class Loader:
         self.steps_per_epoch = max(sum(map(len, items)) // options.batch_size, 1)
         counts = [len(store.index(split)) for store in mixture.stores]
         self.first_records = [sum(counts[:k]) for k in range(len(counts))]
-        window = WindowOf(mixture.stores, split, items, self.first_records, options.view, options.centre_head)
+        window = WindowOf(mixture.stores, split, items, self.first_records, options)
         # The jitter is drawn before processes take their rows: it does not depend on their number.
         self._windows = _global_order(items, mixture.weights, options.seed).random_map(window)
         self.order = self._fingerprint()
@@ -252,6 +253,8 @@ class Loader:
         data = [store.manifest["files"].get(f"index/{self.split}.npz") for store in self.mixture.stores]
         options = self.options
         decisive = [data, self.mixture.weights, self.split, options.view, options.batch_size, options.seed]
+        # Left out where it is the release's: positions that were saved before stay valid.
+        decisive += [] if options.window == RELEASE_WINDOW else [asdict(options.window)]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     def batches(self, first_step: int) -> Iterator[Batch]:
@@ -338,7 +341,7 @@ class LoaderIterator:
     def set_state(self, state: bytes) -> None:
         """Goes on where `get_state` was taken.
 
-        Raises UserError where data, seed, batch size or view differ.
+        Raises UserError where data, seed, batch size, view or window differ.
         """
         try:
             values = json.loads(state)
@@ -349,8 +352,8 @@ class LoaderIterator:
             ) from None
         if order != self.loader.order:
             raise UserError(
-                "the saved position is of other stores, weights, seed, batch size or view; use those, or start the "
-                f"data anew at step {step}"
+                "the saved position is of other stores, weights, seed, batch size, view or window; use those, or start "
+                f"the data anew at step {step}"
             )
         self.close()
         self.step = step
@@ -393,14 +396,15 @@ def make_loader(
     split: str,
     *,
     cache_bytes: int = CACHE_BYTES,
-    **options: str | int | bool | tuple[int, ...],
+    **options: str | int | bool | tuple[int, ...] | Window,
 ) -> Loader:
     """Returns endless batches of one store, or of several `(path, weight)`.
 
     Windows are drawn from each store by its weight. All arrays but `record` are float32. Solo:
-    `motion`, `prev`, `style` `[B, 100, 108]`, `observed [B, 108]` (1 where the source has the
-    channel). Pair: the same with both people, `[B, 2, ...]`, `audio [B, 2, 64000]` and, where every
-    dialogue of the stores has one, `speech_mask [B, 2, 100]`. Partners: see
+    `motion [B, T, 108]`, `prev` and `style` `[B, F, 108]`, `observed [B, 108]` (1 where the source
+    has the channel). Pair: the same with both people, `[B, 2, ...]`, `audio [B, 2, N]` and, where
+    every dialogue of the stores has one, `speech_mask [B, 2, T]`. T, F and N are the window's, 100,
+    100 and 64000 in the release. Partners: see
     `partner_windows.cut_partners`, and `observed [B, 56]`. `record [B]` int32 numbers the records
     as `Loader.names`.
 
@@ -421,5 +425,5 @@ def make_loader(
     """
     settings = LoaderOptions(**options)
     mixture = Mixture(stores, cache_bytes=cache_bytes)
-    items = [window_items(store, split, settings.view) for store in mixture.stores]
+    items = [window_items(store, split, settings.view, settings.window) for store in mixture.stores]
     return Loader(mixture, split, items, settings)

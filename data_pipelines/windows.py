@@ -3,7 +3,7 @@
 Source: the release's two data sets (unpaired motion, dialogue pairs). Training items start every 50
 frames and are jittered; the previous context is the 100 frames before, left-padded with zeros; the
 style reference is any 100 frames of the same person; the head rotation is centred over the whole
-record, in the stored dtype.
+record, in the stored dtype. A `Window` says how many frames each of them has, 100 in the release.
 
 Windows are cut from a `WindowSource`: a `RecordSource` (a record in memory) or a
 `store.StoredRecord` (reads what it needs).
@@ -17,9 +17,10 @@ from jaxtyping import Int64
 
 from data_pipelines.record import Record
 from unils_jax.errors import UserError
-from unils_jax.motion import HEAD, SAMPLES_PER_FRAME, WINDOW_FRAMES, center_head, head_mean
+from unils_jax.motion import HEAD, SAMPLES_PER_FRAME, WINDOW_FRAMES, Window, center_head, head_mean
 
 STRIDE_FRAMES = 50
+RELEASE_WINDOW = Window()
 
 # Draws an integer from low..high, both inclusive.
 RandInt = Callable[[int, int], int]
@@ -106,52 +107,60 @@ class RecordSource:
         return samples
 
 
-def cut_window(source: WindowSource, i: int, randint: RandInt, *, centred: bool = True) -> dict[str, np.ndarray]:
+def cut_window(
+    source: WindowSource, i: int, randint: RandInt, window: Window = RELEASE_WINDOW, *, centred: bool = True
+) -> dict[str, np.ndarray]:
     """Cuts the jittered training window of item `i` (a multiple of 50 out of `training_index`).
 
-    Returns `motion`, `prev` and `style` `[P, 100, 108]` in the stored dtype, head rotation
-    `centred` or as it was, and where the source has them `audio [P, 64000]` float32 and
-    `speech_mask [P, 100]` bool. `randint(low, high)` includes both ends and is called for the
-    start, then for the style of each person in turn. People share the start. Raises UserError for a
-    record too short to cut.
+    Returns `motion [P, T, 108]`, `prev` and `style` `[P, F, 108]` (F the `context_frames`) in the
+    stored dtype, head rotation `centred` or as it was, and where the source has them `audio [P, N]`
+    float32 of the window's `audio_span` and `speech_mask [P, T]` bool. `randint(low, high)`
+    includes both ends and is called for the start, then for the style of each person in turn.
+    People share the start. Raises UserError for a record too short to cut.
     """
-    frames, people = source.num_frames, range(source.num_people)
-    _check_length(source.name, frames)
-    start = min(randint(i, i + STRIDE_FRAMES), frames - WINDOW_FRAMES)
-    styles = [randint(0, frames - WINDOW_FRAMES) for _ in people]
-    before = min(start, WINDOW_FRAMES)
-    spans = [(person, start - before, start + WINDOW_FRAMES) for person in people]
-    spans += [(person, first, first + WINDOW_FRAMES) for person, first in zip(people, styles, strict=True)]
+    frames, people, context = source.num_frames, range(source.num_people), window.context_frames
+    _check_length(source.name, frames, window)
+    start = min(randint(i, i + STRIDE_FRAMES), frames - window.frames)
+    styles = [randint(0, frames - context) for _ in people]
+    before = min(start, context)
+    spans = [(person, start - before, start + window.frames) for person in people]
+    spans += [(person, first, first + context) for person, first in zip(people, styles, strict=True)]
     cuts = source.frames(spans, centred=centred)
     current, style = cuts[: len(people)], cuts[len(people) :]
-    prev = np.zeros((len(people), WINDOW_FRAMES, current[0][0].shape[-1]), current[0][0].dtype)
+    prev = np.zeros((len(people), context, current[0][0].shape[-1]), current[0][0].dtype)
     for person, (motion, _) in enumerate(current):
-        prev[person, WINDOW_FRAMES - before :] = motion[:before]
-    window = {
+        prev[person, context - before :] = motion[:before]
+    cut = {
         "motion": np.stack([motion[before:] for motion, _ in current]),
         "prev": prev,
         "style": np.stack([motion for motion, _ in style]),
     }
     if source.has_audio:
-        window["audio"] = source.audio(start * SAMPLES_PER_FRAME, (start + WINDOW_FRAMES) * SAMPLES_PER_FRAME)
+        cut["audio"] = _audio(source, *window.audio_span(start))
     if current[0][1] is not None:
-        window["speech_mask"] = np.stack([mask[before:] for _, mask in current])
-    return window
+        cut["speech_mask"] = np.stack([mask[before:] for _, mask in current])
+    return cut
 
 
-def whole_sequence(record: Record) -> dict[str, np.ndarray]:
+def _audio(source: WindowSource, first: int, last: int) -> np.ndarray:
+    """Returns samples `first`..`last` of a source, zero before the record and behind its end."""
+    audio = source.audio(max(first, 0), last)
+    return np.pad(audio, ((0, 0), (-first, 0))) if first < 0 else audio
+
+
+def whole_sequence(record: Record, style_frames: int = WINDOW_FRAMES) -> dict[str, np.ndarray]:
     """Returns the validation and test item: the whole record, without randomness.
 
-    It holds `motion [P, T, 108]` and `style [P, 100, 108]` (from frame `min(T // 2, T - 100)` of
-    the same record) in the stored dtype, head rotation centred, and where the record has them
-    `audio [P, T * 640]` float32 and `speech_mask [P, T]` bool. Raises UserError for a record too
-    short to have a style.
+    It holds `motion [P, T, 108]` and `style [P, F, 108]` of F `style_frames` (from frame `min(T //
+    2, T - F)` of the same record) in the stored dtype, head rotation centred, and where the record
+    has them `audio [P, T * 640]` float32 and `speech_mask [P, T]` bool. Raises UserError for a
+    record too short to have a style.
     """
     frames = record.num_frames
-    _check_length(record.name, frames)
+    _check_length(record.name, frames, Window(style_frames))
     motion = center_head(record.motion)
-    middle = min(frames // 2, frames - WINDOW_FRAMES)
-    item = {"motion": motion, "style": motion[:, middle : middle + WINDOW_FRAMES].copy()}
+    middle = min(frames // 2, frames - style_frames)
+    item = {"motion": motion, "style": motion[:, middle : middle + style_frames].copy()}
     if record.audio is not None:
         item["audio"] = RecordSource(record).audio(0, frames * SAMPLES_PER_FRAME)
     if record.speech_mask is not None:
@@ -164,8 +173,13 @@ def to_float(audio: np.ndarray) -> np.ndarray:
     return audio * np.float32(1 / 32768) if audio.dtype == np.int16 else audio
 
 
-def _check_length(name: str, frames: int) -> None:
-    if not is_long_enough(frames):
+def least_frames(window: Window) -> int:
+    """Returns the frames of the shortest record that windows are cut from."""
+    return max(window.context_frames, window.frames) + 2
+
+
+def _check_length(name: str, frames: int, window: Window) -> None:
+    if frames < least_frames(window):
         raise UserError(
-            f"record {name!r} has {frames} frames, a window needs at least {WINDOW_FRAMES + 2}; leave the record out"
+            f"record {name!r} has {frames} frames, a window needs at least {least_frames(window)}; leave the record out"
         )

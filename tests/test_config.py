@@ -19,6 +19,8 @@ for size in ("baselines/", "smoke/"):
 for name, stage in (("scratch", "artalk"), ("mixed", "dialogue"), ("artalk_codec", "codec"), ("artalk", "artalk")):
     STAGE_OF[f"miniature/{name}"] = stage
 STAGE_OF |= {f"miniature/{stage}": stage for stage in ("codec", "prior", "dialogue", "dualtalk")}
+for stage in ("codec", "prior", "dialogue"):
+    STAGE_OF |= {f"{size}{stage}_{length}": stage for size in ("live/", "live/smoke/") for length in ("1s", "04s")}
 SHIPPED = list(STAGE_OF)
 
 
@@ -168,7 +170,7 @@ def test_bad_overrides_are_named_with_the_remedy(assignment, message):
         ({"model": {"codec": {"num_heads": 0}}}, ["codec.width, depth and num_heads must be at least 1"]),
         ({"model": {"codec": {"width": 30, "num_heads": 4}}}, ["codec.width / num_heads must be an even number"]),
         ({"model": {"codec": {"scales": (5, 1, 100)}}}, ["codec.scales must rise"]),
-        ({"model": {"codec": {"scales": (1, 50)}}}, ["model.codec.scales must end in 100, got (1, 50)"]),
+        ({"model": {"codec": {"scales": (0, 50)}}}, ["codec.scales must rise from at least 1, got (0, 50)"]),
         (
             {"model": {"codec": {"scales": (1, "a")}}},
             ["config.model.codec.scales must be tuple[int, ...], got (1, 'a')"],

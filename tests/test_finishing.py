@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from base64 import b64decode
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,29 @@ def test_a_stream_in_windows_is_the_causal_whole(frames):
     parts.append(finisher.flush())
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), finish(motion, "standin", causal=True).motion)
     assert finisher.flush().shape[1] == 0
+
+
+@pytest.mark.parametrize("window_frames", [5, 10, 25])
+def test_shorter_windows_are_mended_at_their_own_borders(window_frames):
+    motion = 3 * jumping(2, 64)
+    finisher = Finisher(2, "standin", window_frames)
+    parts = [finisher.feed(motion[:, start : start + window_frames]) for start in range(0, 64, window_frames)]
+    whole = finish(motion, "standin", causal=True, window_frames=window_frames).motion
+    np.testing.assert_array_equal(np.concatenate([*parts, finisher.flush()], axis=1), whole)
+    stepped = wandering(2, 64)
+    stepped[:, window_frames:] += 1.0
+    for causal in (False, True):
+        mended = mend_borders(stepped, causal=causal, window_frames=window_frames)
+        step = np.abs(np.diff(mended, axis=1)).mean((0, 2))[window_frames - 1]
+        assert step < 0.5
+
+
+def test_a_motion_file_says_where_its_borders_are():
+    motion = 3 * jumping(1, 64)
+    file = MotionFile(motion, "standin", {"window_frames": 10})
+    expected = finish(motion, "standin", window_frames=10).motion
+    np.testing.assert_array_equal(finish_file(file, "x").motion, expected)
+    assert not np.array_equal(finish_file(replace(file, source={}), "x").motion, expected)
 
 
 @pytest.mark.parametrize("basis", BASES)

@@ -7,7 +7,7 @@ Models, metrics and comparisons use the motion as it was decoded. NumPy and SciP
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -79,24 +79,31 @@ class Finished:
         )
 
 
-def finish(motion: Float[np.ndarray, "*P T C"], expression_basis: str, *, causal: bool = False) -> Finished:
+def finish(
+    motion: Float[np.ndarray, "*P T C"],
+    expression_basis: str,
+    *,
+    causal: bool = False,
+    window_frames: int = WINDOW_FRAMES,
+) -> Finished:
     """Finishes decoded motion: mends window borders, smooths, then limits.
 
     Smoothing is that of `smooth_face`. Neither it nor the mending of borders delays anything.
     Deterministic; the dtype stays.
 
     Args:
-        motion: Motion at 25 frames a second, decoded in windows of 100 frames from its first on.
+        motion: Motion at 25 frames a second, decoded window by window from its first frame on.
         expression_basis: "flame" or "standin"; "" leaves expression without limits.
         causal: Mends a border in the frames after it alone, as `Finisher` does for streams. False:
             half before and half after it.
+        window_frames: Frames of the model's windows.
 
     Raises:
         UserError: The basis is unknown or the shape is wrong.
     """
     if motion.ndim < 2 or motion.shape[-1] != MOTION_DIM:
         raise UserError(f"motion must be [people, frames, {MOTION_DIM}], got {list(motion.shape)}")
-    smoothed = smooth_face(mend_borders(motion, causal=causal))
+    smoothed = smooth_face(mend_borders(motion, causal=causal, window_frames=window_frames))
     return _limited(smoothed, expression_basis)
 
 
@@ -111,8 +118,14 @@ def finish_file(file: MotionFile, name: str | os.PathLike, *, raw: bool = False)
         return file, f"{name} holds finished motion; `unils decode --raw` writes it as it was decoded"
     if file.finished or raw:
         return file, ""
-    finished = finish(file.motion, file.expression_basis)
+    finished = finish(file.motion, file.expression_basis, window_frames=window_frames_of(file.source))
     return replace(file, motion=finished.motion, finished=True), _line(finished, name)
+
+
+def window_frames_of(source: Mapping[str, object]) -> int:
+    """Returns the frames of the windows that a motion file was decoded in, by its `source`."""
+    frames = source.get("window_frames")
+    return frames if type(frames) is int and frames > 0 else WINDOW_FRAMES
 
 
 def log_limits(finished: Finished, name: str | os.PathLike) -> None:
@@ -200,8 +213,8 @@ def mend_borders(
 
     At a border the motion should go on as fast as it moves before and after it. What its step has
     beyond that, less what is usual between other frames, is an offset. Half of it is added before
-    the border and half subtracted after it, fading as a raised cosine over `FADE_FRAMES`; with
-    `causal` all of it after the border. Motion without jumps stays nearly as it is.
+    the border and half subtracted after it, fading as a raised cosine over `FADE_FRAMES`, at most a
+    window; with `causal` all of it after the border. Motion without jumps stays nearly as it is.
     """
     num_frames = motion.shape[-2]
     frames = np.moveaxis(motion, -2, 0).astype(np.float64)  # [T, ..., 108]
@@ -210,7 +223,7 @@ def mend_borders(
         before, after = frames[border - window_frames : border], frames[border : border + window_frames]
         jump = _excess(before, after, causal=causal)
         share = 1.0 if causal else 0.5
-        for name, fade in _fades().items():
+        for name, fade in _fades(window_frames).items():
             channels = GROUPS[name]
             room = fade[: len(after)].reshape(-1, *(1,) * (frames.ndim - 1))
             mended[border : border + len(fade), ..., channels] -= share * room * jump[..., channels]
@@ -221,9 +234,10 @@ def mend_borders(
 
 
 @functools.cache
-def _fades() -> dict[str, Float64[np.ndarray, " n"]]:
+def _fades(most: int) -> dict[str, Float64[np.ndarray, " n"]]:
     """Returns the offset's weights from the border on, from 1 towards 0, by group of channels."""
-    return {name: 0.5 + 0.5 * np.cos(np.pi * np.arange(count) / count) for name, count in FADE_FRAMES.items()}
+    counts = {name: min(count, most) for name, count in FADE_FRAMES.items()}
+    return {name: 0.5 + 0.5 * np.cos(np.pi * np.arange(count) / count) for name, count in counts.items()}
 
 
 def _excess(before: np.ndarray, after: np.ndarray, *, causal: bool) -> np.ndarray:
@@ -292,17 +306,19 @@ class Finisher:
     Mending and limits wait for nothing, the smoothing for four frames (see `Smoother`).
     """
 
-    def __init__(self, people: int, expression_basis: str):
+    def __init__(self, people: int, expression_basis: str, window_frames: int = WINDOW_FRAMES):
+        self._window_frames = window_frames
         limits_of(expression_basis)  # fails now, not after seconds of a stream
         self._smoother, self._basis = Smoother(people, smooth_face), expression_basis
         self._before: np.ndarray | None = None  # the last frames of the window before
 
     def feed(self, window: Float[np.ndarray, "P T 108"]) -> Float[np.ndarray, "P T2 108"]:
-        """Takes the next window, of 100 frames or the last one; returns frames that are final."""
+        """Takes the next window, a whole one or the last; returns frames that are final."""
         mended = window
         if self._before is not None and window.shape[1]:
             joined = np.concatenate([self._before, window], axis=1)
-            mended = mend_borders(joined, causal=True)[:, WINDOW_FRAMES:]
+            mended = mend_borders(joined, causal=True, window_frames=self._window_frames)
+            mended = mended[:, self._window_frames :]
         self._before = window.copy()
         return limit(self._smoother.feed(mended), self._basis)
 

@@ -20,8 +20,7 @@ from unils_jax.files import atomic_output, read_npz_file
 FPS = 25.0
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = 640
-WINDOW_FRAMES = 100
-WINDOW_SAMPLES = WINDOW_FRAMES * SAMPLES_PER_FRAME
+WINDOW_FRAMES = 100  # of the release; a model's own number is `Window.frames`
 MOTION_KIND = "motion_108"  # our motion, as an annotation among others
 PARTNER_FRAMES = 200  # of a training window with the partner's motion, 8 s
 MOTION_DIM = 108
@@ -71,6 +70,51 @@ STANDIN_SHAPES: dict[str, float] = {
     "chin_raise": 1.5,
     "sneer": 1.5,
 }
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a generator decodes at a time and from what, in frames; the defaults are the release's.
+
+    A conversation is decoded window after window; window k begins at frame `k * frames`. Where the
+    audio or the motion that conditions it begins before the conversation, it is silent or zero.
+    """
+
+    frames: int = WINDOW_FRAMES  # of motion, decoded at a time: the codec's last scale
+    context_windows: int = 1  # windows of previous motion that condition it, and as many of style
+    past_audio_frames: int = 0  # of audio before its first frame that it is conditioned on
+    lookahead_frames: int = 0  # of audio after its last frame
+
+    @property
+    def context_frames(self) -> int:
+        """Frames of previous motion, and of style."""
+        return self.context_windows * self.frames
+
+    @property
+    def audio_frames(self) -> int:
+        """Frames of audio that condition a window."""
+        return self.past_audio_frames + self.frames + self.lookahead_frames
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of audio that condition a window."""
+        return self.audio_frames * SAMPLES_PER_FRAME
+
+    def audio_span(self, first_frame: int) -> tuple[int, int]:
+        """Returns the samples `[first, last)` of the window that begins at a frame.
+
+        The first one is negative where the audio begins before the conversation.
+        """
+        first = (first_frame - self.past_audio_frames) * SAMPLES_PER_FRAME
+        return first, first + self.num_samples
+
+    def num_complete(self, samples: int) -> int:
+        """Returns how many windows have all of their audio after so many samples."""
+        return max(samples // SAMPLES_PER_FRAME - self.lookahead_frames, 0) // self.frames
+
+    def count(self, samples: int) -> int:
+        """Returns how many windows it takes to decode so many samples; the last may be padded."""
+        return -(-samples // (self.frames * SAMPLES_PER_FRAME))
 
 
 def channel_names(expression_basis: str) -> list[str]:

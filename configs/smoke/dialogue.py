@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch_size = 4
     config.model.ear = load_config("smoke/ear").model.ear
     config.model.prior.update({"audio_dim": 60, "audio_condition": "pair"})
+    config.model.prior.update({"past_audio_frames": 0, "lookahead_frames": 0})
     config.noise.level_db = (-30.0, 10.0)
     config.model.lora = {"rank": 16, "alpha": 16.0, "dropout_rate": 0.0}
     return config

@@ -8,8 +8,8 @@ import pytest
 from tiny_runs import run_unils
 
 from unils_jax.benchmarks.miniature.plan import RUNS, SYSTEMS, Plan, phases
-from unils_jax.config import load_config
-from unils_jax.systems.registry import STAGES
+from unils_jax.config import from_dict, load_config
+from unils_jax.systems.registry import STAGES, system_of_stage
 
 PLAN = Plan(conversations=20, people_alone=40, seeds=2, times=1.0)
 
@@ -36,7 +36,8 @@ def test_no_two_jobs_write_one_file(tmp_path):
 def test_all_generators_see_as_many_frames_and_all_codecs_too():
     def frames(name: str) -> int:
         config = load_config(RUNS[name].config)
-        return config.num_steps * config.data.batch_size * STAGES[config.stage].item_frames
+        model = from_dict(system_of_stage(config.stage).config, config.model.to_dict())
+        return config.num_steps * config.data.batch_size * STAGES[config.stage].item_frames(model)
 
     budget = frames("prior") + frames("unils")
     assert {frames("prior_paired") + frames("no_unpaired"), frames("prior") + frames("mixed")} == {budget}

@@ -18,6 +18,7 @@ from data_pipelines.loader import WindowOf, make_loader, window_items
 from data_pipelines.record import Record
 from data_pipelines.store.reader import Store, write_store
 from unils_jax.errors import UserError
+from unils_jax.motion import Window
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -49,6 +50,28 @@ def test_solo_batches_hold_single_people(store_path):
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == expected
     # Style is of the same person as motion.
     np.testing.assert_array_equal(batch["motion"][:, 0, 0], batch["style"][:, 0, 0])
+
+
+def test_short_clips_serve_short_windows(tmp_path):
+    path, window = str(tmp_path / "s"), Window(10, 2, 15, 3)
+    write_store(path, [("train", dialogue(f"r{i}", 30, i)) for i in range(2)])
+    options = {"view": "pair", "batch_size": 2, "seed": 0}
+    (batch,) = take(make_loader(path, "train", window=window, **options), 1)
+    shapes = {"motion": (2, 2, 10, 108), "prev": (2, 2, 20, 108), "style": (2, 2, 20, 108), "audio": (2, 2, 28 * 640)}
+    assert {name: batch[name].shape for name in shapes} == shapes
+    with pytest.raises(UserError, match="no record of at least 102 frames in its train split"):
+        make_loader(path, "train", **options)
+
+
+def test_a_position_is_of_one_window(store_path):
+    options = {"view": "solo", "batch_size": 4, "seed": 0}
+    plain, release, live = (
+        make_loader(store_path, "train", **options, **window)
+        for window in ({}, {"window": Window()}, {"window": Window(10, 10)})
+    )
+    iter(release).set_state(iter(plain).get_state())
+    with pytest.raises(UserError, match="view or window"):
+        iter(live).set_state(iter(plain).get_state())
 
 
 def test_pair_batches_hold_both_people_with_audio(store_path):

@@ -77,7 +77,7 @@ def test_a_position_goes_on_and_is_refused_for_other_data(sets):
     again.set_state(state)
     np.testing.assert_array_equal(next(again)["record"], expected)
     assert json.loads(state)["step"] == 7
-    with pytest.raises(UserError, match="is of other stores, weights, seed, batch size or view"):
+    with pytest.raises(UserError, match="is of other stores, weights, seed, batch size, view or window"):
         loader(sets, seed=4).at_step(0).set_state(state)
     batches.close()
     again.close()

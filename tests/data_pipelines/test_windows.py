@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from random_records import one_person
 
 from data_pipelines.record import Record
-from data_pipelines.windows import RecordSource, cut_window, training_index, whole_sequence
+from data_pipelines.windows import RecordSource, cut_window, least_frames, training_index, whole_sequence
 from unils_jax.errors import UserError
-from unils_jax.motion import HEAD, center_head
+from unils_jax.motion import HEAD, Window, center_head
 
 
 def dialogue(frames: int, missing_samples: int = 0) -> Record:
@@ -46,6 +46,27 @@ def test_windows_lie_in_the_record_and_their_parts_belong_together(frames, seed,
         expected = np.where(available - 640 < frames * 640 - missing, available / 640, 0)
         np.testing.assert_allclose(window["audio"][person], expected, rtol=1e-6)
     np.testing.assert_array_equal(window["speech_mask"], record.speech_mask[:, first - 1 : first + 99])
+
+
+WINDOWS = st.builds(Window, st.integers(1, 100), st.integers(1, 4), st.integers(0, 120), st.integers(0, 20))
+
+
+@settings(max_examples=50, deadline=None)
+@given(window=WINDOWS, more=st.integers(0, 200), seed=st.integers(0, 1000))
+def test_a_window_of_any_length_has_its_context_and_its_audio(window, more, seed):
+    frames = least_frames(window) + more
+    items = training_index([frames - more - 1, frames], window.frames, window.context_frames)
+    assert set(items[:, 0]) == {1}  # the first record is a frame too short
+    cut = cut_window(RecordSource(dialogue(frames)), int(items[seed % len(items), 1]), draw_from(seed), window)
+    first = int(cut["motion"][0, 0, 0])
+    before = np.arange(first - window.context_frames, first)
+    spoken = np.arange(first - window.past_audio_frames, first + window.frames + window.lookahead_frames)
+    audio = np.where((spoken > 0) & (spoken <= frames), spoken, 0)
+    for person in range(2):
+        np.testing.assert_array_equal(cut["motion"][person, :, 0], np.arange(first, first + window.frames))
+        np.testing.assert_array_equal(cut["prev"][person, :, 0], np.where(before > 0, before, 0))
+        np.testing.assert_array_equal(np.diff(cut["style"][person, :, 0]), np.ones(window.context_frames - 1))
+        np.testing.assert_array_equal(np.floor(cut["audio"][person, ::640]), audio)
 
 
 def test_short_records_are_left_out_of_the_index():

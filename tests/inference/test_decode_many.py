@@ -12,6 +12,7 @@ from tiny_models import random_motion, tiny_model
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, Sampling, decode, decode_many, make_program
 from unils_jax.inference.slots import Slots, Turn
+from unils_jax.motion import Window
 
 SETTINGS = (Sampling(), Sampling(tau=0.0), Sampling(cfg=0.5), Sampling(tau=0.7, cfg=3.0, top_p=1.0))
 
@@ -63,7 +64,7 @@ def test_neighbours_and_slot_do_not_change_a_bit(program, alone, order):
     assert len(together) == len(REQUESTS)
     for name, motion in together.items():
         np.testing.assert_array_equal(motion, alone[name])
-        assert motion.shape == (2, REQUESTS[int(name)].num_frames, 108)
+        assert motion.shape == (2, REQUESTS[int(name)].num_frames(Window()), 108)
 
 
 def test_every_slot_gives_the_same_bits(program):

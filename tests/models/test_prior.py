@@ -14,6 +14,7 @@ from unils_jax.models.prior import (
     token_positions,
 )
 from unils_jax.models.quantizer import scale_slices
+from unils_jax.motion import Window
 from unils_jax.nn.attention import rotary_table
 from unils_jax.nn.params import merge, split
 
@@ -65,7 +66,7 @@ def test_tokens_stand_in_the_middle_of_what_they_cover():
 
 
 def test_audio_has_the_positions_of_its_window():
-    np.testing.assert_array_equal(audio_positions(4, 100), [200, 225, 250, 275])
+    np.testing.assert_array_equal(audio_positions(4, Window()), [200, 225, 250, 275])
 
 
 def test_every_token_knows_its_scale():

@@ -7,6 +7,7 @@ import pytest
 from parity.compare import TABLE, assert_close
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import attention_mask, audio_positions, scale_levels, token_positions
+from unils_jax.motion import Window
 from unils_jax.nn.attention import rotary_table, rotate
 
 FULL_SCALES = CodecConfig().scales
@@ -30,7 +31,7 @@ def test_scale_index_of_every_token_matches(golden, name, scales):
 
 def test_audio_positions_match(golden):
     expected = golden("misc").outputs["audio_rope_pos_199"]
-    np.testing.assert_array_equal(audio_positions(len(expected), FULL_SCALES[-1]), expected)
+    np.testing.assert_array_equal(audio_positions(len(expected), Window(FULL_SCALES[-1])), expected)
 
 
 def test_rotation_at_given_positions_matches(golden):

@@ -59,7 +59,7 @@ def uncached(
         both = model.audio_encoder(audio)
         tracks = [both[: len(bits)], both[::-1][: len(bits)]][: 2 if model.prior.audio_condition == "pair" else 1]
     inputs = next_scale_inputs(bits, model.codec.scales)
-    no_style = model.codec.features(jnp.zeros((len(bits), 100, 108)))
+    no_style = model.codec.features(jnp.zeros((len(bits), model.prior.window.context_frames, 108)))
     conditional = model.prior(style, prev, inputs, *tracks)
     unconditional = model.prior(no_style, uncond_prev, inputs, *map(jnp.zeros_like, tracks))
     return [conditional, unconditional, model.codec.decode(full_features(bits, model.codec.scales))]

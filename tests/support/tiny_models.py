@@ -94,3 +94,15 @@ def jitted(model: nnx.Module, function: Callable, *arguments: Any) -> Any:
     """`function(model, *arguments)`, compiled: quicker than its operations one by one, and what a run computes."""
     graphdef, params = split(model)
     return jax.jit(lambda params, *arguments: function(merge(graphdef, params), *arguments))(params, *arguments)
+
+
+LIVE_SCALES = {10: (1, 5, 10), 25: (1, 5, 25), 100: SCALES}
+
+
+def live_config(
+    frames: int, context_windows: int = 1, past: int = 0, ahead: int = 0, audio: str = "pair"
+) -> UniLSConfig:
+    """A dialogue whose window has so many frames, after so many windows, with audio before and after it."""
+    codec = replace(CODEC, scales=LIVE_SCALES[frames])
+    prior = PriorConfig(16, 1, 2, LOGMEL.feature_dim, audio, context_windows, past, ahead)
+    return UniLSConfig(codec, prior, logmel=LOGMEL)

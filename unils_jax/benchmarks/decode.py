@@ -33,13 +33,12 @@ from unils_jax.errors import UserError
 from unils_jax.inference.program import StepInputs, make_program, planned_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
-from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.motion import FPS, MOTION_DIM
 from unils_jax.nn.params import abstract, merge
 from unils_jax.training.flops import Work, count, count_jaxpr
 
 log = logging.getLogger(__name__)
 
-CHUNK_S = WINDOW_SAMPLES / SAMPLE_RATE
 FIRST_TRIES = 3
 WAITING_S = 10.0
 
@@ -149,7 +148,7 @@ def plan_decode(config: UniLSConfig, case: Case, dtype: str, machine: Machine) -
         "settings": "",
         "compile_s": seconds,
         "step_flops": work.total,
-        "frames": slots * case.people * WINDOW_FRAMES,
+        "frames": slots * case.people * program.window.frames,
         **compiled_for(machine, compiled, work.total, work.total),
     }
 
@@ -163,10 +162,11 @@ class OurDecode:
     def __init__(self, model: UniLS, case: Case, dtype: str):
         slots, people = case.conversations, case.people
         self.program = make_program(model, slots=slots, people=people, dtype=dtype)
-        self.audio = np.random.default_rng(0).standard_normal((slots, 2, WINDOW_SAMPLES), np.float32) / 10
+        window = self.program.window
+        self.audio = np.random.default_rng(0).standard_normal((slots, 2, window.num_samples), np.float32) / 10
         self.sound: Any = self.audio if case.encodes else jax.block_until_ready(self.program.encode(self.audio))
         self.controls: Controls = make_controls([Sampling()] * slots, range(slots), [0] * slots)
-        self.clips = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32)
+        self.clips = np.zeros((people, window.context_frames, MOTION_DIM), np.float32)
         zero = self._features()
         self.free = jnp.array(zero)
         inputs = self._inputs(zero, jnp.array(zero))
@@ -260,13 +260,14 @@ def describe(
     case: Case, dtype: str, ours: OurDecode, seconds: Mapping[str, Sequence[float]], peak: float
 ) -> dict[str, Any]:
     """Returns the figures that follow from the seconds a chunk took in the rounds."""
-    chunk_s, frames = statistics.median(seconds["ours"]), case.people * case.conversations * WINDOW_FRAMES
+    chunk_s, window_frames = statistics.median(seconds["ours"]), ours.program.window.frames
+    frames = case.people * case.conversations * window_frames
     figures = {
         "case": case.name,
         "audio": case.audio,
         "dtype": dtype,
         "frames_per_s": frames / chunk_s,
-        "times_real_time": CHUNK_S * case.conversations / chunk_s,
+        "times_real_time": window_frames / FPS * case.conversations / chunk_s,
         "chunk_flops": ours.work.total,
         "share_of_peak": ours.work.total / chunk_s / peak,
         "compile_s": ours.compile_s,

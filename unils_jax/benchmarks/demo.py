@@ -35,7 +35,7 @@ from unils_jax.files import atomic_output
 from unils_jax.finishing import finish_file
 from unils_jax.inference.conversations import decode
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import load_motion
+from unils_jax.motion import Window, load_motion
 from unils_jax.outputs.video import render_frame
 from unils_jax.training import run
 
@@ -45,6 +45,8 @@ STAGES = ("ear", "codec", "prior", "dialogue")
 PARENTS = {"prior": "codec", "dialogue": "prior"}
 # Steps of each stage, fewer than its smoke config says: eight minutes on two cores.
 STEPS = {"ear": 500, "codec": 1100, "prior": 360, "dialogue": 400}
+# The same of windows of 0.4 s.
+LIVE_STEPS = {"ear": 500, "codec": 1100, "prior": 400, "dialogue": 600}
 SEED = 0
 EVAL_CONVERSATIONS = 8
 JAW_MARGIN = 0.4
@@ -68,11 +70,15 @@ class Check:
         return f"{verdict} {self.name}: {self.value:.4f} (bound {self.bound:.4f}) - {self.meaning}"
 
 
-def train(stage: str, out: Path, times: int | None) -> None:
-    """Trains a stage with its smoke config, `times` as long; None: for the steps of `STEPS`."""
-    config = load_config(f"smoke/{stage}")
+def train(stage: str, out: Path, times: int | None, *, live: bool = False) -> None:
+    """Trains a stage with its smoke config, `times` as long; None: for the steps of `STEPS`.
+
+    With `live` windows are of 0.4 s; the ear is the same.
+    """
+    config = load_config(f"live/smoke/{stage}_04s" if live and stage != "ear" else f"smoke/{stage}")
+    steps = LIVE_STEPS if live else STEPS
     config.data.store = str(out / "data")
-    config.num_steps = STEPS[stage] if times is None else times * config.num_steps
+    config.num_steps = steps[stage] if times is None else times * config.num_steps
     if stage == "dialogue":
         config.audio_encoder = str(out / "ear")
     parent = PARENTS.get(stage)
@@ -84,10 +90,10 @@ def check_all(out: Path) -> list[Check]:
     return check_ear(out) + check_codec(out) + check_prior(out) + check_dialogue(out)
 
 
-def held_out(out: Path, view: str, batch_size: int, num_batches: int) -> list[Batch]:
+def held_out(out: Path, window: Window) -> list[Batch]:
     """Reads batches of windows of the test conversations, which no stage has seen."""
-    loader = make_loader(str(out / "data"), "test", view=view, batch_size=batch_size, seed=0)
-    return list(islice(iter(loader), num_batches))
+    loader = make_loader(str(out / "data"), "test", view="solo", batch_size=32, seed=0, window=window)
+    return list(islice(iter(loader), 8))
 
 
 def check_ear(out: Path) -> list[Check]:
@@ -100,16 +106,18 @@ def check_ear(out: Path) -> list[Check]:
 
 def check_codec(out: Path) -> list[Check]:
     """Compares reconstruction with predicting the mean."""
-    model = load(out / "codec").model
-    error, baseline = mean_over(held_out(out, "solo", 32, 8), lambda batch: codec_error(model, batch))
+    checkpoint = load(out / "codec")
+    model, batches = checkpoint.model, held_out(out, checkpoint.config.window)
+    error, baseline = mean_over(batches, lambda batch: codec_error(model, batch))
     meaning = "L1 of the codec on held-out motion, bound: half of the L1 of predicting the mean"
     return [Check("codec L1", error, baseline / 2, error < baseline / 2, meaning)]
 
 
 def check_prior(out: Path) -> list[Check]:
     """Compares cross-entropy with the bits' own marginal frequencies."""
-    model = load(out / "prior").model
-    rows = [window_cross_entropy(model, batch) for batch in held_out(out, "solo", 32, 8)]
+    checkpoint = load(out / "prior")
+    model, batches = checkpoint.model, held_out(out, checkpoint.config.window)
+    rows = [window_cross_entropy(model, batch) for batch in batches]
     value = float(np.mean([cross_entropy.mean() for cross_entropy, _ in rows]))
     bound = marginal_cross_entropy(np.concatenate([bits for _, bits in rows]), model.codec.scales)
     meaning = "nats a bit on held-out motion, bound: the marginals of each scale's bits"
@@ -118,8 +126,8 @@ def check_prior(out: Path) -> list[Check]:
 
 def check_dialogue(out: Path) -> list[Check]:
     """Checks that the right audio helps, and that the decoded jaw follows the own voice."""
-    model = load(out / "dialogue").model
-    batches = conversation_windows(out)
+    checkpoint = load(out / "dialogue")
+    model, batches = checkpoint.model, conversation_windows(out, checkpoint.config.window)
     right = np.stack([window_cross_entropy(model, batch)[0] for batch in batches])
     wrong = np.stack([window_cross_entropy(model, with_other_audio(batch))[0] for batch in batches])
     # [windows, 2 * conversations]: the two people of a conversation are neighbours.
@@ -138,16 +146,16 @@ def check_dialogue(out: Path) -> list[Check]:
     ]
 
 
-def conversation_windows(out: Path) -> list[Batch]:
+def conversation_windows(out: Path, window: Window) -> list[Batch]:
     """Cuts batches that hold one window of every test conversation each."""
     store, rng = Store(str(out / "data")), np.random.default_rng(SEED)
     sources = [store.source("test", i) for i in range(len(store.lengths("test")))]
     last = min(source.num_frames for source in sources) - 200
     batches = []
     for start in range(0, last, 50):
-        windows = [cut_window(source, start, inclusive(rng)) for source in sources]
+        windows = [cut_window(source, start, inclusive(rng), window) for source in sources]
         names = ("motion", "prev", "style", "audio")
-        batches.append({name: np.stack([window[name] for window in windows]).astype(np.float32) for name in names})
+        batches.append({name: np.stack([cut[name] for cut in windows]).astype(np.float32) for name in names})
     return batches
 
 

@@ -60,7 +60,7 @@ class Precision:
         statistics = {"codec/motion_mean": jnp.asarray(mean), "codec/motion_std": jnp.asarray(std)}
         trainable, frozen = self.stage.split({**params, **statistics, **parent})
         state, held = init_state(trainable, config.optimizer), hold_frozen(frozen, self.dtype)
-        view = {"view": self.stage.windows, "batch_size": config.data.batch_size}
+        view = {"view": self.stage.windows, "batch_size": config.data.batch_size, "window": config.model.window}
         key = jax.random.key(seed)
         for batch in islice(iter(make_loader(store, "train", seed=seed, **view)), config.num_steps):
             state, metrics = self.step(state, held, batch, key)

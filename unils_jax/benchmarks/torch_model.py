@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unils_jax.benchmarks.torch_encoder import load_encoder, load_strictly
 from unils_jax.benchmarks.torch_quantizer import Quantized, Scales, full_features, next_scale_inputs, quantize
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
-from unils_jax.motion import HEAD_AND_JAW
+from unils_jax.motion import HEAD_AND_JAW, Window
 from unils_jax.systems.unils.meta_cfg import model_sizes
 
 LOSS_WEIGHTS = {"vq": 1, "motion": 1, "pose": 8, "velocity": 5, "smooth": 0.5, "mesh": 2, "lips": 0.1}
@@ -138,8 +138,9 @@ class TorchReferenceCodec(nn.Module):
         return quantize(self.encoder((motion - self.motion_mean) / (self.motion_std + 1e-8)), self.scales, flips)
 
     def features(self, motion: Float[Tensor, "B T M"]) -> Float[Tensor, "B T C"]:
-        """Returns the quantised features of motion windows."""
-        return full_features(self.quantize(motion).bits, self.scales)
+        """Returns the quantised features of motion of one window or several, each coded apart."""
+        windows = motion.reshape(-1, self.scales[-1], motion.shape[-1])
+        return full_features(self.quantize(windows).bits, self.scales).reshape(*motion.shape[:2], -1)
 
     def decode(self, features: Float[Tensor, "B T C"]) -> Float[Tensor, "B T M"]:
         """Returns the motion of quantised features."""
@@ -222,8 +223,16 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """The learned vectors and the blocks over [style | previous | scale tokens]."""
 
-    def __init__(self, width: int, depth: int, num_heads: int, audio_dim: int | None, one_audio: bool, scales: Scales):
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        audio_dim: int | None,
+        one_audio: bool,
+        scales: Scales,
+        window: Window,
+    ):
         super().__init__()
+        width, depth, num_heads = sizes
         names = {"style_pos": width, "prev_pos": width}
         self.audio_names = () if audio_dim is None else ("audio_pos",) if one_audio else ("self_pos", "other_pos")
         for name, dim in (names | dict.fromkeys(self.audio_names, audio_dim)).items():
@@ -233,13 +242,13 @@ class Blocks(nn.Module):
         self.lvl_embed = nn.Embedding(len(scales), width)
         self.lvl_embed.weight = learned(len(scales), width)
         frames, self.head_dim = scales[-1], width // num_heads
-        self.frames = frames
+        self.window, self.prefix = window, 2 * window.context_frames
         levels = np.repeat(np.arange(len(scales)), scales)
-        seen = np.concatenate([np.full(2 * frames, -1), levels])
+        seen = np.concatenate([np.full(self.prefix, -1), levels])
         self.register_buffer("levels", torch.from_numpy(levels), persistent=False)
         self.register_buffer("mask", torch.from_numpy(seen[None] <= seen[:, None]), persistent=False)
-        points = [2 * frames + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
-        self.positions = tuple(np.concatenate([np.arange(2 * frames), *points]).astype(int).tolist())
+        points = [self.prefix + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
+        self.positions = tuple(np.concatenate([np.arange(self.prefix), *points]).astype(int).tolist())
 
     def forward(self, style: Tensor, prev: Tensor, tokens: Tensor, tracks: list[Tensor]) -> Tensor:
         """Returns the scale tokens after all blocks."""
@@ -248,13 +257,13 @@ class Blocks(nn.Module):
         rotary = rotary_table(self.positions, self.head_dim, x.device)[:, : x.shape[1]]
         mask, audio_rotary = self.mask[: x.shape[1], : x.shape[1]], rotary
         if tracks:
-            points = np.linspace(0, self.frames, tracks[0].shape[1] + 1, dtype=np.float32)[:-1]
-            positions = tuple((2 * self.frames + points.astype(int)).tolist())
+            points = np.linspace(0, self.window.audio_frames, tracks[0].shape[1] + 1, dtype=np.float32)[:-1]
+            positions = tuple((self.prefix - self.window.past_audio_frames + points.astype(int)).tolist())
             audio_rotary = rotary_table(positions, self.head_dim, x.device)
             tracks = [x + self.get_parameter(name) for x, name in zip(tracks, self.audio_names, strict=True)]
         for block in self.attn_blocks:
             x = block(x, rotary, mask, tracks, audio_rotary)
-        return x[:, 2 * self.frames :]
+        return x[:, self.prefix :]
 
 
 def learned(*shape: int) -> nn.Parameter:
@@ -266,8 +275,10 @@ def learned(*shape: int) -> nn.Parameter:
 class TorchReferenceGenerator(nn.Module):
     """The prior, and with `audio_dim` the dialogue model.
 
-    `audio_condition` is one of `motion.AUDIO_CONDITIONS`. `audio_encoder` maps audio [B, N] to
-    features [B, A, E]; files of the release leave it out, so it is set after loading.
+    `audio_condition` is one of `motion.AUDIO_CONDITIONS`, `context` are the fields of
+    `motion.Window` beyond its frames, without which they are the release's. `audio_encoder` maps
+    audio [B, N] to features [B, A, E]; files of the release leave it out, so it is set after
+    loading.
     """
 
     def __init__(
@@ -279,20 +290,23 @@ class TorchReferenceGenerator(nn.Module):
         num_heads: int,
         audio_dim: int | None = None,
         audio_condition: str = "pair",
+        **context: int,
     ):
         super().__init__()
+        self.window = Window(codec.scales[-1], **context)
         self.sos_embed = learned(1, 1, width)
         self.base_codec = codec.requires_grad_(False)
         self.code_token_embed = nn.Linear(codec.code_dim, width)
-        self.attn_blocks = Blocks(width, depth, num_heads, audio_dim, audio_condition != "pair", codec.scales)
+        sizes, one_audio = (width, depth, num_heads), audio_condition != "pair"
+        self.attn_blocks = Blocks(sizes, audio_dim, one_audio, codec.scales, self.window)
         self.logits_head = nn.Sequential(nn.LayerNorm(width, 1e-5), nn.Linear(width, 2 * codec.code_dim))
         self.audio_encoder: nn.Module | None = None
         self.audio_dim, self.audio_condition = audio_dim, audio_condition
 
     def forward(
         self,
-        style: Float[Tensor, "B T C"],
-        prev: Float[Tensor, "B T C"],
+        style: Float[Tensor, "B F C"],
+        prev: Float[Tensor, "B F C"],
         inputs: Float[Tensor, "B I C"],
         own: Float[Tensor, "B A E"] | None = None,
         other: Float[Tensor, "B A E"] | None = None,

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from unils_jax.benchmarks.torch_model import StepNoise, TorchReferenceGenerator
 from unils_jax.benchmarks.torch_quantizer import full_features, next_scale_inputs, scale_slices
-from unils_jax.motion import EXPRESSION, EYES, JAW, SAMPLES_PER_FRAME, WINDOW_SAMPLES
+from unils_jax.motion import EXPRESSION, EYES, JAW, SAMPLES_PER_FRAME
 
 if TYPE_CHECKING:
     from unils_jax.face.flame import FlameAsset
@@ -128,8 +128,8 @@ def decode(  # noqa: PLR0913 (the settings of the release's decode)
     model: TorchReferenceGenerator,
     audio: Float[Tensor, "2 N"] | None = None,
     *,
-    style: Float[Tensor, "1 T M"] | None = None,
-    prev: Float[Tensor, "1 T M"] | None = None,
+    style: Float[Tensor, "1 F M"] | None = None,
+    prev: Float[Tensor, "1 F M"] | None = None,
     num_chunks: int | None = None,
     tau: float = 1.0,
     cfg: float = 1.5,
@@ -142,28 +142,31 @@ def decode(  # noqa: PLR0913 (the settings of the release's decode)
     prefix, lower scales and audio anew. The prior alone decodes `num_chunks` windows without audio,
     from a style clip that is its first previous motion, too.
     """
-    codec = model.base_codec
-    zero = torch.zeros(1, codec.scales[-1], len(codec.motion_mean), device=codec.motion_mean.device)
+    codec, window = model.base_codec, model.window
+    zero = torch.zeros(1, window.context_frames, len(codec.motion_mean), device=codec.motion_mean.device)
     style = zero if style is None else style
     prev = style if audio is None else zero if prev is None else prev
     uncond_prev = style if audio is None else zero
     if audio is not None:
-        num_chunks = -(-audio.shape[1] // WINDOW_SAMPLES)
-        padded = F.pad(audio, (0, num_chunks * WINDOW_SAMPLES - audio.shape[1]))
+        num_chunks = window.count(audio.shape[1])
+        begin, end = window.audio_span(0)[0], window.audio_span((num_chunks - 1) * window.frames)[1]
+        padded = F.pad(audio, (-begin, end - audio.shape[1]))
     chunks = []
     for index in range(num_chunks):
         tracks_of_audio: list[Tensor] = []
         if audio is not None:
-            window = padded[:, index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
-            tracks = window[None, :1] if model.audio_condition == "own" else window[None]
+            first, last = window.audio_span(index * window.frames)
+            heard = padded[None, :, first - begin : last - begin]
+            tracks = heard[:, :1] if model.audio_condition == "own" else heard
             tracks_of_audio = [x[:1] for x in model.encode_audio(tracks)]
             tracks_of_audio = [torch.cat([x, torch.zeros_like(x)]) if cfg > 1 else x for x in tracks_of_audio]
         styles = torch.cat([style, zero]) if cfg > 1 else style
         prevs = torch.cat([prev, uncond_prev]) if cfg > 1 else prev
         conditions = codec.features(styles), codec.features(prevs)
         bits, logits = _decode_window(model, conditions, tracks_of_audio, tau, cfg, top_p, generator)
-        prev = uncond_prev = codec.decode(full_features(bits, codec.scales))
-        chunks.append((prev, bits, logits))
+        motion = codec.decode(full_features(bits, codec.scales))
+        prev = uncond_prev = torch.cat([prev[:, window.frames :], motion], 1)
+        chunks.append((motion, bits, logits))
     motion, bits, logits = (torch.cat(x) for x in zip(*chunks, strict=True))
     frames = len(motion) * codec.scales[-1] if audio is None else -(-audio.shape[1] // SAMPLES_PER_FRAME)
     return Decoded(motion.flatten(0, 1)[None, :frames], bits, logits)

@@ -34,11 +34,9 @@ from unils_jax.motion import (
     MOTION_KIND,
     PARTNER_FRAMES,
     SAMPLES_PER_FRAME,
-    WINDOW_FRAMES,
-    WINDOW_SAMPLES,
 )
 from unils_jax.nn.params import abstract
-from unils_jax.systems.base import Batch, Objective, Start
+from unils_jax.systems.base import Batch, Objective, Start, window_of
 from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.flops import Work, count_jaxpr
@@ -130,8 +128,10 @@ def batch_shapes(config: RunConfig) -> Batch:
         }
         return Batch(clips, MOTION_KIND)
     lead = (size, 2) if windows == "pair" else (size,)
-    shapes = {name: floats(*lead, WINDOW_FRAMES, MOTION_DIM) for name in ("motion", "prev", "style")}
-    return Batch(shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {}))
+    window = window_of(config.model)
+    lengths = {"motion": window.frames, "prev": window.context_frames, "style": window.context_frames}
+    shapes = {name: floats(*lead, frames, MOTION_DIM) for name, frames in lengths.items()}
+    return Batch(shapes | ({"audio": floats(*lead, window.num_samples)} if windows == "pair" else {}))
 
 
 def compile_step(config: RunConfig, objective: Objective, machine: Machine | None = None) -> Compiled:
@@ -272,7 +272,8 @@ def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], pe
     leaves the encoder's products out and its time in.
     """
     # Items without a fixed length are random clips of PARTNER_FRAMES here.
-    frames = config.data.batch_size * (STAGES[config.stage].item_frames or PARTNER_FRAMES)
+    item_frames = STAGES[config.stage].item_frames
+    frames = config.data.batch_size * (PARTNER_FRAMES if item_frames is None else item_frames(config.model))
     step_s = statistics.median(seconds["ours"])
     figures = {
         "steps_per_s": 1 / step_s,

@@ -34,6 +34,8 @@ from unils_jax.systems.unils.meta_cfg import MAX_SIZE
 
 PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)|ear/.*")
 METADATA = "unils_adapter"
+# Fields of the prior that say what audio it attends to; a base has none of them.
+AUDIO_FIELDS = ("audio_dim", "audio_condition", "past_audio_frames", "lookahead_frames")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class AdapterInfo:
     logmel: LogMelConfig | None = None  # the front end; None: a published audio encoder
     audio_condition: str = "pair"  # one of `AUDIO_CONDITIONS`
     ear: EarConfig | None = None  # the ear, whose weights the adapter holds; None: another encoder
+    # Frames of audio before and after a window that it attends to, see `PriorConfig`.
+    past_audio_frames: int = 0
+    lookahead_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,10 @@ def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
     leaves its base as it was, so a prior and every dialogue trained from it have one hash.
     """
     prior = asdict(config.prior.without_audio())
-    del prior["audio_condition"]  # says nothing of a base
+    for name in ("audio_condition", "past_audio_frames", "lookahead_frames"):
+        del prior[name]  # says nothing of a base
+    if prior["context_windows"] == 1:
+        del prior["context_windows"]  # adapters that were written before know no other
     sizes = {"codec": asdict(config.codec), "prior": prior}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     base, _ = split_adapter(params)
@@ -99,8 +107,9 @@ def save_adapter(
             "stage; in a .pt or .safetensors they are merged"
         )
     prior, base = config.prior, base_hash(config, params)
-    encoder = {"logmel": config.logmel, "ear": config.ear, "audio_condition": prior.audio_condition}
-    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, **encoder)
+    encoder = {"logmel": config.logmel, "ear": config.ear}
+    audio = {name: getattr(prior, name) for name in AUDIO_FIELDS}
+    info = AdapterInfo(name, base, expression_basis, lora=config.lora, **encoder, **audio)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
         re.sub(r"(audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
@@ -140,6 +149,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         problems.append(f"expression_basis must be one of {', '.join(BASES)}, got {info.expression_basis!r:.40}")
     if not (1 <= info.audio_dim <= MAX_SIZE and 1 <= info.lora.rank <= MAX_SIZE and math.isfinite(info.lora.alpha)):
         problems.append(f"audio_dim and rank must be from 1 to {MAX_SIZE} and alpha finite")
+    if not (0 <= info.past_audio_frames <= MAX_SIZE and 0 <= info.lookahead_frames <= MAX_SIZE):
+        problems.append(f"past_audio_frames and lookahead_frames must be from 0 to {MAX_SIZE}")
     if info.audio_condition not in AUDIO_CONDITIONS:
         problems.append(
             f"audio_condition must be one of {', '.join(AUDIO_CONDITIONS)}, got {info.audio_condition!r:.40}"
@@ -166,7 +177,7 @@ def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source:
             f"adapter {source} was trained on another base ({adapter.info.base[:12]!r}; this is {found[:12]!r}); give "
             "the prior that it was trained from, or its own dialogue workdir"
         )
-    prior = replace(config.prior, audio_dim=adapter.info.audio_dim, audio_condition=adapter.info.audio_condition)
+    prior = replace(config.prior, **{name: getattr(adapter.info, name) for name in AUDIO_FIELDS})
     config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora, ear=adapter.info.ear)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))

@@ -45,8 +45,8 @@ def export(
 
     A `.pt` of a system whose release is a bare state dict has a JSON too. All files appear
     together, after the weights were read back and found equal bit for bit. Raises UserError for
-    another suffix, an unwritable folder, weights that are not finite, and a `.pt` where torch is
-    not installed.
+    another suffix, an unwritable folder, weights that are not finite, a `.pt` of a model that the
+    release's code cannot run, and a `.pt` where torch is not installed.
 
     Args:
         checkpoint: The model; its adapters are merged.
@@ -58,6 +58,9 @@ def export(
     """
     path = check_output(path, ".pt", ".safetensors")
     checkpoint = checkpoint.merged()
+    reason = checkpoint.system.layout.release_refuses(checkpoint.config) if path.suffix == ".pt" else ""
+    if reason:
+        raise UserError(f"a .pt is for the release's code, but {reason}; name the output .safetensors")
     if half:
         checkpoint = _rounded(checkpoint)
     try:

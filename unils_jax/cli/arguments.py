@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.motion import WINDOW_FRAMES, load_motion
+from unils_jax.motion import load_motion
 from unils_jax.systems.registry import SYSTEMS
 
 RequestOf = TypeVar("RequestOf", bound="Request")
@@ -123,8 +123,10 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Float[np.ndarray, "P 100 108"] | None:
-    """Reads the 100 frames of a motion file that style (its middle) or prev (its end) take.
+def read_clip(
+    path: str | None, name: str, num_people: int, basis: str, frames: int
+) -> Float[np.ndarray, "P F 108"] | None:
+    """Reads the `frames` of a motion file that style (its middle) or prev (its end) take.
 
     One person's clip serves both; None stays None. Raises UserError where it is too short, of
     another number of people, or of another expression basis.
@@ -132,15 +134,15 @@ def read_clip(path: str | None, name: str, num_people: int, basis: str) -> Float
     if path is None:
         return None
     clip = load_motion(path)
-    motion, (people, frames) = clip.motion, clip.motion.shape[:2]
+    motion, (people, there) = clip.motion, clip.motion.shape[:2]
     if clip.expression_basis != basis:
         raise UserError(
             f"--{name} {path} is of the {clip.expression_basis!r} expression basis, the checkpoint of {basis!r}; "
             "use motion that this checkpoint or its data made"
         )
-    if frames < WINDOW_FRAMES:
-        raise UserError(f"--{name} {path} has {frames} frames; at least {WINDOW_FRAMES} are needed")
+    if there < frames:
+        raise UserError(f"--{name} {path} has {there} frames; at least {frames} are needed")
     if people not in (1, num_people):
         raise UserError(f"--{name} {path} holds {people} people, the decode {num_people}; give one or as many")
-    start = (frames - WINDOW_FRAMES) // 2 if name == "style" else frames - WINDOW_FRAMES
-    return motion[:, start : start + WINDOW_FRAMES]
+    start = (there - frames) // 2 if name == "style" else there - frames
+    return motion[:, start : start + frames]

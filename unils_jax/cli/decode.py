@@ -41,12 +41,12 @@ from unils_jax.inference.recordings import (
 )
 from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_KIND, load_motion, save_motion
+from unils_jax.motion import MOTION_KIND, Window, load_motion, save_motion
 from unils_jax.outputs.annotations import read_template, save_annotation
 from unils_jax.outputs.video import render_video
 from unils_jax.runtime import only_writer
 from unils_jax.systems import decoding
-from unils_jax.systems.base import Generated, Inputs, Options, System
+from unils_jax.systems.base import Generated, Inputs, Options, System, window_of
 from unils_jax.systems.registry import SYSTEMS, models_with_audio
 
 DEMO_MODEL = (
@@ -242,7 +242,7 @@ def decode_one(request: DecodeRequest) -> None:
     # The partner's motion is known, so that one person is decoded unless both are asked for.
     if request.people is None and not sees_partner:
         options = replace(options, people=len(audio))
-    inputs = Inputs(*audio, **read_clips(request, options.people, checkpoint.expression_basis))
+    inputs = Inputs(*audio, **read_clips(request, options.people, checkpoint))
     source = source_of(request, checkpoint, system)
     if annotated:
         checkpoint = with_annotation(request, checkpoint)
@@ -259,7 +259,7 @@ def decode_one(request: DecodeRequest) -> None:
     values, basis = generated.values, checkpoint.expression_basis
     is_motion = generated.annotation == MOTION_KIND
     if is_motion and not request.raw:
-        values = finished_values(values, basis, request.written)
+        values = finished_values(values, checkpoint, request.written)
     if request.out and is_motion:
         save_motion(request.out, values, expression_basis=basis, source=source, finished=not request.raw)
     elif request.out:
@@ -272,9 +272,12 @@ def decode_one(request: DecodeRequest) -> None:
     print(f"{request.written}: {options.people} x {values.shape[1]} {what} {seconds:.1f} s with compilation")
 
 
-def finished_values(motion: Float[np.ndarray, "P T 108"], basis: str, name: str) -> Float[np.ndarray, "P T 108"]:
-    """Finishes decoded motion and logs what was limited in it."""
-    finished = finish(motion, basis)
+def finished_values(
+    motion: Float[np.ndarray, "P T 108"], checkpoint: Checkpoint, name: str
+) -> Float[np.ndarray, "P T 108"]:
+    """Finishes motion that a checkpoint decoded and logs what was limited in it."""
+    window = window_of(checkpoint.config)
+    finished = finish(motion, checkpoint.expression_basis, window_frames=window.frames)
     log_limits(finished, name)
     return finished.motion
 
@@ -336,7 +339,7 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     groups = {people: [r for r in missing if (request.people or len(r.tracks)) == people] for people in (1, 2)}
     basis = checkpoint.expression_basis
     # Programs are compiled for a number of people: first all single ones, then all pairs.
-    clips = {people: read_clips(request, people, basis) for people, group in groups.items() if group}
+    clips = {people: read_clips(request, people, checkpoint) for people, group in groups.items() if group}
     started, frames, failures = time.perf_counter(), 0, []
     progress = tqdm(total=len(recordings), initial=there, desc="decode", disable=None, unit="conversation")
     for people in clips:
@@ -348,7 +351,7 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
         for conversation, motion in conversations.decode_many(program, waiting):
             path = Path(request.out) / f"{conversation.name}.npz"
             if not request.raw:
-                motion = finished_values(motion, basis, str(path))
+                motion = finished_values(motion, checkpoint, str(path))
             source = sources[conversation.name]
             save_motion(path, motion, expression_basis=basis, source=source, finished=not request.raw)
             frames += motion.shape[0] * motion.shape[1]
@@ -392,12 +395,17 @@ def source_of(request: DecodeRequest, checkpoint: Checkpoint, system: System) ->
     if system.draws:
         source |= {name: getattr(request, name) for name in ("seed", "tau", "cfg", "top_p")}
         source["batch"] = request.batch or 1
+    if (window := window_of(checkpoint.config)) != Window():
+        source["window_frames"] = window.frames  # where the borders are that `finish_file` mends
     return source
 
 
-def read_clips(request: DecodeRequest, people: int, basis: str) -> dict[str, Float[np.ndarray, "P 100 108"] | None]:
+def read_clips(
+    request: DecodeRequest, people: int, checkpoint: Checkpoint
+) -> dict[str, Float[np.ndarray, "P F 108"] | None]:
     """Reads the clips of --style and --prev for conversations of so many people."""
-    return {name: read_clip(getattr(request, name), name, people, basis) for name in ("style", "prev")}
+    basis, frames = checkpoint.expression_basis, window_of(checkpoint.config).context_frames
+    return {name: read_clip(getattr(request, name), name, people, basis, frames) for name in ("style", "prev")}
 
 
 def partner_motion(

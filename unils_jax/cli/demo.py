@@ -33,7 +33,8 @@ SHOWN_S = 20  # of the conversation that is decoded, filmed and made a page
 class DemoRequest(Request):
     """The flags of `unils demo`."""
 
-    out: str = "runs/demo"
+    out: str | None = None  # results folder; None: runs/demo, or runs/demo_live with --live
+    live: bool = False  # windows of 0.4 s
     times: int | None = None  # factor on the smoke configs' steps; None: about three quarters
     # As of `unils data synth`. The built-in ones are the same on every machine, and need no bank.
     voices: str = "builtin"
@@ -41,6 +42,11 @@ class DemoRequest(Request):
     def __post_init__(self):
         if self.times is not None and self.times < 1:
             raise UserError(f"--times must be at least 1, got {self.times}")
+
+    @property
+    def folder(self) -> Path:
+        """The results folder."""
+        return Path(self.out or ("runs/demo_live" if self.live else "runs/demo"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "conversations that each has learnt, decodes one and renders it. Minutes on two CPU cores; run again it "
         "continues."
     )
-    parser.epilog = "example:\n  unils demo --out runs/demo\n  unils demo --out runs/longer --times 3"
-    parser.add_argument("--out", default=DemoRequest.out, metavar="DIR", help="results folder (default: %(default)s)")
+    parser.epilog = (
+        "example:\n  unils demo --out runs/demo\n  unils demo --live\n  unils demo --out runs/longer --times 3"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="results folder (default: runs/demo, or runs/demo_live with --live)"
+    )
+    parser.add_argument(
+        "--live", action="store_true", help="train windows of 0.4 s, which answer while one still speaks"
+    )
     parser.add_argument(
         "--times",
         type=int,
@@ -70,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs all phases. Exits with status 1 where a check fails: a broken build must not pass."""
     request = DemoRequest.from_args(args)
-    out = Path(request.out)
+    out = request.folder
     seconds: dict[str, float] = {}
     with phase("data", seconds):
         synth(
@@ -84,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for stage in steps.STAGES:
         with phase(stage, seconds):
-            steps.train(stage, out, request.times)
+            steps.train(stage, out, request.times, live=request.live)
     with phase("checks", seconds):
         checks = steps.check_all(out)
     # From here on as a user would: the commands on the trained dialogue.

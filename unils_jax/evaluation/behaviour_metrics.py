@@ -133,15 +133,18 @@ def jitter(motion: Motion, mask: Mask) -> dict[str, float]:
     return {group: float(np.sqrt((jerk[:, channels] ** 2).mean())) for group, channels in GROUPS.items()}
 
 
-def border_jumps(motion: Motion, mask: Mask, window_frames: int = WINDOW_FRAMES) -> dict[str, float]:
+def border_jumps(
+    motion: Motion, mask: Mask, window_frames: int = WINDOW_FRAMES, first_frame: int = 0
+) -> dict[str, float]:
     """Divides the mean step over window borders by the mean step inside, per group; 1 is seamless.
 
     A step is the Euclidean distance of neighbouring frames, both in the mask; a border lies before
-    every frame that is a multiple of `window_frames`. NaN without a border, without an inside, or
+    every frame of the recording that is a multiple of `window_frames`, and `first_frame` is the
+    number of the motion's first one in it. NaN without a border, without an inside, or
     where nothing moves inside.
     """
     steps = np.diff(motion.astype(np.float64), axis=0)
-    border = np.arange(1, len(motion)) % window_frames == 0
+    border = (first_frame + np.arange(1, len(motion))) % window_frames == 0
     used = mask[1:] & mask[:-1]
     ratios = {}
     for group, channels in GROUPS.items():

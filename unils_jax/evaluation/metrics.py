@@ -24,7 +24,7 @@ from unils_jax.evaluation.figures.speech import Voice, speech_figures
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
-from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, to_56_channels
+from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, WINDOW_FRAMES, to_56_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name
 FID_CHANNELS = {"expression_fid": EXPRESSION, "pose_fid": HEAD}
@@ -58,6 +58,8 @@ class Person:
     head_offset: float  # mean head rotation in radians that centring took from the prediction
     channel_mask: Bool[np.ndarray, "108"] | None = None  # channels that the truth has; None: all
     partner_channel_mask: Bool[np.ndarray, "108"] | None = None  # the same for the partner's truth
+    window_frames: int = WINDOW_FRAMES  # of the model's windows, at whose borders steps are compared
+    first_frame: int = 0  # number of the first scored frame in the recording
     phones: PhoneTracks | None = None  # the own ones, when lips say them; None where not known
 
 
@@ -102,7 +104,8 @@ def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Fig
         if expression_basis == "standin":
             named["blinks_per_minute"], named["blink_duration_s"] = behaviour.blinks(motion, mask)
         if role == "both":
-            named |= {f"border_jump_{group}": v for group, v in behaviour.border_jumps(motion, mask).items()}
+            jumps = behaviour.border_jumps(motion, mask, person.window_frames, person.first_frame)
+            named |= {f"border_jump_{group}": value for group, value in jumps.items()}
             silence = behaviour.mouth_shut_in_silence(motion, person.truth, person.speaking, mask)
             named["mouth_shut_in_silence"] = silence
         if role == "speaking":  # a record without audio has the figures, too, undefined

@@ -5,7 +5,7 @@ and why.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from data_pipelines.phones import PhoneTracks
 from data_pipelines.record import Record
-from data_pipelines.windows import is_long_enough, whole_sequence
+from data_pipelines.windows import is_long_enough, least_frames, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
 from unils_jax.evaluation.figures.speech import cut_phones, lip_phones
@@ -22,13 +22,16 @@ from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
 from unils_jax.finishing import finish
 from unils_jax.inference.sampling import Sampling
-from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head
+from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, Window, center_head
 from unils_jax.nn.params import Params, merge
 from unils_jax.outputs.video import render_video
 from unils_jax.systems.base import Inputs, Options, System
 from unils_jax.systems.registry import SYSTEMS
 
 MAX_LENGTH_DIFFERENCE_FRAMES = 25
+# Frames that a held-out style may be of; they are left out of the scores whatever the model's
+# window, so that the scores of all models are of the same frames.
+HELD_OUT_FRAMES = 100
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Protocol:
 
     name: str  # key of PROTOCOLS
     num_people: int  # people of each conversation that are scored, the first ones
-    # A person's style clip is 100 frames of the truth. True: the first ones, which are then left
-    # out of the scores. False: the middle of the very clip that is scored (the release's way, a
+    # A person's style clip is of the truth. True: of its first frames, which are then left out of
+    # the scores. False: the middle of the very clip that is scored (the release's way, a
     # small leak).
     held_out_style: bool
     seed: int = 42  # the first one; further ones count up from it
@@ -53,11 +56,16 @@ class Protocol:
     # True: head rotation of prediction and truth is centred per sequence, and what that takes away
     # is reported as `head_offset`. False: it is left as it is.
     centred: bool = True
+    window: Window = Window()  # of the model that is scored, see `for_window`
 
     @property
     def first_frame(self) -> int:
         """The first frame that is scored."""
-        return WINDOW_FRAMES if self.held_out_style else 0
+        return max(HELD_OUT_FRAMES, self.window.context_frames) if self.held_out_style else 0
+
+    def for_window(self, window: Window) -> "Protocol":
+        """Returns the protocol for a model of this window: its style clips and its borders."""
+        return replace(self, window=window)
 
     def settings(self, system: System | None) -> dict[str, object]:
         """Returns everything the protocol fixes, for the report.
@@ -65,7 +73,10 @@ class Protocol:
         A system that draws nothing gives its own conditions. Those of motion that no system of ours
         generates (None) are not known: only what is scored is returned.
         """
-        style = f"frames 0-{WINDOW_FRAMES - 1} of the record" if self.held_out_style else "middle of the scored clip"
+        frames, last = self.window.context_frames, self.first_frame
+        style = (
+            f"frames {last - frames}-{last - 1} of the record" if self.held_out_style else "middle of the scored clip"
+        )
         scored = {
             "name": self.name,
             "people_scored": self.num_people,
@@ -78,7 +89,7 @@ class Protocol:
         if not system.draws:
             return scored | dict(system.conditions)
         return scored | {
-            "style": f"{WINDOW_FRAMES} frames of the truth, {style}",
+            "style": f"{frames} frames of the truth, {style}",
             "previous_motion": "zero",
             "first_seed": self.seed,
             "tau": self.tau,
@@ -103,7 +114,7 @@ class Conversation:
 
     name: str
     motion: Float[np.ndarray, "2 T 108"]  # the truth, head rotation as the protocol has it
-    style: Float[np.ndarray, "2 100 108"]  # centred
+    style: Float[np.ndarray, "2 F 108"]  # centred
     audio: Float[np.ndarray, "2 N"] | None  # 16 kHz, N = T * 640; None: the record has none
     speaking: Bool[np.ndarray, "2 T"]
     observed: Bool[np.ndarray, "2 108"]  # the channels of each person that the truth has
@@ -136,6 +147,8 @@ def skip_reason(
         return "it has no audio to decode from"
     if not is_long_enough(frames):
         return f"{frames} frames are left to score, more than {WINDOW_FRAMES + 1} are needed"
+    if int(record["frames"]) < least_frames(protocol.window):
+        return f"it has {record['frames']} frames, a style clip needs {least_frames(protocol.window)}"
     return None
 
 
@@ -144,9 +157,11 @@ def conversation_of(record: Record, protocol: Protocol) -> Conversation:
 
     `skip_reason` must be None for the record.
     """
-    item = whole_sequence(record)
+    frames = protocol.window.context_frames
+    item = whole_sequence(record, frames)
     motion, tracked = item["motion"].astype(np.float32), record.motion.astype(np.float32)
-    style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
+    held_out = motion[:, : protocol.first_frame][:, -frames:]
+    style = held_out if protocol.held_out_style else item["style"].astype(np.float32)
     motion = motion if protocol.centred else tracked
     observed = np.ones(motion.shape[::2], bool) if record.observed is None else record.observed
     phones = tuple(lip_phones(speech, motion.shape[1]) for speech in record.speech)
@@ -216,6 +231,8 @@ def people_to_score(
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
                 channel_mask=conversation.observed[person],
                 partner_channel_mask=conversation.observed[1 - person],
+                window_frames=protocol.window.frames,
+                first_frame=protocol.first_frame,
                 phones=cut_phones(conversation.phones[person], scored) if conversation.phones else None,
             )
         )
@@ -238,6 +255,7 @@ def make_free_running_eval(
     mesh: Mesh | None,
     expression_basis: str,
     clips: tuple[Path, FlameAsset] | None = None,
+    protocol: Protocol = VALIDATION,
 ) -> Callable[[int, Params], dict[str, float]]:
     """Returns the function `free_running_eval(step, params) -> figures` of a prior or a dialogue.
 
@@ -253,21 +271,22 @@ def make_free_running_eval(
         expression_basis: The basis of the motion.
         clips: A folder and a head; the first conversation is rendered into
             `<folder>/step_<step>.mp4`. None renders nothing.
+        protocol: `VALIDATION` for the model's window, as the conversations were made with.
     """
 
     def free_running_eval(step: int, params: Params) -> dict[str, float]:
         model = merge(graphdef, params)
-        predict = generate_with(system, model, VALIDATION)
+        predict = generate_with(system, model, protocol)
         rows: list[dict[str, float]] = []
         for i, conversation in enumerate(conversations):
-            motion = predict(conversation, VALIDATION.seed)
-            for person in people_to_score(conversation, motion, VALIDATION):
+            motion = predict(conversation, protocol.seed)
+            for person in people_to_score(conversation, motion, protocol):
                 figures = score_person(person, mesh, expression_basis)[0]
                 rows.append({name: value for name, value in figures.items() if name.startswith("unils/")})
             if clips is not None and i == 0:
                 folder, head = clips
                 path = folder / f"step_{step}.mp4"
-                shown = finish(motion, expression_basis).motion
+                shown = finish(motion, expression_basis, window_frames=protocol.window.frames).motion
                 render_video(path, shown, head, conversation.audio, expression_basis=expression_basis)
         # A prior's motion answers no audio: only how much it moves compares with the truth.
         if model.encoder is None:

@@ -45,8 +45,8 @@ from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
 from unils_jax.finishing import finish
 from unils_jax.models.unils import UniLSConfig
-from unils_jax.motion import FPS, MOTION_KIND, load_motion
-from unils_jax.systems.base import System
+from unils_jax.motion import FPS, MOTION_KIND, Window, load_motion
+from unils_jax.systems.base import System, window_of
 from unils_jax.systems.registry import models_with_audio
 
 log = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ class CheckpointMotion:
         self.checkpoint = checkpoint.select(MOTION_KIND)
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
+        self.window = window_of(checkpoint.config)
         self.state = "finished" if settings.finished else "raw"
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
@@ -186,8 +187,8 @@ class CheckpointMotion:
         predict = generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
         if self.state == "raw":
             return predict
-        basis = self.checkpoint.expression_basis
-        return lambda conversation, seed: finish(predict(conversation, seed), basis).motion
+        basis, frames = self.checkpoint.expression_basis, self.window.frames
+        return lambda conversation, seed: finish(predict(conversation, seed), basis, window_frames=frames).motion
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.
@@ -196,7 +197,8 @@ class CheckpointMotion:
         """
         if not isinstance(self.checkpoint.config, UniLSConfig) or settings.dtype == "float32":
             return None
-        windows = make_loader(str(store.path), settings.split, view="pair", batch_size=min(conversations, 8), seed=0)
+        options = {"view": "pair", "batch_size": min(conversations, 8), "seed": 0, "window": self.window}
+        windows = make_loader(str(store.path), settings.split, **options)
         return bits_changed(self.checkpoint.model, next(iter(windows)), settings.dtype)
 
 
@@ -206,6 +208,7 @@ class FolderMotion:
     needs_audio = False
     system: System | None = None
     dtype: str | None = None
+    window = Window()
 
     def __init__(self, folder: Path, store: Store):
         self.folder, self.store, self.name = folder, store, str(folder)
@@ -240,7 +243,7 @@ def _evaluate(
 ) -> Report:
     """Scores all records that the protocol can score; puts the report together and writes it."""
     started = time.time()
-    protocol = PROTOCOLS[settings.protocol]
+    protocol = PROTOCOLS[settings.protocol].for_window(motion.window)
     chosen, skipped = choose_records(motion, store, settings)
     seeds = [protocol.seed + i for i in range(settings.num_seeds)]
     mesh, notes = find_mesh(settings.flame, store.expression_basis)
@@ -302,7 +305,7 @@ def choose_records(
     Returns their numbers and names, and what is left out with the reason. Raises UserError where
     none can be scored.
     """
-    protocol, system = PROTOCOLS[settings.protocol], motion.system
+    protocol, system = PROTOCOLS[settings.protocol].for_window(motion.window), motion.system
     needs_partner = system is not None and "other_motion" in system.inputs
     chosen, skipped = [], []
     for i, record in enumerate(store.records(settings.split)):

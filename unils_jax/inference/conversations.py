@@ -15,7 +15,7 @@ from unils_jax.inference.program import Chunk, Program, make_program
 from unils_jax.inference.sampling import Sampling
 from unils_jax.inference.slots import Slots, Turn, check_guidance, clip_of
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, Window
 
 __all__ = ["Chunk", "Program", "Request", "Sampling", "decode", "decode_many", "decode_prior", "make_program"]
 
@@ -26,32 +26,38 @@ class Request:
 
     audio: np.ndarray | None  # own track, 16 kHz mono; None for a prior
     other: np.ndarray | None = None  # other track, None: silence; the shorter one is padded
-    # Clips [1 or P, 100, 108], one for each person or for all; None: zero motion. A prior's style
-    # is also the previous motion of both branches at first.
+    # Clips [1 or P, F, 108] of the window's `context_frames`, one for each person or for all; None:
+    # zero motion. A prior's style is also the previous motion of both branches at first.
     style: np.ndarray | None = None
     prev: np.ndarray | None = None
     sampling: Sampling = Sampling()
     seed: int = 0
-    num_chunks: int | None = None  # of 100 frames; for a prior, where no audio says it
+    num_chunks: int | None = None  # windows; for a prior, where no audio says it
     name: str = ""  # for error messages
 
-    @property
-    def num_frames(self) -> int:
-        """Frames of motion: ceil(samples / 640) of the longer track, 100 a chunk for a prior."""
+    def num_frames(self, window: Window) -> int:
+        """Returns the frames of motion: ceil(samples / 640) of the longer track.
+
+        For a prior they are those of whole windows.
+        """
         if self.audio is None:
-            return self.num_chunks * WINDOW_FRAMES
+            return self.num_chunks * window.frames
         return -(-max(len(self.audio), 0 if self.other is None else len(self.other)) // SAMPLES_PER_FRAME)
 
-    def window(self, index: int) -> Float[np.ndarray, "2 N"] | None:
-        """Returns both tracks of a chunk, zero-padded; None for a prior."""
+    def window(self, index: int, window: Window) -> Float[np.ndarray, "2 N"] | None:
+        """Returns the audio of both tracks that conditions a chunk; None for a prior.
+
+        It is silent before the conversation and behind its end.
+        """
         if self.audio is None:
             return None
-        window = np.zeros((2, WINDOW_SAMPLES), np.float32)
-        for row, track in zip(window, (self.audio, self.other), strict=True):
+        first, last = window.audio_span(index * window.frames)
+        heard = np.zeros((2, last - first), np.float32)
+        for row, track in zip(heard, (self.audio, self.other), strict=True):
             if track is not None:
-                part = track[index * WINDOW_SAMPLES : (index + 1) * WINDOW_SAMPLES]
-                row[: len(part)] = part
-        return window
+                part = track[max(first, 0) : last]
+                row[max(-first, 0) :][: len(part)] = part
+        return heard
 
 
 def decode(  # noqa: PLR0913 - the one public call: each parameter is a keyword that a user may give
@@ -59,8 +65,8 @@ def decode(  # noqa: PLR0913 - the one public call: each parameter is a keyword 
     audio: Float[np.ndarray, " N"],
     other_audio: Float[np.ndarray, " N2"] | None = None,
     *,
-    style: Float[np.ndarray, "S 100 108"] | None = None,
-    prev: Float[np.ndarray, "R 100 108"] | None = None,
+    style: Float[np.ndarray, "S F 108"] | None = None,
+    prev: Float[np.ndarray, "R F2 108"] | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
     people: int | None = None,
@@ -75,7 +81,8 @@ def decode(  # noqa: PLR0913 - the one public call: each parameter is a keyword 
         model: A dialogue.
         audio: The first person's track, 16 kHz mono; the shorter track is padded.
         other_audio: The other person's track; None: silence, and one person is decoded.
-        style: Clips of 100 frames, one for each person or for all; None: zero motion.
+        style: Clips of the model's `window.context_frames` (100 of the release), one for each
+            person or for all; None: zero motion.
         prev: Clips before the first chunk, in the same form; None: zero motion.
         sampling: How bits are chosen; None: the defaults of `Sampling`.
         seed: Of all random draws.
@@ -92,13 +99,13 @@ def decode(  # noqa: PLR0913 - the one public call: each parameter is a keyword 
 
 def decode_prior(
     model: UniLS,
-    style: Float[np.ndarray, "P 100 108"],
+    style: Float[np.ndarray, "P F 108"],
     num_chunks: int,
     *,
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Float[np.ndarray, "P T 108"]:
-    """Decodes motion without audio, `num_chunks` * 100 frames.
+    """Decodes motion without audio, `num_chunks` windows.
 
     The style clip is also the first previous motion.
     """
@@ -150,6 +157,7 @@ class _Decoding:
 
     request: Request
     row: int  # in `Slots`
+    window: Window
     motion: np.ndarray  # [P, T, 108], filled chunk by chunk
     begun: int = 0  # chunks that were given to the program
     fetched: int = 0  # chunks whose motion has arrived
@@ -157,34 +165,36 @@ class _Decoding:
     def next_turn(self) -> Turn:
         request, index = self.request, self.begun
         self.begun += 1
-        return Turn(self.row, request.window(index), request.sampling, request.seed, index)
+        return Turn(self.row, request.window(index, self.window), request.sampling, request.seed, index)
 
     @property
     def has_ended(self) -> bool:
-        return self.begun * WINDOW_FRAMES >= self.motion.shape[1]
+        return self.begun * self.window.frames >= self.motion.shape[1]
 
 
 def _begin(slots: Slots, request: Request) -> _Decoding:
-    program = slots.program
-    if request.num_frames == 0:
-        raise UserError(f"{request.name or 'audio'} holds no samples; at least one is needed")
+    program, window = slots.program, slots.program.window
     if (request.audio is None) == program.takes_audio:  # one of both, never the other
         raise UserError("a dialogue decodes audio and a prior a number of chunks; give the program's own kind")
     if request.audio is not None and program.people == 2 and request.other is None:
         raise UserError("two people need two tracks; give the other one, or decode one person")
+    frames = request.num_frames(window)
+    if frames == 0:
+        raise UserError(f"{request.name or 'audio'} holds no samples; at least one is needed")
     check_guidance(program, request.sampling)
-    style, prev = (clip_of(name, getattr(request, name), program.people) for name in ("style", "prev"))
+    style, prev = (clip_of(name, getattr(request, name), program.people, window) for name in ("style", "prev"))
     row = slots.admit(style, prev, style if request.audio is None else None)
-    motion = np.empty((program.people, request.num_frames, MOTION_DIM), np.float32)
-    return _Decoding(request, row, motion)
+    motion = np.empty((program.people, frames, MOTION_DIM), np.float32)
+    return _Decoding(request, row, window, motion)
 
 
 def _fetch(batch: list[_Decoding], motion: Array) -> Iterator[tuple[Request, np.ndarray]]:
     """Waits for a chunk and copies it into place; yields the conversations that are complete."""
     frames = np.asarray(motion)
-    for decoding, window in zip(batch, frames, strict=False):
-        part = decoding.motion[:, decoding.fetched * WINDOW_FRAMES :][:, :WINDOW_FRAMES]
-        part[:] = window[:, : part.shape[1]]
+    for decoding, decoded in zip(batch, frames, strict=False):
+        size = decoding.window.frames
+        part = decoding.motion[:, decoding.fetched * size :][:, :size]
+        part[:] = decoded[:, : part.shape[1]]
         decoding.fetched += 1
-        if decoding.fetched * WINDOW_FRAMES >= decoding.motion.shape[1]:
+        if decoding.fetched * size >= decoding.motion.shape[1]:
             yield decoding.request, decoding.motion

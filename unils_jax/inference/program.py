@@ -1,4 +1,4 @@
-"""The decode program: one chunk of 100 frames for a fixed number of slots, all in one jit.
+"""The decode program: one window of motion for a fixed number of slots, all in one jit.
 
 A slot holds a conversation of one or two people. The audio encoder runs once a track for all
 people. The keys and values of prefix, finished scales and audio are cached
@@ -34,21 +34,21 @@ from unils_jax.inference.sampling import (
 from unils_jax.models.prior_cache import cache_audio, null_outputs
 from unils_jax.models.quantizer import Scales
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.block import AudioCache
 from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.nn.stack import Compute
 
-# Features of one window for every person of every slot.
-SlotFeatures = Float[Array, "S P T C"] | Float[np.ndarray, "S P T C"] | Placeholder
+# Features of style or previous motion for every person of every slot.
+SlotFeatures = Float[Array, "S P F C"] | Float[np.ndarray, "S P F C"] | Placeholder
 
 
 @dataclass(frozen=True)
 class StepInputs:
     """What one chunk is decoded from, for all S slots of P people each."""
 
-    # Audio [S, 2, 64000] at 16 kHz, own track first, or `Program.encode`'s features [S, K, A, E]
-    # of it; None for a prior.
+    # Audio [S, 2, N] at 16 kHz of the window's `num_samples`, own track first, or
+    # `Program.encode`'s features [S, K, A, E] of it; None for a prior.
     audio: Input | None
     style: SlotFeatures  # `Program.features` of the style clips
     prev: SlotFeatures | None  # features of the previous motion; `Program.chunk` donates them
@@ -60,9 +60,9 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class Chunk:
-    """100 decoded frames of all S slots of P people each."""
+    """One decoded window of T frames of all S slots of P people each."""
 
-    motion: Array  # [S, P, 100, 108]
+    motion: Array  # [S, P, T, 108]
     bits: Array  # [S, P, L, C], what the motion was decoded from
     logits: Array  # [S, P, L, C, 2] after temperature and guidance, which chose the bits
 
@@ -71,7 +71,7 @@ class Chunk:
 class Constants:
     """What a model computes from no input, once per model."""
 
-    features: Input  # [T, C] of zero motion
+    features: Input  # [F, C] of zero motion, of as many frames as style and previous motion have
     # [Z, J, D]: what each of Z blocks' J cross-attentions adds where all audio features are zero;
     # None for a model without audio.
     null_outputs: Input | None
@@ -104,6 +104,7 @@ class Program:
     params: Params
     constants: Constants
     scales: Scales
+    window: Window  # what is decoded at a time, and from how much audio and motion
     slots: int  # conversations at a time
     people: int  # decoded people of each conversation
     guided: bool  # False: only the conditional branch is computed
@@ -115,20 +116,24 @@ class Program:
         """Whether chunks are decoded from audio."""
         return self.constants.null_outputs is not None
 
-    def features(self, clips: Float[np.ndarray, "P 100 108"]) -> Float[Array, "P 100 C"]:
-        """Encodes clips of a slot's people to the features that style and previous motion are."""
+    def features(self, clips: Float[np.ndarray, "P F 108"]) -> Float[Array, "P F C"]:
+        """Encodes clips of a slot's people to the features that style and previous motion are.
+
+        Clips are whole windows, `context_frames` for a style or a previous motion.
+        """
         return _features(self.graphdef, self.params, clips)
 
     def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S K A E"]:
-        """Encodes both tracks of one window of each slot; see `UniLS.encode_audio`."""
+        """Encodes both tracks of one window's audio of each slot; see `UniLS.encode_audio`."""
         settings = {"people": self.people, "dtype": self.dtype, "mesh": self.mesh}
         return _encode(self.graphdef, self.params, self._place(audio), **settings)
 
-    def chunk(self, inputs: StepInputs) -> tuple[Chunk, Float[Array, "S P 100 C"]]:
-        """Decodes a chunk; also returns the features of its motion.
+    def chunk(self, inputs: StepInputs) -> tuple[Chunk, Float[Array, "S P F C"]]:
+        """Decodes a chunk; also returns the previous motion of the next one, in both branches.
 
-        These features are the previous motion of the next chunk in both branches. With `bits` in
-        the inputs none are chosen, and the logits are those of a teacher-forced pass.
+        That is the features of the chunk's motion, and before them what `prev` holds of newer
+        windows than the oldest. With `bits` in the inputs none are chosen, and the logits are those
+        of a teacher-forced pass.
         """
         return _chunk(*self._chunk_arguments(inputs))
 
@@ -199,8 +204,8 @@ def make_program(
     mesh = None if devices is None else Mesh(np.array(devices), ("slot",))
     if mesh is not None:
         params, constants = jax.device_put((params, constants), NamedSharding(mesh, PartitionSpec()))
-    scales = model.codec.scales
-    return Program(graphdef, params, constants, scales, slots, people, guided, dtype, mesh)
+    scales, window = model.codec.scales, model.prior.window
+    return Program(graphdef, params, constants, scales, window, slots, people, guided, dtype, mesh)
 
 
 def planned_program(
@@ -222,10 +227,11 @@ def planned_program(
     }
     constants = jax.eval_shape(partial(_constants, graphdef, dtype=dtype), params)
     mesh = None if len(devices) == 1 else Mesh(np.array(devices), ("slot",))
-    scales = merge(graphdef, params).codec.scales
-    program = Program(graphdef, params, constants, scales, slots, people, True, dtype, mesh)
+    model = merge(graphdef, params)
+    scales, window = model.codec.scales, model.prior.window
+    program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh)
     features = jax.ShapeDtypeStruct((slots, people, *constants.features.shape), jnp.float32)
-    audio = jax.ShapeDtypeStruct((slots, 2, WINDOW_SAMPLES), jnp.float32)
+    audio = jax.ShapeDtypeStruct((slots, 2, window.num_samples), jnp.float32)
     controls = make_controls([Sampling()] * slots, range(slots), [0] * slots)
     return program, StepInputs(audio, features, features, features, controls)
 
@@ -247,7 +253,8 @@ def _is_cast(path: str) -> bool:
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constants:
     model: UniLS = merge(graphdef, params)
-    features = model.codec.features(jnp.zeros((1, WINDOW_FRAMES, MOTION_DIM)))[0]
+    window = model.prior.window
+    features = jnp.tile(model.codec.features(jnp.zeros((1, window.frames, MOTION_DIM)))[0], (window.context_windows, 1))
     return Constants(features, null_outputs(model.prior, dtype) if model.prior.has_audio else None)
 
 
@@ -296,12 +303,13 @@ def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype
 
 def decode_chunk(
     model: UniLS, constants: Constants, inputs: StepInputs, *, guided: bool, dtype: str
-) -> tuple[Chunk, Float[Array, "S P T C"]]:
+) -> tuple[Chunk, Float[Array, "S P F C"]]:
     """Decodes one chunk of all slots; see `Program.chunk`."""
     by_slot = inputs.style.shape[:2]
     audio_cache = window_audio_cache(model, constants, inputs.audio, by_slot[1], dtype)
     clips = (inputs.style, inputs.prev, inputs.uncond_prev)
     style, prev, uncond_prev = (x.reshape(-1, *x.shape[2:]) for x in clips)
+    kept = prev[:, model.prior.window.frames :]
     if guided:
         # Rows of the unconditional branch follow those of the conditional one.
         style = jnp.concatenate([style, jnp.broadcast_to(constants.features, style.shape)])
@@ -321,7 +329,7 @@ def decode_chunk(
     motion = model.codec.decode(features)
     # The decoded motion is encoded again: its own bits, and not those that were sampled, condition
     # the next chunk.
-    next_prev = model.codec.features(motion)
+    next_prev = jnp.concatenate([kept, model.codec.features(motion)], axis=1)
     chunk = Chunk(*(x.reshape(*by_slot, *x.shape[1:]) for x in (motion, bits, logits)))
     return chunk, next_prev.reshape(*by_slot, *next_prev.shape[1:])
 

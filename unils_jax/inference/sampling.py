@@ -73,8 +73,8 @@ def make_controls(samplings: Sequence[Sampling], seeds: Sequence[int], indices: 
 
 def sample_scales(
     prior: MotionPrior,
-    style: Float[Array, "B T C"],
-    prev: Float[Array, "B T C"],
+    style: Float[Array, "B F C"],
+    prev: Float[Array, "B F C"],
     audio_cache: Sequence[AudioCache | None],
     choose: Choose,
 ) -> tuple[Bool[Array, "R L C"], Float[Array, "R L C 2"], Float[Array, "R T C"]]:

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from unils_jax.errors import UserError
 from unils_jax.inference.program import Chunk, Program, StepInputs
 from unils_jax.inference.sampling import Sampling, make_controls
-from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.motion import MOTION_DIM, Window
 
-Clip = Float[np.ndarray, "P 100 108"]
+Clip = Float[np.ndarray, "P F 108"]  # of the window's `context_frames`
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Turn:
     """The next chunk of one conversation."""
 
     row: int  # the conversation's, see `Slots.admit`
-    audio: np.ndarray | None  # both tracks of the window, [2, 64000]; None for a prior
+    audio: np.ndarray | None  # both tracks [2, N] of the window's `num_samples`; None for a prior
     sampling: Sampling
     seed: int  # the conversation's
     index: int  # the chunk's number in the conversation, from 0
@@ -32,10 +32,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of all conversations on the device, [rows, P, T, C] each."""
+    """Features of all conversations on the device, [rows, P, F, C] each."""
 
     style: Array
-    prev: Array  # of the last decoded chunk
+    prev: Array  # of the last decoded chunks
     uncond_prev: Array  # the same, in the unconditional branch
 
 
@@ -105,10 +105,10 @@ class Slots:
         return chunk
 
     def window(self, turns: Sequence[Turn]) -> np.ndarray | None:
-        """Returns the turns' audio [S, 2, 64000], silence in unused slots; None for a prior."""
+        """Returns the turns' audio [S, 2, N], silence in unused slots; None for a prior."""
         if turns[0].audio is None:
             return None
-        window = np.zeros((self.program.slots, 2, WINDOW_SAMPLES), np.float32)
+        window = np.zeros((self.program.slots, 2, self.program.window.num_samples), np.float32)
         for slot, turn in enumerate(turns):
             window[slot] = turn.audio
         return window
@@ -128,15 +128,16 @@ def _write(rows: Rows, index: Array, **values: Array) -> Rows:
     return Rows(**{"style": rows.style, "prev": rows.prev, "uncond_prev": rows.uncond_prev, **written})
 
 
-def clip_of(name: str, clip: np.ndarray | None, people: int) -> np.ndarray | None:
+def clip_of(name: str, clip: np.ndarray | None, people: int, window: Window) -> np.ndarray | None:
     """Returns a style or previous clip for each person; a clip of one serves all.
 
     Raises UserError for other shapes.
     """
     if clip is None:
         return None
-    if clip.shape[0] not in (1, people) or clip.shape[1:] != (WINDOW_FRAMES, MOTION_DIM):
-        raise UserError(f"{name} must be [1 or {people}, {WINDOW_FRAMES}, {MOTION_DIM}], got {list(clip.shape)}")
+    frames = window.context_frames
+    if clip.shape[0] not in (1, people) or clip.shape[1:] != (frames, MOTION_DIM):
+        raise UserError(f"{name} must be [1 or {people}, {frames}, {MOTION_DIM}], got {list(clip.shape)}")
     return np.broadcast_to(clip, (people, *clip.shape[1:])).astype(np.float32)
 
 

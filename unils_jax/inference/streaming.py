@@ -1,8 +1,9 @@
 """Live decoding: audio is fed as it comes, motion is handed out as it becomes final.
 
-A stream decodes what one-shot decoding of the same audio would, cut into chunks of 4 s instead of
-files: with the same program the motion is equal bit for bit. Many streams of one process share the
-program's slots. Streams are not for several threads at once.
+A stream decodes what one-shot decoding of the same audio would, chunk by chunk instead of file by
+file: with the same program the motion is equal bit for bit. A chunk is a window of the model, 4 s
+of the release's; where the model looks ahead, it waits for that audio, too. Many streams of one
+process share the program's slots. Streams are not for several threads at once.
 """
 
 import time
@@ -19,7 +20,7 @@ from unils_jax.finishing import Finisher
 from unils_jax.inference.program import Program
 from unils_jax.inference.sampling import Sampling
 from unils_jax.inference.slots import Clip, Slots, Turn, check_guidance, clip_of
-from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
+from unils_jax.motion import FPS, MOTION_DIM, SAMPLES_PER_FRAME, Window
 
 KEPT_LATENCIES = 100  # of a stream, the newest
 
@@ -28,7 +29,7 @@ KEPT_LATENCIES = 100  # of a stream, the newest
 class Latency:
     """Where the time of one chunk went."""
 
-    collect_s: float  # from its first sample to its last
+    collect_s: float  # from its first sample to the last one that it needs, of the look-ahead
     queue_s: float  # from then until the program took it
     queue_runs: int  # runs of the program for other streams while the chunk was next in its own
     encode_s: float = 0.0  # in the audio encoder; 0 where that is not timed apart
@@ -48,46 +49,66 @@ class _Settings:
 
 
 class _Track:
-    """Samples that wait to be decoded, with their arrival times."""
+    """Samples that wait to be decoded, with their arrival times, and those before them."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: Window) -> None:
+        self._window = window
         self._chunks: deque[tuple[float, np.ndarray]] = deque()
+        self._past = np.zeros(window.past_audio_frames * SAMPLES_PER_FRAME, np.float32)
 
     def append(self, samples: np.ndarray, now: float) -> None:
         if len(samples):
             # A copy: the caller may fill its buffer again.
             self._chunks.append((now, np.array(samples, np.float32)))
 
-    def take(self, window: np.ndarray) -> float:
-        """Moves samples to the start of the window; returns the arrival time of the first one."""
-        first, filled = self._chunks[0][0] if self._chunks else np.inf, 0
-        while self._chunks and filled < len(window):
-            arrived, samples = self._chunks.popleft()
-            part = samples[: len(window) - filled]
-            window[filled : filled + len(part)] = part
+    def take(self, heard: np.ndarray) -> float:
+        """Fills in the next window's audio [N]; returns the arrival time of its first new sample.
+
+        The window's own samples are taken, those of its look-ahead stay for the next one.
+        """
+        first, past = self._chunks[0][0] if self._chunks else np.inf, len(self._past)
+        heard[:past] = self._past
+        filled = past
+        for _, samples in self._chunks:
+            part = samples[: len(heard) - filled]
+            heard[filled : filled + len(part)] = part
             filled += len(part)
-            if len(part) < len(samples):
-                # A copy of the rest lets the decoded part be freed.
-                self._chunks.appendleft((arrived, samples[len(part) :].copy()))
+            if filled == len(heard):
+                break
+        taken = self._window.frames * SAMPLES_PER_FRAME
+        self._past = heard[taken : taken + past].copy()
+        self._drop(taken)
         return first
+
+    def _drop(self, count: int) -> None:
+        while self._chunks and count:
+            arrived, samples = self._chunks.popleft()
+            if len(samples) > count:
+                # A copy of the rest lets the decoded part be freed.
+                self._chunks.appendleft((arrived, samples[count:].copy()))
+            count -= min(count, len(samples))
 
 
 class Stream:
     """One live conversation; `Streams.open` makes it.
 
     Call `feed`, then `Streams.step`, then `receive`. What was neither decoded nor received yet is
-    kept: a stream that is received from as it goes holds at most the audio fed beyond a chunk and
-    one chunk of motion.
+    kept: a stream that is received from as it goes holds at most the audio fed beyond a chunk, the
+    past audio that the next one is conditioned on, and one chunk of motion.
     """
 
     def __init__(self, streams: "Streams", row: int, settings: _Settings):
         self._streams, self._row, self._settings = streams, row, settings
-        self._finisher = Finisher(streams.program.people, streams.expression_basis) if settings.smoothed else None
+        self._finisher = (
+            Finisher(streams.program.people, streams.expression_basis, streams.window_frames)
+            if settings.smoothed
+            else None
+        )
         self.latencies: deque[Latency] = deque(maxlen=KEPT_LATENCIES)
         self._clear()
 
     def _clear(self) -> None:
-        self._tracks = [_Track() for _ in range(self._settings.num_tracks)]
+        self._tracks = [_Track(self._streams.program.window) for _ in range(self._settings.num_tracks)]
         self._fed_samples = [0] * self._settings.num_tracks
         self._index = 0  # of the next chunk
         self._ended = False  # whether `flush` was called
@@ -114,13 +135,16 @@ class Stream:
             self._tracks[i].append(samples, now)
             self._fed_samples[i] += len(samples)
         # A chunk needs both tracks, so the shorter one decides.
-        self._note_ready(min(self._fed_samples) // WINDOW_SAMPLES, now)
+        self._note_ready(self._streams.program.window.num_complete(min(self._fed_samples)), now)
 
     def flush(self) -> None:
-        """Ends the audio: pads the rest with silence and cuts the motion to ceil(samples / 640)."""
+        """Ends the audio: pads the rest with silence and cuts the motion to ceil(samples / 640).
+
+        The silence is also what the last chunks look ahead to.
+        """
         self._check_open()
         self._ended = True
-        self._note_ready(-(-max(self._fed_samples) // WINDOW_SAMPLES), self._streams.clock())
+        self._note_ready(self._streams.program.window.count(max(self._fed_samples)), self._streams.clock())
         if not self._ready_at and self._finisher is not None:
             self._motion.append(self._finisher.flush())
 
@@ -134,10 +158,11 @@ class Stream:
             self._finisher.flush()
         self._clear()
 
-    def set_style(self, style: Float[np.ndarray, "S 100 108"] | None) -> None:
+    def set_style(self, style: Float[np.ndarray, "S F 108"] | None) -> None:
         """Changes the style of every chunk that is not decoded yet; None is zero motion."""
         self._check_open()
-        self._streams.slots.set_style(self._row, clip_of("style", style, self._streams.program.people))
+        program = self._streams.program
+        self._streams.slots.set_style(self._row, clip_of("style", style, program.people, program.window))
 
     def receive(self) -> Float[np.ndarray, "P T 108"]:
         """Returns the frames that became final since the last call, possibly none."""
@@ -170,10 +195,10 @@ class Stream:
 
     def _take_turn(self) -> tuple[Turn, Latency]:
         """Takes the next chunk; returns it and how long it was collected and queued."""
-        window = np.zeros((2, WINDOW_SAMPLES), np.float32)
-        first = min(track.take(part) for track, part in zip(self._tracks, window, strict=False))
+        heard = np.zeros((2, self._streams.program.window.num_samples), np.float32)
+        first = min(track.take(part) for track, part in zip(self._tracks, heard, strict=False))
         ready, now = self._ready_at.popleft(), self._streams.clock()
-        turn = Turn(self._row, window, self._settings.sampling, self._settings.seed, self._index)
+        turn = Turn(self._row, heard, self._settings.sampling, self._settings.seed, self._index)
         self._index += 1
         latency = Latency(ready - first, now - ready, self._streams.num_runs - self._ready_run)
         if self._ready_at:
@@ -188,7 +213,7 @@ class Stream:
         if last:
             # The padding that completed the last window is cut off again.
             frames = -(-max(self._fed_samples) // SAMPLES_PER_FRAME)
-            motion = motion[:, : frames - (self._index - 1) * WINDOW_FRAMES]
+            motion = motion[:, : frames - (self._index - 1) * self._streams.window_frames]
         if self._finisher is None:
             self._motion.append(motion.copy())
             return
@@ -226,13 +251,28 @@ class Streams:
         self.num_runs = 0
         self._timed = timed
 
+    @property
+    def fps(self) -> float:
+        """Frames of motion a second."""
+        return FPS
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of motion that come at a time."""
+        return self.program.window.frames
+
+    @property
+    def lookahead_frames(self) -> int:
+        """Frames of audio behind them that they wait for."""
+        return self.program.window.lookahead_frames
+
     def open(
         self,
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
-        style: Float[np.ndarray, "S 100 108"] | None = None,
-        prev: Float[np.ndarray, "R 100 108"] | None = None,
+        style: Float[np.ndarray, "S F 108"] | None = None,
+        prev: Float[np.ndarray, "R F2 108"] | None = None,
         tracks: int = 2,
         smoothed: bool = False,
     ) -> Stream:
@@ -244,7 +284,8 @@ class Streams:
         Args:
             sampling: How bits are chosen; None: the defaults of `Sampling`.
             seed: Of all random draws of the stream.
-            style: Style clip of one person for all or of each; None: zero motion.
+            style: Style clip of one person for all or of each, of the program's
+                `window.context_frames`; None: zero motion.
             prev: Clip before the first chunk, in the same form; None: zero motion.
             tracks: 2, or 1: the other track is silent, and not fed.
             smoothed: Whether motion is finished for display: borders mended, smoothed and
@@ -257,7 +298,8 @@ class Streams:
             raise UserError(f"tracks must be {self.program.people} to 2, got {tracks}")
         sampling = sampling or Sampling()
         check_guidance(self.program, sampling)
-        style, prev = (clip_of(name, clip, self.program.people) for name, clip in (("style", style), ("prev", prev)))
+        people, window = self.program.people, self.program.window
+        style, prev = (clip_of(name, clip, people, window) for name, clip in (("style", style), ("prev", prev)))
         settings = _Settings(sampling, seed, style, prev, num_tracks=tracks, smoothed=smoothed)
         stream = Stream(self, self.slots.admit(style, prev), settings)
         self.open_streams.add(stream)

@@ -110,7 +110,7 @@ class Codec(nnx.Module):
         sample_weights: Float[Array, " B"] | None = None,
         global_means: Float[Array, "K 2 C"] | None = None,
     ) -> Quantized:
-        """Quantises one-window motion (T = 100) to bits, features and losses.
+        """Quantises motion of one window to bits, features and losses.
 
         Args:
             motion: Un-normalised motion.
@@ -122,11 +122,14 @@ class Codec(nnx.Module):
         return quantize(self.encode(motion, compute), self.scales, flips, sample_weights, global_means)
 
     def features(self, motion: Float[Array, "B T M"], compute: Compute = FLOAT32) -> Float[Array, "B T C"]:
-        """Returns the full feature of one-window motion, without gradient.
+        """Returns the full feature of motion of one window or several, without gradient.
 
-        Style and previous motion condition the generators in this form.
+        Every window is coded apart. Style and previous motion condition the generators in this
+        form.
         """
-        return jax.lax.stop_gradient(full_features(self.quantize(motion, None, compute).bits, self.scales))
+        windows = motion.reshape(-1, self.scales[-1], motion.shape[-1])
+        features = full_features(self.quantize(windows, None, compute).bits, self.scales)
+        return jax.lax.stop_gradient(features.reshape(*motion.shape[:2], -1))
 
     def decode(self, features: Float[Array, "B T C"], compute: Compute = FLOAT32) -> Float[Array, "B T M"]:
         """Decodes features to un-normalised motion: `y * std + mean`, no epsilon."""

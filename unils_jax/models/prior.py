@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.quantizer import Scales
+from unils_jax.motion import Window
 from unils_jax.nn.attention import Rotary, rotary_table
 from unils_jax.nn.block import AudioContext, Block, BlockSizes
 from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, split_key, token_init
@@ -36,39 +37,53 @@ class PriorConfig:
     # What the cross-attentions attend to, one of `motion.AUDIO_CONDITIONS`: "pair" (own and other
     # track, by two), "own" (own track alone) or "mixed" (the sum of both).
     audio_condition: str = "pair"
+    # Windows of previous motion that condition it, and as many of style. 1 is the release's.
+    context_windows: int = 1
+    # Frames of audio before the window and after it that the cross-attentions see besides those of
+    # the window. 0 and 0 are the release's. A stream waits for the frames after the window.
+    past_audio_frames: int = 0
+    lookahead_frames: int = 0
 
     def without_audio(self) -> "PriorConfig":
         """Returns the sizes of the prior that a dialogue starts from."""
-        return replace(self, audio_dim=None, audio_condition="pair")
+        return replace(self, audio_dim=None, audio_condition="pair", past_audio_frames=0, lookahead_frames=0)
+
+    def window(self, frames: int) -> Window:
+        """Returns what it decodes at a time, on a codec whose windows have so many frames."""
+        return Window(frames, self.context_windows, self.past_audio_frames, self.lookahead_frames)
 
 
 @lru_cache(maxsize=16)
-def token_positions(scales: Scales) -> np.ndarray:
+def token_positions(scales: Scales, context_windows: int = 1) -> np.ndarray:
     """Returns rotary positions of the whole sequence: style and previous frames, then scales.
 
-    Frames are 0..199. A scale of n tokens is at `200 + round(p)`, p the odd points of linspace(0,
-    99, 2n+1), half to even.
+    Frames are counted from the oldest, 0..199 in the release. A scale of n tokens is at `200 +
+    round(p)`, p the odd points of linspace(0, 99, 2n+1), half to even.
     """
-    frames = scales[-1]
-    per_scale = [2 * frames + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
-    return np.concatenate([np.arange(2 * frames), *per_scale]).astype(np.int64)
+    frames, prefix = scales[-1], 2 * context_windows * scales[-1]
+    per_scale = [prefix + np.round(np.linspace(0, frames - 1, 2 * n + 1)[1::2]) for n in scales]
+    return np.concatenate([np.arange(prefix), *per_scale]).astype(np.int64)
 
 
 @lru_cache(maxsize=16)
-def audio_positions(audio_frames: int, window_frames: int) -> np.ndarray:
-    """Returns rotary positions of audio frames: `200 + trunc(linspace(0, 100, A+1)[:-1])`."""
-    points = np.linspace(0, window_frames, audio_frames + 1, dtype=np.float32)[:-1]
-    return 2 * window_frames + points.astype(np.int64)
+def audio_positions(num_features: int, window: Window) -> np.ndarray:
+    """Returns rotary positions of audio features, `200 + trunc(linspace(0, 100, A+1)[:-1])`.
+
+    That is the release's; audio before the window continues downwards into the previous motion's
+    positions.
+    """
+    points = np.linspace(0, window.audio_frames, num_features + 1, dtype=np.float32)[:-1]
+    return 2 * window.context_frames - window.past_audio_frames + points.astype(np.int64)
 
 
 @lru_cache(maxsize=16)
-def attention_mask(scales: Scales) -> np.ndarray:
-    """Returns the mask [200 + L, 200 + L]: True where a row attends to a column.
+def attention_mask(scales: Scales, context_windows: int = 1) -> np.ndarray:
+    """Returns the mask [prefix + L, prefix + L]: True where a row attends to a column.
 
     The prefix (style and previous motion) sees the prefix; a scale token sees the prefix and scales
     up to its own.
     """
-    level = np.concatenate([np.full(2 * scales[-1], -1), scale_levels(scales)])
+    level = np.concatenate([np.full(2 * context_windows * scales[-1], -1), scale_levels(scales)])
     return level[None, :] <= level[:, None]
 
 
@@ -107,6 +122,7 @@ class MotionPrior(nnx.Module):
         self.head_norm = LayerNorm(width, 1e-5)
         self.head = Linear(width, 2 * codec.code_dim, rngs=rngs)
         self.scales = codec.scales
+        self.window = config.window(codec.window_frames)
         self.code_dim = codec.code_dim
         self.head_dim = width // config.num_heads
         self.has_audio = config.audio_dim is not None
@@ -122,8 +138,8 @@ class MotionPrior(nnx.Module):
 
     def __call__(
         self,
-        style: Float[Array, "B T C"],
-        prev: Float[Array, "B T C"],
+        style: Float[Array, "B F C"],
+        prev: Float[Array, "B F C"],
         inputs: Float[Array, "B I C"],
         own_audio: Float[Array, "B A E"] | None = None,
         other_audio: Float[Array, "B A E"] | None = None,
@@ -135,8 +151,8 @@ class MotionPrior(nnx.Module):
         They have the dtype of `compute`.
 
         Args:
-            style: Full feature of the style window.
-            prev: Full feature of the previous window.
+            style: Full features of the style windows.
+            prev: Full features of the previous windows, the oldest first.
             inputs: Next-scale inputs of the first scales, I = L - 1; an empty axis gives the first
                 scale alone.
             own_audio: Features in the dtype of `compute`; the one track where there is one
@@ -147,7 +163,7 @@ class MotionPrior(nnx.Module):
             compute: How the blocks are run.
         """
         embed_key, head_key, *block_keys = split_key(key, 2 + len(self.blocks))
-        frames = self.scales[-1]
+        frames = self.window.context_frames
         features = jnp.concatenate([style, prev, inputs], axis=1).astype(compute.dtype)
         # Style, previous motion and lower scales are of one kind: one embedding serves all.
         tokens = self.token_embed(features, embed_key)
@@ -169,8 +185,8 @@ class MotionPrior(nnx.Module):
             ],
             axis=1,
         )
-        rotary = rotary_table(token_positions(self.scales)[: x.shape[1]], self.head_dim)
-        mask = attention_mask(self.scales)[: x.shape[1], : x.shape[1]]
+        rotary = rotary_table(token_positions(self.scales, self.window.context_windows)[: x.shape[1]], self.head_dim)
+        mask = attention_mask(self.scales, self.window.context_windows)[: x.shape[1], : x.shape[1]]
         audio = self._audio_context([track for track in (own_audio, other_audio) if track is not None])
         rates = [block.drop_path_rate for block in self.blocks]
         values = list(zip(block_keys, rates, strict=True))
@@ -189,7 +205,7 @@ class MotionPrior(nnx.Module):
 
         Also returns the rotary table of the frames' positions.
         """
-        positions = audio_positions(tracks[0].shape[1], self.scales[-1])
+        positions = audio_positions(tracks[0].shape[1], self.window)
         marked = tuple(
             track + jnp.broadcast_to(embed[...].astype(track.dtype), track.shape)
             for track, embed in zip(tracks, self.audio_embeds, strict=True)

@@ -57,8 +57,8 @@ def cache_audio(
 
 def begin(
     prior: MotionPrior,
-    style: Float[Array, "B T C"],
-    prev: Float[Array, "B T C"],
+    style: Float[Array, "B F C"],
+    prev: Float[Array, "B F C"],
     audio_cache: Sequence[AudioCache | None],
 ) -> tuple[Float[Array, "B 1 C 2"], Cache]:
     """Returns the logits of the first scale, float32, and the cache.
@@ -97,7 +97,7 @@ def extend(
     """
     embed = prior.token_embed(inputs)
     x = embed + jnp.broadcast_to(prior.scale_embed[...][scale].astype(embed.dtype), embed.shape)
-    tokens, prefix = scale_slices(prior.scales)[scale], 2 * prior.scales[-1]
+    tokens, prefix = scale_slices(prior.scales)[scale], 2 * prior.window.context_frames
     positions = slice(prefix + tokens.start, prefix + tokens.stop)
     return _run(prior, x, _Step(positions, audio_cache, num_logits=inputs.shape[1]), cache)
 
@@ -112,9 +112,11 @@ class _Step:
 
 
 def _run(prior: MotionPrior, x: Array, step: _Step, cache: Cache) -> tuple[Array, Cache]:
-    rotary = rotary_table(token_positions(prior.scales)[step.positions], prior.head_dim)
+    scales, context_windows = prior.scales, prior.window.context_windows
+    rotary = rotary_table(token_positions(scales, context_windows)[step.positions], prior.head_dim)
     # A later scale sees all of the past and all of itself: only the first step needs a mask.
-    mask = attention_mask(prior.scales)[step.positions, step.positions] if step.positions.start == 0 else None
+    is_first = step.positions.start == 0
+    mask = attention_mask(scales, context_windows)[step.positions, step.positions] if is_first else None
     grown = []
     for block, past, audio in zip(prior.blocks, cache, step.audio_cache, strict=True):
         x, new = block.extend(x, rotary, past, audio, mask)

@@ -13,7 +13,7 @@ from unils_jax.models.ear import Ear, EarConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from unils_jax.motion import AUDIO_CONDITIONS, MOTION_DIM
+from unils_jax.motion import AUDIO_CONDITIONS, MOTION_DIM, Window
 from unils_jax.nn.lora import add_lora
 from unils_jax.nn.stack import FLOAT32, Compute
 
@@ -71,6 +71,7 @@ class UniLSConfig:
                 f"prior.audio_condition is {self.prior.audio_condition!r}, but without prior.audio_dim there is no "
                 "audio"
             )
+        problems += _window_problems(self.prior)
         audio_dim = None if self.prior is None else self.prior.audio_dim
         given = [name for name in ("wav2vec2", "logmel", "ear") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -86,11 +87,33 @@ class UniLSConfig:
         return self.wav2vec2 or self.logmel or self.ear
 
     @property
+    def window(self) -> Window:
+        """What a model decodes at a time; of a codec, what it codes."""
+        frames = self.codec.window_frames
+        return Window(frames) if self.prior is None else self.prior.window(frames)
+
+    @property
     def stage(self) -> str:
         """What kind of model this is: "ear", "codec", "prior" or "dialogue"."""
         if self.prior is None:
             return "codec" if self.ear is None else "ear"
         return "prior" if self.prior.audio_dim is None else "dialogue"
+
+
+def _window_problems(prior: PriorConfig | None) -> list[str]:
+    if prior is None:
+        return []
+    problems = []
+    if prior.context_windows < 1:
+        problems.append(f"prior.context_windows must be at least 1, got {prior.context_windows}")
+    audio = {name: getattr(prior, name) for name in ("past_audio_frames", "lookahead_frames")}
+    problems += [f"prior.{name} must not be negative, got {value}" for name, value in audio.items() if value < 0]
+    if prior.audio_dim is None and any(audio.values()):
+        problems.append(
+            f"prior.past_audio_frames and lookahead_frames are {prior.past_audio_frames} and "
+            f"{prior.lookahead_frames}, but without prior.audio_dim there is no audio"
+        )
+    return problems
 
 
 def ear_problems(ear: EarConfig) -> list[str]:

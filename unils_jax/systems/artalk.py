@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.systems.base import Stage
-from unils_jax.systems.unils.system import UNILS, generator_loss, init, sample_noise
+from unils_jax.systems.unils.system import UNILS, frames_of_pair, generator_loss, init, sample_noise
 
 # The audio that it is conditioned on is the config's choice: the own track (ARTalk itself, which
 # treats the two people of a pair independently), or the partner's too.
@@ -15,7 +14,7 @@ ARTALK_STAGE = Stage(
     r"prior/.*",
     generator_loss,
     sample_noise,
-    item_frames=2 * WINDOW_FRAMES,
+    item_frames=frames_of_pair,
     decodes=True,
     model="dialogue",
     init=init,

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from unils_jax.face import flame
 from unils_jax.inference.sampling import Sampling
 from unils_jax.models.codec_losses import CodecLossWeights, SampleWeights, observed_sample_weights
-from unils_jax.motion import FPS, MOTION_KIND, WINDOW_FRAMES
+from unils_jax.motion import FPS, MOTION_KIND, Window
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.nn.stack import FLOAT32, Compute
@@ -134,6 +134,16 @@ class WindowData(Protocol):
         """The stores; their `statistics` are mean and deviation of the motion."""
 
 
+def window_of(config: object) -> Window:
+    """Returns what a model of this config decodes at a time; the release's for other systems."""
+    return getattr(config, "window", Window())
+
+
+def window_frames_of(config: object) -> int:
+    """Returns the frames of one window of a model of this config."""
+    return window_of(config).frames
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training stage, as data: what it starts from, reads, trains and minimises."""
@@ -152,7 +162,9 @@ class Stage:
     # (paths, batch, noise, updates, objective) -> which parameters the step gives a gradient, and
     # whether the optimiser is made anew before it, after so many updates. None: all of them, never.
     gradient_mask: Callable[[Iterable[str], Arrays, Any, Array, Objective], tuple[GradientMask, Array]] | None = None
-    item_frames: int = WINDOW_FRAMES  # of motion to predict in an item; 0: the loader says how many on average
+    # (the model's config) -> frames of motion to predict in an item. None: the loader says how many
+    # on average.
+    item_frames: Callable[[Any], int] | None = window_frames_of
     decodes: bool = False  # whether the model decodes long conversations while it trains, see `probe`
     model: str = ""  # what kind of model comes out; "": one named like the stage
     generates: bool = True  # whether the kind of model can be run by itself; False: it is a part of others
@@ -202,8 +214,10 @@ class Inputs:
     # Head rotation as tracked: of the partner [T, 108], or of both people in their order [2, T,
     # 108]. None: zero.
     other_motion: Float[np.ndarray, "*P T 108"] | None = None
-    style: Float[np.ndarray, "P 100 108"] | None = None  # one clip serves both people; None: zero motion
-    prev: Float[np.ndarray, "P 100 108"] | None = None  # the 100 frames before the first; None: zero motion
+    # Clips of the model's `window.context_frames`, 100 of the release; one clip serves both people.
+    # None: zero motion.
+    style: Float[np.ndarray, "P F 108"] | None = None
+    prev: Float[np.ndarray, "P2 F2 108"] | None = None  # the frames before the first
     annotation: str | None = None  # which annotation to predict; None: motion, or the model's only one
     identity: int | None = None  # a row of the model's identities; None: the pivot
     template: Float[np.ndarray, " D"] | None = None  # the neutral face of an annotation; None: zero

@@ -22,8 +22,8 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
     cfg: float = 1.5,
     top_p: float = 0.97,
     people: int | None = None,
-    style: Float[np.ndarray, "P 100 108"] | None = None,
-    prev: Float[np.ndarray, "P 100 108"] | None = None,
+    style: Float[np.ndarray, "P F 108"] | None = None,
+    prev: Float[np.ndarray, "P4 F2 108"] | None = None,
     other_motion: Float[np.ndarray, "*P2 T 108"] | None = None,
     annotation: str | None = None,
     identity: int | None = None,
@@ -46,8 +46,9 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
         cfg: Guidance; up to 1 is off.
         top_p: Nucleus per bit.
         people: 1 or 2; None is 2 where `other` is given, else 1. DualTalk's None is 1.
-        style: Clips of 100 frames that set the style; None is zero motion.
-        prev: The 100 frames before the first; None is zero motion.
+        style: Clips that set the style, of as many frames as condition the model's
+            `window.context_frames`, 100 of the release; None is zero motion.
+        prev: As many frames before the first; None is zero motion.
         other_motion: The partner's motion [T, 108] as tracked, or both people's [2, T, 108]; None
             is zero motion.
         annotation: Which annotation to predict; None is our motion, or the model's only one.

@@ -25,6 +25,11 @@ def no_tensors(config: object) -> dict[str, np.ndarray]:
     return {}
 
 
+def no_refusal(config: object) -> str:
+    """Returns nothing: the release's code runs any model of the system."""
+    return ""
+
+
 def no_warnings(config: object) -> list[str]:
     """Returns nothing: other programs read the file as it is."""
     return []
@@ -50,6 +55,7 @@ class TorchLayout:
     optional: tuple[str, ...] = ()  # beginnings of paths that a file may leave out
     tensors: Callable[[Any], dict[str, np.ndarray]] = no_tensors  # beyond the parameters, written and not read
     warnings: Callable[[Any], list[str]] = no_warnings  # what users of an exported file should know
+    release_refuses: Callable[[Any], str] = no_refusal  # why the release's code cannot run a model, "" where it can
 
 
 def named_tree(config: object, name: str, expression_basis: str) -> dict[str, Any]:

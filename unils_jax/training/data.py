@@ -14,7 +14,7 @@ from data_pipelines.mixture import parse_stores
 from data_pipelines.speech_loader import make_speech_loader, parse_sets
 from data_pipelines.store.reader import Store
 from unils_jax.errors import UserError
-from unils_jax.systems.base import Stage
+from unils_jax.systems.base import Stage, window_of
 from unils_jax.training.config import RunConfig
 from unils_jax.training.loop import Data
 from unils_jax.training.sharding import process_batch_size, process_rows
@@ -36,7 +36,7 @@ def make_data(config: RunConfig, stage: Stage, mesh: Mesh | AbstractMesh) -> tup
     data = config.data
     stores = parse_stores(data.store, data.stores)
     options: dict[str, Any] = {"view": stage.windows, "batch_size": data.batch_size, "centre_head": data.centre_head}
-    options |= {"max_bad_records": data.max_bad_records, **_share(config, mesh)}
+    options |= {"max_bad_records": data.max_bad_records, "window": window_of(config.model), **_share(config, mesh)}
     loader = make_loader(stores, "train", seed=config.seed, num_workers=data.num_workers, **options)
     check_basis(config, loader.mixture.expression_basis)
     with_val = [pair for pair, store in zip(stores, loader.mixture.stores, strict=True) if len(store.lengths("val"))]

@@ -210,7 +210,7 @@ def train(
             MetricsLog(workdir if is_main else None, kept) as metrics_log,
             _progress_bar(config, first, shown=is_main) as progress,
         ):
-            frames = stage.item_frames or data.mean_frames
+            frames = data.mean_frames if stage.item_frames is None else stage.item_frames(config.model)
             throughput = Throughput(round(config.data.batch_size * frames), options.peak_flops)
             run = _Run(
                 config=config,

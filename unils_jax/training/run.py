@@ -29,7 +29,7 @@ from unils_jax.face.head import load_head
 from unils_jax.files import check_output
 from unils_jax.nn.params import Params, abstract
 from unils_jax.runtime import local_path
-from unils_jax.systems.base import Stage, Start
+from unils_jax.systems.base import Stage, Start, window_of
 from unils_jax.systems.registry import SYSTEMS, current_run
 from unils_jax.training import flops
 from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
@@ -247,8 +247,8 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
     They are the first ones of the validation split that fit. Raises UserError where there is none.
     """
     store = Store(parse_stores(config.data.store, config.data.stores)[0][0])
-    needs_audio = stage.windows != "solo"
-    fitting = (i for i, r in enumerate(store.records("val")) if not skip_reason(r, VALIDATION, needs_audio=needs_audio))
+    needs_audio, protocol = stage.windows != "solo", VALIDATION.for_window(window_of(config.model))
+    fitting = (i for i, r in enumerate(store.records("val")) if not skip_reason(r, protocol, needs_audio=needs_audio))
     chosen = list(islice(fitting, config.probe_conversations))
     if not chosen:
         raise UserError(f"probe_every is set, but the val split of {store.path} holds no conversation to decode")
@@ -257,10 +257,11 @@ def make_probe(config: RunConfig, stage: Stage, workdir: Path, graphdef: nnx.Gra
     return make_free_running_eval(
         SYSTEMS[config.system],
         graphdef,
-        [conversation_of(store.read("val", i), VALIDATION) for i in chosen],
+        [conversation_of(store.read("val", i), protocol) for i in chosen],
         mesh=mesh_of(head) if head.name == config.expression_basis else None,
         expression_basis=config.expression_basis,
         clips=clips,
+        protocol=protocol,
     )
 
 

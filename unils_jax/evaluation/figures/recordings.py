@@ -26,7 +26,7 @@ from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES
 from unils_jax.outputs.resampling import at_our_rate
 from unils_jax.outputs.trackers import read_tracker
-from unils_jax.systems.base import Inputs, Options
+from unils_jax.systems.base import Inputs, Options, window_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def score_recordings(
         finished: Scores motion as it is drawn and exported, not as it was decoded.
     """
     checkpoint = checkpoint.select(MOTION_KIND)
-    basis, rows = checkpoint.expression_basis, []
+    basis, rows, frames = checkpoint.expression_basis, [], window_of(checkpoint.config).frames
     numbers = range(seeds if checkpoint.system.draws else 1)
     recordings = find_recordings(folder, quiet=True)
     for recording in recordings:
@@ -84,7 +84,7 @@ def score_recordings(
         by_seed: list[list[dict[str, float]]] = []
         for seed in numbers:
             motion = decode(checkpoint, [person.audio for person in people], seed, dtype)
-            motion = finish(motion, basis).motion if finished else motion
+            motion = finish(motion, basis, window_frames=frames).motion if finished else motion
             by_seed.append([track_figures(m, p, basis) for m, p in zip(motion, people, strict=True)])
         for person, figures in zip(people, zip(*by_seed, strict=True), strict=True):
             seconds = {"speech_s": float(person.speaking.sum() / FPS), "seconds": len(person.audio) / SAMPLE_RATE}

@@ -130,7 +130,7 @@ DUALTALK_STAGE = Stage(
     r"(?!(own|partner)_encoder/convs/).*",
     dualtalk_loss,
     sample_dualtalk_noise,
-    item_frames=PARTNER_FRAMES,
+    item_frames=lambda config: PARTNER_FRAMES,
     init=init,
 )
 

@@ -11,7 +11,6 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import WINDOW_FRAMES
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.params import Params
 from unils_jax.systems.base import (
@@ -59,7 +58,7 @@ def ear_loss(
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     audio = batch["audio"] if noise is None else batch["audio"] * noise.gains
     people_shape, ear = audio.shape[:-1], model.ear
-    pred = ear.articulators(audio.reshape(-1, audio.shape[-1]), WINDOW_FRAMES)
+    pred = ear.articulators(audio.reshape(-1, audio.shape[-1]), batch["motion"].shape[-2])
     error = jnp.square(pred.reshape(*people_shape, *pred.shape[1:]) - ear.standardized(batch["motion"])).mean(-2)
     if "observed" in batch:
         error = error * batch["observed"][..., list(ear.channels)]
@@ -107,7 +106,7 @@ EAR = Stage(
     r"ear/(context|hidden|out)/.*",
     ear_loss,
     ear_noise,
-    item_frames=2 * WINDOW_FRAMES,
+    item_frames=lambda config: 2 * config.window.frames,
     init=init_ear,
     generates=False,
 )

@@ -11,10 +11,10 @@ from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig
-from unils_jax.motion import FPS, SAMPLE_RATE
+from unils_jax.motion import FPS, SAMPLE_RATE, Window
 from unils_jax.systems.base import NoiseRates
 from unils_jax.systems.torch_layout import TorchLayout
-from unils_jax.systems.unils.meta_cfg import EAR_LOADER, LOADERS, model_sizes
+from unils_jax.systems.unils.meta_cfg import EAR_LOADER, LOADERS, WINDOW_NAMES, model_sizes
 from unils_jax.systems.unils.rows import ALIASES, ROWS
 
 Part = TypeVar("Part", LogMelConfig, EarConfig)
@@ -72,21 +72,22 @@ def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] |
     """Builds the release's config tree of a model.
 
     Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown.
-    Paths are left out. Four names are ours: EXPRESSION_BASIS, MODEL.LOGMEL or MODEL.EAR where the
-    model has that front end, and MODEL.AUDIO_CONDITION where it has one audio cross-attention.
+    Paths are left out. These names are ours: EXPRESSION_BASIS, MODEL.LOGMEL or MODEL.EAR where the
+    model has that front end, MODEL.AUDIO_CONDITION where it has one audio cross-attention, and
+    `WINDOW_NAMES` where it has another context or other audio than the release.
     """
     stage = config.stage
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
-    frames = config.codec.window_frames
+    window = config.window
     model = _model_tree(config, NoiseRates() if run is None else from_dict(NoiseRates, run["noise"], "noise"))
     return {
         "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
         "DATASET": {
             "NAME": dataset,
             "LOADER": loader,
-            "CLIP_LENGTH": frames,
-            "PREV_LENGTH": frames,
-            "STYLE_LENGTH": frames,
+            "CLIP_LENGTH": window.frames,
+            "PREV_LENGTH": window.context_frames,
+            "STYLE_LENGTH": window.context_frames,
             "MOTION_FPS": int(FPS),
             "AUDIO_SAMPLE_RATE": SAMPLE_RATE,
             "DATA_PATH": UNKNOWN,
@@ -132,6 +133,8 @@ def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
         "PREV_FREE": noise.prev_drop,
         "STYLE_FREE": noise.style_drop,
     }
+    ours = {name: (getattr(prior, field), default) for name, (field, default, _) in WINDOW_NAMES.items()}
+    tree |= {name: value for name, (value, default) in ours.items() if value != default}
     if stage == "dialogue":
         tree |= {"AUDIO_FREE": noise.audio_drop, "PRETRAIN_PATH": None}
         if prior.audio_condition != "pair":
@@ -202,6 +205,19 @@ def _warnings(config: UniLSConfig) -> list[str]:
     return warnings
 
 
+def _release_refuses(config: UniLSConfig) -> str:
+    """Says why the release's code cannot run a model; "" where it can."""
+    window = config.window
+    if window == Window():
+        return ""
+    return (
+        f"the release's code decodes windows of {Window().frames} frames after one window of previous motion, from the "
+        f"audio of the window alone; this model has windows of {window.frames} frames, {window.context_windows} of "
+        f"them before it, and audio from {window.past_audio_frames} frames before the window to "
+        f"{window.lookahead_frames} after it"
+    )
+
+
 LAYOUT = TorchLayout(
     rows=ROWS,
     matches=_matches,
@@ -210,4 +226,5 @@ LAYOUT = TorchLayout(
     bare=False,
     aliases=ALIASES,
     warnings=_warnings,
+    release_refuses=_release_refuses,
 )

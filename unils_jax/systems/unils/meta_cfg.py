@@ -12,6 +12,15 @@ LOADERS = {"unils_codec.UniLSCodec": "codec", "unils_freegen.UniLSFreeGen": "pri
 EAR_LOADER = "unils_ear.UniLSEar"  # ours alone: the release has no ear
 
 
+# Our additions to MODEL, which a model of the release's window has not: our name, the value without
+# them, and the least one.
+WINDOW_NAMES = {
+    "CONTEXT_WINDOWS": ("context_windows", 1, 1),
+    "PAST_AUDIO_FRAMES": ("past_audio_frames", 0, 0),
+    "LOOKAHEAD_FRAMES": ("lookahead_frames", 0, 0),
+}
+
+
 AUDIO_VECTORS = ("attn_blocks.self_pos", "attn_blocks.audio_pos")  # of two cross-attentions, of one
 
 
@@ -32,7 +41,8 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
     Returns:
         {"stage": "codec" | "prior" | "dialogue",
         "codec": {"motion_dim", "code_dim", "scales" (a tuple), "width", "depth", "num_heads"},
-        "prior": {"width", "depth", "num_heads"} or None for a codec,
+        "prior": {"width", "depth", "num_heads", "context_windows", "past_audio_frames",
+        "lookahead_frames"} or None for a codec,
         "audio_encoder": the config's name of it or None, "audio_width": int or None,
         "audio_condition": one of `motion.AUDIO_CONDITIONS`}.
     """
@@ -43,13 +53,15 @@ def model_sizes(meta_cfg: Mapping[str, Any], state: Mapping[str, np.ndarray] | N
         problems.append(f"MODEL.LOADER must be one of {sorted(LOADERS)}, got {model.get('LOADER')!r:.80}")
     sizes: dict[str, Any] = {"stage": stage, "codec": None, "prior": None, "audio_encoder": None, "audio_width": None}
     sizes["audio_condition"] = "pair"
+    window_frames = _window_frames(meta_cfg, problems)
     if stage == "codec":
-        sizes["codec"] = _codec_sizes(model, "MODEL", problems)
+        sizes["codec"] = _codec_sizes(model, "MODEL", window_frames, problems)
     elif stage:
         vae = _branch(model, "VAE_CONFIG", "MODEL.VAE_CONFIG", problems)
         if vae:
-            sizes["codec"] = _codec_sizes(vae, "MODEL.VAE_CONFIG", problems)
+            sizes["codec"] = _codec_sizes(vae, "MODEL.VAE_CONFIG", window_frames, problems)
         sizes["prior"] = _transformer_sizes(model, "MODEL", ("T_EMBED_DIM", "T_DEPTH", "T_NUM_HEAD"), problems)
+        sizes["prior"] |= _window_sizes(model, problems)
     if stage == "dialogue":
         sizes["audio_encoder"] = model.get("AUDIO_ENCODER")
         sizes["audio_condition"] = _audio_condition(model, state, problems)
@@ -92,7 +104,25 @@ def _transformer_sizes(
     return {"width": width, "depth": depth, "num_heads": num_heads}
 
 
-def _codec_sizes(tree: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+def _window_frames(meta_cfg: Mapping[str, Any], problems: list[str]) -> int:
+    """Returns the frames of a window, which a file of ours may have other than the release's."""
+    dataset = meta_cfg.get("DATASET")
+    if not isinstance(dataset, Mapping) or "CLIP_LENGTH" not in dataset:
+        return WINDOW_FRAMES
+    return _size(dataset, "DATASET", "CLIP_LENGTH", MAX_SIZE, problems) or WINDOW_FRAMES
+
+
+def _window_sizes(model: Mapping[str, Any], problems: list[str]) -> dict[str, int]:
+    found = {}
+    for name, (ours, default, least) in WINDOW_NAMES.items():
+        value = model.get(name, default)
+        if type(value) is not int or not least <= value <= MAX_SIZE:
+            problems.append(f"MODEL.{name} must be a whole number from {least} to {MAX_SIZE}, got {value!r:.40}")
+        found[ours] = value
+    return found
+
+
+def _codec_sizes(tree: Mapping[str, Any], where: str, window_frames: int, problems: list[str]) -> dict[str, Any]:
     if LOADERS.get(str(tree.get("LOADER", "unils_codec.UniLSCodec"))) != "codec":
         problems.append(f"{where}.LOADER must be unils_codec.UniLSCodec, got {tree['LOADER']!r:.80}")
     motion_dim = _size(tree, where, "MOTION_DIM", MAX_SIZE, problems)
@@ -100,8 +130,8 @@ def _codec_sizes(tree: Mapping[str, Any], where: str, problems: list[str]) -> di
         problems.append(f"{where}.MOTION_DIM must be {MOTION_DIM}, got {motion_dim}")
     scales = tree.get("V_PATCH_NUMS")
     whole = isinstance(scales, list | tuple) and bool(scales) and all(type(n) is int and n > 0 for n in scales)
-    if not whole or list(scales) != sorted(set(scales)) or scales[-1] != WINDOW_FRAMES:
-        problems.append(f"{where}.V_PATCH_NUMS must be rising counts that end in {WINDOW_FRAMES}, got {scales!r:.80}")
+    if not whole or list(scales) != sorted(set(scales)) or scales[-1] != window_frames:
+        problems.append(f"{where}.V_PATCH_NUMS must be rising counts that end in {window_frames}, got {scales!r:.80}")
     return {
         "motion_dim": motion_dim,
         "code_dim": _size(tree, where, "V_CODE_DIM", MAX_SIZE, problems),

@@ -16,7 +16,7 @@ from unils_jax.models.ear import EarConfig
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS, UniLSConfig
-from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
+from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.lora import merge_lora
 from unils_jax.nn.params import Params
@@ -45,7 +45,7 @@ from unils_jax.systems.unils.layout import LAYOUT
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
 TITLES = {
     "ear": "UniLS ear: the audio of one person to the articulators of the mouth",
-    "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",
+    "codec": "UniLS motion codec: {frames} frames of facial motion to bits and back",
     "prior": "UniLS motion prior: facial motion without audio, over the codec's bits",
     "dialogue": "UniLS dialogue: the audio of a conversation to the facial motion of both people",
 }
@@ -216,6 +216,11 @@ def _inherited(config: Run, parent: Loaded) -> Params:
     return parent.params
 
 
+def frames_of_pair(config: UniLSConfig) -> int:
+    """Returns the frames that a window of a pair predicts."""
+    return 2 * config.window.frames
+
+
 CODEC = Stage(
     "codec",
     None,
@@ -237,7 +242,7 @@ DIALOGUE = Stage(
     r"prior/(.*/)?lora_[ab]|prior/blocks/\d+/(\w+_)?audio_attn/.*",
     generator_loss,
     sample_noise,
-    item_frames=2 * WINDOW_FRAMES,
+    item_frames=frames_of_pair,
     decodes=True,
     init=init,
 )
@@ -269,7 +274,15 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
         facts.append(f"{_ear_fact(ear)}. **The release's code has no such encoder** and does not read its keys")
     elif config.stage == "dialogue":
         facts.append("audio: wav2vec2-xls-r-300m, frozen; not in this file")
-    return Card(TITLES[config.stage], data, facts)
+    if config.window != Window():
+        facts.append(_live_fact(config.window))
+    return Card(TITLES[config.stage].format(frames=config.window.frames), data, facts)
+
+
+def _live_fact(window: Window) -> str:
+    counts = f"{window.frames} frames, after {window.context_windows} windows of previous motion"
+    audio = f"{window.past_audio_frames} frames of audio before it and {window.lookahead_frames} after it"
+    return f"window: {counts}; it hears {audio}. **The release's code knows windows of 100 frames alone**"
 
 
 def _ear_fact(ear: EarConfig) -> str:
@@ -302,8 +315,6 @@ def problems(config: UniLSConfig) -> list[str]:
     found = []
     if config.stage == "dialogue" and config.audio_encoder is None:
         found.append("a dialogue model needs an audio encoder: model.wav2vec2, model.logmel or model.ear")
-    if config.codec.window_frames != WINDOW_FRAMES:
-        found.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {config.codec.scales}")
     return found
 
 
@@ -323,9 +334,10 @@ def generate(model: UniLS, inputs: Inputs, options: Options) -> Generated:
     """
     sampling, seed, people = options.sampling, options.seed, options.people
     if model.prior is not None and model.encoder is None:
-        style = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32) if inputs.style is None else inputs.style
-        num_frames = inputs.num_frames or WINDOW_FRAMES
-        chunks = -(-num_frames // WINDOW_FRAMES)
+        window, style = model.prior.window, inputs.style
+        style = np.zeros((people, window.context_frames, MOTION_DIM), np.float32) if style is None else style
+        num_frames = inputs.num_frames or window.frames
+        chunks = -(-num_frames // window.frames)
         motion = conversations.decode_prior(model, style[:people], chunks, sampling=sampling, seed=seed)
         return Generated(motion[:, :num_frames])
     settings = {"style": inputs.style, "prev": inputs.prev, "sampling": sampling, "seed": seed}

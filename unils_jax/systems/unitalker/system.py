@@ -91,7 +91,7 @@ UNITALKER_STAGE = Stage(
     unitalker_loss,
     sample_talker_noise,
     gradient_mask=talker_gradient_mask,
-    item_frames=0,
+    item_frames=None,
     continues=True,
     uses_head=True,
     fit_config=training.fit_config,

@@ -1,0 +1,19 @@
+r"""The codec of windows of 0.4 s, small enough for two CPU cores.
+
+    unils train --config live/smoke/codec_04s --workdir runs/codec \
+        --config.data.store=data/synthetic
+
+Batches hold as many frames as those of smoke/codec.
+"""
+
+import ml_collections
+
+from unils_jax.config import load_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config."""
+    config = load_config("smoke/codec")
+    config.model.codec.scales = (1, 2, 5, 10)
+    config.data.batch_size = 80
+    return config
