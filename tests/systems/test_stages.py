@@ -240,6 +240,20 @@ def test_a_constant_offset_costs_no_velocity():
     assert losses["velocity"] < 1e-9
 
 
+def test_our_terms_are_of_the_eyes_of_squares_and_of_all_velocities():
+    pred, target = random_motion(2, 30), random_motion(2, 30, seed=1)
+    observed = jnp.ones((2, 108)).at[0, 104:].set(0)  # the first person's eyes are not known
+    weights = CodecLossWeights(eyes=4.0, motion_square=5.0, motion_velocity=30.0)
+    losses = motion_losses(pred, target, weights, observed_sample_weights(observed))
+    error = np.asarray(pred - target, np.float64)
+    rows = [error[0][:, :104], error[1]]
+    np.testing.assert_allclose(losses["eyes"], 4 * np.abs(error[1][:, 104:]).mean(), rtol=1e-5)
+    squares = np.concatenate([np.square(row).ravel() for row in rows])
+    np.testing.assert_allclose(losses["motion_square"], 5 * squares.mean(), rtol=1e-5)
+    velocities = np.concatenate([np.square(np.diff(row, axis=0)).ravel() for row in rows])
+    np.testing.assert_allclose(losses["motion_velocity"], 30 * velocities.mean(), rtol=1e-5)
+
+
 def test_vertex_losses_are_in_square_millimetres_and_repeats_count():
     target = jnp.zeros((1, 1, 3, 3))
     pred = target.at[..., 0, :].set(0.001).at[..., 2, :].set(0.002)
