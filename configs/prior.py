@@ -19,5 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage = "prior"
     config.num_steps = 600_000
     config.data.batch_size = 128
-    config.model.prior = {"width": 512, "depth": 8, "num_heads": 8}
+    config.model.prior = {"width": 512, "depth": 8, "num_heads": 8, "bit_chain": False}
     return config

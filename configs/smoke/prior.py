@@ -18,5 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_steps = 400
     config.head = ""
     config.optimizer.learning_rate = 3e-3
-    config.model.prior = {"width": 96, "depth": 3, "num_heads": 2}
+    config.model.prior = {"width": 96, "depth": 3, "num_heads": 2, "bit_chain": False}
     return config

@@ -1,5 +1,6 @@
 """The stages: what trains, how pairs become people, what noise does, and what the losses report."""
 
+import dataclasses
 import re
 
 import jax
@@ -238,6 +239,27 @@ def test_a_constant_offset_costs_no_velocity():
     losses = motion_losses(motion + 0.5, motion, CodecLossWeights(), observed_sample_weights(jnp.ones((1, 108))))
     np.testing.assert_allclose([losses["motion"], losses["pose"]], [0.5, 8 * 0.5], rtol=1e-5)
     assert losses["velocity"] < 1e-9
+
+
+def test_a_coded_past_is_what_the_codec_makes_of_it_and_the_rest_stays(solo_logits):
+    batch, drawn = solo(), noise((2,))
+    coded = dataclasses.replace(drawn, coded_prev=jnp.array([True, False])[:, None, None])
+    past = jitted(tiny_model("prior"), lambda model, prev: model.codec(prev)[0], batch["prev"])
+    first, second = solo_logits(batch, coded)[0]
+    expected = solo_logits(batch | {"prev": batch["prev"].at[0].set(past[0])}, drawn)[0]
+    np.testing.assert_allclose(first, expected[0], atol=1e-5)
+    np.testing.assert_array_equal(second, solo_logits(batch, drawn)[0][1])
+    assert not np.allclose(first, solo_logits(batch, drawn)[0][0], atol=1e-3)
+
+
+def test_drawing_coded_pasts_changes_no_other_draw():
+    model, key = tiny_model("prior"), jax.random.key(0)
+    plain = sample_noise(key, solo(), model, Objective())
+    drawn = sample_noise(key, solo(), model, Objective(noise=NoiseRates(prev_coded=1.0)))
+    assert plain.coded_prev is None and drawn.coded_prev.all()
+    for name in ("drop_style", "drop_prev", "drop_own", "drop_other", "flips"):
+        np.testing.assert_array_equal(getattr(drawn, name), getattr(plain, name))
+    np.testing.assert_array_equal(*(jax.random.key_data(noise.keys) for noise in (drawn, plain)))
 
 
 def test_our_terms_are_of_the_eyes_of_squares_and_of_all_velocities():

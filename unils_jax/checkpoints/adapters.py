@@ -73,6 +73,8 @@ def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
     """
     prior = asdict(config.prior.without_audio())
     del prior["audio_condition"]  # says nothing of a base
+    if not prior["bit_chain"]:
+        del prior["bit_chain"]  # as before there were chains, so that hashes of then still name their base
     sizes = {"codec": asdict(config.codec), "prior": prior}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     base, _ = split_adapter(params)

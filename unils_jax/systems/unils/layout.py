@@ -47,7 +47,8 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
     sizes = model_sizes(meta_cfg, state)
     prior = logmel = None
     if sizes["prior"] is not None:
-        prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"], audio_condition=sizes["audio_condition"])
+        audio = {"audio_dim": sizes["audio_width"], "audio_condition": sizes["audio_condition"]}
+        prior = PriorConfig(**sizes["prior"], **audio, bit_chain="bit_chain" in state)
     if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
         fields = meta_cfg["MODEL"]["LOGMEL"]
         fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
@@ -170,6 +171,11 @@ def _warnings(config: UniLSConfig) -> list[str]:
         warnings.append(
             "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
             "unils_jax's PyTorch reference"
+        )
+    if config.prior is not None and config.prior.bit_chain:
+        warnings.append(
+            "the bits of a token depend on each other (model.prior.bit_chain), which the release's code does not know: "
+            "load it with unils_jax"
         )
     return warnings
 

@@ -54,7 +54,7 @@ class StepNoise:
 
     Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for
     drop-path and LoRA dropout (None: neither). Where there is one audio alone, `drop_own` is its
-    drop.
+    drop. `coded_prev`, as the drops, is where the previous motion passes the codec (None: nowhere).
     """
 
     drop_style: Array
@@ -63,9 +63,11 @@ class StepNoise:
     drop_other: Array
     flips: Array
     keys: Array | None = None
+    coded_prev: Array | None = None
 
 
-jax.tree_util.register_dataclass(StepNoise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys"], [])
+PARTS = ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys", "coded_prev"]
+jax.tree_util.register_dataclass(StepNoise, PARTS, [])
 
 
 def codec_loss(
@@ -122,7 +124,8 @@ def generator_logits(
     alone, or both mixed. The audio encoder runs once a track. Style and previous motion are dropped
     as motion, before the codec encodes them; audio after its encoder, and mixed audio for each
     person apart. The codec computes in float32 whatever `compute` says: bits are signs, and where a
-    latent is near zero less precision would change targets and inputs.
+    latent is near zero less precision would change targets and inputs. Where the prior has a chain
+    of bits, each bit also knows the target bits before it in its token.
     """
     people_shape = batch["motion"].shape[:-2]
     rank = len(people_shape)
@@ -137,6 +140,9 @@ def generator_logits(
         features = jax.lax.stop_gradient(model.encode_audio(jnp.asarray(batch["audio"]), compute=compute))
         heard = model.audio_of_people(features)
     if noise is not None:
+        if noise.coded_prev is not None:
+            coded = jax.lax.stop_gradient(model.codec(people["prev"])[0])
+            people["prev"] = jnp.where(noise.coded_prev, coded, people["prev"])
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
         heard = tuple(_drop(x, drop) for x, drop in zip(heard, (noise.drop_own, noise.drop_other), strict=False))
@@ -146,11 +152,12 @@ def generator_logits(
     style, prev = codec.features(people["style"]), codec.features(people["prev"])
     keys = None if noise is None else noise.keys
     logits = model.prior(style, prev, inputs, *heard, key=keys, compute=compute)
+    logits = model.prior.chained(logits, quantized.bits)
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
 def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objective) -> StepNoise:
-    """Draws independent drops for every person of the batch, bit flips, and every person's key."""
+    """Draws drops, coded pasts, bit flips and a key of every person of the batch, independently."""
     people_shape, rates = batch["motion"].shape[:-2], objective.noise
     noise_key, layer_key = jax.random.split(key)
     *drop_keys, flip_key = jax.random.split(noise_key, 5)
@@ -159,7 +166,11 @@ def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objecti
         jax.random.bernoulli(k, rate, (*people_shape, 1, 1)) for k, rate in zip(drop_keys, drop_rates, strict=True)
     ]
     flips = draw_flips(flip_key, people_shape, model.prior.code_dim, model.codec.scales, rates.max_flip_percent)
-    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape))
+    coded_prev = None
+    if rates.prev_coded:
+        # Another key: the other draws are the same with and without it.
+        coded_prev = jax.random.bernoulli(jax.random.fold_in(noise_key, 1), rates.prev_coded, drops[0].shape)
+    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape), coded_prev)
 
 
 def _drop(x: Array, drop: Array) -> Array:
@@ -250,6 +261,8 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
         if prior.audio_condition != "pair":
             track = "the own track alone" if prior.audio_condition == "own" else "the sum of both tracks"
             facts.append(f"one audio cross-attention, to {track}; **the release's code has two** and cannot load it")
+    if prior is not None and prior.bit_chain:
+        facts.append("the bits of a token depend on each other; **the release's code** does not know that")
     if config.logmel is not None:
         facts.append(
             f"audio: our log-mel front end, {config.logmel.num_mels} bands. **The release's code has no such "
