@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml $(LOCK)
 lock: $(STAMP)  ## uv.lock anew, after a change of the dependencies in pyproject.toml
 	$(BIN)/uv lock --no-config
 
-demo: $(STAMP) viewer-if-node  ## make data, train the three stages, prove that they learnt, decode, render: under 8 minutes
+demo: $(STAMP) viewer-if-node  ## make data, train the four stages, prove that they learnt, decode, render: under 8 minutes
 	$(BIN)/unils demo --out runs/demo
 
 miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with intervals: within an hour; run again it goes on
@@ -35,7 +35,7 @@ miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with 
 # How many times as long as the smoke configs say the packaged model is trained; the demo makes do with fewer steps.
 TIMES ?= 1
 pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given: the demo's, trained longer, in float16
-	$(BIN)/unils demo --out runs/pretrained --times $(TIMES)
+	$(BIN)/unils demo --out runs/pretrained --times $(TIMES) --voices auto
 	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors --float16 \
 	  --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 

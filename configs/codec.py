@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Of the generators: rates at which a sample loses a condition, the largest bit-flip rate, and
     # the rate at which the previous motion has passed the codec.
     config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30, "prev_coded": 0.0}
+    config.noise.level_db = (0.0, 0.0)  # each track's level is moved at random between these, in dB; equal: it is not
     config.train = {
         "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way
         "remat": False,  # True: less memory, blocks are computed twice
@@ -46,7 +47,11 @@ def get_config() -> ml_collections.ConfigDict:
         "accumulate_steps": 1,  # parts that a batch is processed in
         "mesh_frames": 10,  # frames of a window whose vertices are in memory at once
     }
-    config.mesh = {"data": 0, "fsdp": 1}  # data 0: all devices that fsdp leaves
+    config.mesh = {
+        "data": 0,  # devices that hold copies of the parameters; 0: all that fsdp leaves
+        "fsdp": 1,  # devices that share the large parameters
+        "slices": 0,  # groups of devices with a slow network between them; 0: as the devices say
+    }
     config.optimizer = {
         "learning_rate": 1e-4,
         "warmup_steps": 1000,

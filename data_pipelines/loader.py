@@ -22,6 +22,7 @@ from jaxtyping import Int32
 
 from data_pipelines.mixture import CACHE_BYTES, Mixture
 from data_pipelines.partner_windows import Scale, audio_scale, cut_partners, partner_index
+from data_pipelines.record import SPLITS
 from data_pipelines.shared_memory import BUFFERED_BATCHES, fitting_workers, worker_died
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
@@ -54,6 +55,8 @@ class LoaderOptions:
     process_count: int = 1  # training processes that share each batch
     max_bad_records: int = 0  # different records that may fail in this process before it is an error
     centre_head: bool = True  # head rotation centred over the record; False: as it was tracked
+    # Rows of each global batch that this process takes; (): the p-th n-th of them.
+    rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         problems = [
@@ -73,6 +76,17 @@ class LoaderOptions:
             )
         if problems:
             raise UserError("; ".join(problems))
+
+    @property
+    def own_rows(self) -> tuple[int, ...]:
+        """The rows of each global batch that this process takes."""
+        return self.rows or even_share(self.batch_size, self.process_index, self.process_count)
+
+
+def even_share(batch_size: int, process_index: int, process_count: int) -> tuple[int, ...]:
+    """Returns the p-th n-th of a batch's rows."""
+    size = batch_size // process_count
+    return tuple(range(process_index * size, (process_index + 1) * size))
 
 
 class WindowOf:
@@ -161,6 +175,12 @@ def window_items(store: Store, split: str, view: str) -> Int32[np.ndarray, "item
     if view not in VIEWS:
         raise UserError(f"view must be one of {VIEWS}, got {view!r}")
     index = store.index(split)
+    if not len(index):
+        held = ", ".join(f"{len(store.lengths(name))} in {name}" for name in SPLITS)
+        raise UserError(
+            f"{store.path} has no record in its {split} split ({held}); convert more recordings, or divide them "
+            "with --splits"
+        )
     items = partner_index(index.frames) if view == "partners" else training_index(index.frames)
     if not len(items):
         least = PARTNER_FRAMES + 1 if view == "partners" else WINDOW_FRAMES + 2
@@ -236,14 +256,14 @@ class Loader:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Returns Grain's iterator over this process's batches from a step on."""
-        rows = self.batch_size // self.options.process_count
-        own = partial(_own_window, self._windows, self.batch_size, first_step, self.options.process_index, rows)
-        dataset = grain.MapDataset.range(_ENDLESS).map(own).batch(rows, drop_remainder=True)
+        rows = self.options.own_rows
+        own = partial(_own_window, self._windows, self.batch_size, first_step, rows)
+        dataset = grain.MapDataset.range(_ENDLESS).map(own).batch(len(rows), drop_remainder=True)
         # Few and small: a batch of 128 pairs holds 65 MB of audio.
         batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         num_workers = self.options.num_workers
         if num_workers:
-            num_workers = fitting_workers(sum(array.nbytes for array in own(0).values()) * rows, num_workers)
+            num_workers = fitting_workers(sum(array.nbytes for array in own(0).values()) * len(rows), num_workers)
         if num_workers:
             # Grain hands absl's flags to its workers and refuses to while they are not parsed. Only
             # absl's own `app.run` parses them, which neither our commands nor a notebook use.
@@ -254,16 +274,14 @@ class Loader:
         return iter(batches)
 
 
-def _own_window(
-    windows: grain.MapDataset, batch_size: int, first_step: int, process_index: int, rows: int, i: int
-) -> Batch:
+def _own_window(windows: grain.MapDataset, batch_size: int, first_step: int, rows: tuple[int, ...], i: int) -> Batch:
     """Returns the i-th window of one process, counted from the first of its step `first_step`.
 
-    Global batch s holds windows `s * batch_size .. (s + 1) * batch_size`; process p has `rows` of
-    them, from the `p * rows`-th on.
+    Global batch s holds windows `s * batch_size .. (s + 1) * batch_size`; the process has `rows` of
+    them.
     """
-    step, row = divmod(i, rows)
-    return windows[(first_step + step) * batch_size + process_index * rows + row]
+    step, row = divmod(i, len(rows))
+    return windows[(first_step + step) * batch_size + rows[row]]
 
 
 @runtime_checkable
@@ -386,11 +404,11 @@ def make_loader(
     `partner_windows.cut_partners`, and `observed [B, 56]`. `record [B]` int32 numbers the records
     as `Loader.names`.
 
-    Process p of n gets the p-th n-th of the rows of each global batch, so that the parts of all
-    processes, joined in order, are the same batch for any n. With `num_workers` > 0 the caller
-    guards `__main__`; the batches are the same. A record that cannot be read is an error that names
-    it; up to `max_bad_records` different ones (counted by each process from its start) are logged
-    and replaced by a window of the next record.
+    Process p of n gets the p-th n-th of the rows of each global batch, or those that `rows` lists,
+    so that the parts of all processes together are the same batch for any n. With `num_workers` > 0
+    the caller guards `__main__`; the batches are the same. A record that cannot be read is an error
+    that names it; up to `max_bad_records` different ones (counted by each process from its start)
+    are logged and replaced by a window of the next record.
 
     Args:
         stores: The path or URL of a store, or several with their weights.

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.phones import Speech
 from unils_jax.errors import UserError
-from unils_jax.motion import BASES, MOTION_DIM, SAMPLES_PER_FRAME
+from unils_jax.motion import BASES, FPS, MOTION_DIM, SAMPLES_PER_FRAME
 
 SPLITS = ("train", "val", "test")
 
@@ -25,7 +26,7 @@ class Record:
     audio: np.ndarray | None  # [P, N] int16, or float32 in -1..1
     speech_mask: np.ndarray | None  # [P, T] bool, true while that person speaks
     expression_basis: str  # meaning of the 100 expression channels: `flame` or `standin`
-    # Latent events of synthetic records, JSON-able.
+    # Latent events of synthetic records, JSON-able. "speech" holds what was said, see `speech`.
     events: dict[str, Any] = field(default_factory=dict)
     # The name of each person, () where unknown: a style can come from another record of the person.
     identities: tuple[str, ...] = ()
@@ -44,6 +45,14 @@ class Record:
     def num_frames(self) -> int:
         """T, the number of motion frames."""
         return self.motion.shape[1]
+
+    @property
+    def speech(self) -> tuple[Speech, ...]:
+        """What each person said, phones with times and the recording; () where not known.
+
+        The store keeps it as `events["speech"]`: `Speech.to_json` of each person.
+        """
+        return tuple(Speech.from_json(values) for values in self.events.get("speech", ()))
 
 
 def validate(record: Record) -> None:
@@ -68,6 +77,7 @@ def validate(record: Record) -> None:
             problems.append(f"speech_mask must be bool {expected}, got {mask.dtype} {list(mask.shape)}")
     if shaped:
         problems += _people_problems(record)
+        problems += _speech_problems(record)
     if problems:
         raise UserError(f"record {record.name!r}: " + "; ".join(problems) + "; mend or leave out the record")
 
@@ -111,6 +121,26 @@ def _people_problems(record: Record) -> list[str]:
     elif (record.motion.any(axis=1) & ~observed).any():
         channels = np.flatnonzero((record.motion.any(axis=1) & ~observed).any(axis=0))
         problems.append(f"motion must be zero where observed is false, channel {channels[0]} is not")
+    return problems
+
+
+def _speech_problems(record: Record) -> list[str]:
+    """Checks what was said: one entry a person, phones in order and within the record."""
+    try:
+        speech = record.speech
+    except (KeyError, TypeError, ValueError) as error:
+        return [f"events['speech'] must list {record.num_people} entries of Speech.to_json, got {error!r}"]
+    if speech and len(speech) != record.num_people:
+        return [f"events['speech'] must have {record.num_people} entries, got {len(speech)}"]
+    problems, duration_s = [], record.num_frames / FPS
+    for person, said in enumerate(speech):
+        last_s = 0.0
+        for label, start_s, end_s in said.phones:
+            if not last_s - 1e-3 <= start_s <= end_s <= duration_s + 1e-3:
+                found = f"{label!r} from {start_s} to {end_s}"
+                problems.append(f"phones of person {person} must follow each other in the record, got {found}")
+                break
+            last_s = end_s
     return problems
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.loader import Batch, LoaderIterator, as_float32
+from data_pipelines.loader import Batch, LoaderIterator, as_float32, even_share
 from data_pipelines.partner_windows import partner_index
 from data_pipelines.sources.base import SHORT, SkippedEntry
 from data_pipelines.sources.unitalker import PCA_FILE, TalkerClip, TalkerEntry, TalkerSet, TalkerSplit, read_pca
@@ -137,6 +137,7 @@ class SpeechOptions:
     as_pivot: bool  # every clip as of the pivot identity (-1), whichever person speaks
     process_index: int  # of this training process
     process_count: int  # training processes that share each batch
+    rows: tuple[int, ...] = ()  # of each batch that this process takes; (): the p-th n-th of them
 
 
 class SpeechLoader:
@@ -147,7 +148,7 @@ class SpeechLoader:
     def __init__(self, sources: Sequence[SetSpeech | StoreSpeech], options: SpeechOptions):
         self.sources, self.seed, self.batch_size = list(sources), options.seed, options.batch_size
         self.normalize, self.as_pivot = options.normalize, options.as_pivot
-        self.process_index, self.process_count = options.process_index, options.process_count
+        self.rows = options.rows or even_share(options.batch_size, options.process_index, options.process_count)
         listed = [item for number, source in enumerate(sources) for item in source.items(number)]
         if not listed:
             raise UserError("the data hold no clip of at least 0.5 s with audio; name other sets or stores")
@@ -227,8 +228,7 @@ class SpeechLoader:
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Returns this process's rows of a batch."""
-        rows = len(numbers) // self.process_count
-        numbers = numbers[self.process_index * rows : (self.process_index + 1) * rows]
+        numbers = [numbers[row] for row in self.rows]
         items = [self.items[number] for number in numbers]
         clips = [self.sources[item.source].read(item) for item in items]
         sounds = [clip.audio[: item.samples] for clip, item in zip(clips, items, strict=True)]

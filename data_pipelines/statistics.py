@@ -95,8 +95,10 @@ class ChannelStatistics:
             arrays = [
                 np.array(values[name], dtype) for name, dtype in (("count", np.int64), ("mean", float), ("m2", float))
             ]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"statistics are damaged ({type(error).__name__}: {error}); make the store again") from None
         if any(array.shape != (MOTION_DIM,) or not np.isfinite(array).all() for array in arrays):
             raise UserError(f"statistics must hold {MOTION_DIM} finite numbers each; make the store again")
+        if min(arrays[0].min(), arrays[2].min()) < 0:
+            raise UserError("statistics must have count and m2 of at least 0; make the store again")
         return cls(*arrays)

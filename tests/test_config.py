@@ -11,7 +11,7 @@ from unils_jax.systems.registry import STAGES, current_run
 from unils_jax.training.config import DataConfig, RunConfig, count_epochs, run_config
 
 SIZES = (("", ""), ("", "_s"), ("smoke/", ""))
-SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES]
+SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES] + ["smoke/ear"]
 STAGE_OF = {name: name.removeprefix("smoke/").removesuffix("_s") for name in SHIPPED}
 for size in ("baselines/", "smoke/"):
     STAGE_OF |= {f"{size}dualtalk": "dualtalk", f"{size}artalk_codec": "codec", f"{size}artalk_prior": "artalk"}

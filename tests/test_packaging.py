@@ -77,7 +77,20 @@ def test_the_installed_command_works_in_another_folder(environment, tmp_path):
     assert run(unils, "--version", cwd=tmp_path) == f"unils {unils_jax.__version__}\n"
     program = "import unils_jax.config as c, data_pipelines as d; print(c.config_path('smoke/codec'), d.__file__)"
     assert all(Path(path).is_relative_to(environment) for path in run(python, "-c", program, cwd=tmp_path).split())
-    run(unils, "data", "synth", "--out", "store", "--conversations", "3", "--minutes", "0.1", cwd=tmp_path)
+    run(
+        unils,
+        "data",
+        "synth",
+        "--out",
+        "store",
+        "--conversations",
+        "3",
+        "--minutes",
+        "0.1",
+        "--voices",
+        "builtin",
+        cwd=tmp_path,
+    )
     flags = ["--config", "smoke/codec", "--workdir", "codec", "--config.data.store=store", "--dry_run"]
     assert "nothing was trained" in run(unils, "train", *flags, cwd=tmp_path)
 

@@ -97,5 +97,10 @@ def test_a_notebook_and_the_command_line_decode_alike(tiny_runs, voices, tmp_pat
     files = ("--audio", tracks[0], "--audio2", tracks[1])
     with quick_compiles():
         assert run_unils("decode", "--checkpoint", workdir, *files, "--seed", "3", "--out", out) == 0
+        finished = load_motion(out)
+        assert run_unils("decode", "--checkpoint", workdir, *files, "--seed", "3", "--out", out, "--raw") == 0
         motion = unils.decode(unils.load(workdir), *map(unils.read_audio, tracks), seed=3)
-    np.testing.assert_array_equal(load_motion(out).motion, motion)
+    raw = load_motion(out)
+    np.testing.assert_array_equal(raw.motion, motion)
+    np.testing.assert_array_equal(finished.motion, unils.finish(motion, raw.expression_basis).motion)
+    assert finished.finished and not raw.finished

@@ -139,7 +139,18 @@ def test_an_export_on_a_full_disk_leaves_nothing(tmp_path, full_disk):
 
 
 def test_a_synthetic_store_on_a_full_disk_leaves_nothing_and_the_next_try_is_whole(tmp_path, capsys, full_disk):
-    flags = ["data", "synth", "--out", tmp_path / "store", "--conversations", "3", "--minutes", "0.1"]
+    flags = [
+        "data",
+        "synth",
+        "--out",
+        tmp_path / "store",
+        "--conversations",
+        "3",
+        "--minutes",
+        "0.1",
+        "--voices",
+        "builtin",
+    ]
     assert run_unils(*flags) == 2
     assert "no room is left" in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
@@ -210,7 +221,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
 
 def test_two_stores_at_once_and_two_decodes_at_once_are_refused(tmp_path, capsys):
     with only_writer(tmp_path / ".store.lock", "x"):
-        flags = ["--conversations", "3", "--minutes", "0.1"]
+        flags = ["--conversations", "3", "--minutes", "0.1", "--voices", "builtin"]
         assert run_unils("data", "synth", "--out", tmp_path / "store", *flags) == 2
     assert f"store is in use by process {os.getpid()}" in capsys.readouterr().err
     recordings = tmp_path / "in"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
     from unils_jax.evaluation.run import evaluate
+    from unils_jax.finishing import finish
     from unils_jax.inference.conversations import decode_many
     from unils_jax.inference.sampling import Sampling
     from unils_jax.inference.streaming import Streams
@@ -42,6 +43,7 @@ _HOME = {
     "decode_many": "inference.conversations",
     "evaluate": "evaluation.run",
     "export": "checkpoints.exporting",
+    "finish": "finishing",
     "load": "checkpoints.loading",
     "load_motion": "motion",
     "make_page": "outputs.page",
@@ -62,6 +64,7 @@ __all__ = [
     "decode_many",
     "evaluate",
     "export",
+    "finish",
     "load",
     "load_motion",
     "make_page",

@@ -146,7 +146,7 @@ def _value(kind: object, value: object, where: str) -> object:
         return from_dict(nested[0], dict(value.items()), where)
     if isinstance(value, list):
         value = tuple(value)
-    if type(value) is int and float in options:
+    if type(value) is int and float in options and abs(value) < 1 << 1000:  # larger ones are no float
         value = float(value)
     # Tuples are of one type of element, tuple[int, ...].
     elements = {type(item) for item in value} if type(value) is tuple else set()

@@ -6,6 +6,11 @@ def one_line(error: Exception, length: int = 200) -> str:
     return " ".join(str(error).split())[:length] or type(error).__name__
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns "1 store" or "3 stores"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class UserError(ValueError):
     """Bad input. The message names the value, the rule and the remedy."""
 

@@ -151,14 +151,21 @@ class MotionFile:
     expression_basis: str
     source: dict[str, Any]
     fps: float = FPS
+    finished: bool = False  # whether `finishing.finish` made it; False: as it was decoded or tracked
 
 
 def save_motion(
-    path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"], *, expression_basis: str, source: dict[str, Any]
+    path: str | os.PathLike,
+    motion: Float[np.ndarray, "P T 108"],
+    *,
+    expression_basis: str,
+    source: dict[str, Any],
+    finished: bool = False,
 ) -> None:
     """Writes a motion file (.npz) whole or not at all.
 
-    It holds `motion`, `fps`, `channels`, `expression_basis` and `source` (JSON).
+    It holds `motion`, `fps`, `channels`, `expression_basis`, `source` (JSON) and `finished`: true
+    where `finish` made the motion, so that what draws or exports it does not finish it again.
     """
     _check_basis(expression_basis)
     with atomic_output(path) as partial, open(partial, "wb") as file:
@@ -169,6 +176,7 @@ def save_motion(
             channels=np.array(channel_names(expression_basis)),
             expression_basis=np.array(expression_basis),
             source=np.array(json.dumps(source, sort_keys=True)),
+            finished=np.bool_(finished),
         )
 
 
@@ -181,9 +189,11 @@ def load_motion(path: str | os.PathLike, *, any_rate: bool = False) -> MotionFil
     if not path.is_file():
         raise UserError(f"motion file {path} does not exist")
     try:
-        arrays = read_npz_file(path, ("motion", "expression_basis", "fps", "source"))
+        arrays = read_npz_file(path, ("motion", "expression_basis", "fps", "source", "finished"))
         motion, basis = arrays["motion"], str(arrays["expression_basis"])
         fps, source = float(arrays["fps"]), json.loads(str(arrays["source"]))
+        # Files without it are older than it, or by other programs: nothing has finished them.
+        finished = bool(arrays.get("finished", False))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a motion file of unils ({error}); see `unils decode --out`") from None
     problems = []
@@ -197,7 +207,7 @@ def load_motion(path: str | os.PathLike, *, any_rate: bool = False) -> MotionFil
         problems.append(f"expression_basis must be one of {BASES}, got {basis!r}")
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
-    return MotionFile(motion, basis, source, fps)
+    return MotionFile(motion, basis, source, fps, finished)
 
 
 def _check_basis(expression_basis: str) -> None:

@@ -16,4 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.stage = "artalk"
     config.model.codec.scales = (1, 10, 20, 50, 100)
     config.model.lora = None
+    config.model.ear = None
+    config.model.logmel = {"num_mels": 40, "context_frames": 2, "normalize_level": True}
+    config.model.prior.audio_dim = 200
     return config

@@ -1,9 +1,9 @@
 r"""Dialogue small enough for two CPU cores: minutes on synthetic data.
 
-It uses log-mel features instead of wav2vec2.
+It has two parents: the prior, and the ear, which takes the place of wav2vec2 and stays frozen.
 
     unils train --config smoke/dialogue --workdir runs/dialogue --parent runs/prior \
-        --config.data.store=data/synthetic
+        --config.audio_encoder=runs/ear --config.data.store=data/synthetic
 
 Expected: 0.542 nats a bit with the right audio, 0.619 with another conversation's (`unils demo
 --times 1`).
@@ -21,7 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_steps = 600
     config.optimizer.learning_rate = 4e-3
     config.data.batch_size = 4
-    config.model.prior.update({"audio_dim": 200, "audio_condition": "pair"})
-    config.model.logmel = {"num_mels": 40, "context_frames": 2}
+    config.model.ear = load_config("smoke/ear").model.ear
+    config.model.prior.update({"audio_dim": 60, "audio_condition": "pair"})
+    config.noise.level_db = (-30.0, 10.0)
     config.model.lora = {"rank": 16, "alpha": 16.0, "dropout_rate": 0.0}
     return config

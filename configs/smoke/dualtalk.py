@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.audio_encoder = ""
     config.data.update({"batch_size": 4, "num_workers": 0})
     config.model.update({"width": 32, "hidden_dim": 64, "depth": 2, "fusion_rate": 0.1, "dropout_rate": 0.0})
-    config.model.logmel = {"num_mels": 40, "context_frames": 2}
+    config.model.logmel = {"num_mels": 40, "context_frames": 2, "normalize_level": True}
     # The published form starts as the mean of all frames, and hundreds of steps do not lead away
     # from it.
     config.model.alignment = True

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import norm
 
 from unils_jax.audio import frame_loudness
 from unils_jax.motion import JAW, SAMPLES_PER_FRAME
@@ -14,6 +15,8 @@ LAGS = np.arange(-MAX_LAG, MAX_LAG + 1)
 FLOOR_DB = -55.0
 SPEECH_BELOW_PEAK_DB = 30.0
 MIN_SPEAKING_FRAMES = 50
+# A peak that an unrelated voice reaches more often than this says nothing about the offset.
+CLEAR_CHANCE = 0.01
 
 
 class Alignment(NamedTuple):
@@ -21,6 +24,7 @@ class Alignment(NamedTuple):
 
     curve: np.ndarray  # correlation at each of `LAGS`: jaw at t + lag against loudness at t
     frames: int  # the speaking frames that were counted
+    chance: float  # that an unrelated voice of this kind has a peak as high, 0 to 1
 
 
 def speaking_frames(loudness: Float[np.ndarray, " T"], mask: Bool[np.ndarray, " T"] | None) -> Bool[np.ndarray, " T"]:
@@ -59,7 +63,41 @@ def align(
         if size < 1e-12:
             return None
         curve[i] = voice @ jaw / size
-    return Alignment(curve, len(inner))
+    return Alignment(curve, len(inner), _chance(opening, loudness, inner, float(curve.max())))
+
+
+def _chance(opening: np.ndarray, loudness: np.ndarray, inner: np.ndarray, height: float) -> float:
+    """Returns the chance that an unrelated voice has a peak of this height at one of `LAGS`.
+
+    The voice, shifted in a circle by more than any lag, is unrelated and keeps its rhythm. The
+    correlations at all such shifts, as Fisher's z, give the spread of a normal distribution. It is
+    1 where the record has fewer such shifts than there are lags, or where one of them is as high.
+    """
+    far = _circular_correlations(opening, loudness, inner)[2 * MAX_LAG + 1 : len(opening) - 2 * MAX_LAG]
+    if len(far) < len(LAGS) or far.max() >= height:
+        return 1.0
+    # Correlations of exactly 1 have no finite z.
+    spread = np.sqrt(np.mean(np.arctanh(np.clip(far, -0.999, 0.999)) ** 2))
+    deviations = np.arctanh(min(height, 0.999)) / max(spread, 1e-6)
+    # Bonferroni's bound over the lags: neighbours are alike, so the true chance is smaller.
+    return float(min(1.0, len(LAGS) * norm.sf(deviations)))
+
+
+def _circular_correlations(opening: np.ndarray, loudness: np.ndarray, inner: np.ndarray) -> Float[np.ndarray, " T"]:
+    """Correlates the loudness at `inner` with the jaw at every circular lag, 0 to T - 1."""
+    frames = len(opening)
+    chosen, voice = np.zeros(frames), np.zeros(frames)
+    chosen[inner], voice[inner] = 1.0, loudness[inner] - loudness[inner].mean()
+    opening = opening - opening.mean()
+
+    def summed(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return np.fft.irfft(np.conj(np.fft.rfft(weights)) * np.fft.rfft(values), frames)
+
+    variance = summed(chosen, opening**2) - summed(chosen, opening) ** 2 / len(inner)
+    # Where the jaw is still in all chosen frames, rounding alone would decide.
+    still = variance <= 1e-9 * (opening**2).sum()
+    size = np.sqrt((voice**2).sum() * np.where(still, 1.0, variance))
+    return np.where(still, 0.0, summed(voice, opening) / np.maximum(size, 1e-12))
 
 
 def peak(curve: Float[np.ndarray, " lags"]) -> tuple[float, float]:

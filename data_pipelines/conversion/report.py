@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from data_pipelines.record import SPLITS
 from data_pipelines.sources.base import Entry, Reading, SkippedEntry
+from unils_jax.errors import counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
@@ -62,6 +64,7 @@ def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, 
         "records": totals["records"],
         "records_cut_at_ends": totals["cut"],
         "splits": {split: dict(counts) for split, counts in splits.items()},
+        "empty_splits": [split for split in SPLITS if not splits.get(split, Counter())["records"]],
         "reasons": {reason: dict(counts) for reason, counts in sorted(reasons.items())},
         "dropped": dropped,
     }
@@ -71,6 +74,14 @@ def _hours(frames: int) -> float:
     return frames / FPS / 3600
 
 
+def empty_splits_note(empty: Sequence[str]) -> str:
+    """Returns a sentence on splits without a record: what cannot be done, and the remedy."""
+    lacking = {"train": "nothing can be trained", "val": "training has no validation loss"}
+    lacking |= {"test": "`unils evaluate` needs --split"}
+    what = ", ".join(f"{split} ({lacking[split]})" for split in empty)
+    return f"no record in {what}; more recordings, or --splits like 0.8,0.1,0.1, fill the splits"
+
+
 def summary(report: dict[str, Any]) -> str:
     """Returns the report in Markdown: where every hour went."""
     frames = report["frames"]
@@ -78,14 +89,16 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         "# Conversion",
         "",
-        f"{report['entries']} sequences of {_hours(frames['in']):.4f} h in, {report['records']} records of "
-        f"{_hours(frames['out']):.4f} h out. {len(report['dropped'])} sequences of {_hours(frames['dropped']):.4f} h "
-        f"were left out; {report['records_cut_at_ends']} records lost {frames['cut_at_ends']} frames at their ends, "
-        "where lengths differed by a frame.",
+        f"In: {counted(report['entries'], 'sequence')} of {_hours(frames['in']):.4f} h. Out: "
+        f"{counted(report['records'], 'record')} of {_hours(frames['out']):.4f} h. Left out: "
+        f"{counted(len(report['dropped']), 'sequence')} of {_hours(frames['dropped']):.4f} h. Cut at their ends, where "
+        f"lengths differed by a frame: {counted(report['records_cut_at_ends'], 'record')}, by "
+        f"{counted(frames['cut_at_ends'], 'frame')} together.",
         "",
         *markdown_table([["frames", "in", "out", "left out", "cut at ends"], ["", *counts]]),
         "",
         *(f"- {note}" for note in report["notes"]),
+        *([f"- {empty_splits_note(report['empty_splits'])}"] if report["empty_splits"] else []),
     ]
     if report["dropped"]:
         reasons = [[r, c["entries"], f"{_hours(c['frames']):.4f}"] for r, c in report["reasons"].items()]

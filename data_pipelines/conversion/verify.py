@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.conversion.alignment import LAGS, align, peak
+from data_pipelines.conversion.alignment import CLEAR_CHANCE, LAGS, align, peak
 from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from unils_jax.audio import frame_loudness
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
 
@@ -24,7 +24,6 @@ MAX_LISTED = 200
 MAX_ROTATION = float(np.pi)
 ODD_EXPRESSION = 30.0
 MAX_OFFSET_FRAMES = 5.0
-CLEAR_CORRELATION = 0.2
 # Histograms: name -> the edges; what lies beyond falls into the outermost bins.
 EDGES = {
     "expression": np.linspace(-5, 5, 101),
@@ -67,7 +66,8 @@ class _Tally:
         self.high = np.full(MOTION_DIM, -np.inf)
         self.counts = {name: np.zeros(len(edges) - 1, np.int64) for name, edges in EDGES.items()}
         self.masked_frames = self.speaking_frames = self.together_frames = self.dialogue_frames = 0
-        self.curve, self.curve_frames, self.offsets = np.zeros(len(LAGS)), 0, []
+        self.curve, self.curve_frames = np.zeros(len(LAGS)), 0
+        self.aligned, self.offsets = 0, []  # people whose lag was measured; the lags that are clear
 
     def count(self, name: str, values: np.ndarray) -> None:
         edges = EDGES[name]
@@ -209,11 +209,12 @@ def _check_voices(record: Record, who: str, tally: _Tally) -> None:
         if record.observed is None or record.observed[person][JAW].all():
             curve = align(record.motion[person].astype(np.float32), audio[person], mask)
             aligned += [] if curve is None else [curve]
-    for curve, frames in aligned:
+    for curve, frames, chance in aligned:
         tally.curve += curve * frames
         tally.curve_frames += frames
-        offset, correlation = peak(curve)
-        if correlation > CLEAR_CORRELATION:
+        tally.aligned += 1
+        offset, _ = peak(curve)
+        if chance < CLEAR_CHANCE:
             tally.offsets.append(offset)
             tally.count("offset_frames", np.array([offset]))
             if abs(offset) > MAX_OFFSET_FRAMES:
@@ -233,21 +234,37 @@ def _check_statistics(store: Store, tally: _Tally) -> None:
 
 
 def _judge_alignment(tally: _Tally) -> dict[str, Any]:
+    """Judges the median of the people's clear offsets.
+
+    It is a problem where most people have a clear offset. Where few have, it is a warning.
+    """
     if not tally.curve_frames:
-        return {"offset_frames": None, "correlation": None, "speaking_frames": 0, "people_with_a_clear_offset": 0}
+        return {
+            "offset_frames": None,
+            "correlation": None,
+            "speaking_frames": 0,
+            "people_with_speech": 0,
+            "people_with_a_clear_offset": 0,
+        }
     curve = tally.curve / tally.curve_frames
-    offset, correlation = peak(curve)
-    if correlation > CLEAR_CORRELATION and abs(offset) > MAX_OFFSET_FRAMES:
-        tally.problems.add(
-            f"over all speech the jaw agrees best with the voice {offset:+.1f} frames away (correlation "
-            f"{correlation:.2f}), at most {MAX_OFFSET_FRAMES:g} are natural; audio and motion are out of step"
+    clear = len(tally.offsets)
+    offset = float(np.median(tally.offsets)) if clear else None
+    if clear and abs(offset) > MAX_OFFSET_FRAMES:
+        found = (
+            f"of {clear} of {tally.aligned} people the jaw agrees best with the voice {offset:+.1f} frames away "
+            f"(median), at most {MAX_OFFSET_FRAMES:g} are natural"
         )
+        if 2 * clear >= tally.aligned:
+            tally.problems.add(f"{found}; audio and motion are out of step")
+        else:
+            tally.warnings.add(f"{found}; the others show no clear offset")
     return {
         "offset_frames": offset,
-        "correlation": correlation,
+        "correlation": peak(curve)[1],
         "speaking_frames": tally.curve_frames,
-        "people_with_a_clear_offset": len(tally.offsets),
-        "share_within_2_frames": float(np.mean(np.abs(tally.offsets) <= 2)) if tally.offsets else None,
+        "people_with_speech": tally.aligned,
+        "people_with_a_clear_offset": clear,
+        "share_within_2_frames": float(np.mean(np.abs(tally.offsets) <= 2)) if clear else None,
         "curve": {"lags": LAGS.tolist(), "correlation": curve.tolist()},
     }
 
@@ -283,8 +300,9 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         "# Store",
         "",
-        f"{report['store']}: {sum(split['count'] for split in report['splits'].values())} records, {hours:.4f} h, "
-        f"{report['expression_basis']} basis. **{problems['count']} problems, {warnings['count']} warnings.**",
+        f"{report['store']}: {counted(sum(split['count'] for split in report['splits'].values()), 'record')}, "
+        f"{hours:.4f} h, {report['expression_basis']} basis. **{counted(problems['count'], 'problem')}, "
+        f"{counted(warnings['count'], 'warning')}.**",
         "",
         *markdown_table([["split", "records", "hours"], *splits]),
         "",
@@ -294,12 +312,24 @@ def summary(report: dict[str, Any]) -> str:
         both = "" if speech["share_both_speak"] is None else f", both at once {speech['share_both_speak']:.1%}"
         hours = f"{speech['hours_with_mask']:.4f} person-hours"
         lines += [f"Speech masks over {hours}: {speech['share_speaking']:.1%} speech{both}."]
-    if alignment["offset_frames"] is not None:
-        place = f"{alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
-        lines += [f"Jaw against loudness while speaking: best at {place}, correlation {alignment['correlation']:.3f}."]
+    lines += _alignment_lines(alignment)
     for title, findings in (("Problems", problems), ("Warnings", warnings)):
         if findings["count"]:
             more = findings["count"] - len(findings["first"])
             lines += ["", f"## {title}", "", *(f"- {text}" for text in findings["first"])]
             lines += [f"- and {more} more"] if more else []
     return "\n".join(lines) + "\n"
+
+
+def _alignment_lines(alignment: dict[str, Any]) -> list[str]:
+    people, clear = alignment["people_with_speech"], alignment["people_with_a_clear_offset"]
+    if not people:
+        return []
+    correlation = f"correlation {alignment['correlation']:.3f} over all speech"
+    if not clear:
+        who = "1 person" if people == 1 else f"{people} people"
+        weak = f"no clear offset in {who} ({correlation}); an unrelated voice could agree as well"
+        return [f"Jaw against loudness while speaking: {weak}. This is a remark, no fault."]
+    place = f"best at {alignment['offset_frames']:+.2f} frames (positive: the motion is late)"
+    count = f"the median of {clear} of {people} people"
+    return [f"Jaw against loudness while speaking: {place}, {count}, {correlation}."]

@@ -31,6 +31,9 @@ RANGE = "out of range"
 # No tracked coefficient is near 1000: larger ones are motion in other units.
 MAX_MOTION = 1000.0
 
+# The parts of train, val and test, which sum to 1.
+Shares = tuple[float, float, float]
+
 log = logging.getLogger(__name__)
 
 
@@ -233,20 +236,24 @@ def mix_sound(entry: Entry, sound: Sound) -> np.ndarray:
     return mixed
 
 
-def split_of_files(folder: Path, split: str, pattern: re.Pattern) -> list[Entry]:
+def split_of_files(folder: Path, split: str, pattern: re.Pattern, shares: Shares | None = None) -> list[Entry]:
     """Lists the files of a folder whose names match the pattern, as entries by its first group.
 
     Where `split` is empty the folders `train`, `val` and `test` inside are the splits; without
-    those, names are split by `hashed_splits`. Raises UserError for a folder that is not there.
+    those, names are split by `hashed_splits` in these shares. Raises UserError for a folder that
+    is not there, and for shares of a folder that is split already.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; check the path")
     if split not in ("", *SPLITS):
         raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     inside = [name for name in SPLITS if (folder / name).is_dir()]
+    if shares and (split or inside):
+        held = f"--split {split} is given" if split else f"{folder} has the folders {', '.join(inside)}"
+        raise UserError(f"--splits divides a folder without splits, but {held}; leave --splits out")
     if split or not inside:
         groups = _grouped(folder, "", pattern)
-        splits = hashed_splits(list(groups)) if not split else dict.fromkeys(groups, split)
+        splits = hashed_splits(list(groups), shares) if not split else dict.fromkeys(groups, split)
         return [Entry(splits[name], name, parts) for name, parts in groups.items()]
     groups = {(name, key): parts for name in inside for key, parts in _grouped(folder, name, pattern).items()}
     return [Entry(name, key, parts) for (name, key), parts in groups.items()]
@@ -282,13 +289,44 @@ def listed_digest(folder: Path, entries: list[Entry]) -> str:
     return digest.hexdigest()
 
 
-def hashed_splits(names: list[str]) -> dict[str, str]:
-    """Splits names whose source has no splits: 80/10/10 by the order of their hashes.
+def parse_shares(text: str) -> Shares:
+    """Reads the shares of train, val and test, like "0.8,0.1,0.1".
 
-    From three names up each split has at least one; fewer names are all `train`. The same names
-    give the same splits.
+    Raises UserError unless they are three numbers that sum to 1, none negative.
+    """
+    try:
+        train, val, test = map(float, text.split(","))
+    except ValueError:
+        train = val = test = float("nan")
+    shares = (train, val, test)
+    # Written so that NaN fails, too.
+    if not (min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6):
+        raise UserError(f"--splits must be three shares of train, val and test that sum to 1, got {text!r}")
+    return shares
+
+
+def hashed_splits(names: list[str], shares: Shares | None = None) -> dict[str, str]:
+    """Splits names whose source has no splits, by the order of their hashes.
+
+    By default about 80/10/10: from three names up each split has at least one; fewer names are all
+    `train`. With `shares` each split whose share is above 0 has at least one name as far as there
+    are names, train first. The same names and shares give the same splits.
     """
     ranked = sorted(names, key=lambda name: hashlib.blake2b(os.fsencode(name), digest_size=8).digest())
-    held_out = 0 if len(names) < 3 else max(1, len(names) // 10)
-    parts = [("test", ranked[:held_out]), ("val", ranked[held_out : 2 * held_out]), ("train", ranked[2 * held_out :])]
+    if shares is None:
+        num_val = num_test = 0 if len(names) < 3 else max(1, len(names) // 10)
+    else:
+        num_val, num_test = _held_out(len(names), shares)
+    held_out = num_test + num_val
+    parts = [("test", ranked[:num_test]), ("val", ranked[num_test:held_out]), ("train", ranked[held_out:])]
     return {name: split for split, some in parts for name in some}
+
+
+def _held_out(count: int, shares: Shares) -> tuple[int, int]:
+    """Returns how many of `count` names are val and test."""
+    filled = [i for i, share in enumerate(shares) if share > 0][:count]  # splits that get a name at all
+    counts = [max(1, round(count * shares[i])) if i in filled else 0 for i in range(3)]
+    # Rounding up may take too many: the largest split gives them back, or takes what is left.
+    largest = int(np.argmax(counts))
+    counts[largest] += count - sum(counts)
+    return counts[1], counts[2]

@@ -18,6 +18,7 @@ from data_pipelines.sources.base import (
     PARTNER,
     Entry,
     Reading,
+    Shares,
     SkippedEntry,
     Track,
     assemble,
@@ -38,10 +39,11 @@ _FILE = re.compile(r"(.+)_speaker([12])\.(npz|wav)")
 
 @dataclass(frozen=True)
 class DualTalkSource:
-    """A folder with the splits' folders inside, or of one split (`split`; empty: by hashes)."""
+    """A folder with the splits' folders inside, or of one split, or split by hashes of names."""
 
     folder: Path
-    split: str = ""
+    split: str = ""  # the split of the whole folder; "": by the folders inside, or by hashes
+    shares: Shares | None = None  # of train, val and test where hashes split; None: 80/10/10
 
     def describe(self) -> dict[str, Any]:
         """Returns a checksum of the names and sizes of all files."""
@@ -49,7 +51,7 @@ class DualTalkSource:
 
     def entries(self) -> list[Entry]:
         """Lists all conversations by name. Raises UserError where the folder holds none."""
-        entries = split_of_files(self.folder, self.split, _FILE)
+        entries = split_of_files(self.folder, self.split, _FILE, self.shares)
         if not entries:
             raise UserError(
                 f"{self.folder} holds no NAME_speaker1.wav or .npz; give DualTalk's folder, or one split of it"

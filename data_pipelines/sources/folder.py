@@ -22,6 +22,7 @@ from data_pipelines.sources.base import (
     PARTNER,
     Entry,
     Reading,
+    Shares,
     SkippedEntry,
     Track,
     assemble,
@@ -49,10 +50,11 @@ def _pattern() -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class FilesSource:
-    """A folder with the splits' folders inside, or of one split (`split`; empty: by hashes)."""
+    """A folder with the splits' folders inside, or of one split, or split by hashes of names."""
 
     folder: Path
-    split: str = ""
+    split: str = ""  # the split of the whole folder; "": by the folders inside, or by hashes
+    shares: Shares | None = None  # of train, val and test where hashes split; None: 80/10/10
 
     def describe(self) -> dict[str, Any]:
         """Returns a checksum of the names and sizes of all files."""
@@ -77,7 +79,7 @@ class FilesSource:
     def _chosen(self) -> tuple[list[Entry], list[str]]:
         """Returns the recordings with one file for each part, and the files passed over."""
         entries, passed_over = [], []
-        for entry in split_of_files(self.folder, self.split, _pattern()):
+        for entry in split_of_files(self.folder, self.split, _pattern(), self.shares):
             kept = _chosen_parts(entry.parts)
             entries.append(dataclasses.replace(entry, parts=kept))
             passed_over += [part for part in entry.parts if part not in kept]

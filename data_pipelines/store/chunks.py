@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from data_pipelines.record import Record
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME
 
 CHUNK_FRAMES = 125
@@ -129,9 +129,18 @@ def _varint(chunk: bytes, at: int) -> tuple[int, int] | None:
 
 
 def events_of(chunk: bytes) -> dict[str, Any]:
-    """Returns the events of the record whose first chunk this is; {} without."""
+    """Returns the events of the record whose first chunk this is; {} without.
+
+    Raises UserError where they are no JSON object.
+    """
     values = _features(chunk)["events"].bytes_list.value
-    return json.loads(values[0]) if values and values[0] else {}
+    try:
+        events = json.loads(values[0]) if values and values[0] else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"a chunk whose events are no JSON ({one_line(error, 80)})") from None
+    if not isinstance(events, dict):
+        raise UserError(f"a chunk whose events are a {type(events).__name__}, no object")
+    return events
 
 
 def _features(chunk: bytes) -> Mapping[str, tf_feature_pb2.Feature]:

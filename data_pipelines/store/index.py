@@ -4,7 +4,6 @@ One .npz for each shard while a store is being written (it is there once the sha
 for each split when the store is finished.
 """
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -16,12 +15,32 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.record import Record
-from unils_jax.files import atomic_output
+from unils_jax.files import MAX_BYTES, atomic_output, read_npz
 from unils_jax.motion import MOTION_DIM, head_mean
 
 NO_AUDIO = -1
 _PEOPLE = 2  # every row has room for two people
-_LIMITS = {"people": (1, _PEOPLE), "frames": (1, 1 << 31), "samples": (NO_AUDIO, 1 << 40)}
+_MAX = 1 << 40
+_LIMITS = {
+    "people": (1, _PEOPLE),
+    "frames": (1, (1 << 31) - 1),
+    "samples": (NO_AUDIO, _MAX),
+    "shard": (0, _MAX),
+    "first_motion": (0, _MAX),
+    "first_audio": (0, _MAX),
+}
+# The type of each column, and what a row of it holds.
+_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "frames": (np.int32, ()),
+    "people": (np.uint8, ()),
+    "samples": (np.int64, ()),
+    "has_mask": (np.bool_, ()),
+    "observed": (np.uint8, (_PEOPLE, -(-MOTION_DIM // 8))),
+    "head_mean": (np.float32, (_PEOPLE, 3)),
+    "shard": (np.int32, ()),
+    "first_motion": (np.int64, ()),
+    "first_audio": (np.int64, ()),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,11 @@ class Index:
         """Returns `[n, 2]` bool: whether any channel of a person is there."""
         return self.observed.any(axis=-1) & (np.arange(_PEOPLE) < self.people[:, None])
 
+    def motion_bytes(self, dtype: str) -> int:
+        """Returns the bytes that the motion of all people takes."""
+        frames = self.frames.astype(np.int64) * self.people
+        return int(frames.sum()) * MOTION_DIM * np.dtype(dtype).itemsize
+
     def describe(self, i: int) -> dict[str, Any]:
         """Returns record i as plain values."""
         observed = self.observed_of(i)
@@ -124,12 +148,10 @@ class IndexRows:
 
     def build(self) -> Index:
         """Returns the index of the rows so far."""
-        columns = list(zip(*self._rows, strict=True)) or [()] * 9
-        dtypes = (np.int32, np.uint8, np.int64, bool, np.uint8, np.float32, np.int32, np.int64, np.int64)
-        inner = {4: (_PEOPLE, -(-MOTION_DIM // 8)), 5: (_PEOPLE, 3)}
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(_COLUMNS)
         arrays = [
-            np.array(column, dtype).reshape(len(self._rows), *inner.get(i, ()))
-            for i, (column, dtype) in enumerate(zip(columns, dtypes, strict=True))
+            np.array(column, dtype).reshape(len(self._rows), *inner)
+            for column, (dtype, inner) in zip(columns, _COLUMNS.values(), strict=True)
         ]
         return Index(*arrays, texts=_as_bytes(self._texts))
 
@@ -154,19 +176,39 @@ def save_index(path: str | os.PathLike, index: Index, summary: dict[str, Any]) -
 def load_index(path: str | os.PathLike) -> tuple[Index, dict[str, Any]]:
     """Returns index and summary.
 
-    Raises ValueError, KeyError or OSError where the file is no index.
+    Raises ValueError or OSError where the file is no index.
     """
+    path, names = Path(path), [field.name for field in fields(Index)]
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has over {MAX_BYTES} bytes")
     # Read at once: the members of an archive on a network disk would be sought one by one.
-    with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as arrays:
-        index = Index(**{field.name: arrays[field.name] for field in fields(Index)})
+    arrays = read_npz(path.read_bytes(), [*names, "summary"], origin="it")
+    lacking = [name for name in [*names, "summary"] if name not in arrays]
+    if lacking:
+        raise ValueError(f"{', '.join(lacking)} are missing")
+    try:
         summary = json.loads(arrays["summary"].tobytes())
-    for name, (low, high) in _LIMITS.items():
-        values = getattr(index, name)
-        if len(values) != len(index) or (len(values) and not low <= values.min() <= values.max() <= high):
-            raise ValueError(f"{name} is out of range")
-    if len(index._lines) < 4 * len(index):
-        raise ValueError("names are missing")
+    except RecursionError:
+        raise ValueError("its summary nests too deeply") from None
+    index = Index(**{name: arrays[name] for name in names})
+    _check(index)
     return index, summary
+
+
+def _check(index: Index) -> None:
+    """Raises ValueError where columns are not as `IndexRows.build` makes them."""
+    rows = index.frames.shape[0] if index.frames.ndim else 0
+    for name, (dtype, inner) in _COLUMNS.items():
+        values = getattr(index, name)
+        if values.dtype != dtype or values.shape != (rows, *inner):
+            raise ValueError(f"{name} is {values.dtype} {list(values.shape)}")
+        low, high = _LIMITS.get(name, (-np.inf, np.inf))
+        if rows and not low <= values.min() <= values.max() <= high:  # False for NaN, too
+            raise ValueError(f"{name} is out of range")
+    if not np.isfinite(index.head_mean).all():
+        raise ValueError("head_mean is not finite")
+    if index.texts.dtype != np.uint8 or index.texts.ndim != 1 or len(index._lines) < 4 * rows:
+        raise ValueError("names are missing")
 
 
 def _as_bytes(lines: list[str]) -> np.ndarray:

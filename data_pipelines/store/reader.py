@@ -5,7 +5,6 @@ the same under `audio/`, `index/` (what is known of each record), `manifest.json
 `audio/` are a tensorflow-datasets dataset each (`builder_from_directory`).
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,20 +14,22 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32
 
+from data_pipelines.phones import Speech
 from data_pipelines.record import SPLITS, Record
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store import chunks, remote
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import NO_AUDIO, Index, load_index
+from data_pipelines.store.manifest import REMEDY as _REMEDY
+from data_pipelines.store.manifest import read_manifest
 from data_pipelines.store.shards import BROKEN, ShardFiles
-from data_pipelines.store.writer import AUDIO_FOLDER, FORMAT_VERSION, INDEX_FOLDER, MANIFEST, write_store
+from data_pipelines.store.writer import AUDIO_FOLDER, INDEX_FOLDER, MANIFEST, write_store
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError, one_line
 from unils_jax.motion import HEAD, MOTION_DIM, SAMPLES_PER_FRAME
 from unils_jax.runtime import local_path
 
 __all__ = ["MANIFEST", "SPLITS", "Store", "StoredRecord", "read_manifest", "write_store"]
-_REMEDY = "; make the store again"
 Decoded = TypeVar("Decoded")
 
 
@@ -103,7 +104,18 @@ class Store:
             raise UserError(f"{file} is damaged ({one_line(error)}){_REMEDY}") from None
         if len(index) != count:
             raise UserError(f"{file} lists {len(index)} records, the manifest says {count}{_REMEDY}")
+        needed, held = index.motion_bytes(self.manifest["dtypes"]["motion"]), self._shard_bytes(split)
+        if needed > held:
+            # What reads windows or records takes memory by the index: it is compared first.
+            raise UserError(f"{file} lists motion of {needed} bytes, the shards hold {held}{_REMEDY}")
         return index
+
+    def _shard_bytes(self, split: str) -> int:
+        """Returns the bytes of a split's files of motion, of a local store as they are."""
+        names = [name for name in self.manifest["files"] if name.startswith(f"{split}.array_record-")]
+        if remote.is_remote(self.path):
+            return sum(self.manifest["files"][name]["bytes"] for name in names)
+        return sum((self.path / name).stat().st_size for name in names if (self.path / name).is_file())
 
     def records(self, split: str) -> list[dict[str, Any]]:
         """Describes each record of a split without reading it: see `Index.describe`."""
@@ -173,6 +185,14 @@ class StoredRecord:
         """The record's name."""
         return self._store.index(self._split).name(self._i)
 
+    def speech(self) -> tuple[Speech, ...]:
+        """Reads what each person said, as `Record.speech`, without motion and audio."""
+        said = self._events().get("speech", [])[self._people.start : self._people.stop]
+        return tuple(Speech.from_json(values) for values in said)
+
+    def _events(self) -> dict[str, Any]:
+        return self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: chunks.events_of(value))[0]
+
     @cached_property
     def _head_mean(self) -> np.ndarray:
         return self._store.index(self._split).head_mean[self._i].astype(self._dtype)
@@ -231,7 +251,9 @@ class StoredRecord:
         motion = _joined([motion for motion, _ in parts], *shape)
         mask = _joined([mask for _, mask in parts], *shape) if index.has_mask[i] and not self._alone else None
         audio = _joined(self._audio_chunks(needed), *shape) if with_audio and self.has_audio else None
-        events = self._guarded(self._store.motion_files, "", [(0, 0)], lambda value, _: chunks.events_of(value))[0]
+        events = self._events()
+        if self._alone and "speech" in events:
+            events["speech"] = events["speech"][self._people.start : self._people.stop]
         observed = None if self.observed.all() else self.observed
         return Record(
             name=index.name(i),
@@ -295,31 +317,3 @@ class StoredRecord:
 def _joined(parts: list[np.ndarray], count: int, people: int) -> np.ndarray:
     """Joins `count` chunks of each person, which alternate, to `[P, ...]`."""
     return np.stack([np.concatenate(parts[person::people]) for person in range(people)])
-
-
-def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads the manifest of the store at `path`.
-
-    Raises UserError, naming the file, where there is none or it is bad.
-    """
-    file = f"{path}/{MANIFEST}"
-    text = remote.read_text(path, MANIFEST) if remote.is_remote(path) else _read_local(path)
-    try:
-        manifest = json.loads(text)
-        version = manifest["format_version"]
-        complete = set(manifest["splits"]) == set(SPLITS) and len(manifest["statistics"]["mean"]) == MOTION_DIM
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({one_line(error)}){_REMEDY}") from None
-    if version != FORMAT_VERSION or not complete:
-        raise UserError(f"{file} has format_version {version}, this program reads {FORMAT_VERSION}; make it again")
-    return manifest
-
-
-def _read_local(path: str | os.PathLike) -> str:
-    file = Path(path) / MANIFEST
-    if not file.is_file():
-        raise UserError(f"{path} is no store: {file} does not exist; `unils data synth --out {path}` makes one")
-    try:
-        return file.read_text()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({one_line(error)}){_REMEDY}") from None

@@ -23,19 +23,14 @@ from tqdm import tqdm
 
 from data_pipelines.record import Record
 from data_pipelines.store.reader import MANIFEST, read_manifest, write_store
-from data_pipelines.synthetic import behaviour, scenes
+from data_pipelines.synthetic import behaviour, events, scenes
+from data_pipelines.synthetic.bank.bank import Bank
+from data_pipelines.synthetic.bank.talk import TALK_VERSION, Cast, Talk
 from data_pipelines.synthetic.behaviour import Habits
-from data_pipelines.synthetic.conversation import Phrase, SynthConfig, Turn, plan_conversation, speech_mask
+from data_pipelines.synthetic.conversation import SynthConfig, plan_conversation, speech_mask
 from data_pipelines.synthetic.faces import GRID_HZ, compose, tracked
-from data_pipelines.synthetic.voice import (
-    Syllable,
-    Voice,
-    articulation,
-    draw_syllables,
-    draw_voice,
-    mix,
-    synthesize,
-)
+from data_pipelines.synthetic.recording import draw_recording, record_track
+from data_pipelines.synthetic.voice import BuiltinTalk, Voice, draw_voice, mix
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS
 
@@ -48,25 +43,6 @@ SYNTH_VERSION = 2
 _PLAN, _PERSON, _SYLLABLES, _VOICE, _ROOM, _OWN, _ANSWERS, _MOTION, _TRACKING, _SCENE = range(10)
 # The third part of a stream's seed where it belongs to no person of a conversation.
 _BOTH, _ANYWHERE, _ALONE = 2, 3, 4
-
-# The columns of each list of events; times in seconds from the start, angles in radians.
-EVENT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "turns": Turn._fields,
-    "phrases": Phrase._fields,
-    "syllables": Syllable._fields,
-    "backchannels": ("start_s", "end_s"),
-    "accents": ("time_s", "loudness"),
-    "blinks": behaviour.Pulse._fields,
-    "smiles": behaviour.Pulse._fields,
-    "gazes": behaviour.Gaze._fields,
-    "accent_brows": behaviour.Pulse._fields,
-    "beats": behaviour.Nod._fields,
-    "answer_nods": behaviour.Nod._fields,
-    "answer_smiles": behaviour.Pulse._fields,
-    "answer_brows": behaviour.Pulse._fields,
-    "laughs": behaviour.Laugh._fields,
-    "dropouts": behaviour.Dropout._fields,
-}
 
 
 class Person(NamedTuple):
@@ -91,7 +67,12 @@ def _draw_person(config: SynthConfig, identity: str, rng: np.random.Generator) -
 
 
 def make_conversation(
-    config: SynthConfig, seed: int, index: int, people: tuple[int, int] | None = None, take: int = 0
+    config: SynthConfig,
+    seed: int,
+    index: int,
+    people: tuple[int, int] | None = None,
+    take: int = 0,
+    cast: Cast | None = None,
 ) -> Record:
     """Makes conversation `index` of the set `seed` between two people, given by their numbers.
 
@@ -106,6 +87,7 @@ def make_conversation(
         index: The number of the conversation.
         people: The two people's numbers; None: 2 * index and 2 * index + 1.
         take: The number of the take, 0 for the first.
+        cast: Speakers of the bank, whose phones are in `Record.speech`; None: the built-in voices.
     """
     numbers = (2 * index, 2 * index + 1) if people is None else people
     _check_numbers(seed=seed, index=index, person=min(numbers), take=take)
@@ -113,41 +95,53 @@ def make_conversation(
         raise UserError(f"a conversation is between two people, got person {numbers[0]} twice")
     plan = plan_conversation(config, _rng(seed, index, _BOTH, _PLAN))
     persons = [make_person(config, seed, number) for number in numbers]
-    syllables, sounds, owns = [], [], []
-    for p, (_, voice, habits) in enumerate(persons):
-        phrases = plan.phrases[p]
-        syllables.append(draw_syllables(config, voice, phrases, _rng(seed, index, p, _SYLLABLES)))
-        sounds.append(synthesize(config, voice, phrases, syllables[p], _rng(seed, index, p, _VOICE)))
-        owns.append(behaviour.draw_own(config, habits, phrases, syllables[p], _rng(seed, index, p, _OWN, take)))
-    motion, audio, events = [], [], []
+    talks, sounds, owns = [], [], []
     for p, person in enumerate(persons):
+        rng = _rng(seed, index, p, _SYLLABLES)
+        if cast is None:
+            talks.append(BuiltinTalk.drawn(config, person.voice, plan.phrases[p], rng))
+        else:
+            talks.append(cast.talk(config, numbers[p], person.voice.lead_s, plan.phrases[p], rng))
+        sounds.append(talks[p].sound(config, _rng(seed, index, p, _VOICE)))
+        rng = _rng(seed, index, p, _OWN, take)
+        owns.append(behaviour.draw_own(config, person.habits, talks[p].phrases, talks[p].syllables, rng))
+    plan = plan._replace(phrases=(talks[0].phrases, talks[1].phrases))
+    motion, audio, people_events, speech = [], [], [], []
+    for p, (person, talk) in enumerate(zip(persons, talks, strict=True)):
         rng = _rng(seed, index, p, _ANSWERS, take)
         answers = behaviour.draw_answers(config, person.habits, plan, p, owns[1 - p], rng)
-        lips = articulation(config, person.voice, syllables[p], _num_points(config), GRID_HZ)
         rng = _rng(seed, index, p, _MOTION, take)
+        lips = talk.lips(config, _num_points(config), GRID_HZ)
         moved = compose(person.habits, lips, behaviour.together(owns[p], answers), rng)
         rng = _rng(seed, index, p, _TRACKING, take)
         dropouts = behaviour.draw_dropouts(config, rng)
         motion.append(tracked(config, moved, dropouts, rng))
-        audio.append(mix(config, sounds[p], sounds[1 - p], _rng(seed, index, p, _ROOM)))
-        events.append(_events(person, plan.phrases[p], syllables[p], owns[p], answers, dropouts))
+        rng = _rng(seed, index, p, _ROOM)
+        if cast is None:
+            audio.append(mix(config, sounds[p], sounds[1 - p], rng))
+        else:
+            recording = draw_recording(rng)
+            audio.append(record_track(recording, sounds[p], sounds[1 - p], talk.phrases, rng))
+            speech.append(talk.speech(recording._asdict()).to_json())
+        people_events.append(_person_events(person, talk, owns[p], answers, dropouts))
     return Record(
         name=f"synthetic_{seed}_{index:05d}",
         motion=np.stack(motion),
         audio=np.stack(audio),
         speech_mask=np.stack([speech_mask(config, phrases) for phrases in plan.phrases]),
         expression_basis="standin",
-        events=_described(turns=_listed(plan.turns), people=events),
+        events=events.described(turns=events.listed(plan.turns), people=people_events, **_said(speech)),
         identities=tuple(person.identity for person in persons),
         source="synthetic",
     )
 
 
-def make_scene(config: SynthConfig, seed: int, index: int) -> Record:
+def make_scene(config: SynthConfig, seed: int, index: int, cast: Cast | None = None) -> Record:
     """Makes record `index` of the unpaired set `seed`: one person alone, without audio.
 
-    The `SCENES` come in turn. Motion `[1, T, 108]` is float16; events are there. It is a pure
-    function of its arguments, bit for bit. Raises UserError for a negative seed or index.
+    The `SCENES` come in turn. Motion `[1, T, 108]` is float16; events are there, and with a `cast`
+    the phones that the lips make. It is a pure function of its arguments, bit for bit. Raises
+    UserError for a negative seed or index.
     """
     _check_numbers(seed=seed, index=index)
     name = list(scenes.SCENES)[index % len(scenes.SCENES)]
@@ -156,28 +150,53 @@ def make_scene(config: SynthConfig, seed: int, index: int) -> Record:
     person = _draw_person(config, f"synthetic_{seed}_alone_{index:05d}", _rng(seed, index, _ALONE, _PERSON))
     laughs = scenes.draw_laughs(config, scene, rng)
     phrases = scenes.draw_phrases(config, scene, laughs, rng)
-    syllables = draw_syllables(config, person.voice, phrases, rng)
-    own = behaviour.draw_own(config, person.habits, phrases, syllables, rng)
+    if cast is None:
+        talk = BuiltinTalk.drawn(config, person.voice, phrases, rng)
+    else:
+        talk = cast.talk(config, index, person.voice.lead_s, phrases, rng)
+    own = behaviour.draw_own(config, person.habits, talk.phrases, talk.syllables, rng)
     if scene.reads:
         own = own._replace(gazes=scenes.draw_reading(config, rng))
     sway, drift = (gain * rng.lognormal(0, 0.2) for gain in (scene.sway, scene.drift))
     answers = behaviour.Answers([], [], [])
     movements = behaviour.together(own, answers)._replace(laughs=laughs, sway=sway, drift=drift)
-    lips = articulation(config, person.voice, syllables, _num_points(config), GRID_HZ)
+    lips = talk.lips(config, _num_points(config), GRID_HZ)
     moved = compose(person.habits, lips, movements, _rng(seed, index, _ALONE, _MOTION))
     rng = _rng(seed, index, _ALONE, _TRACKING)
     dropouts = behaviour.draw_dropouts(config, rng)
-    events = _events(person, phrases, syllables, own, answers, dropouts)
+    people = [{**_person_events(person, talk, own, answers, dropouts), "laughs": events.listed(laughs)}]
+    said = _said([] if cast is None else [talk.speech({}).to_json()])
     return Record(
         name=f"synthetic_{seed}_{name}_{index:05d}",
         motion=tracked(config, moved, dropouts, rng)[None],
         audio=None,
         speech_mask=None,
         expression_basis="standin",
-        events=_described(scene=name, people=[{**events, "laughs": _listed(laughs)}]),
+        events=events.described(scene=name, people=people, **said),
         identities=(person.identity,),
         source="synthetic",
     )
+
+
+def _person_events(
+    person: Person,
+    talk: BuiltinTalk | Talk,
+    own: behaviour.Own,
+    answers: behaviour.Answers,
+    dropouts: list[behaviour.Dropout],
+) -> dict[str, Any]:
+    # The pitch of a speaker of the bank is the engine's.
+    pitch = {"pitch_hz": round(person.voice.pitch_hz, 3)} if isinstance(talk, BuiltinTalk) else {}
+    return {
+        "blinks_per_min": round(person.habits.blinks_per_min, 3),
+        **pitch,
+        "lead_s": round(person.voice.lead_s, 4),
+        **events.person_events(talk.phrases, talk.syllables, own, answers, dropouts),
+    }
+
+
+def _said(speech: list[dict[str, Any]]) -> dict[str, list]:
+    return {"speech": speech} if speech else {}
 
 
 def _check_numbers(**numbers: int) -> None:
@@ -188,42 +207,6 @@ def _check_numbers(**numbers: int) -> None:
 
 def _num_points(config: SynthConfig) -> int:
     return config.num_frames * GRID_HZ // round(FPS)
-
-
-def _events(
-    person: Person,
-    phrases: list[Phrase],
-    syllables: list[list[Syllable]],
-    own: behaviour.Own,
-    answers: behaviour.Answers,
-    dropouts: list[behaviour.Dropout],
-) -> dict[str, Any]:
-    """Returns all events of a person as JSON-able values; lists of events have `EVENT_COLUMNS`."""
-    spoken = [syllable for phrase in syllables for syllable in phrase]
-    return {
-        "blinks_per_min": round(person.habits.blinks_per_min, 3),
-        "pitch_hz": round(person.voice.pitch_hz, 3),
-        "lead_s": round(person.voice.lead_s, 4),
-        "phrases": _listed(phrases),
-        "syllables": _listed(spoken),
-        "backchannels": _listed(phrase[:2] for phrase in phrases if phrase.backchannel),
-        "accents": _listed(((s.vowel_s + s.end_s) / 2, s.loudness) for s in spoken if s.accent),
-        **{name: _listed(values) for name, values in own._asdict().items()},
-        **{f"answer_{name}": _listed(values) for name, values in answers._asdict().items()},
-        "dropouts": _listed(dropouts),
-    }
-
-
-def _described(**events: str | list) -> dict[str, Any]:
-    """Returns the events that occur with the names of their columns."""
-    present = {name for person in events["people"] for name in person} | events.keys()
-    columns = {name: list(fields) for name, fields in EVENT_COLUMNS.items() if name in present}
-    return {"columns": columns, **events}
-
-
-def _listed(events: Iterable[Iterable[Any]]) -> list[list[Any]]:
-    """Returns events as JSON-able lists, times and sizes rounded."""
-    return [[round(v, 4) if isinstance(v, float) else v for v in event] for event in events]
 
 
 def splits(num_records: int) -> dict[str, list[int]]:
@@ -252,55 +235,92 @@ def who_meets(numbers: list[int], meetings: int) -> list[tuple[int, int]]:
     return [(first + 2 * j % size, first + (2 * j + 1 + 2 * (2 * j // size)) % size) for j in range(count)]
 
 
-def make_records(config: SynthConfig, seed: int, num_conversations: int) -> Iterator[tuple[str, Record]]:
+def make_records(
+    config: SynthConfig, seed: int, num_conversations: int, bank: Bank | None = None
+) -> Iterator[tuple[str, Record]]:
     """Yields all conversations of a set with their split, as `write_store` takes them.
 
-    No person is in two splits.
+    No person is in two splits, and no speaker and sentence of the bank, which is made first.
     """
-    for split, numbers in splits(num_conversations).items():
+    parts = splits(num_conversations)
+    if bank is not None:
+        bank.make()
+    for split, numbers in parts.items():
+        cast = None if bank is None else Cast(bank, split, seed)
         for index, people in zip(numbers, who_meets(numbers, config.meetings_per_person), strict=True):
-            yield split, make_conversation(config, seed, index, people)
+            yield split, make_conversation(config, seed, index, people, cast=cast)
 
 
-def make_scenes(config: SynthConfig, seed: int, num_records: int) -> Iterator[tuple[str, Record]]:
+def make_scenes(
+    config: SynthConfig, seed: int, num_records: int, bank: Bank | None = None
+) -> Iterator[tuple[str, Record]]:
     """Yields all records of an unpaired set with their split, each of another person."""
-    for split, numbers in splits(num_records).items():
+    parts = splits(num_records)
+    if bank is not None:
+        bank.make()
+    for split, numbers in parts.items():
+        cast = None if bank is None else Cast(bank, split, seed)
         for index in numbers:
-            yield split, make_scene(config, seed, index)
+            yield split, make_scene(config, seed, index, cast)
 
 
-def settings(config: SynthConfig, seed: int, num_records: int, *, unpaired: bool = False) -> dict[str, Any]:
+def settings(
+    config: SynthConfig, seed: int, num_records: int, *, unpaired: bool = False, bank: Bank | None = None
+) -> dict[str, Any]:
     """Returns what a synthetic store was made with; two stores with equal settings are equal."""
+    voices = {} if bank is None else {"bank": {**bank.settings, "talk": TALK_VERSION}}
     return {
         "source": "synthetic",
         "version": SYNTH_VERSION,
         "seed": seed,
         "scenes" if unpaired else "conversations": num_records,
         "config": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
+        **voices,
     }
 
 
 def write(
-    out: str | os.PathLike, num_records: int, *, minutes: float = 2.0, seed: int = 0, unpaired: bool = False
+    out: str | os.PathLike,
+    num_records: int,
+    *,
+    minutes: float = 2.0,
+    seed: int = 0,
+    unpaired: bool = False,
+    bank: Bank | None = None,
 ) -> str:
     """Writes a synthetic store, unless the same one is there already.
 
-    Returns one line that describes it. With `unpaired` its records are single people without audio,
-    otherwise conversations. Raises UserError for bad settings and for a folder that holds anything
-    else.
+    Returns one line that describes it. Raises UserError for bad settings and for a folder that
+    holds anything else.
+
+    Args:
+        out: The store's folder.
+        num_records: How many records it has.
+        minutes: The length of each.
+        seed: The number of the set.
+        unpaired: Makes single people without audio instead of conversations.
+        bank: The voices; None: the built-in ones.
     """
+    _check_numbers(seed=seed)
     config = SynthConfig(minutes=minutes)
     out, what = Path(out), "single persons" if unpaired else "conversations"
-    wanted = settings(config, seed, num_records, unpaired=unpaired)
     described = f"{num_records} {what}, {num_records * config.duration_s / 3600:.2f} hours, seed {seed}"
-    if (out / MANIFEST).exists():
-        if read_manifest(out)["settings"] != wanted:
-            raise UserError(f"{out} holds a store made with other settings; choose another folder or remove it")
+    wanted = settings(config, seed, num_records, unpaired=unpaired, bank=bank)
+    if _is_there(out, wanted):
         return f"{out}: already there ({described})"
     started = time.monotonic()
-    records = (make_scenes if unpaired else make_records)(config, seed, num_records)
+    records = (make_scenes if unpaired else make_records)(config, seed, num_records, bank)
     write_store(out, _counted(records, num_records, what), settings=wanted)
     return f"{out}: {described}, made in {time.monotonic() - started:.1f} s"
+
+
+def _is_there(out: str | os.PathLike, wanted: dict[str, Any]) -> bool:
+    """Returns whether a store with these settings is at `out`. Raises UserError for another one."""
+    if not (Path(out) / MANIFEST).exists():
+        return False
+    if read_manifest(out)["settings"] != wanted:
+        raise UserError(f"{out} holds a store made with other settings; choose another folder or remove it")
+    return True
 
 
 def _counted(records: Iterable[tuple[str, Record]], total: int, what: str) -> Iterator[tuple[str, Record]]:

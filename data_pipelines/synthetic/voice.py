@@ -4,14 +4,15 @@ NumPy and SciPy. The formant frequencies are round textbook averages of American
 are our own.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
-from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, lfilter, sosfilt
 
 from data_pipelines.synthetic.conversation import Phrase, SynthConfig
+from data_pipelines.synthetic.lips import LipTargets
 from unils_jax.motion import SAMPLE_RATE
 
 
@@ -61,7 +62,6 @@ CONSONANT_ODDS = (0.12, 0.2, 0.14, 0.2, 0.2, 0.14)
 ROUNDING_HOLD = 0.2
 
 BREATH_S = 0.3
-LIPS = ("open", "round", "spread", "close", "teeth")
 
 
 class Voice(NamedTuple):
@@ -150,7 +150,7 @@ def synthesize(
             first, vowel, last = (round(t * SAMPLE_RATE) - origin for t in syllable[:3])
             sound = _syllable_sound(syllable, source[first:last], vowel - first, filters[syllable.vowel], hiss, rng)
             track[origin + first : origin + first + len(sound)] += level * sound
-    _breathe(config, track, phrases, rng)
+    breathe(config, track, phrases, rng)
     return track
 
 
@@ -225,7 +225,7 @@ def _syllable_sound(
     return sound
 
 
-def _breathe(config: SynthConfig, track: np.ndarray, phrases: list[Phrase], rng: np.random.Generator) -> None:
+def breathe(config: SynthConfig, track: np.ndarray, phrases: list[Phrase], rng: np.random.Generator) -> None:
     """Adds audible breaths of 0.3 s that end just before the voice sets in after a pause."""
     num_samples, last_end_s = round(BREATH_S * SAMPLE_RATE), 0.0
     for phrase in phrases:
@@ -243,20 +243,10 @@ def articulation(
     """Returns the lips that make the syllables, as five latents over a time grid `[G]`.
 
     The latents are `open`, `round`, `spread`, `close` and `teeth`; `open` follows the loudness.
-    Targets lead the sound by the voice's `lead_s` and blend over `coarticulation_s`: the mean of
-    neighbouring targets, weighted by how firmly each holds and how near in time it is (after Cohen
-    and Massaro's dominance model). Silence holds the lips together as firmly as a vowel holds its
-    own.
+    Targets lead the sound by the voice's `lead_s` and blend over `coarticulation_s`, see
+    `LipTargets`.
     """
-    targets = {name: np.zeros(num_points) for name in LIPS}
-    holds = {name: np.ones(num_points) for name in LIPS}
-
-    def paint(start_s: float, end_s: float, values: dict[str, tuple[float, float]]) -> None:
-        first, last = (max(0, round((t - voice.lead_s) * points_per_s)) for t in (start_s, end_s))
-        for name, (target, hold) in values.items():
-            targets[name][first:last] = target * hold
-            holds[name][first:last] = hold
-
+    lips = LipTargets(num_points, points_per_s, voice.lead_s)
     for syllable in (s for phrase in syllables for s in phrase):
         vowel, consonant = VOWELS[syllable.vowel], CONSONANTS[syllable.consonant]
         # Jaws open no wider than they can: twice the usual, however loud.
@@ -268,10 +258,29 @@ def articulation(
             "close": (consonant.close, consonant.hold),
             "teeth": (consonant.teeth, 1.0),
         }
-        paint(syllable.start_s, syllable.vowel_s, held)
+        lips.paint(syllable.start_s, syllable.vowel_s, held)
         spoken = {"open": opening, "round": vowel.round, "spread": vowel.spread, "close": 0.0, "teeth": 0.0}
-        paint(syllable.vowel_s, syllable.end_s, {name: (target, 1.0) for name, target in spoken.items()})
-    # The width of the Gaussian at half its height is the time over which targets blend.
-    sigma = config.coarticulation_s / 2.355 * points_per_s
-    blurred = [{name: gaussian_filter1d(track, sigma) for name, track in group.items()} for group in (targets, holds)]
-    return {name: blurred[0][name] / blurred[1][name] for name in LIPS}
+        lips.paint(syllable.vowel_s, syllable.end_s, {name: (target, 1.0) for name, target in spoken.items()})
+    return lips.blended(config.coarticulation_s)
+
+
+@dataclass(frozen=True)
+class BuiltinTalk:
+    """All that one person says in a record with a built-in voice."""
+
+    voice: Voice
+    phrases: list[Phrase]
+    syllables: list[list[Syllable]]
+
+    @classmethod
+    def drawn(cls, config: SynthConfig, voice: Voice, phrases: list[Phrase], rng: np.random.Generator) -> "BuiltinTalk":
+        """Draws the syllables of the phrases."""
+        return cls(voice, phrases, draw_syllables(config, voice, phrases, rng))
+
+    def sound(self, config: SynthConfig, rng: np.random.Generator) -> Float32[np.ndarray, " N"]:
+        """Returns the clean voice, see `synthesize`."""
+        return synthesize(config, self.voice, self.phrases, self.syllables, rng)
+
+    def lips(self, config: SynthConfig, num_points: int, points_per_s: int) -> dict[str, np.ndarray]:
+        """Returns the lips, see `articulation`."""
+        return articulation(config, self.voice, self.syllables, num_points, points_per_s)

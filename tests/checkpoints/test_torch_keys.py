@@ -171,6 +171,19 @@ def test_prefixes_of_wrappers_are_left_away_and_told(golden, caplog, prefix):
     assert f"without {prefix}," in caplog.text and f"{len(weights)} of {len(weights)} keys" in caplog.text
 
 
+@pytest.mark.parametrize("prefix", ["model.", "ema_model.", "generator.net.", "module.model."])
+def test_a_prefix_that_all_keys_share_is_left_away_where_the_rest_is_known(golden, caplog, prefix):
+    weights = golden("codec").weights
+    found = to_paths({prefix + key: value for key, value in weights.items()}, "codec")
+    assert found.keys() == to_paths(weights, "codec").keys()
+    assert f"all {len(weights)} keys of the file begin with" in caplog.text
+
+
+def test_a_prefix_of_keys_that_no_table_knows_stays():
+    state = {"model.a": 1, "model.b": 2}
+    assert unwrapped(state) == state
+
+
 def test_a_part_may_be_compiled_but_a_part_named_module_stays():
     state = {"a._orig_mod.b": 1, "a.module.c": 2, "interaction_module.d": 3, "_orig_modx.e": 4}
     assert unwrapped(state) == {"a.b": 1, "a.module.c": 2, "interaction_module.d": 3, "_orig_modx.e": 4}

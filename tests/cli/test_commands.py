@@ -54,6 +54,18 @@ def test_help_of_every_command_shows_a_working_example(capsys, command):
     assert f"`unils {command}" in importlib.import_module(f"unils_jax.cli.{COMMANDS[command].module}").__doc__
 
 
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [("data", ("synth", "convert", "verify", "stats", "pca")), ("bench", ("decode", "train", "data", "gpu-smoke"))],
+)
+def test_help_of_a_kind_shows_its_own_examples_alone(capsys, command, kinds):
+    for kind in kinds:
+        assert run_unils(command, kind, "--help") == 0
+        examples = capsys.readouterr().out.split("example")[-1]
+        shown = re.findall(rf"unils {command} (\S+)", examples)
+        assert shown and set(shown) == {kind}
+
+
 def test_help_lists_every_command_and_version_says_which_this_is(capsys):
     assert run_unils("--help") == 0
     shown = capsys.readouterr().out
@@ -128,7 +140,7 @@ def test_an_older_result_is_replaced_by_the_whole_new_one(decode, tracks):
 
 
 def test_synthetic_data_is_made_once(tmp_path, capsys):
-    words = ["data", "synth", "--out", tmp_path / "store", "--conversations=3", "--minutes=0.1"]
+    words = ["data", "synth", "--out", tmp_path / "store", "--conversations=3", "--minutes=0.1", "--voices=builtin"]
     assert run_unils(*words) == 0
     assert "3 conversations, 0.01 hours, seed 0, made in" in capsys.readouterr().out
     before = (tmp_path / "store" / "manifest.json").stat().st_mtime_ns

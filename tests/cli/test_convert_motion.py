@@ -20,7 +20,7 @@ def convert(*words) -> int:
 
 
 def test_a_motion_file_goes_through_a_table_and_back_unchanged(tmp_path, file, capsys):
-    assert convert(file, "--out", tmp_path / "m.csv") == 0
+    assert convert(file, "--raw", "--out", tmp_path / "m.csv") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'm.csv'}: 2 x 5 frames\n"
     assert convert(tmp_path / "m.csv", "--out", tmp_path / "back.npz") == 0
     before, after = load_motion(file), load_motion(tmp_path / "back.npz")
@@ -29,11 +29,11 @@ def test_a_motion_file_goes_through_a_table_and_back_unchanged(tmp_path, file, c
 
 
 def test_the_layouts_of_others_go_both_ways(tmp_path, file, caplog):
-    assert convert(file, "--out", tmp_path / "talk.npz", "--layout", "dualtalk") == 0
+    assert convert(file, "--raw", "--out", tmp_path / "talk.npz", "--layout", "dualtalk") == 0
     assert "expression 50 to 99" in caplog.text and "eyes" in caplog.text and "standin basis" in caplog.text
     people = [tmp_path / f"talk_speaker{p}.npz" for p in (1, 2)]
     assert convert(*people, "--from", "dualtalk", "--basis", "standin", "--out", tmp_path / "back.npz") == 0
-    assert convert(file, "--out", tmp_path / "art.npz", "--layout", "artalk") == 0
+    assert convert(file, "--raw", "--out", tmp_path / "art.npz", "--layout", "artalk") == 0
     assert convert(tmp_path / "art.npz", "--from", "artalk", "--out", tmp_path / "back2.npz") == 0
     motion = load_motion(file).motion
     dualtalk, artalk = load_motion(tmp_path / "back.npz"), load_motion(tmp_path / "back2.npz")
@@ -64,7 +64,7 @@ def test_arkits_cuts_are_told_and_one_person_is_one_file(tmp_path, caplog):
     motion = np.zeros((1, 3, 108), np.float32)
     motion[0, 1, 103], motion[0, 2, 100:103] = 0.7, [0.4, 0.0, 0.0]
     save_motion(tmp_path / "m.npz", motion, expression_basis="standin", source={})
-    assert convert(tmp_path / "m.npz", "--out", tmp_path / "a.csv", "--layout", "arkit") == 0
+    assert convert(tmp_path / "m.npz", "--raw", "--out", tmp_path / "a.csv", "--layout", "arkit") == 0
     assert "1 of them are cut there, jawOpen at 2" in caplog.text
     with open(tmp_path / "a.csv", newline="") as table:
         rows = list(csv.DictReader(table))
@@ -92,7 +92,7 @@ def test_a_motion_file_of_another_rate_is_resampled(tmp_path, caplog):
     save_motion(tmp_path / "m.npz", motion, expression_basis="standin", source={})
     with np.load(tmp_path / "m.npz") as arrays:
         np.savez(tmp_path / "fast.npz", **{**arrays, "fps": np.float64(50)})
-    assert convert(tmp_path / "fast.npz", "--out", tmp_path / "out.npz") == 0
+    assert convert(tmp_path / "fast.npz", "--raw", "--out", tmp_path / "out.npz") == 0
     assert np.array_equal(load_motion(tmp_path / "out.npz").motion, motion[:, ::2])
     assert "50 frames a second and is resampled to 25" in caplog.text
 

@@ -17,7 +17,7 @@ from unils_jax.evaluation.protocols import PROTOCOLS, conversation_of
 from unils_jax.inference.conversations import decode
 from unils_jax.motion import save_motion
 
-FILES = ("report.json", "REPORT.md", "report.html")
+FILES = ("report.json", "report.md", "report.html")
 
 
 def records(basis: str):

@@ -156,9 +156,9 @@ def test_the_same_report_gives_the_same_page(report, scores):
 
 def test_three_files_are_written(tmp_path, report, scores):
     paths = write_report(tmp_path / "report.json", report, scores.traces())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["REPORT.md", "report.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
     assert json.loads(paths["json"].read_text()) == report
-    assert report_paths("x/clean.json")["markdown"].name == "CLEAN.md"
+    assert report_paths("x/clean.json")["markdown"].name == "clean.md"
 
 
 def test_a_report_with_nothing_defined_can_be_drawn(report):

@@ -29,7 +29,7 @@ def test_the_report_is_the_file_that_is_written(truth, tiny_store, tmp_path):
     settings, out = EvaluationSettings("unils-clean", limit=1), tmp_path / "report.json"
     report = evaluate_files(truth, tiny_store, settings, out=out)
     assert json.loads(out.read_text()) == report
-    assert {path.name for path in tmp_path.iterdir()} == {"truth", "report.json", "REPORT.md", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"truth", "report.json", "report.md", "report.html"}
     assert report["settings"]["source"] == {"by": "us"} and report["settings"]["dtype"] is None
     assert report["metrics"]["unils/speaking/FDD"]["mean"] == pytest.approx(0, abs=0.01)
 

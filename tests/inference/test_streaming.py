@@ -11,8 +11,9 @@ import pytest
 from tiny_models import random_motion, tiny_model
 
 from unils_jax.errors import UserError
+from unils_jax.finishing import Smoother, finish
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
-from unils_jax.inference.streaming import Smoother, Stream, Streams
+from unils_jax.inference.streaming import Stream, Streams
 from unils_jax.motion import smooth
 
 CHUNK = 64_000
@@ -56,7 +57,7 @@ def test_a_stream_is_the_one_shot_decode_however_it_is_fed(program, sizes, smoot
     stream = streams.open(seed=3, style=style(), smoothed=smoothed)
     motion = feed_in_pieces(streams, stream, own, other, sizes)
     expected = one_shot(program, own, other, seed=3, style=style())
-    np.testing.assert_array_equal(motion, smooth(expected) if smoothed else expected)
+    np.testing.assert_array_equal(motion, finish(expected, "", causal=True).motion if smoothed else expected)
     assert motion.shape[1] == 235
 
 
@@ -140,7 +141,7 @@ def test_reset_begins_anew(program):
     stream.flush()
     streams.run()
     expected = one_shot(program, noise(1000), seed=4, style=style(1), prev=style(2))
-    np.testing.assert_array_equal(stream.receive(), smooth(expected))
+    np.testing.assert_array_equal(stream.receive(), finish(expected, "", causal=True).motion)
 
 
 def test_a_closed_stream_leaves_its_place_to_another(program):

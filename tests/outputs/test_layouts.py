@@ -62,10 +62,10 @@ def test_artalk_keeps_all_but_the_eyes_bit_for_bit(tmp_path, motion):
     layouts.write_artalk(tmp_path / "a.npz", motion)
     with np.load(tmp_path / "a.npz") as arrays:
         assert arrays["motion"].shape == (2, 7, 106) and arrays["fps"] == 25.0
-    again = layouts.read_artalk(tmp_path / "a.npz")
+    again = layouts.read_artalk([tmp_path / "a.npz"])
     assert np.array_equal(again[..., :104], motion[..., :104]) and not again[..., EYES].any()
     np.savez(tmp_path / "one.npz", motion=layouts.to_artalk(motion[0]))
-    assert np.array_equal(layouts.read_artalk(tmp_path / "one.npz"), again[:1])
+    assert np.array_equal(layouts.read_artalk([tmp_path / "one.npz"]), again[:1])
 
 
 @pytest.mark.parametrize("people", [1, 2])
@@ -80,14 +80,14 @@ def test_artalk_comes_as_array_or_tensor_at_any_rate(tmp_path, motion, caplog, p
     write_pt(tmp_path / "one.pt", {"clip": channels})
     for name in ("a.npy", "tensor.pt", "named.pth", "one.pt"):
         caplog.clear()
-        assert np.array_equal(layouts.read_artalk(tmp_path / name), expected), name
+        assert np.array_equal(layouts.read_artalk([tmp_path / name]), expected), name
         assert "left out are the jaw's second and third component (up to 0.25)" in caplog.text
     write_pt(tmp_path / "fast.pt", {"motion": channels, "fps": 50})
     np.savez(tmp_path / "fast.npz", motion=channels, fps=50)
     for name, fps in (("fast.pt", None), ("fast.npz", None), ("a.npy", 50.0)):
-        found = layouts.read_artalk(tmp_path / name, fps)
+        found = layouts.read_artalk([tmp_path / name], fps)
         assert np.array_equal(found[:, :3], expected[:, :6:2]), name
-    assert np.array_equal(layouts.read_artalk(tmp_path / "fast.npz", 25.0), expected)
+    assert np.array_equal(layouts.read_artalk([tmp_path / "fast.npz"], 25.0), expected)
     assert "says 50 frames a second; --fps 25 is taken instead" in caplog.text
 
 
@@ -106,7 +106,7 @@ def test_artalk_comes_as_array_or_tensor_at_any_rate(tmp_path, motion, caplog, p
 def test_a_pt_without_motion_is_refused_in_one_line(tmp_path, content, message):
     write_pt(tmp_path / "x.pt", content)
     with pytest.raises(UserError, match=message) as error:
-        layouts.read_artalk(tmp_path / "x.pt")
+        layouts.read_artalk([tmp_path / "x.pt"])
     assert "x.pt" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -128,7 +128,7 @@ def test_broken_files_are_named_in_one_error(tmp_path, motion):
             tables.read_csv(table)
         assert str(table) in str(error.value)
     np.savez(tmp_path / "a.npz", exp=np.zeros((4, 50)), pose=np.zeros((3, 6)), motion=np.zeros((4, 100)))
-    for read in (lambda path: layouts.read_dualtalk([path]), layouts.read_artalk):
+    for read in (lambda path: layouts.read_dualtalk([path]), lambda path: layouts.read_artalk([path])):
         for path in (tmp_path / "a.npz", tmp_path / "none.npz", table):
             with pytest.raises(UserError, match=path.name):
                 read(path)

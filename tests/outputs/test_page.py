@@ -53,7 +53,9 @@ def coefficients(packed: dict) -> np.ndarray:
 
 def test_coefficients_are_kept_to_a_thousandth_of_what_is_asked(tmp_path):
     motion = wandering(2, 60)
-    make_page(tmp_path / "p.html", motion, standin_asset(), expression_basis="standin", truth=motion[:, :40] * 2)
+    make_page(
+        tmp_path / "p.html", motion, standin_asset(), expression_basis="standin", truth=motion[:, :40] * 2, state="raw"
+    )
     data = embedded(tmp_path / "p.html")
     K = data["numExpression"]
     values, truth = (coefficients(data[name]) for name in ("motion", "truth"))

@@ -39,7 +39,8 @@ def path(tmp_path_factory, conversation):
         pytest.skip("the page's script is not built: run `make viewer` (needs Node)")
     path = tmp_path_factory.mktemp("page") / "page.html"
     motion, truth, audio = conversation
-    make_page(path, motion, standin_asset(), audio, expression_basis="standin", truth=truth, title="a </script> & b")
+    given = {"truth": truth, "title": "a </script> & b", "state": "raw"}
+    make_page(path, motion, standin_asset(), audio, expression_basis="standin", **given)
     return path
 
 
@@ -264,7 +265,7 @@ def test_one_person_without_sound_runs_on_the_computers_clock(session, tmp_path,
 def test_flame_is_posed_as_in_the_model_and_stamped(session, tmp_path, path, conversation, golden):
     asset = golden_flame_asset(golden)
     file = tmp_path / "flame.html"
-    make_page(file, conversation[1], asset, expression_basis="flame", embed_flame=True)
+    make_page(file, conversation[1], asset, expression_basis="flame", embed_flame=True, state="raw")
     page = Page(session, file)
     page.seek(20.5 / FPS)
     expected = vertices(asset, jnp.asarray(conversation[1][1, 20]), head_rotation=True)

@@ -16,7 +16,7 @@ from unils_jax.motion import load_motion
 def flags(release, audio: Path, audio2: Path, out: Path) -> list[str]:
     words = {"checkpoint": release.dialogue, "audio_encoder": release.encoder, "audio": audio, "audio2": audio2}
     words |= {"tau": 0, "out": out}
-    return ["decode", *(str(word) for name, value in words.items() for word in (f"--{name}", value))]
+    return ["decode", "--raw", *(str(word) for name, value in words.items() for word in (f"--{name}", value))]
 
 
 @pytest.fixture(scope="module")

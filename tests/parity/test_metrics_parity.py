@@ -18,6 +18,9 @@ from unils_jax.face.flame_file import flame_regions
 from unils_jax.motion import MOTION_56_GROUPS
 
 RELATIVE = 1e-5
+# The published code computes in float32. A deviation near 1 has a rounding error of 6e-8; a metric that is a difference
+# of two, like JDD, may itself be 0.002, of which that is 3e-5. Below 1e-6 of its unit a metric says nothing.
+FLOOR = 1e-6
 ROLES = {"": "both", "S_": "speaking", "L_": "listening"}
 
 
@@ -45,7 +48,7 @@ def test_every_unils_metric_equals_the_release(golden, regions, all_speaking):
     assert len(expected) == 8 + 3 * (not all_speaking)
     for name, value in expected.items():
         role = next(role for start, role in reversed(ROLES.items()) if name.startswith(start))
-        np.testing.assert_allclose(scores[role][name[-3:]], value, rtol=RELATIVE, err_msg=name)
+        np.testing.assert_allclose(scores[role][name[-3:]], value, rtol=RELATIVE, atol=FLOOR, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,8 @@ def test_every_dualtalk_metric_equals_the_published_script(dualtalk, group, publ
         ours[f"diversity_{side}"] = mean_pair_distance(array[:, MOTION_56_GROUPS[group]], *pairs)
     names = ("fd", "paired_fd", "mse", "sid", "sid_reversed", "rpcc", "sts")
     for name in (*names, "variance_pred", "variance_gt", "diversity_pred", "diversity_gt"):
-        np.testing.assert_allclose(ours[name], outputs[f"{name}.{published}"], rtol=RELATIVE, err_msg=name)
         exact = outputs.get(f"f64.{name}.{published}", outputs[f"{name}.{published}"] if "sid" in name else None)
+        np.testing.assert_allclose(ours[name], outputs[f"{name}.{published}"], rtol=RELATIVE, atol=FLOOR, err_msg=name)
         if exact is not None:
             np.testing.assert_allclose(ours[name], exact, rtol=1e-9, err_msg=name)
 

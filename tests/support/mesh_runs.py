@@ -35,7 +35,7 @@ def run(
     folder: Path, config: Any, params: dict, batch: dict, meshes: list[tuple[int, int, int]], **options: Any
 ) -> dict:
     """What `measure` finds for every (data, fsdp, accumulate_steps). `options`: `head`, the stand-in's for the codec;
-    `min_cut_size`; `quick`, half the compile time for slower programs."""
+    `min_cut_size`; `slices` that the devices are taken for; `quick`, half the compile time for slower programs."""
     for name, arrays in (("params", params), ("batch", batch)):
         save_file({path: np.ascontiguousarray(value) for path, value in arrays.items()}, folder / f"{name}.safetensors")
     case = {"config": asdict(config), "meshes": meshes, **options}
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
     one = updates(stage, graphdef, objective, optimizer, params, batch, None)
     found = {}
     for data, fsdp, accumulate_steps in case["meshes"]:
-        mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp))
+        mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp, case.get("slices", 0)))
         many = updates(stage, graphdef, objective, optimizer, params, batch, mesh, accumulate_steps)
         found[f"{data},{fsdp},{accumulate_steps}"] = measure(one, many, stage.split(params)[0]) | {
             "born_alike": born_alike(mesh, config, stage.trainable),

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.ear import EarConfig
 from unils_jax.models.encoder_noise import EncoderRates
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
@@ -24,6 +25,7 @@ SCALES = (1, 4, 100)
 CODE_DIM = 8
 CODEC = CodecConfig(code_dim=CODE_DIM, scales=SCALES, width=16, depth=1, num_heads=2)
 LOGMEL = LogMelConfig(num_mels=6, context_frames=0)
+EAR = EarConfig(num_mels=8, context_frames=2, width=8, coarse_bands=2, feature_context=0)
 CONFIGS = {
     "codec": UniLSConfig(CODEC),
     "prior": UniLSConfig(CODEC, PriorConfig(16, 2, 2)),
@@ -31,6 +33,11 @@ CONFIGS = {
         CODEC, PriorConfig(16, 2, 2, LOGMEL.feature_dim), logmel=LOGMEL, lora=LoRAConfig(2, 4.0, 0.5)
     ),
 }
+
+CONFIGS["ear"] = UniLSConfig(ear=EAR)
+CONFIGS["hearing"] = replace(  # a dialogue with an ear
+    CONFIGS["dialogue"], prior=PriorConfig(16, 2, 2, EAR.feature_dim), logmel=None, ear=EAR
+)
 
 CONFIGS["dualtalk"] = DualTalkConfig(
     Wav2Vec2Config(8, 1, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2),
@@ -60,7 +67,7 @@ def random_model(config: UniLSConfig | DualTalkConfig, seed: int) -> UniLS | Dua
     rng = np.random.default_rng(seed)
     params = {path: rng.normal(0, (shape.shape[-2:] or (1,))[0] ** -0.5, shape.shape) for path, shape in shapes.items()}
     for path in params:
-        if path.endswith(("/scale", "codec/motion_std")):
+        if path.endswith(("/scale", "_std")):
             params[path] = rng.uniform(0.5, 1.5, params[path].shape)
         if path.startswith("prior/") and path.endswith("/kernel"):
             params[path] *= 3  # what a token sees should outweigh what it is, or all of them choose alike

@@ -33,16 +33,22 @@ def get_config():
     config.head = ""
     config.num_steps = {num_steps}
     config.data.update({{"store": {store!r}, "batch_size": 2}})
-    config.model.codec.update({codec!r})
     config.update({{"log_every": 1, "eval_every": 3, "eval_batches": 1, "checkpoint_every": {checkpoint_every}}})
+"""
+_CODEC = f"""
+    config.model.codec.update({TINY_CODEC!r})
 """
 _PRIOR = """
     config.model.prior.update({"width": 16, "depth": 1, "num_heads": 2})
 """
 _DIALOGUE = """
     config.model.prior.audio_dim = 6
+    config.model.ear = None
     config.model.logmel = {"num_mels": 6, "context_frames": 0}
     config.model.lora = {"rank": 2, "alpha": 4.0, "dropout_rate": 0.1}
+"""
+_EAR = """
+    config.model.ear.update({"num_mels": 8, "context_frames": 2, "width": 8, "coarse_bands": 2, "feature_context": 0})
 """
 
 
@@ -56,9 +62,9 @@ def run_unils(*argv: str | Path) -> int:
 
 def write_tiny_config(path: Path, stage: str, store: Path) -> Path:
     """A config file of the stage: what the smoke config says, at a size that compiles in seconds."""
-    values = {"stage": stage, "store": str(store), "codec": TINY_CODEC}
+    values = {"stage": stage, "store": str(store)}
     text = _COMMON.format(**values, num_steps=NUM_STEPS, checkpoint_every=CHECKPOINT_EVERY)
-    text += {"codec": "", "prior": _PRIOR, "dialogue": _PRIOR + _DIALOGUE}[stage]
+    text += {"ear": _EAR, "codec": _CODEC, "prior": _CODEC + _PRIOR, "dialogue": _CODEC + _PRIOR + _DIALOGUE}[stage]
     path.write_text(dedent(text) + "    return config\n")
     return path
 
@@ -120,7 +126,7 @@ def tiny_store(tmp_path_factory) -> Path:
     """A synthetic store of three conversations of twelve seconds."""
 
     def make(folder: Path) -> None:
-        flags = ["--conversations", "3", "--minutes", "0.2"]
+        flags = ["--conversations", "3", "--minutes", "0.2", "--voices", "builtin"]
         assert run_unils("data", "synth", "--out", folder / "store", *flags) == 0
 
     return made_once(tmp_path_factory, "tiny_data", make) / "store"

@@ -106,6 +106,7 @@ def test_every_stage_of_unils_but_the_first_has_the_one_before_as_parent():
         ("codec", None, "solo"),
         ("prior", "codec", "solo"),
         ("dialogue", "prior", "pair"),
+        ("ear", None, "pair"),
         ("artalk", "codec", "pair"),
         ("dualtalk", None, "partners"),
         ("unitalker", None, "speech"),

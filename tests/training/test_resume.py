@@ -294,7 +294,8 @@ def test_another_model_is_refused_whatever_is_allowed(tiny_runs):
 
 def test_other_data_are_refused_until_changes_are_allowed(tiny_runs, tmp_path, capsys):
     other = tmp_path / "store"
-    assert run_unils("data", "synth", "--out", other, "--conversations", "3", "--minutes", "0.2", "--seed", "9") == 0
+    flags = ["--conversations", "3", "--minutes", "0.2", "--seed", "9", "--voices", "builtin"]
+    assert run_unils("data", "synth", "--out", other, *flags) == 0
     workdir = tiny_runs.copy("codec", tmp_path / "codec")
     shutil.rmtree(workdir / "checkpoints" / "6")
     flags = [f"--config.data.store={other}"]

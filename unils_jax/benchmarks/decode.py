@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unils_jax.benchmarks.ahead.machines import Machine
+from unils_jax.benchmarks.ahead.report import compiled_for
 from unils_jax.benchmarks.timing import (
     TorchModule,
     interleaved,
@@ -27,12 +29,13 @@ from unils_jax.benchmarks.timing import (
     torch_reference_of,
 )
 from unils_jax.benchmarks.trace import DECODE_PARTS, as_shares, scope_seconds, shares_line
-from unils_jax.inference.program import StepInputs, make_program
+from unils_jax.errors import UserError
+from unils_jax.inference.program import StepInputs, make_program, planned_program
 from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_SAMPLES
 from unils_jax.nn.params import abstract, merge
-from unils_jax.training.flops import Work, count
+from unils_jax.training.flops import Work, count, count_jaxpr
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +125,33 @@ def bench_decode(
         del ours, contenders
         gc.collect()
     return rows
+
+
+def plan_decode(config: UniLSConfig, case: Case, dtype: str, machine: Machine) -> dict[str, Any]:
+    """Compiles a case's program for a machine that is not there; see `compiled_for`.
+
+    Raises UserError where the conversations do not divide over its devices.
+    """
+    slots, devices = case.conversations, machine.devices()
+    if slots % len(devices):
+        raise UserError(f"--batch must be a multiple of the {len(devices)} devices of {machine.name}, got {slots}")
+    program, inputs = planned_program(
+        lambda rngs: UniLS(config, rngs=rngs), slots=slots, people=case.people, dtype=dtype, devices=devices
+    )
+    traced = program.trace(inputs, devices)
+    work = count_jaxpr(traced.jaxpr)
+    log.info("compiling %s, %s", case.name, dtype)
+    compiled, seconds = machine.compile(traced)
+    return {
+        "program": f"decode, {case.name}, {dtype}",
+        "batch_size": slots,
+        "mesh": None if program.mesh is None else dict(program.mesh.shape),
+        "settings": "",
+        "compile_s": seconds,
+        "step_flops": work.total,
+        "frames": slots * case.people * WINDOW_FRAMES,
+        **compiled_for(machine, compiled, work.total, work.total),
+    }
 
 
 class OurDecode:

@@ -21,6 +21,7 @@ from unils_jax.audio import frame_loudness
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
 from unils_jax.evaluation.likelihood import (
+    articulator_errors,
     codec_error,
     jaw_loudness_correlation,
     marginal_cross_entropy,
@@ -31,17 +32,19 @@ from unils_jax.evaluation.likelihood import (
 from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output
+from unils_jax.finishing import finish_file
 from unils_jax.inference.conversations import decode
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import load_motion, smooth
+from unils_jax.motion import load_motion
 from unils_jax.outputs.video import render_frame
 from unils_jax.training import run
 
 log = logging.getLogger(__name__)
 
-STAGES = ("codec", "prior", "dialogue")
+STAGES = ("ear", "codec", "prior", "dialogue")
+PARENTS = {"prior": "codec", "dialogue": "prior"}
 # Steps of each stage, fewer than its smoke config says: eight minutes on two cores.
-STEPS = {"codec": 1100, "prior": 360, "dialogue": 400}
+STEPS = {"ear": 500, "codec": 1100, "prior": 360, "dialogue": 400}
 SEED = 0
 EVAL_CONVERSATIONS = 8
 JAW_MARGIN = 0.4
@@ -65,23 +68,34 @@ class Check:
         return f"{verdict} {self.name}: {self.value:.4f} (bound {self.bound:.4f}) - {self.meaning}"
 
 
-def train(stage: str, out: Path, parent: str | None, times: int | None) -> None:
+def train(stage: str, out: Path, times: int | None) -> None:
     """Trains a stage with its smoke config, `times` as long; None: for the steps of `STEPS`."""
     config = load_config(f"smoke/{stage}")
     config.data.store = str(out / "data")
     config.num_steps = STEPS[stage] if times is None else times * config.num_steps
-    run.train(config.to_dict(), out / stage, parent=parent)
+    if stage == "dialogue":
+        config.audio_encoder = str(out / "ear")
+    parent = PARENTS.get(stage)
+    run.train(config.to_dict(), out / stage, parent=None if parent is None else out / parent)
 
 
 def check_all(out: Path) -> list[Check]:
-    """Checks the three stages in the folder on conversations that none of them has seen."""
-    return check_codec(out) + check_prior(out) + check_dialogue(out)
+    """Checks the four stages in the folder on conversations that none of them has seen."""
+    return check_ear(out) + check_codec(out) + check_prior(out) + check_dialogue(out)
 
 
 def held_out(out: Path, view: str, batch_size: int, num_batches: int) -> list[Batch]:
     """Reads batches of windows of the test conversations, which no stage has seen."""
     loader = make_loader(str(out / "data"), "test", view=view, batch_size=batch_size, seed=0)
     return list(islice(iter(loader), num_batches))
+
+
+def check_ear(out: Path) -> list[Check]:
+    """Compares the ear's articulators with predicting their mean."""
+    model = load(out / "ear").model
+    error, baseline = mean_over(held_out(out, "pair", 16, 4), lambda batch: articulator_errors(model, batch))
+    meaning = "mean squared error of the ear's articulators on held-out voices, bound: 0.7 of predicting the mean"
+    return [Check("ear error", error, 0.7 * baseline, error < 0.7 * baseline, meaning)]
 
 
 def check_codec(out: Path) -> list[Check]:
@@ -158,15 +172,15 @@ def jaw_correlations(model: UniLS, out: Path) -> tuple[float, float]:
 
 
 def plot_losses(out: Path) -> None:
-    """Writes loss_curves.png: training and validation loss of the three stages."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    """Writes loss_curves.png: training and validation loss of the stages."""
+    figure, axes = plt.subplots(1, len(STAGES), figsize=(4 * len(STAGES), 3.2), layout="constrained")
     for axis, stage in zip(axes, STAGES, strict=True):
         rows = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
         for split in ("train", "val"):
             chosen = [row for row in rows if row["split"] == split]
             axis.plot([row["step"] for row in chosen], [row["loss"] for row in chosen], marker=".", label=split)
         axis.set(title=stage, xlabel="step", ylabel="loss")
-        axis.set_yscale("log" if stage == "codec" else "linear")
+        axis.set_yscale("log" if stage in ("ear", "codec") else "linear")
         axis.legend()
     with atomic_output(out / "loss_curves.png") as partial:
         figure.savefig(partial, dpi=120)
@@ -175,8 +189,8 @@ def plot_losses(out: Path) -> None:
 
 def draw_stills(out: Path) -> None:
     """Writes stills.png: both people at four moments of the conversation of motion.npz."""
-    file = load_motion(out / "motion.npz")
-    motion = smooth(file.motion)
+    file = finish_file(load_motion(out / "motion.npz"), "motion.npz")
+    motion = file.motion
     moments = [motion.shape[1] * part // 5 for part in range(1, 5)]
     frames = [
         render_frame(motion[:, moment], standin_asset(), expression_basis=file.expression_basis, size=320)

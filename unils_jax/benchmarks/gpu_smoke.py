@@ -17,13 +17,13 @@ from unils_jax.inference.conversations import decode
 from unils_jax.training.run import train
 
 NUM_STEPS = 3
-STAGES = ("codec", "prior", "dialogue")
+STAGES = ("ear", "codec", "prior", "dialogue")
 
 log = logging.getLogger(__name__)
 
 
 def gpu_smoke(out: Path, configs: Mapping[str, ConfigDict] | None = None, *, allow_cpu: bool = False) -> str:
-    """Makes data, trains each stage three steps from the stage before, decodes with the last one.
+    """Makes data, trains each stage three steps from those before, decodes with the last one.
 
     `configs` are by stage (default: the smoke configs). Returns one line that says what ran, where
     and how long. Raises UserError where there is no GPU and where `out` holds anything;
@@ -39,8 +39,11 @@ def gpu_smoke(out: Path, configs: Mapping[str, ConfigDict] | None = None, *, all
         config = configs[stage] if configs else load_config(f"smoke/{stage}")
         config.update({"num_steps": NUM_STEPS, "log_every": 1, "eval_batches": 1, "checkpoint_every": NUM_STEPS})
         config.data.update({"store": str(out / "data"), "num_workers": 0})
+        if config.model.get("ear") and stage == "dialogue":
+            config.audio_encoder = str(out / "ear")
         metrics = train(config.to_dict(), out / stage, parent=parent)
-        losses[stage], parent = metrics["train/loss"], str(out / stage)
+        losses[stage] = metrics["train/loss"]
+        parent = None if stage == "ear" else str(out / stage)
     model = load(out / "dialogue").model
     motion = decode(model, *np.random.default_rng(0).standard_normal((2, 80_000), np.float32) / 10)
     broken = [name for name, loss in losses.items() if not np.isfinite(loss)]

@@ -393,7 +393,9 @@ def load_torch_reference(
     sizes = model_sizes(contents["meta_cfg"], contents["model"])
     chained = "bit_chain" in contents["model"]
     model = build_torch_reference(contents["meta_cfg"], sizes["audio_width"], sizes["audio_condition"], chained)
-    load_strictly(model, contents["model"], str(path))
+    # The reference has no ear: as with log-mel features, its dialogue is given features.
+    state = {key: value for key, value in contents["model"].items() if not key.startswith("ear.")}
+    load_strictly(model, state, str(path))
     if audio_encoder is not None and sizes["stage"] == "dialogue":
         model.audio_encoder = load_encoder(audio_encoder)
     return model.eval()

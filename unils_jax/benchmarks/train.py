@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from unils_jax.benchmarks.ahead.machines import Machine
+from unils_jax.benchmarks.ahead.report import compiled_for
 from unils_jax.benchmarks.timing import (
     TorchModule,
     interleaved,
@@ -39,8 +41,17 @@ from unils_jax.nn.params import abstract
 from unils_jax.systems.base import Batch, Objective, Start
 from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.training.config import RunConfig, run_config
-from unils_jax.training.flops import Work, count
-from unils_jax.training.sharding import batch_sharding, global_batch, make_mesh, replicated, shard_params, shardings
+from unils_jax.training.flops import Work, count_jaxpr
+from unils_jax.training.sharding import (
+    MeshConfig,
+    batch_sharding,
+    global_batch,
+    make_mesh,
+    process_batch_size,
+    replicated,
+    shard_params,
+    shardings,
+)
 from unils_jax.training.step import hold_frozen, init_state, make_train_step
 
 log = logging.getLogger(__name__)
@@ -123,13 +134,35 @@ def batch_shapes(config: RunConfig) -> Batch:
     return Batch(shapes | ({"audio": floats(*lead, WINDOW_SAMPLES)} if windows == "pair" else {}))
 
 
-def compile_step(config: RunConfig, objective: Objective) -> Compiled:
+def compile_step(config: RunConfig, objective: Objective, machine: Machine | None = None) -> Compiled:
     """Traces and compiles the step from shapes alone, without allocating a weight.
 
-    Where there are several devices, it is on the config's mesh.
+    It is for a machine that is not there (None: for this one's devices). Where there are several
+    devices, it is on the config's mesh.
+    """
+    traced, mesh, work = trace_step(config, objective, machine)
+    log.info("compiling the %s step, batch %d", config.stage, config.data.batch_size)
+    if machine is not None:
+        program, seconds = machine.compile(traced)
+        return Compiled(program, mesh, work, seconds)
+    lowered = traced.lower()
+    started = time.perf_counter()
+    return Compiled(lowered.compile(), mesh, work, time.perf_counter() - started)
+
+
+def trace_step(
+    config: RunConfig, objective: Objective, machine: Machine | None = None
+) -> tuple[jax.stages.Traced, Mesh | None, Work]:
+    """Traces what `compile_step` compiles; also returns its mesh and its work.
+
+    Raises UserError where batch or mesh do not fit the devices.
     """
     stage, train = STAGES[config.stage], config.train
-    mesh = make_mesh(config.mesh) if jax.device_count() > 1 else None
+    devices = jax.devices() if machine is None else machine.devices()
+    needed = MeshConfig() != config.mesh or machine is not None
+    mesh = make_mesh(config.mesh, devices) if len(devices) > 1 or needed else None
+    if mesh is not None:
+        process_batch_size(config.data.batch_size, mesh, train.accumulate_steps)
     graphdef, shapes = abstract(system_of_config(config.model).builder(config.model))
     trainable, frozen = stage.split(shapes)
     frozen = jax.eval_shape(lambda params: hold_frozen(params, train.compute_dtype), frozen)
@@ -141,12 +174,8 @@ def compile_step(config: RunConfig, objective: Objective) -> Compiled:
     step = make_train_step(
         stage, graphdef, objective, config.optimizer, accumulate_steps=train.accumulate_steps, mesh=mesh
     )
-    work = count(step, *arguments)
-    lowered = step.lower(*arguments)
-    log.info("compiling the %s step, batch %d", config.stage, config.data.batch_size)
-    started = time.perf_counter()
-    program = lowered.compile()
-    return Compiled(program, mesh, work, time.perf_counter() - started)
+    traced = step.trace(*arguments)
+    return traced, mesh, count_jaxpr(traced.jaxpr)
 
 
 def _placed(shapes: PyTree, sharding: PyTree) -> PyTree:
@@ -189,12 +218,22 @@ def bench_train(
     }
 
 
-def bench_aot(config: RunConfig, objective: Objective) -> dict[str, Any]:
+def bench_aot(config: RunConfig, objective: Objective, machine: Machine | None = None) -> dict[str, Any]:
     """Returns memory and work of the compiled step, from shapes alone.
 
-    Nothing of the model's size is allocated or run.
+    Nothing of the model's size is allocated or run. With a machine there is also what its compiler
+    made of the step, see `compiled_for`.
     """
-    return described(config, objective, compile_step(config, objective))
+    compiled = compile_step(config, objective, machine)
+    figures = described(config, objective, compiled)
+    if machine is None:
+        return figures
+    train = config.train
+    settings = [name for name in ("remat", "scan_layers") if getattr(train, name)]
+    settings += [f"{train.accumulate_steps} parts"] if train.accumulate_steps > 1 else []
+    words = {"program": f"{config.stage}, {train.compute_dtype}", "settings": ", ".join(settings)}
+    found = compiled_for(machine, compiled.program, compiled.work.total, compiled.work.model)
+    return {**figures, **words, **found}
 
 
 def described(config: RunConfig, objective: Objective, compiled: Compiled) -> dict[str, Any]:

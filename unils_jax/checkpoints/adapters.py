@@ -25,13 +25,14 @@ from unils_jax.checkpoints.torch_keys import check_params, to_paths, to_torch
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
+from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.unils.meta_cfg import MAX_SIZE
 
-PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)")
+PATHS = re.compile(r"prior/((.*/)?lora_[ab]|blocks/\d+/((own|other)_)?audio_attn/.*|((own|other)_)?audio_embed)|ear/.*")
 METADATA = "unils_adapter"
 
 
@@ -46,6 +47,7 @@ class AdapterInfo:
     lora: LoRAConfig
     logmel: LogMelConfig | None = None  # the front end; None: a published audio encoder
     audio_condition: str = "pair"  # one of `AUDIO_CONDITIONS`
+    ear: EarConfig | None = None  # the ear, whose weights the adapter holds; None: another encoder
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def save_adapter(
             "stage; in a .pt or .safetensors they are merged"
         )
     prior, base = config.prior, base_hash(config, params)
-    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, config.logmel, prior.audio_condition)
+    encoder = {"logmel": config.logmel, "ear": config.ear, "audio_condition": prior.audio_condition}
+    info = AdapterInfo(name, base, expression_basis, prior.audio_dim, config.lora, **encoder)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
         re.sub(r"(audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)
@@ -166,7 +169,7 @@ def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source:
             "the prior that it was trained from, or its own dialogue workdir"
         )
     prior = replace(config.prior, audio_dim=adapter.info.audio_dim, audio_condition=adapter.info.audio_condition)
-    config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora)
+    config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora, ear=adapter.info.ear)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
     check_params({path: tuple(shape.shape) for path, shape in shapes.items()}, params, source)

@@ -7,6 +7,7 @@ is read in both directions; no torch needed.
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -152,10 +153,12 @@ def is_ignored(key: str, stage: str) -> bool:
 def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
     """Returns a state dict without the prefixes of PyTorch's wrappers, and logs which.
 
-    They are `module.` (DistributedDataParallel, DataParallel) and `_orig_mod.` (torch.compile, also
-    inside a key where a part of the model was compiled). Raises UserError where two keys become
-    one.
+    They are `module.` (DistributedDataParallel, DataParallel), `_orig_mod.` (torch.compile, also
+    inside a key where a part of the model was compiled), and any other that all keys share and
+    without which the tables know them (the name that a trainer gave the model). Raises UserError
+    where two keys become one.
     """
+    state = _without_outer(state)
     prefixes = {prefix for key in state for prefix in _WRAPPERS.findall(key)}
     if not prefixes:
         return state
@@ -172,6 +175,25 @@ def unwrapped(state: Mapping[str, Item]) -> Mapping[str, Item]:
         len(state),
     )
     return plain
+
+
+def _without_outer(state: Mapping[str, Item]) -> Mapping[str, Item]:
+    """Leaves away a prefix that all keys share, like `model.`, where the tables know the rest."""
+    shared = os.path.commonprefix(list(state)).split(".")[:-1]
+    if not shared or any(map(_in_tables, state)):
+        return state
+    for count in range(1, len(shared) + 1):
+        prefix = ".".join(shared[:count]) + "."
+        plain = {key.removeprefix(prefix): item for key, item in state.items()}
+        if 2 * sum(map(_in_tables, plain)) > len(plain):
+            log.warning("keys are read without %s, which all %d keys of the file begin with", prefix, len(plain))
+            return plain
+    return state
+
+
+def _in_tables(key: str) -> bool:
+    key = without_wrappers(key)
+    return any(path_of(key, stage) is not None for stage in (*_layouts(), ENCODER))
 
 
 def without_wrappers(key: str) -> str:

@@ -20,13 +20,16 @@ from unils_jax.runtime import local_path
 from unils_jax.systems.registry import SYSTEMS, current_run
 
 ARRAYS = ("params", "ema", "optimizer", "frozen")  # items of arrays in our checkpoints
+# What Orbax, TensorStore and JSON raise on files that are missing, cut short, nested without end or
+# of another shape.
+DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError)
 
 
 def _load_ours(path: Path, weights: str) -> Checkpoint:
     step_folder = _newest_step(path)
     meta = _read_meta(step_folder)
     run = current_run(meta["config"])
-    if run["system"] not in SYSTEMS:
+    if not isinstance(run["system"], str) or run["system"] not in SYSTEMS:
         known = ", ".join(SYSTEMS)
         raise UserError(f"{step_folder} is a model of the system {run['system']!r:.40}; known are {known}")
     system = SYSTEMS[run["system"]]
@@ -36,7 +39,7 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
             restored |= read_item(local_path(step_folder, "checkpoint").absolute() / item)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGE as error:
             raise _damaged(step_folder, item, error) from None
     check_params(expected, restored, str(step_folder))
     source = {"checkpoint": str(path), "step": meta["step"], "stage": config.stage}
@@ -44,8 +47,14 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
 
 
 def array_items(meta: Mapping[str, Any]) -> Sequence[str]:
-    """Returns the names of the items of arrays; all of them where `meta` does not list any."""
-    return meta.get("arrays", ARRAYS)
+    """Returns the names of the items of arrays; all of them where `meta` does not list any.
+
+    Raises ValueError where it lists anything else.
+    """
+    listed = meta.get("arrays", ARRAYS)
+    if not isinstance(listed, list | tuple) or not all(name in ARRAYS for name in listed):
+        raise ValueError(f"arrays must be of {', '.join(ARRAYS)}, got {str(listed)[:80]}")
+    return listed
 
 
 class _PatientHandler(ocp.type_handlers.NumpyHandler):
@@ -107,8 +116,9 @@ def _read_meta(step_folder: Path) -> Mapping[str, Any]:
         run = meta["config"]
         if not (type(meta["step"]) is int and hasattr(run["model"], "items") and run["expression_basis"] in BASES):
             raise ValueError("it lacks step, model or expression_basis")
+        array_items(meta)
         return meta
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise _damaged(step_folder, "meta", error) from None
 
 

@@ -37,6 +37,7 @@ class PeopleRequest(Request):
     audio2: str | None = None  # the second person's track
     truth: str | None = None  # motion file to compare with
     flame: str | None = None  # FLAME's model file; None: the stand-in head
+    raw: bool = False  # True: motion as the file has it; False: finished, unless the file says it is
 
 
 def add_people_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> None:
@@ -46,6 +47,16 @@ def add_people_arguments(parser: argparse.ArgumentParser, embed_in: str = "") ->
     parser.add_argument("--audio2", metavar="B", help="the second person's track")
     parser.add_argument("--truth", metavar="T.npz", help="motion file of what the people really did, to compare with")
     add_head_arguments(parser, embed_in)
+    add_raw_argument(parser)
+
+
+def add_raw_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --raw, which leaves motion as it was decoded."""
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="motion as it was decoded: not smoothed, window borders not mended, shapes not limited",
+    )
 
 
 def add_head_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> None:

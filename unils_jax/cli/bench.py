@@ -14,6 +14,9 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from unils_jax.benchmarks import data as data_bench
 from unils_jax.benchmarks import decode as decode_bench
 from unils_jax.benchmarks import train as train_bench
+from unils_jax.benchmarks.ahead.machines import Machine, simulate
+from unils_jax.benchmarks.ahead.machines import machine as named_machine
+from unils_jax.benchmarks.ahead.report import table as ahead_table
 from unils_jax.benchmarks.gpu_smoke import gpu_smoke
 from unils_jax.benchmarks.timing import check_torch_reference, limit_threads, machine, random_params, write_json
 from unils_jax.checkpoints.loading import load
@@ -26,12 +29,14 @@ from unils_jax.nn.params import Params
 from unils_jax.training.config import make_objective
 from unils_jax.training.run import config_head
 
-EXAMPLE = """example:
-  unils bench decode --config dialogue --against torch --threads 2 --json decode.json
-  unils bench train --config codec prior dialogue --batch_size 4 4 1 --against torch --threads 2 --json train.json
-  unils bench train --config dialogue --aot
-  unils bench data --json data.json
-  unils bench gpu-smoke"""
+EXAMPLES = {
+    "decode": "unils bench decode --config dialogue --against torch --threads 2 --json decode.json",
+    "train": "unils bench train --config codec prior dialogue --batch_size 4 4 1 --against torch --threads 2 "
+    "--json train.json\n  unils bench train --config dialogue --aot\n"
+    "  unils bench train --config codec --topology v5e:2x4 --config.train.compute_dtype=bfloat16",
+    "data": "unils bench data --json data.json",
+    "gpu-smoke": "unils bench gpu-smoke",
+}
 
 Measured = tuple[dict[str, Any], str]  # every figure, and the table to print
 
@@ -56,6 +61,21 @@ class ModelRequest(RoundsRequest):
 
     against: str | None = None  # "torch" measures the PyTorch reference in turns; None: nothing
     threads: int | None = None  # cores of the CPU; None: all
+    # Machines that are compiled for instead of measuring, `v5e:4x4` or `h100:8`; None: measures.
+    topology: list[str] | None = None
+    slices: int = 1  # of each of these machines
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.topology and self.against:
+            raise UserError("--topology runs nothing, so there is nothing to compare; leave --against away")
+        if self.slices != 1 and not self.topology:
+            raise UserError("--slices is of --topology; give that, or --config.mesh.slices for a run")
+
+    @property
+    def machines(self) -> list[Machine]:
+        """What to compile for; a UserError for a name that is not known."""
+        return [named_machine(text, self.slices) for text in self.topology or ()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +133,7 @@ class SmokeRequest(Request):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benches, with working examples."""
     parser.description = "Measures this machine; weights and inputs are random unless a checkpoint is given."
-    parser.epilog = EXAMPLE
+    parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     kinds = parser.add_subparsers(dest="bench", metavar="{decode,train,data,gpu-smoke}", required=True)
     for name, add, summary in (
         ("decode", add_decode_arguments, "motion per second from audio, and how long one waits for it"),
@@ -122,8 +142,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("gpu-smoke", add_smoke_arguments, "every stage three steps, one decode, one checkpoint, on a GPU"),
     ):
         sub = kinds.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n  {EXAMPLES[name]}", allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         add(sub)
 
@@ -144,6 +165,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a `ModelRequest`."""
     add_rounds_arguments(parser)
     parser.add_argument("--against", choices=["torch"], help="measure the PyTorch reference too, taking turns")
+    parser.add_argument(
+        "--topology",
+        nargs="+",
+        metavar="NAME",
+        help="compile for machines that are not there, v5e:4x4 or h100:8, and run nothing",
+    )
+    parser.add_argument(
+        "--slices", type=int, default=ModelRequest.slices, metavar="N", help="slices or nodes of --topology"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="use N cores of the CPU (default: all)")
 
 
@@ -247,6 +277,8 @@ def report(request: RoundsRequest, measure: Callable[[], Measured]) -> None:
 def measure_decode(request: DecodeBenchRequest) -> Measured:
     """Measures each dtype's decode of a checkpoint or of random weights."""
     config, params = decode_model(request)
+    if request.topology:
+        return plan_decode(request, config)
     described = start(request)
     if params is None:
         _, params = random_params(config)
@@ -267,6 +299,19 @@ def measure_decode(request: DecodeBenchRequest) -> Measured:
     what = request.checkpoint or f"random weights of {request.config or 'dialogue'}"
     result = {"bench": "decode", "model": what, "against": request.against, "machine": described, "cases": rows}
     return result, f"{machine_line(described)}; {what}\n\n{decode_bench.table(result)}"
+
+
+def plan_decode(request: DecodeBenchRequest, config: UniLSConfig) -> Measured:
+    """Compiles the decode of both people for machines that are not there."""
+    described = start(request, peaks=False)
+    case = decode_bench.Case(people=2, conversations=request.batch, encodes=True)
+    rows = [
+        decode_bench.plan_decode(config, case, dtype, machine)
+        for machine in request.machines
+        for dtype in request.dtype
+    ]
+    result = {"bench": "decode", "topology": request.topology, "machine": described, "cases": rows}
+    return result, ahead_table(rows)
 
 
 def decode_model(request: DecodeBenchRequest) -> tuple[UniLSConfig, Params | None]:
@@ -297,10 +342,20 @@ def measure_train(request: TrainBenchRequest) -> Measured:
     ]
     for config in configs if request.against else ():
         check_torch_reference(config.model)
-    described = start(request, peaks=not request.aot)
+    if request.aot and not request.topology:
+        simulate(max((config.mesh for config in configs), key=lambda mesh: max(mesh.data, 1) * mesh.fsdp))
+    described = start(request, peaks=not (request.aot or request.topology))
+    objectives = [make_objective(c, config_head(c) if c.stage == "codec" else None) for c in configs]
+    if request.topology:
+        rows = [
+            train_bench.bench_aot(config, objective, machine)
+            for machine in request.machines
+            for config, objective in zip(configs, objectives, strict=True)
+        ]
+        result = {"bench": "train", "topology": request.topology, "machine": described, "stages": rows}
+        return result, ahead_table(rows)
     rows = []
-    for config in configs:
-        objective = make_objective(config, config_head(config) if config.stage == "codec" else None)
+    for config, objective in zip(configs, objectives, strict=True):
         if request.aot:
             rows.append(train_bench.bench_aot(config, objective))
             continue

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion import verify as verification
+from data_pipelines.conversion.report import empty_splits_note
 from data_pipelines.conversion.unitalker_pca import write_pca
 from data_pipelines.sources import FOLDERS
-from data_pipelines.sources.base import Source, folders_left_out
+from data_pipelines.sources.base import Source, folders_left_out, parse_shares
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import PCA_FILE
 from data_pipelines.speech_loader import parse_sets
@@ -25,15 +26,19 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from data_pipelines.store.writer import Dtypes
 from data_pipelines.synthetic import dataset
+from data_pipelines.synthetic.bank.bank import Bank
+from data_pipelines.synthetic.bank.engines import missing
 from unils_jax.cli.arguments import Request
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
+from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files
 from unils_jax.files import atomic_output, check_output
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
 
 EXAMPLES = {
     "synth": "unils data synth --out data/synthetic --conversations 60 --minutes 2 --seed 0\n"
-    "  unils data synth --out data/alone --unpaired 200 --minutes 0.5",
+    "  unils data synth --out data/alone --unpaired 200 --minutes 0.5\n"
+    "  unils data synth --out data/plain --voices builtin",
     "convert": "unils data convert --from release --source seamless/lmdb --index seamless.json --out data/seamless\n"
     "  unils data convert --from dualtalk --source dualtalk --out data/dualtalk --workers 8\n"
     "  unils data convert --from files --source recordings --out data/own\n"
@@ -41,6 +46,7 @@ EXAMPLES = {
     "verify": "unils data verify data/seamless",
     "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",
     "stats": "unils data stats data/seamless data/talk --out stats.json",
+    "imbalance": "unils data imbalance data/seamless --out imbalance.json",
 }
 log = logging.getLogger(__name__)
 
@@ -54,6 +60,8 @@ class SynthRequest(Request):
     unpaired: int | None = None  # so many single persons instead of conversations
     minutes: float = 2.0  # of each record
     seed: int = 0
+    voices: str = "auto"  # auto, builtin or bank
+    bank: str | None = None  # the folder of the bank; None: in the user's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,7 @@ class ConvertRequest(Request):
     out: str
     index: str | None = None  # the release's; None: the one beside the LMDB
     split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
+    splits: str | None = None  # shares of train, val and test of a folder of files; None: 80/10/10
     shards: int | None = None  # None: by the hours
     workers: int | None = None  # None: one a core
     shard: str = "1/1"  # part i/n of the work, for several machines
@@ -114,12 +123,34 @@ class PcaRequest(Request):
             raise UserError(f"--seed must not be negative, got {self.seed}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImbalanceRequest(Request):
+    """The flags of `unils data imbalance`."""
+
+    store: str
+    out: str | None = None  # None: imbalance.json in the store
+    frames: int = imbalance.Settings.frames
+    pictured: int = imbalance.Settings.pictured  # frames of the t-SNE picture; 0: none
+    seed: int = imbalance.Settings.seed
+
+    def __post_init__(self):
+        if "://" in self.store and not self.out:
+            raise UserError(f"the report on {self.store} needs a place on this machine; give --out FILE.json")
+        if self.frames < 1 or self.pictured < 0 or self.seed < 0:
+            raise UserError(
+                f"--frames must be at least 1, --pictured and --seed not negative, got {self.frames}, {self.pictured}, "
+                f"{self.seed}"
+            )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-commands of `unils data`, each with a working example."""
     parser.description = "Make training data, convert it, check it. See `unils data convert --help` and so on."
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    kinds = parser.add_subparsers(dest="data_command", metavar="{synth,convert,verify,stats,pca}", required=True)
+    kinds = parser.add_subparsers(
+        dest="data_command", metavar="{synth,convert,verify,stats,pca,imbalance}", required=True
+    )
 
     def kind(
         name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str
@@ -183,6 +214,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     )
 
+    _add_imbalance_arguments(
+        kind(
+            "imbalance",
+            run_imbalance,
+            "how much of the motion each audio explains",
+            "Predicts expression, jaw, head and eyes from own and other audio, while speaking and while listening,\n"
+            "by a ridge regression and a small network (scikit-learn, extra `analysis`), tested on unseen people.\n"
+            "Writes a report (JSON, Markdown, HTML) with the t-SNE picture of audio and motion.",
+        )
+    )
+
 
 def _add_synth_arguments(synth: argparse.ArgumentParser) -> None:
     synth.add_argument("--out", required=True, metavar="DIR", help="folder of the store, new or empty")
@@ -203,6 +245,15 @@ def _add_synth_arguments(synth: argparse.ArgumentParser) -> None:
     synth.add_argument(
         "--seed", type=int, default=SynthRequest.seed, metavar="S", help="not negative (default: %(default)s)"
     )
+    synth.add_argument(
+        "--voices",
+        choices=("auto", "builtin", "bank"),
+        default=SynthRequest.voices,
+        help="bank: flite and espeak-ng, with phones; builtin: needs neither; auto: bank where both are installed",
+    )
+    synth.add_argument(
+        "--bank", metavar="DIR", help="where the bank is kept, 2 minutes to make once (default: the user's cache)"
+    )
 
 
 def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
@@ -212,6 +263,12 @@ def _add_convert_arguments(convert: argparse.ArgumentParser) -> None:
     convert.add_argument("--source", required=True, metavar="DIR", help="the LMDB, or the folder of files")
     convert.add_argument("--index", metavar="FILE", help="the release's JSON index (default: the one beside the LMDB)")
     convert.add_argument("--split", metavar="NAME", help="puts a whole folder of files into one split")
+    convert.add_argument(
+        "--splits",
+        metavar="A,B,C",
+        help="shares of train, val and test of a folder of files without splits (default: about 0.8,0.1,0.1, "
+        "and fewer than three recordings are all train)",
+    )
     convert.add_argument("--out", required=True, metavar="DIR", help="folder of the store: new, empty or unfinished")
     convert.add_argument("--shards", type=int, metavar="N", help="about so many (default: by the hours)")
     convert.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
@@ -244,16 +301,49 @@ def _add_pca_arguments(pca: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_imbalance_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="DIR", help="a store of dialogues with audio")
+    parser.add_argument("--out", metavar="FILE.json", help="the report (default: DIR/imbalance.json)")
+    for name, meaning in (
+        ("frames", "frames that are drawn, at most"),
+        ("pictured", "frames in the picture; 0: none"),
+        ("seed", "of the draws"),
+    ):
+        default = getattr(ImbalanceRequest, name)
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (default: {default})")
+
+
 def run_synth(args: argparse.Namespace) -> None:
     """Makes a synthetic store; where the same one is there already, says so."""
     synth(SynthRequest.from_args(args))
 
 
 def synth(request: SynthRequest) -> None:
-    """Makes a synthetic store and prints a line. Raises UserError as `dataset.write`."""
+    """Makes a synthetic store and prints a line. Raises UserError as `dataset.write` and `Bank`."""
     unpaired = request.unpaired is not None
-    count = request.unpaired if unpaired else request.conversations
-    print(dataset.write(request.out, count, minutes=request.minutes, seed=request.seed, unpaired=unpaired))
+    print(
+        dataset.write(
+            request.out,
+            request.unpaired if unpaired else request.conversations,
+            minutes=request.minutes,
+            seed=request.seed,
+            unpaired=unpaired,
+            bank=_chosen_bank(request),
+        )
+    )
+
+
+def _chosen_bank(request: SynthRequest) -> Bank | None:
+    """Returns the bank that the flags ask for, None for the built-in voices.
+
+    Says why where `auto` takes those. Raises UserError where `bank` cannot be had.
+    """
+    lacking = "" if request.voices == "builtin" else missing()
+    if request.voices == "auto" and lacking:
+        log.info("the built-in voices speak: %s", lacking)
+    if request.voices == "builtin" or (request.voices == "auto" and lacking):
+        return None
+    return Bank(request.bank, progress=lambda: Progress("spoke"))
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -269,15 +359,24 @@ def run_convert(args: argparse.Namespace) -> None:
             source, out, plan, num_workers=workers, part=request.part, dtypes=dtypes, progress=progress
         )
     if not outcome.finished:
-        left = f"{outcome.missing} shards of other parts are missing" if outcome.missing else "another part finishes it"
+        left = "another part finishes it"
+        if outcome.missing:
+            left = (
+                f"{counted(outcome.missing, 'shard')} of other parts {'is' if outcome.missing == 1 else 'are'} missing"
+            )
         print(f"{out}: part {request.shard} is done; {left}")
         return
     report = outcome.report
+    if report.get("empty_splits") and not request.split:
+        log.warning("%s: %s", out, empty_splits_note(report["empty_splits"]))
     for reason, counts in report["reasons"].items():
-        log.warning("left out %d sequences: %s (see %s)", counts["entries"], reason, out / conversion.SUMMARY)
+        log.warning(
+            "left out %s: %s (see %s)", counted(counts["entries"], "sequence"), reason, out / conversion.SUMMARY
+        )
     print(
-        f"{out}: {report['records']} records, {report['hours']['out']:.2f} of {report['hours']['in']:.2f} hours, "
-        f"{len(report['dropped'])} sequences left out, in {time.monotonic() - started:.1f} s"
+        f"{out}: {counted(report['records'], 'record')}, {report['hours']['out']:.2f} of "
+        f"{report['hours']['in']:.2f} hours, {counted(len(report['dropped']), 'sequence')} left out, in "
+        f"{time.monotonic() - started:.1f} s"
     )
 
 
@@ -287,8 +386,9 @@ def open_source(request: ConvertRequest) -> Source:
     if not source.exists():
         raise UserError(f"--source {source} does not exist; check the path")
     if request.layout not in FOLDERS:
-        if request.split is not None:
-            raise UserError("--split is of folders of files; the release's index tells the splits, leave it out")
+        for flag, value in (("--split", request.split), ("--splits", request.splits)):
+            if value is not None:
+                raise UserError(f"{flag} is of folders of files; the release's index tells the splits, leave it out")
         return ReleaseSource(source, Path(request.index) if request.index else find_index(source))
     if request.index is not None:
         raise UserError(f"--index is of --from release, not of --from {request.layout}; leave it out")
@@ -296,7 +396,8 @@ def open_source(request: ConvertRequest) -> Source:
     if others:
         remedy = f"convert each apart, like --source {source / others[0]} --split test"
         log.warning("%s: the folders %s are no split and are left out; %s", source, ", ".join(others), remedy)
-    return FOLDERS[request.layout](source, request.split or "")
+    shares = None if request.splits is None else parse_shares(request.splits)
+    return FOLDERS[request.layout](source, request.split or "", shares)
 
 
 def run_verify(args: argparse.Namespace) -> None:
@@ -313,11 +414,13 @@ def run_verify(args: argparse.Namespace) -> None:
     problems, warnings = report["problems"], report["warnings"]
     if problems["count"]:
         first, all_of_them = problems["first"][0], paths["markdown"]
-        raise UserError(f"{request.store} has {problems['count']} problems, the first: {first}; all in {all_of_them}")
+        count = counted(problems["count"], "problem")
+        raise UserError(f"{request.store} has {count}, the first: {first}; all in {all_of_them}")
     hours = sum(split["hours"] for split in report["splits"].values())
     offset = report["alignment"]["offset_frames"]
     aligned = "" if offset is None else f", the jaw {offset:+.1f} frames after the voice"
-    print(f"{request.store}: sound, {hours:.2f} hours{aligned}, {warnings['count']} warnings; report {paths['html']}")
+    remarks = counted(warnings["count"], "warning")
+    print(f"{request.store}: sound, {hours:.2f} hours{aligned}, {remarks}; report {paths['html']}")
 
 
 def run_stats(args: argparse.Namespace) -> None:
@@ -344,7 +447,9 @@ def run_stats(args: argparse.Namespace) -> None:
     }
     groups = ", ".join(f"{name} {value:.4g}" for name, value in rms.items())
     hours = int(merged.count.max()) / FPS / 3600
-    print(f"{len(stores)} stores, {hours:.2f} person-hours of train; deviations (root mean square): {groups}")
+    print(
+        f"{counted(len(stores), 'store')}, {hours:.2f} person-hours of train; deviations (root mean square): {groups}"
+    )
 
 
 def run_pca(args: argparse.Namespace) -> None:
@@ -357,6 +462,17 @@ def run_pca(args: argparse.Namespace) -> None:
     frames = write_pca(out, one, request.components, request.batch_size, request.seed)
     seconds = time.monotonic() - started
     print(f"{out}: {request.components} components of {frames} training frames, in {seconds:.1f} s")
+
+
+def run_imbalance(args: argparse.Namespace) -> None:
+    """Writes the report on what audio explains, and prints its table."""
+    request = ImbalanceRequest.from_args(args)
+    out = check_output(request.out or Path(request.store) / "imbalance.json", ".json")
+    settings = imbalance.Settings(request.frames, request.pictured, request.seed)
+    report = imbalance.measure(Store(request.store), settings, log.info)
+    text = imbalance_report.markdown(report)
+    paths = write_files(out, report, text, imbalance_report.page(report))
+    print(f"{text}\nreport {paths['html']}")
 
 
 class Progress:

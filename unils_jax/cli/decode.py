@@ -21,19 +21,21 @@ from unils_jax.cli.arguments import (
     add_annotation_arguments,
     add_encoder_argument,
     add_partner_arguments,
+    add_raw_argument,
     add_sound_arguments,
     read_clip,
     readers_of,
 )
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
+from unils_jax.finishing import finish, log_limits
 from unils_jax.inference import conversations
 from unils_jax.inference.program import Program, make_program
 from unils_jax.inference.recordings import Recording, find_recordings, read_conversation, read_recordings
 from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_KIND, load_motion, save_motion, smooth
+from unils_jax.motion import MOTION_KIND, load_motion, save_motion
 from unils_jax.outputs.annotations import read_template, save_annotation
 from unils_jax.outputs.video import render_video
 from unils_jax.runtime import only_writer
@@ -75,6 +77,7 @@ class DecodeRequest(Request):
     checkpoint: str | None = None  # None: the demo model of the package
     out: str | None = None  # motion file, a folder for several conversations
     video: str | None = None
+    raw: bool = False  # True: motion as it was decoded; False: finished, see `finishing.finish`
     adapter: str | None = None
     audio_encoder: str | None = None
     flame: str | None = None  # head of the video; None: the stand-in
@@ -168,6 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sound_arguments(parser)
     parser.add_argument("--out", metavar="M.npz", help="motion file to write; a folder for several conversations")
     parser.add_argument("--video", metavar="V.mp4", help="video to write")
+    add_raw_argument(parser)
     parser.add_argument(
         "--adapter", metavar="NAME", help="adapter of a prior: a .safetensors, or a name in its adapters/"
     )
@@ -246,16 +250,26 @@ def decode_one(request: DecodeRequest) -> None:
     generated = generate(request, system, checkpoint, inputs, options)
     seconds = time.perf_counter() - started
     values, basis = generated.values, checkpoint.expression_basis
-    if request.out and generated.annotation == MOTION_KIND:
-        save_motion(request.out, values, expression_basis=basis, source=source)
+    is_motion = generated.annotation == MOTION_KIND
+    if is_motion and not request.raw:
+        values = finished_values(values, basis, request.written)
+    if request.out and is_motion:
+        save_motion(request.out, values, expression_basis=basis, source=source, finished=not request.raw)
     elif request.out:
         save_annotation(request.out, values, generated.annotation, generated.fps, source)
     if request.video:
         # A listener's video has both voices; people who are generated apart have only theirs.
         voices = audio[: options.people] if sees_partner or annotated else audio
-        render_video(request.video, smooth(values), head, voices, expression_basis=basis)
+        render_video(request.video, values, head, voices, expression_basis=basis)
     what = f"frames of {generated.annotation}, in" if annotated else "frames, decoded in"
     print(f"{request.written}: {options.people} x {values.shape[1]} {what} {seconds:.1f} s with compilation")
+
+
+def finished_values(motion: Float[np.ndarray, "P T 108"], basis: str, name: str) -> Float[np.ndarray, "P T 108"]:
+    """Finishes decoded motion and logs what was limited in it."""
+    finished = finish(motion, basis)
+    log_limits(finished, name)
+    return finished.motion
 
 
 def load_checkpoint(request: DecodeRequest) -> Checkpoint:
@@ -326,13 +340,17 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
             path = Path(request.out) / f"{conversation.name}.npz"
             source = source_of(request, checkpoint, system)
             source |= {"audio": tracks[conversation.name], "batch": program.slots}
-            save_motion(path, motion, expression_basis=basis, source=source)
+            if not request.raw:
+                motion = finished_values(motion, basis, str(path))
+            save_motion(path, motion, expression_basis=basis, source=source, finished=not request.raw)
             frames += motion.shape[0] * motion.shape[1]
             log.info("%s: %d x %d frames", path, *motion.shape[:2])
             progress.update()
     progress.close()
     seconds, done = time.perf_counter() - started, len(recordings) - len(failures)
-    print(f"{request.out}: {done} conversations, {frames} frames, decoded in {seconds:.1f} s with compilation")
+    print(
+        f"{request.out}: {counted(done, 'conversation')}, {frames} frames, decoded in {seconds:.1f} s with compilation"
+    )
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")
 

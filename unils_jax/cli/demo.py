@@ -35,6 +35,8 @@ class DemoRequest(Request):
 
     out: str = "runs/demo"
     times: int | None = None  # factor on the smoke configs' steps; None: about three quarters
+    # As of `unils data synth`. The built-in ones are the same on every machine, and need no bank.
+    voices: str = "builtin"
 
     def __post_init__(self):
         if self.times is not None and self.times < 1:
@@ -44,8 +46,9 @@ class DemoRequest(Request):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils demo`, with working examples."""
     parser.description = (
-        "Makes synthetic conversations, trains codec, prior and dialogue on them, proves on held-out conversations "
-        "that each has learnt, decodes one and renders it. Minutes on two CPU cores; run again it continues."
+        "Makes synthetic conversations, trains ear, codec, prior and dialogue on them, proves on held-out "
+        "conversations that each has learnt, decodes one and renders it. Minutes on two CPU cores; run again it "
+        "continues."
     )
     parser.epilog = "example:\n  unils demo --out runs/demo\n  unils demo --out runs/longer --times 3"
     parser.add_argument("--out", default=DemoRequest.out, metavar="DIR", help="results folder (default: %(default)s)")
@@ -54,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="train every stage N times as long as its smoke config says (default: three quarters, roughly)",
+    )
+    parser.add_argument(
+        "--voices",
+        choices=("auto", "builtin", "bank"),
+        default=DemoRequest.voices,
+        help="of the conversations, as `unils data synth` takes them (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
@@ -64,17 +73,25 @@ def run(args: argparse.Namespace) -> None:
     out = Path(request.out)
     seconds: dict[str, float] = {}
     with phase("data", seconds):
-        synth(SynthRequest(out=str(out / "data"), conversations=CONVERSATIONS, minutes=MINUTES, seed=steps.SEED))
-    parent = None
+        synth(
+            SynthRequest(
+                out=str(out / "data"),
+                conversations=CONVERSATIONS,
+                minutes=MINUTES,
+                seed=steps.SEED,
+                voices=request.voices,
+            )
+        )
     for stage in steps.STAGES:
         with phase(stage, seconds):
-            steps.train(stage, out, parent, request.times)
-        parent = str(out / stage)
+            steps.train(stage, out, request.times)
     with phase("checks", seconds):
         checks = steps.check_all(out)
     # From here on as a user would: the commands on the trained dialogue.
     with phase("evaluate", seconds):
-        evaluate(EvaluateRequest(checkpoint=parent, data=str(out / "data"), out=str(out / "report.json")))
+        evaluate(
+            EvaluateRequest(checkpoint=str(out / "dialogue"), data=str(out / "data"), out=str(out / "report.json"))
+        )
     with phase("decode and render", seconds):
         decode_held_out(out)
         page = make_page(out)
@@ -88,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"time: {spent}; in all {sum(seconds.values()):.0f} s")
     files = f"conversation.mp4, {page}stills.png, motion.npz, loss_curves.png, report.html, results.json"
-    print(f"{out}: {files}, and the workdirs of the three stages")
+    print(f"{out}: {files}, and the workdirs of the four stages")
     if not all(check.passed for check in checks):
         raise SystemExit(1)
 

@@ -5,14 +5,26 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.evaluation import lip_errors
+from unils_jax.evaluation.figures.recordings import score_recordings, table
+from unils_jax.evaluation.metrics import jsonable
 from unils_jax.evaluation.protocols import PROTOCOLS
 from unils_jax.evaluation.report import report_paths
-from unils_jax.evaluation.run import EvaluationSettings, evaluate_checkpoint, evaluate_files, headline
+from unils_jax.evaluation.run import (
+    EvaluationSettings,
+    evaluate_checkpoint,
+    evaluate_files,
+    headline,
+    host,
+    versions,
+)
 from unils_jax.files import atomic_output, check_output
-from unils_jax.systems.registry import SYSTEMS
+from unils_jax.systems.registry import SYSTEMS, models_with_audio
+
+NOTHING = "name what is scored: --checkpoint PATH, --motion DIR, or --recordings DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +42,21 @@ class EvaluateRequest(Request):
     dtype: str = "float32"
     flame: str | None = None
     out: str = "report.json"
+    finished: bool = False  # True: motion as it is drawn and exported; False: as it was decoded
+    recordings: str | None = None  # folder of recordings instead of a store; None: a store
     sets: list[str] | None = None
     resources: str | None = None
 
     def __post_init__(self):
-        problems = []
+        problems = [] if self.checkpoint or self.motion or self.recordings else [NOTHING]
+        if self.recordings and (self.motion or self.data or self.sets or self.resources):
+            problems.append("--recordings goes with --checkpoint alone; leave --motion, --data, --sets and --resources")
+        if self.recordings and self.limit is not None:
+            problems.append("--limit goes with --data DIR; all --recordings are scored")
+        if self.recordings and not Path(self.recordings).is_dir():
+            problems.append(f"--recordings {self.recordings} is no folder; give the one with the audio files")
+        if self.motion and self.finished:
+            problems.append("--finished is of --checkpoint; --motion holds what its files hold, leave --finished away")
         if self.protocol not in PROTOCOLS:
             problems.append(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.seeds < 1:
@@ -47,7 +69,7 @@ class EvaluateRequest(Request):
             problems.append("--audio_encoder belongs to --checkpoint; leave it away with --motion")
         if self.motion and not Path(self.motion).is_dir():
             problems.append(f"--motion {self.motion} is no folder; give the one with the motion files")
-        if self.seeds > 1 and not self.data:
+        if self.seeds > 1 and not self.data and not self.recordings:
             problems.append(f"--seeds {self.seeds} goes with --data DIR; on its own sets a system draws nothing")
         if self.motion and not self.data:
             problems.append("--motion is scored on a store; name it with --data DIR")
@@ -62,7 +84,7 @@ class EvaluateRequest(Request):
     def settings(self) -> EvaluationSettings:
         """How a store is scored."""
         return EvaluationSettings(
-            self.protocol, self.split, self.seeds, self.limit, self.dtype, self.audio_encoder, self.flame
+            self.protocol, self.split, self.seeds, self.limit, self.dtype, self.audio_encoder, self.flame, self.finished
         )
 
 
@@ -76,12 +98,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = """example:
   unils evaluate --checkpoint runs/demo/dialogue --data runs/demo/data --out runs/demo/report.json
+  unils evaluate --recordings recordings/ --seeds 2
   unils evaluate --checkpoint runs/annotations --resources resources/binary_resources --out lips.json"""
     names = ", ".join(system.title for system in SYSTEMS.values())
-    system = parser.add_mutually_exclusive_group(required=True)
+    system = parser.add_mutually_exclusive_group()
     system.add_argument("--checkpoint", metavar="PATH", help=f"{names}: workdir or file")
     system.add_argument("--motion", metavar="DIR", help="motion files named as the store's records")
     defaults = EvaluateRequest
+    parser.add_argument(
+        "--recordings",
+        metavar="DIR",
+        help="audio instead of a store: NAME_speaker1 and _speaker2 are a pair, an .npz next to a track is tracked "
+        "motion; scores how the face follows the voice (default checkpoint: our demo model)",
+    )
+    parser.add_argument(
+        "--finished", action="store_true", help="score motion as it is drawn and exported, not as it was decoded"
+    )
     parser.add_argument("--data", metavar="DIR", help="store with the truth")
     parser.add_argument("--split", default=defaults.split, help="train, val or test (default: %(default)s)")
     parser.add_argument(
@@ -117,6 +149,9 @@ def run(args: argparse.Namespace) -> None:
 
 def evaluate(request: EvaluateRequest) -> None:
     """Writes the report of a request and prints its headline."""
+    if request.recordings:
+        evaluate_recordings(request)
+        return
     if not request.data:
         evaluate_sets(request)
         return
@@ -125,7 +160,19 @@ def evaluate(request: EvaluateRequest) -> None:
     else:
         report = evaluate_files(request.motion, request.data, request.settings, out=request.out)
     paths = ", ".join(str(path) for path in report_paths(request.out).values())
-    print(f"{paths}: {report['data']['conversations']} conversations, {headline(report)}")
+    print(f"{paths}: {counted(report['data']['conversations'], 'conversation')}, {headline(report)}")
+
+
+def evaluate_recordings(request: EvaluateRequest) -> None:
+    """Writes the scores of a folder of recordings and prints them as a table."""
+    checkpoint = load(request.checkpoint, audio_encoder=request.audio_encoder, stage=models_with_audio())
+    scores = score_recordings(
+        Path(request.recordings), checkpoint, seeds=request.seeds, dtype=request.dtype, finished=request.finished
+    )
+    scores |= {"versions": versions(), "host": host()}
+    with atomic_output(request.out) as partial:
+        partial.write_text(json.dumps(jsonable(scores), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"{table(scores)}\n{request.out}: {len(scores['tracks'])} tracks, motion {scores['settings']['motion']}")
 
 
 def evaluate_sets(request: EvaluateRequest) -> None:
@@ -136,4 +183,4 @@ def evaluate_sets(request: EvaluateRequest) -> None:
     report = lip_errors.evaluate_sets(request.checkpoint, settings)
     with atomic_output(request.out) as partial:
         partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{request.out}: {report['data']['records']} records; {lip_errors.headline(report['metrics'])}")
+    print(f"{request.out}: {counted(report['data']['records'], 'record')}; {lip_errors.headline(report['metrics'])}")

@@ -9,16 +9,23 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from unils_jax.audio import read_audio, speaking_frames
-from unils_jax.cli.arguments import PeopleRequest, Request, add_head_arguments, add_people_arguments
+from unils_jax.cli.arguments import (
+    PeopleRequest,
+    Request,
+    add_head_arguments,
+    add_people_arguments,
+    add_raw_argument,
+)
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
-from unils_jax.motion import BASES, EYES, FPS, MotionFile, load_motion, save_motion, smooth
+from unils_jax.finishing import finish_file
+from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion
 from unils_jax.outputs import arkit
 from unils_jax.outputs.arkit import write_live_link
 from unils_jax.outputs.gltf import write_glb
-from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk, write_dualtalk
+from unils_jax.outputs.layouts import LAYOUTS
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.tables import read_csv, write_csv
@@ -27,8 +34,9 @@ from unils_jax.outputs.video import FULL_HD, render_video
 log = logging.getLogger(__name__)
 
 # Layouts that can be written, with the suffixes of their files; all but ARKit's can be read back.
-SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "dualtalk": (".npz",), "artalk": (".npz",), "arkit": (".csv",)}
-READABLE = ("unils", "dualtalk", "artalk")
+READABLE = ("unils", *LAYOUTS)
+SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "arkit": (".csv",), **dict.fromkeys(LAYOUTS, (".npz",))}
+TABLES = (".csv", ".tsv", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +82,7 @@ class ConvertRequest(Request):
     arkit_basis: str | None = None  # shapes to fit by least squares; None: by name
     flame: str | None = None
     embed_flame: bool = False
+    raw: bool = False  # True: motion as it is read; False: finished, unless the file says it is
 
     def __post_init__(self):
         check_output(self.out, *SUFFIXES[self.layout])
@@ -84,13 +93,19 @@ class ConvertRequest(Request):
         if self.flame and self.out.suffix != ".glb" and not self.arkit_basis:
             raise UserError("--flame is the head of a .glb or of --arkit_basis; leave it away here")
 
+    @property
+    def imports(self) -> bool:
+        """Whether a table or another layout becomes a motion file."""
+        is_ours = self.source == "unils" and Path(self.motion[0]).suffix.lower() not in TABLES
+        return not is_ours and self.layout == "unils" and self.out.suffix == ".npz"
+
 
 def add_render_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils render`, with a working example."""
     parser.description = (
         "Draws the people of a motion file side by side, on FLAME's head with --flame and on a stand-in without, and "
         "adds the audio: the first person is heard left, the second right, and who speaks is written below. Motion is "
-        "smoothed a little, the truth is not."
+        "finished (smoothed, borders mended, shapes limited), the truth is not."
     )
     parser.epilog = """example:
   unils render motion.npz --video video.mp4 --audio a.wav --audio2 b.wav"""
@@ -125,7 +140,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils convert-motion`, with working examples."""
     parser.description = (
         "Takes motion elsewhere, and back. The suffix of --out chooses the kind of file, --layout the channels: our "
-        "108 (unils: .csv, .npz, .glb), DualTalk's 56 (.npz, one file a person), ARTalk's 106 (.npz), ARKit's 52 "
+        "108 (unils: .csv, .npz, .glb), those of another project (.npz; some have one file a person), ARKit's 52 "
         "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person). "
         "Motion in the stand-in basis becomes ARKit's by name; with "
         "--arkit_basis any motion does, by least squares on the vertices of the head."
@@ -134,9 +149,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
   unils convert-motion motion.npz --out motion.csv
   unils convert-motion motion.npz --out motion.glb
   unils convert-motion motion.npz --out arkit.csv --layout arkit
-  unils convert-motion motion.npz --out talk.npz --layout dualtalk
-  unils convert-motion talk_speaker1.npz talk_speaker2.npz --from dualtalk --out motion.npz
-  unils convert-motion tracked.npz --from dualtalk --fps 30 --out motion.npz"""
+  unils convert-motion motion.npz --out talk.npz --layout artalk
+  unils convert-motion talk.npz --from artalk --fps 30 --out motion.npz"""
     parser.add_argument("motion", nargs="+", metavar="FILE", help="motion file (.npz) or table (.csv); see --from")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help=".csv, .npz or .glb to write")
     parser.add_argument(
@@ -156,7 +170,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--basis",
         choices=tuple(BASES),
         default=ConvertRequest.basis,
-        help="of what --from dualtalk or artalk reads (default: %(default)s)",
+        help="of what another layout than ours reads (default: %(default)s)",
     )
     parser.add_argument(
         "--fps",
@@ -168,6 +182,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--arkit_basis", metavar="B.npz", help="names [K], shapes [K, V, 3] in metres, on the head's mesh"
     )
     add_head_arguments(parser, embed_in=".glb")
+    add_raw_argument(parser)
     parser.set_defaults(run=run_convert)
 
 
@@ -181,7 +196,7 @@ def run_render(args: argparse.Namespace) -> None:
     file = people.file
     summary = render_video(
         request.video,
-        smooth(file.motion),
+        file.motion,
         people.head,
         people.audio,
         expression_basis=file.expression_basis,
@@ -213,6 +228,7 @@ def view(request: ViewRequest) -> None:
         people.head,
         people.audio,
         expression_basis=file.expression_basis,
+        state="finished" if file.finished else "raw",
         truth=people.truth,
         names=request.names,
         title=request.title or Path(request.motion).stem,
@@ -260,6 +276,7 @@ def read_people(request: PeopleRequest) -> People:
             f"{file.expression_basis!r}; give motion of the same basis"
         )
     audio = [read_audio(path) for path in (request.audio, request.audio2) if path] or None
+    file = finish_file(file, request.motion, raw=request.raw)
     return People(file, None if truth is None else truth.motion, audio, load_head(request.flame))
 
 
@@ -270,6 +287,9 @@ def run_convert(args: argparse.Namespace) -> None:
     """
     request = ConvertRequest.from_args(args)
     file = read_motion(request)
+    # What other programs made comes in as it is: it is finished when it is drawn or goes out again.
+    if not request.imports:
+        file = finish_file(file, request.motion[0], raw=request.raw)
     if request.out.suffix == ".glb":
         written = convert_to_glb(request, file)
     elif request.layout == "arkit":
@@ -286,16 +306,14 @@ def read_motion(request: ConvertRequest) -> MotionFile:
     for path in paths:
         if not path.is_file():
             raise UserError(f"motion file {path} does not exist")
-    if len(paths) > (2 if request.source == "dualtalk" else 1):
-        raise UserError(
-            f"{len(paths)} files were given; one is read, or with --from dualtalk one for each of two people"
-        )
+    most = LAYOUTS[request.source].files if request.source in LAYOUTS else 1
+    if len(paths) > most:
+        several = " or ".join(f"--from {name}" for name, layout in LAYOUTS.items() if layout.files > 1)
+        raise UserError(f"{len(paths)} files were given; one is read, or with {several} one for each of two people")
     origin = {"converted_from": [path.name for path in paths], "layout": request.source}
-    if request.source == "dualtalk":
-        return MotionFile(read_dualtalk(paths, request.fps), request.basis, origin)
-    if request.source == "artalk":
-        return MotionFile(read_artalk(paths[0], request.fps), request.basis, origin)
-    if paths[0].suffix.lower() in (".csv", ".tsv", ".txt"):
+    if request.source in LAYOUTS:
+        return MotionFile(LAYOUTS[request.source].read(paths, request.fps), request.basis, origin)
+    if paths[0].suffix.lower() in TABLES:
         return MotionFile(*read_csv(paths[0], request.fps), origin)
     file = load_motion(paths[0], any_rate=True)
     rate = request.fps or check_rate(file.fps, f"{paths[0]}: fps")
@@ -304,16 +322,14 @@ def read_motion(request: ConvertRequest) -> MotionFile:
 
 def convert_channels(request: ConvertRequest, file: MotionFile) -> str:
     """Writes a motion file, a table or another project's channels; returns the paths in words."""
-    if request.layout != "unils":
+    if request.layout in LAYOUTS:
         warn_of_losses(request.layout, file)
-    if request.layout == "dualtalk":
-        return ", ".join(str(path) for path in write_dualtalk(request.out, file.motion))
-    if request.layout == "artalk":
-        write_artalk(request.out, file.motion)
-    elif request.out.suffix == ".csv":
+        return ", ".join(map(str, LAYOUTS[request.layout].write(request.out, file.motion)))
+    if request.out.suffix == ".csv":
         write_csv(request.out, file.motion, file.expression_basis)
     else:
-        save_motion(request.out, file.motion, expression_basis=file.expression_basis, source=file.source)
+        about = {"expression_basis": file.expression_basis, "source": file.source, "finished": file.finished}
+        save_motion(request.out, file.motion, **about)
     return str(request.out)
 
 
@@ -325,11 +341,8 @@ def warn_of_losses(layout: str, file: MotionFile) -> None:
             file.expression_basis,
             layout,
         )
-    lost = {"eyes": file.motion[..., EYES]}
-    if layout == "dualtalk":
-        lost["expression 50 to 99"] = file.motion[..., 50:100]
-    for name, values in lost.items():
-        if np.any(values):
+    for name, channels in LAYOUTS[layout].lacks.items():
+        if np.any(file.motion[..., channels]):
             log.warning("%s's layout has no room for %s, which is left out", layout, name)
 
 

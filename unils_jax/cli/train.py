@@ -9,7 +9,7 @@ import jax
 
 from unils_jax.cli.arguments import Request
 from unils_jax.config import load_config, override
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, counted
 from unils_jax.runtime import local_path
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
 from unils_jax.training.run import train
@@ -124,4 +124,4 @@ def run(args: argparse.Namespace) -> None:
     elif jax.process_index() == 0:
         shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
         num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
-        print(f"{workdir}: trained {num_steps} steps, {', '.join(shown) or 'nothing was left to do'}")
+        print(f"{workdir}: trained {counted(num_steps, 'step')}, {', '.join(shown) or 'nothing was left to do'}")

@@ -26,6 +26,21 @@ from unils_jax.systems.unils.system import generator_logits
 Batch = dict[str, np.ndarray]
 
 
+def articulator_errors(model: UniLS, batch: Batch) -> tuple[float, float]:
+    """Returns the mean squared error of an ear's articulators on pairs, and that of their mean."""
+    graphdef, params = split(model)
+    error, truth = _articulator_errors(graphdef, params, batch["audio"], batch["motion"])
+    return float(error.mean()), float(truth.var(axis=(0, 1, 2)).mean())
+
+
+@partial(jax.jit, static_argnums=0)
+def _articulator_errors(graphdef: nnx.GraphDef, params: Params, audio: Array, motion: Array) -> tuple[Array, Array]:
+    ear = merge(graphdef, params).ear
+    truth = ear.standardized(jnp.asarray(motion))
+    pred = ear.articulators(jnp.asarray(audio).reshape(-1, audio.shape[-1]), motion.shape[-2])
+    return jnp.square(pred.reshape(truth.shape) - truth), truth
+
+
 def codec_error(model: UniLS, batch: Batch) -> tuple[float, float]:
     """Returns the codec's mean absolute error on `motion`, and that of the training mean."""
     graphdef, params = split(model)

@@ -16,8 +16,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from data_pipelines.phones import PhoneTracks
 from unils_jax.evaluation import behaviour_metrics as behaviour
 from unils_jax.evaluation.dualtalk_metrics import dualtalk_metrics
+from unils_jax.evaluation.figures.names import WITH_PARTNER, missing_groups, needed_groups, unit
+from unils_jax.evaluation.figures.speech import Voice, speech_figures
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
@@ -28,42 +31,6 @@ FID_CHANNELS = {"expression_fid": EXPRESSION, "pose_fid": HEAD}
 FID_DRAWS = 200
 BINS = np.linspace(-4, 4, 65)  # of the distributions, in deviations of the training split
 NAN = float("nan")
-
-_UNITS = {
-    "LVE": "mm",
-    "MHD": "mm",
-    "FDD": "0.01 mm",
-    "PDD": "0.01 rad",
-    "JDD": "0.01 rad",
-    "pose_fid": "rad^2",
-    "sid": "bits",
-    "sid_reversed": "bits",
-    "blinks_per_minute": "1/min",
-    "blink_duration_s": "s",
-    "gaze_spectrum": "dB",
-    "head_spectrum": "dB",
-    "mouth_lag_s": "s",
-    "head_offset": "rad",
-    "jitter_expression": "1/s^3",
-    **{f"jitter_{group}": "rad/s^3" for group in ("head", "jaw", "eyes")},
-}
-
-# Groups of channels that figures rest on, where their names do not end in one; then the figures
-# that are against the partner's motion.
-_FACE, _MOUTH = {"expression", "jaw"}, {"jaw"}
-_NEEDS = {
-    **{name: _FACE for name in ("LVE", "MHD", "FDD")},
-    **{name: _MOUTH for name in ("JDD", "mouth_shut_in_silence", "mouth_lag_s", "mouth_correlation")},
-    **{name: {"head"} for name in ("PDD", "head_spectrum", "head_offset", "pose_fid")},
-    **{name: {"expression"} for name in ("blinks_per_minute", "blink_duration_s", "expression_fid")},
-    "gaze_spectrum": {"eyes"},
-}
-_WITH_PARTNER = ("dualtalk/paired_fd", "dualtalk/rpcc")
-
-
-def unit(name: str) -> str:
-    """Returns the unit of a figure by its path; "" for ratios, correlations and coefficients."""
-    return next((_UNITS[part] for part in name.split("/")[::-1] if part in _UNITS), "")
 
 
 def mesh_of(asset: FlameAsset) -> Mesh:
@@ -91,6 +58,7 @@ class Person:
     head_offset: float  # mean head rotation in radians that centring took from the prediction
     channel_mask: Bool[np.ndarray, "108"] | None = None  # channels that the truth has; None: all
     partner_channel_mask: Bool[np.ndarray, "108"] | None = None  # the same for the partner's truth
+    phones: PhoneTracks | None = None  # the own ones, when lips say them; None where not known
 
 
 def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tuple[Figures, Figures]:
@@ -121,24 +89,9 @@ def _without_missing(figures: Figures, person: Person) -> Figures:
     if not own and not partner:
         return figures
     return {
-        name: NAN if _needs(name) & (own | partner if name.startswith(_WITH_PARTNER) else own) else value
+        name: NAN if needed_groups(name) & (own | partner if name.startswith(WITH_PARTNER) else own) else value
         for name, value in figures.items()
     }
-
-
-def missing_groups(channel_mask: Bool[np.ndarray, "108"] | None) -> set[str]:
-    """Returns the groups (expression, head, jaw, eyes) that have none of their channels."""
-    if channel_mask is None:
-        return set()
-    return {group for group, channels in GROUPS.items() if not channel_mask[channels].any()}
-
-
-def _needs(name: str) -> set[str]:
-    """Returns the groups of channels that a figure rests on, by its path."""
-    last = name.rpartition("/")[2]
-    if last in _NEEDS:
-        return _NEEDS[last]
-    return {group for group in GROUPS if last == group or last.endswith(f"_{group}")}
 
 
 def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Figures:
@@ -160,7 +113,9 @@ def _behaviour(motion: np.ndarray, person: Person, expression_basis: str) -> Fig
             )
             named["mouth_lag_s"], named["mouth_correlation"] = lag
         figures |= {f"behaviour/{role}/{name}": value for name, value in named.items()}
-    return figures
+    voice = Voice(person.speaking, person.loudness_db, person.phones)
+    spoken = speech_figures(motion, person.truth, voice, expression_basis)
+    return figures | {f"behaviour/{name}": value for name, value in spoken.items()}
 
 
 def role_spectra(person: Person, role: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -200,7 +155,7 @@ def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
     """
 
     def of_person(person: Person, role: str, name: str, channels: slice) -> Moments:
-        counts = not _needs(name) & missing_groups(person.channel_mask)
+        counts = not needed_groups(name) & missing_groups(person.channel_mask)
         return moments(getattr(person, which)[role_masks(person.speaking)[role] & counts, channels])
 
     return {
@@ -256,7 +211,9 @@ class ScoreTable:
                 row += np.histogram(scaled.clip(BINS[0], BINS[-1]), BINS)[0]
         for role in ("speaking", "listening"):
             for what, pair in role_spectra(person, role).items():
-                if np.isfinite(pair).all() and not _needs(f"{what}_spectrum") & missing_groups(person.channel_mask):
+                if np.isfinite(pair).all() and not needed_groups(f"{what}_spectrum") & missing_groups(
+                    person.channel_mask
+                ):
                     self._spectra.setdefault(f"{role}/{what}", []).append(pair)
 
     def _keep_trace(self, name: str, person: Person) -> None:
@@ -307,7 +264,8 @@ class ScoreTable:
             ]
             results[name] = _entry(name, values, by_seed)
             if name in true[0]:
-                results[name]["truth"] = _nanmean([row[name] for row in true])
+                truth = _nanmean([row[name] for row in true])
+                results[name] |= {"truth": truth, "over_truth": results[name]["mean"] / truth if truth else NAN}
         return results | self._fids()
 
     def _fids(self) -> dict[str, dict[str, object]]:

@@ -12,12 +12,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
+from data_pipelines.phones import PhoneTracks
 from data_pipelines.record import Record
 from data_pipelines.windows import is_long_enough, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
+from unils_jax.evaluation.figures.speech import cut_phones, lip_phones
 from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
+from unils_jax.finishing import finish
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, center_head
 from unils_jax.nn.params import Params, merge
@@ -105,6 +108,7 @@ class Conversation:
     speaking: Bool[np.ndarray, "2 T"]
     observed: Bool[np.ndarray, "2 108"]  # the channels of each person that the truth has
     tracked: Float[np.ndarray, "2 T 108"]  # `motion` with head rotation as it was tracked
+    phones: tuple[PhoneTracks, ...] = ()  # of each person, when lips say them; () where not known
 
 
 # A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
@@ -145,7 +149,8 @@ def conversation_of(record: Record, protocol: Protocol) -> Conversation:
     style = motion[:, :WINDOW_FRAMES] if protocol.held_out_style else item["style"].astype(np.float32)
     motion = motion if protocol.centred else tracked
     observed = np.ones(motion.shape[::2], bool) if record.observed is None else record.observed
-    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"], observed, tracked)
+    phones = tuple(lip_phones(speech, motion.shape[1]) for speech in record.speech)
+    return Conversation(record.name, motion, style, item.get("audio"), item["speech_mask"], observed, tracked, phones)
 
 
 def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: str = "float32") -> Predict:
@@ -211,6 +216,7 @@ def people_to_score(
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
                 channel_mask=conversation.observed[person],
                 partner_channel_mask=conversation.observed[1 - person],
+                phones=cut_phones(conversation.phones[person], scored) if conversation.phones else None,
             )
         )
     return people
@@ -261,9 +267,10 @@ def make_free_running_eval(
             if clips is not None and i == 0:
                 folder, head = clips
                 path = folder / f"step_{step}.mp4"
-                render_video(path, motion, head, conversation.audio, expression_basis=expression_basis)
+                shown = finish(motion, expression_basis).motion
+                render_video(path, shown, head, conversation.audio, expression_basis=expression_basis)
         # A prior's motion answers no audio: only how much it moves compares with the truth.
-        if model.audio_encoder is None:
+        if model.encoder is None:
             rows = [{n: v for n, v in row.items() if n.endswith(_DYNAMICS)} for row in rows]
         columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
         return {name: float(np.mean(values)) for name, values in columns.items() if values}

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unils_jax.errors import counted
 from unils_jax.files import atomic_output, markdown_table
 
 Report = dict[str, Any]
@@ -69,10 +70,10 @@ FAMILIES = {
 def report_paths(out: str | os.PathLike) -> dict[str, Path]:
     """Returns the paths of a report's three files.
 
-    They are `report.json`, `REPORT.md` and `report.html` for `report.json`; other stems alike.
+    They are `report.json`, `report.md` and `report.html` for `report.json`; other stems alike.
     """
     out = Path(out)
-    return {"json": out, "markdown": out.with_name(f"{out.stem.upper()}.md"), "html": out.with_suffix(".html")}
+    return {"json": out, "markdown": out.with_name(f"{out.stem}.md"), "html": out.with_suffix(".html")}
 
 
 def write_report(out: str | os.PathLike, report: Report, traces: dict[str, Any]) -> dict[str, Path]:
@@ -120,7 +121,7 @@ def dualtalk_comparison(report: Report) -> Rows:
 
 def family_table(report: Report, family: str) -> Rows:
     """Returns the rows of all figures of a family, their head first."""
-    rows = [["figure", "unit", "mean", "95 % interval", "truth", "conversations", "deviation over seeds"]]
+    rows = [["figure", "unit", "mean", "95 % interval", "truth", "over truth", "conversations", "deviation over seeds"]]
     for path, entry in report["metrics"].items():
         if path.startswith(family + "/"):
             rows.append(
@@ -130,6 +131,7 @@ def family_table(report: Report, family: str) -> Rows:
                     _number(entry["mean"]),
                     _interval(entry),
                     _number(entry.get("truth")),
+                    _number(entry.get("over_truth")),
                     str(entry["conversations"]),
                     _number(entry["seed_std"]),
                 ]
@@ -147,8 +149,8 @@ def summary(report: Report) -> str:
     data, settings = report["data"], report["settings"]
     seeds = f", seeds {', '.join(map(str, settings['seeds']))}" if settings["seeds"] else ""
     return (
-        f"{data['conversations']} conversations ({data['scored_hours']:.2f} person-hours) of {data['store']}, split "
-        f"{data['split']}; protocol {settings['protocol']['name']}{seeds}; "
+        f"{counted(data['conversations'], 'conversation')} ({data['scored_hours']:.2f} person-hours) of "
+        f"{data['store']}, split {data['split']}; protocol {settings['protocol']['name']}{seeds}; "
         f"{settings['expression_basis']} basis; motion from {settings['motion_from']}"
     )
 
@@ -194,7 +196,7 @@ def page(report: Report, traces: dict[str, Any]) -> str:
         sections.append(Section("Records left out", tables=[skipped_table(report)]))
     about = {key: report[key] for key in ("settings", "data", "versions", "time", "host")}
     sections.append(Section("Settings", text=json.dumps(about, indent=1)))
-    return _render("Evaluation", sections)
+    return render_page("Evaluation", sections)
 
 
 def store_page(report: Report, in_markdown: str) -> str:
@@ -211,10 +213,11 @@ def store_page(report: Report, in_markdown: str) -> str:
         Section("Channels", tables=[rows], folded=True),
         Section("Numbers", text=json.dumps(numbers, indent=1)),
     ]
-    return _render("Store", sections)
+    return render_page("Store", sections)
 
 
-def _render(title: str, sections: Sequence[Section]) -> str:
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """Returns one HTML page that needs no other file."""
     # Names come from data of strangers: every value that the template prints is escaped.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("unils_jax", "evaluation"),
@@ -382,6 +385,7 @@ def _lags(alignment: dict[str, Any]) -> Figure | None:
         return None
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     axis.plot(np.asarray(curve["lags"]), curve["correlation"], color=PREDICTION)
-    axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
+    if alignment["offset_frames"] is not None:
+        axis.axvline(alignment["offset_frames"], color="#444444", linewidth=1)
     axis.set(xlabel="frames that the motion is late", ylabel="correlation of jaw and loudness")
     return figure

@@ -43,6 +43,7 @@ from unils_jax.evaluation.report import report_paths, write_report
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
+from unils_jax.finishing import finish
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, MOTION_KIND, load_motion
 from unils_jax.systems.base import System
@@ -80,6 +81,7 @@ class EvaluationSettings:
     dtype: str = "float32"  # of the decode
     audio_encoder: str | None = None  # for checkpoints that lack their published one
     flame: str | None = None  # FLAME's model file; None: FLAME motion has no vertex metrics
+    finished: bool = False  # True: motion as it is drawn and exported; False: as it was decoded
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
@@ -97,6 +99,7 @@ def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
     dtype: str = "float32",
     audio_encoder: str | None = None,
     head: str | None = None,
+    finished: bool = False,
     out: str | os.PathLike | None = None,
 ) -> Report:
     """Scores a checkpoint's motion against a store's truth; returns the report as plain values.
@@ -113,10 +116,11 @@ def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
         limit: Scores the first conversations only; None: all.
         dtype: Of the decode, "float32" or "bfloat16".
         audio_encoder: Folder or hub name, for a checkpoint that lacks its published encoder.
+        finished: Scores motion as it is drawn and exported, see `finish`; False: as decoded.
         head: FLAME file; None: motion in FLAME's basis has no vertex metrics.
         out: JSON file to write, with Markdown and HTML next to it; None: nothing is written.
     """
-    settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head)
+    settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head, finished)
     return evaluate_checkpoint(checkpoint, data, settings, out=out)
 
 
@@ -175,10 +179,15 @@ class CheckpointMotion:
         self.checkpoint = checkpoint.select(MOTION_KIND)
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
+        self.state = "finished" if settings.finished else "raw"
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
         """Returns what gives a conversation's motion."""
-        return generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
+        predict = generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
+        if self.state == "raw":
+            return predict
+        basis = self.checkpoint.expression_basis
+        return lambda conversation, seed: finish(predict(conversation, seed), basis).motion
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.
@@ -201,6 +210,7 @@ class FolderMotion:
     def __init__(self, folder: Path, store: Store):
         self.folder, self.store, self.name = folder, store, str(folder)
         self.source: dict[str, Any] = {}
+        self.state = "unknown"
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
         """Returns what reads a conversation's motion. Raises UserError where files are missing."""
@@ -211,7 +221,8 @@ class FolderMotion:
                 f"{self.folder} lacks {len(missing)} of {len(files)} motion files: {', '.join(missing[:5])}"
                 f"{', ...' if len(missing) > 5 else ''}; make them, or score fewer with --limit"
             )
-        self.source = load_motion(files[names[0]]).source
+        first = load_motion(files[names[0]])
+        self.source, self.state = first.source, "finished" if first.finished else "raw"
 
         def predict(conversation: Conversation, seed: int) -> Float[np.ndarray, "P T 108"]:
             file = load_motion(files[conversation.name])
@@ -251,6 +262,7 @@ def _evaluate(
             "limit": settings.limit,
             "motion_from": motion.name,
             "source": motion.source,
+            "motion": motion.state,  # of files, the first one's
             "audio_encoder": settings.audio_encoder,
             "dtype": motion.dtype,
             "bits_changed": changed,

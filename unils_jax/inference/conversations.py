@@ -110,7 +110,7 @@ def decode_prior(
 
 def check_decodes_audio(model: UniLS) -> None:
     """Raises UserError where the model has no audio encoder."""
-    if model.audio_encoder is None:
+    if model.encoder is None:
         raise UserError("the model has no audio encoder: decode needs a dialogue checkpoint, not a codec or a prior")
 
 

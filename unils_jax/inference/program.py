@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jaxtyping import Float, PyTree
 
 from unils_jax.errors import UserError
@@ -25,16 +25,18 @@ from unils_jax.inference.sampling import (
     Controls,
     Input,
     Placeholder,
+    Sampling,
     choose_bits,
+    make_controls,
     sample_scales,
     uniforms,
 )
 from unils_jax.models.prior_cache import cache_audio, null_outputs
 from unils_jax.models.quantizer import Scales, scale_slices
 from unils_jax.models.unils import UniLS
-from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES
+from unils_jax.motion import MOTION_DIM, WINDOW_FRAMES, WINDOW_SAMPLES
 from unils_jax.nn.block import AudioCache
-from unils_jax.nn.params import Params, merge, split
+from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.nn.stack import Compute
 
 # Features of one window for every person of every slot.
@@ -134,9 +136,22 @@ class Program:
         """Lowers what `chunk` would run: to compile it apart, for its memory and its time."""
         return _chunk.lower(*self._chunk_arguments(inputs))
 
-    def _chunk_arguments(self, inputs: StepInputs) -> tuple:
+    def trace(self, inputs: StepInputs, devices: Sequence[jax.Device]) -> jax.stages.Traced:
+        """Traces what `chunk` would run on devices that need not be there.
+
+        Program and inputs are shapes, see `planned_program`.
+        """
+        settings, *arguments = self._chunk_arguments(inputs, place=False)
+        if self.mesh is None:
+            shared = by_slot = SingleDeviceSharding(devices[0])
+        else:
+            shared, by_slot = (NamedSharding(self.mesh, spec) for spec in (PartitionSpec(), PartitionSpec("slot")))
+        where = (shared, shared, by_slot, by_slot)
+        return _chunk.trace(settings, *map(_laid, arguments, where))
+
+    def _chunk_arguments(self, inputs: StepInputs, *, place: bool = True) -> tuple:
         settings = _Settings(self.graphdef, self.guided, self.dtype, self.mesh)
-        inputs = self._place(inputs)
+        inputs = self._place(inputs) if place else inputs
         # Only `prev` is donated, so it is an argument by itself: callers use the others again.
         return settings, self.params, self.constants, inputs.prev, replace(inputs, prev=None)
 
@@ -170,7 +185,7 @@ def make_program(
     problems = []
     if model.prior is None:
         problems.append("a codec does not decode; give a prior or a dialogue")
-    if slots < 1 or people < 1 or (model.audio_encoder is not None and people > 2):
+    if slots < 1 or people < 1 or (model.encoder is not None and people > 2):
         problems.append(f"slots and people must be at least 1, people of a dialogue at most 2, got {slots}, {people}")
     if dtype not in DTYPES:
         problems.append(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
@@ -186,6 +201,37 @@ def make_program(
         params, constants = jax.device_put((params, constants), NamedSharding(mesh, PartitionSpec()))
     scales = model.codec.scales
     return Program(graphdef, params, constants, scales, slots, people, guided, dtype, mesh)
+
+
+def planned_program(
+    build: Callable[[nnx.Rngs], UniLS], *, slots: int, people: int, dtype: str, devices: Sequence[jax.Device]
+) -> tuple[Program, StepInputs]:
+    """Returns a guided program of shapes alone, and its inputs: to be traced, not to be run.
+
+    Args:
+        build: Builds a dialogue.
+        slots: Conversations that are decoded at a time, a multiple of the devices.
+        people: Decoded people of each conversation.
+        dtype: Compute dtype of prior and audio encoder.
+        devices: Where it would run; they need not be there.
+    """
+    graphdef, params = abstract(build)
+    params = {
+        path: jax.ShapeDtypeStruct(shape.shape, dtype if _is_cast(path) else shape.dtype)
+        for path, shape in params.items()
+    }
+    constants = jax.eval_shape(partial(_constants, graphdef, dtype=dtype), params)
+    mesh = None if len(devices) == 1 else Mesh(np.array(devices), ("slot",))
+    scales = merge(graphdef, params).codec.scales
+    program = Program(graphdef, params, constants, scales, slots, people, True, dtype, mesh)
+    features = jax.ShapeDtypeStruct((slots, people, *constants.features.shape), jnp.float32)
+    audio = jax.ShapeDtypeStruct((slots, 2, WINDOW_SAMPLES), jnp.float32)
+    controls = make_controls([Sampling()] * slots, range(slots), [0] * slots)
+    return program, StepInputs(audio, features, features, features, controls)
+
+
+def _laid(tree: PyTree, sharding: Sharding) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _is_cast(path: str) -> bool:

@@ -27,15 +27,16 @@ class Recording:
     tracks: tuple[Path, ...]  # one a person: one or two
 
 
-def find_recordings(source: Path) -> list[Recording]:
+def find_recordings(source: Path, *, quiet: bool = False) -> list[Recording]:
     """Finds the conversations of a folder or a list (.txt), sorted by name.
 
     In a folder NAME_speaker1.EXT and NAME_speaker2.EXT are the two tracks of NAME, and every other
     audio file is a conversation of one track. A list has one conversation a line: one file, or two
-    with a tab between them. Raises UserError where there is none, where a line of the list is of
-    another form, and where two have the same name.
+    with a tab between them. With `quiet` no line names a folder's other files. Raises UserError
+    where there is none, where a line of the list is of another form, and where two have the same
+    name.
     """
-    found = _in_folder(source) if source.is_dir() else _in_list(source)
+    found = _in_folder(source, quiet) if source.is_dir() else _in_list(source)
     if not found:
         raise UserError(f"{source} names no audio file; give a folder or a list with some")
     count = Counter(recording.name for recording in found)
@@ -44,10 +45,11 @@ def find_recordings(source: Path) -> list[Recording]:
     return sorted(found, key=lambda recording: recording.name)
 
 
-def _in_folder(folder: Path) -> list[Recording]:
+def _in_folder(folder: Path, quiet: bool) -> list[Recording]:
     there = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     files = [path for path in there if is_media(path)]
-    if others := [shown(path.name) for path in there if not is_media(path)]:
+    others = [shown(path.name) for path in there if not is_media(path)]
+    if others and not quiet:
         log.warning("%s: left out, no audio or video by their names: %s", shown(folder), ", ".join(others))
     second = {p.stem[: -len(SPEAKERS[1])]: p for p in files if p.stem.lower().endswith(SPEAKERS[1])}
     found, paired = [], set()

@@ -15,43 +15,13 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
+from unils_jax.finishing import Finisher
 from unils_jax.inference.program import Program
 from unils_jax.inference.sampling import Sampling
 from unils_jax.inference.slots import Clip, Slots, Turn, check_guidance, clip_of
-from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES, smooth
+from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES, WINDOW_SAMPLES
 
-SMOOTHER_FRAMES = 9  # the window of `motion.smooth`
-SMOOTHER_DELAY_FRAMES = SMOOTHER_FRAMES // 2
 KEPT_LATENCIES = 100  # of a stream, the newest
-
-
-class Smoother:
-    """A Savitzky-Golay filter (window 9, order 3) for motion that comes in parts.
-
-    Its output is equal to `motion.smooth` of the whole. A frame is final once the four that follow
-    it are there, 0.16 s; the first four wait for the ninth, because either end of a sequence is one
-    polynomial through its outermost nine frames. It keeps nine frames.
-    """
-
-    def __init__(self, people: int):
-        self._kept = np.zeros((people, 0, MOTION_DIM), np.float32)
-        self._has_begun = False
-
-    def feed(self, motion: Float[np.ndarray, "P T 108"]) -> Float[np.ndarray, "P T2 108"]:
-        """Takes the next frames; returns those that became final."""
-        frames = np.concatenate([self._kept, motion], axis=1)
-        if frames.shape[1] < SMOOTHER_FRAMES:
-            self._kept = frames
-            return frames[:, :0]
-        handed_out = SMOOTHER_FRAMES - SMOOTHER_DELAY_FRAMES if self._has_begun else 0
-        self._kept, self._has_begun = frames[:, -SMOOTHER_FRAMES:], True
-        return smooth(frames)[:, handed_out:-SMOOTHER_DELAY_FRAMES]
-
-    def flush(self) -> Float[np.ndarray, "P T 108"]:
-        """Ends the sequence: returns the frames that are left, and starts anew."""
-        left = smooth(self._kept)[:, -SMOOTHER_DELAY_FRAMES if self._has_begun else 0 :]
-        self._kept, self._has_begun = self._kept[:, :0], False
-        return left
 
 
 @dataclass(frozen=True)
@@ -74,7 +44,7 @@ class _Settings:
     style: Clip | None  # when it starts; None: zero motion
     prev: Clip | None  # previous motion of its first chunk; None: zero motion
     num_tracks: int  # tracks that are fed: 2, or 1 where the other one is silent
-    smoothed: bool  # whether the motion goes through a `Smoother`
+    smoothed: bool  # whether the motion goes through a `Finisher`
 
 
 class _Track:
@@ -112,7 +82,7 @@ class Stream:
 
     def __init__(self, streams: "Streams", row: int, settings: _Settings):
         self._streams, self._row, self._settings = streams, row, settings
-        self._smoother = Smoother(streams.program.people) if settings.smoothed else None
+        self._finisher = Finisher(streams.program.people, streams.expression_basis) if settings.smoothed else None
         self.latencies: deque[Latency] = deque(maxlen=KEPT_LATENCIES)
         self._clear()
 
@@ -151,8 +121,8 @@ class Stream:
         self._check_open()
         self._ended = True
         self._note_ready(-(-max(self._fed_samples) // WINDOW_SAMPLES), self._streams.clock())
-        if not self._ready_at and self._smoother is not None:
-            self._motion.append(self._smoother.flush())
+        if not self._ready_at and self._finisher is not None:
+            self._motion.append(self._finisher.flush())
 
     def reset(self) -> None:
         """Starts the stream anew, as it was opened; what was fed and not received is dropped."""
@@ -160,8 +130,8 @@ class Stream:
         self._leave_queue()
         self._streams.slots.restart(self._row, self._settings.prev)
         self._streams.slots.set_style(self._row, self._settings.style)
-        if self._smoother is not None:
-            self._smoother.flush()
+        if self._finisher is not None:
+            self._finisher.flush()
         self._clear()
 
     def set_style(self, style: Float[np.ndarray, "S 100 108"] | None) -> None:
@@ -219,12 +189,12 @@ class Stream:
             # The padding that completed the last window is cut off again.
             frames = -(-max(self._fed_samples) // SAMPLES_PER_FRAME)
             motion = motion[:, : frames - (self._index - 1) * WINDOW_FRAMES]
-        if self._smoother is None:
+        if self._finisher is None:
             self._motion.append(motion.copy())
             return
-        self._motion.append(self._smoother.feed(motion))
+        self._motion.append(self._finisher.feed(motion))
         if last:
-            self._motion.append(self._smoother.flush())
+            self._motion.append(self._finisher.flush())
 
 
 class Streams:
@@ -234,18 +204,21 @@ class Streams:
     program serves as many streams as it has slots, those first that have waited longest. A round is
     as many runs as give each open stream one turn, ceil(open / slots); a chunk that is next in its
     stream waits for one round at most. With `timed` the encoder runs in a jit apart, so that its
-    time is known.
+    time is known. `expression_basis` is the checkpoint's, for the limits of streams that are
+    smoothed; "" leaves their expression without.
     """
 
     def __init__(
         self,
         program: Program,
         *,
+        expression_basis: str = "",
         capacity: int | None = None,
         timed: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.program = program
+        self.expression_basis = expression_basis
         self.slots = Slots(program, capacity or program.slots)
         self.clock = clock
         self.queue: deque[Stream] = deque()
@@ -274,8 +247,9 @@ class Streams:
             style: Style clip of one person for all or of each; None: zero motion.
             prev: Clip before the first chunk, in the same form; None: zero motion.
             tracks: 2, or 1: the other track is silent, and not fed.
-            smoothed: Whether motion goes through a `Smoother`, for display; it comes four frames
-                later.
+            smoothed: Whether motion is finished for display: borders mended, smoothed and
+                limited, as `finish(..., causal=True)` does to the whole. It comes four frames
+                later. False: motion as it was decoded.
         """
         if len(self.open_streams) == self.slots.capacity:
             raise UserError(f"{self.slots.capacity} streams are open already; close one or give a larger capacity")

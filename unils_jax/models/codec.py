@@ -99,7 +99,7 @@ class Codec(nnx.Module):
 
     def encode(self, motion: Float[Array, "B T M"], compute: Compute = FLOAT32) -> Float[Array, "B T C"]:
         """Encodes un-normalised motion to its latent."""
-        with jax.named_scope("codec_encoder"):
+        with jax.named_scope("codec_encoder"), compute.exact():
             return self.encoder(self.normalize(motion), compute)
 
     def quantize(
@@ -121,16 +121,16 @@ class Codec(nnx.Module):
         """
         return quantize(self.encode(motion, compute), self.scales, flips, sample_weights, global_means)
 
-    def features(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T C"]:
+    def features(self, motion: Float[Array, "B T M"], compute: Compute = FLOAT32) -> Float[Array, "B T C"]:
         """Returns the full feature of one-window motion, without gradient.
 
         Style and previous motion condition the generators in this form.
         """
-        return jax.lax.stop_gradient(full_features(self.quantize(motion).bits, self.scales))
+        return jax.lax.stop_gradient(full_features(self.quantize(motion, None, compute).bits, self.scales))
 
     def decode(self, features: Float[Array, "B T C"], compute: Compute = FLOAT32) -> Float[Array, "B T M"]:
         """Decodes features to un-normalised motion: `y * std + mean`, no epsilon."""
-        with jax.named_scope("codec_decoder"):
+        with jax.named_scope("codec_decoder"), compute.exact():
             mean, std = self.motion_mean[...][None, None], self.motion_std[...][None, None]
             return self.decoder(features, compute) * std + mean
 

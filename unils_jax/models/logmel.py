@@ -20,6 +20,16 @@ from unils_jax.nn.stack import FLOAT32, Compute
 # wav2vec2's receptive field and stride: 4 s give 199 frames there and here.
 WINDOW_SAMPLES, HOP_SAMPLES = 400, 320
 
+# Of the level, in dB of a frame's mean power over the bands. Speech is brought to STANDARD_DB; what
+# is never louder than MIN_DB is taken for silence.
+STANDARD_DB, MIN_DB = -25.0, -80.0
+# Speech is taken to be so far above a window's noise: a window of noise, or of another person's
+# faint voice, is not lifted to speech.
+MIN_RANGE_DB = 35.0
+# Shares of the frames that are quieter than the speech, and than the noise, of a window.
+SPEECH_SHARE, NOISE_SHARE = 0.95, 0.03
+ZERO_POWER = 1e-11  # frames below it are no sound, but padding: they tell nothing of the noise
+
 
 @dataclass(frozen=True)
 class LogMelConfig:
@@ -27,6 +37,7 @@ class LogMelConfig:
 
     num_mels: int = 40  # bands, of 50-8000 Hz
     context_frames: int = 2  # neighbours on either side that every frame carries; 0: none
+    normalize_level: bool = False  # True: the speech of every window is brought to one level; False: as recorded
 
     @property
     def feature_dim(self) -> int:
@@ -51,6 +62,48 @@ def mel_matrix(num_mels: int) -> np.ndarray:
     return (filters / filters.sum(0, keepdims=True)).astype(np.float32)
 
 
+def log_mel(audio: Float[Array, "B N"], num_mels: int, *, normalize_level: bool) -> Float[Array, "B A m"]:
+    """Returns log-mel frames of 25 ms every 20 ms, in float32.
+
+    They have about zero mean and unit deviation on speech.
+
+    Args:
+        audio: Windows at 16 kHz.
+        num_mels: Bands.
+        normalize_level: Whether each window's power is multiplied by its `level_gain`.
+    """
+    num_frames = (audio.shape[-1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+    index = np.arange(num_frames)[:, None] * HOP_SAMPLES + np.arange(WINDOW_SAMPLES)[None]
+    frames = audio[:, index] * np.hanning(WINDOW_SAMPLES).astype(np.float32)[None, None]
+    power = jnp.square(jnp.abs(jnp.fft.rfft(frames, axis=-1))) / WINDOW_SAMPLES
+    mel = jnp.einsum("BAf,fm->BAm", power, mel_matrix(num_mels))
+    if normalize_level:
+        mel = mel * level_gain(mel.mean(-1))[:, None, None]
+    # To about zero mean and unit deviation on speech.
+    return (jnp.log(mel + 1e-7) + 9) / 4
+
+
+def level_gain(power: Float[Array, "B A"]) -> Float[Array, " B"]:
+    """Returns the factor that brings the power of each window's speech to the standard level.
+
+    The level is that of the loud frames, but at least `MIN_RANGE_DB` above the quiet ones, so that
+    a window of noise alone stays quiet, and at least `MIN_DB`. It is a function of the window
+    alone: files and streams give the same.
+    """
+    last = power.shape[-1] - 1
+    speech = jnp.sort(power, axis=-1)[:, round(SPEECH_SHARE * last)]
+    sounding = jnp.sort(jnp.where(power > ZERO_POWER, power, jnp.inf), axis=-1)[:, round(NOISE_SHARE * last)]
+    noise = jnp.where(jnp.isfinite(sounding), sounding, 0.0)
+    level = jnp.maximum(jnp.maximum(speech, noise * 10 ** (MIN_RANGE_DB / 10)), 10 ** (MIN_DB / 10))
+    return 10 ** (STANDARD_DB / 10) / level
+
+
+def with_neighbours(x: Float[Array, "B A m"], reach: int) -> Float[Array, "B A M"]:
+    """Joins every frame with the `reach` frames on either side; the edges are repeated."""
+    padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)), mode="edge")
+    return jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(2 * reach + 1)], axis=-1)
+
+
 class LogMel(nnx.Module):
     """Log-mel features [B, A, E] of audio [B, N] at 16 kHz.
 
@@ -60,21 +113,13 @@ class LogMel(nnx.Module):
     def __init__(self, config: LogMelConfig):
         self.num_mels = config.num_mels
         self.context_frames = config.context_frames
+        self.normalize_level = config.normalize_level
 
     def __call__(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B A E"]:
         """Computes the features in float32; returns them in the dtype of `compute`."""
         with jax.named_scope("logmel"):
-            num_frames = (audio.shape[-1] - WINDOW_SAMPLES) // HOP_SAMPLES + 1
-            index = np.arange(num_frames)[:, None] * HOP_SAMPLES + np.arange(WINDOW_SAMPLES)[None]
-            frames = audio[:, index] * np.hanning(WINDOW_SAMPLES).astype(np.float32)[None, None]
-            power = jnp.square(jnp.abs(jnp.fft.rfft(frames, axis=-1))) / WINDOW_SAMPLES
-            mel = jnp.einsum("BAf,fm->BAm", power, mel_matrix(self.num_mels))
-            # To about zero mean and unit deviation on speech.
-            log_mel = (jnp.log(mel + 1e-7) + 9) / 4
-            reach = self.context_frames
-            padded = jnp.pad(log_mel, ((0, 0), (reach, reach), (0, 0)), mode="edge")
-            features = jnp.concatenate([padded[:, i : i + num_frames] for i in range(2 * reach + 1)], axis=-1)
-            return features.astype(compute.dtype)
+            frames = log_mel(audio, self.num_mels, normalize_level=self.normalize_level)
+            return with_neighbours(frames, self.context_frames).astype(compute.dtype)
 
     def at_frames(
         self, audio: Float[Array, "B N"], num_frames: int, compute: Compute = FLOAT32, noise: None = None

@@ -120,5 +120,7 @@ def _run(prior: MotionPrior, x: Array, step: _Step, cache: Cache) -> tuple[Array
         x, new = block.extend(x, rotary, past, audio, mask)
         grown.append([*past, new])
     last = x[:, x.shape[1] - step.num_logits :].astype(jnp.float32)
-    logits = prior.head(prior.head_norm(last))
+    # The bits are chosen from these: in float32 on every device.
+    with jax.named_scope("head"), jax.default_matmul_precision("highest"):
+        logits = prior.head(prior.head_norm(last))
     return logits.reshape(*logits.shape[:2], prior.code_dim, 2), grown

@@ -84,7 +84,9 @@ def upsample(x: Float[Array, "B n C"], to_frames: int) -> Float[Array, "B T C"]:
 def _resize(x: Array, make_matrix: Callable[[int, int], np.ndarray], to_frames: int) -> Array:
     if x.shape[1] == to_frames:
         return x
-    return jnp.einsum("tn,Bnc->Btc", make_matrix(x.shape[1], to_frames).astype(x.dtype), x)
+    # Exact: a residual's sign is a bit.
+    matrix = make_matrix(x.shape[1], to_frames).astype(x.dtype)
+    return jnp.einsum("tn,Bnc->Btc", matrix, x, precision="highest")
 
 
 def scale_slices(scales: Scales) -> list[slice]:
@@ -186,7 +188,8 @@ def bit_probabilities(
     They are means over its tokens and, by `sample_weights` (None: all equal), over the samples.
     """
     p, q = _bit_probabilities(z)
-    return jnp.einsum("B,xBC->xC", _weights(z, sample_weights), jnp.stack([p.mean(1), q.mean(1)]))
+    means = jnp.stack([p.mean(1), q.mean(1)])
+    return jnp.einsum("B,xBC->xC", _weights(z, sample_weights), means, precision="highest")
 
 
 def _bit_probabilities(z: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import Codec, CodecConfig
+from unils_jax.models.ear import Ear, EarConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
@@ -16,7 +17,7 @@ from unils_jax.motion import AUDIO_CONDITIONS, MOTION_DIM
 from unils_jax.nn.lora import add_lora
 from unils_jax.nn.stack import FLOAT32, Compute
 
-EncoderConfig = Wav2Vec2Config | LogMelConfig
+EncoderConfig = Wav2Vec2Config | LogMelConfig | EarConfig
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class LoRAConfig:
 class UniLSConfig:
     """The parts of a UniLS model and their sizes."""
 
-    codec: CodecConfig = CodecConfig()
+    codec: CodecConfig = CodecConfig()  # an ear alone has none, whatever this says
     prior: PriorConfig | None = None  # None: a codec alone
     wav2vec2: Wav2Vec2Config | None = None  # audio encoder; None: another one, or no audio
     logmel: LogMelConfig | None = None  # features without weights in place of `wav2vec2`
     lora: LoRAConfig | None = None  # None: no adapters, or merged ones
+    ear: EarConfig | None = None  # a small trained encoder in place of `wav2vec2`; its weights are the model's own
 
     def __post_init__(self) -> None:
         """Raises UserError, with all problems at once, where parts or sizes do not fit together."""
@@ -48,6 +50,7 @@ class UniLSConfig:
                 problems.append(f"{name}.width, depth and num_heads must be at least 1, got {part}")
             elif part.width % part.num_heads or part.width // part.num_heads % 2:
                 problems.append(f"{name}.width / num_heads must be an even number, got {part.width} / {part.num_heads}")
+        problems += [] if self.ear is None else ear_problems(self.ear)
         if self.codec.code_dim < 1 or self.codec.motion_dim != MOTION_DIM:
             problems.append(f"codec.code_dim must be at least 1 and motion_dim {MOTION_DIM}, got {self.codec}")
         if list(self.codec.scales) != sorted(set(self.codec.scales)) or min(self.codec.scales, default=0) < 1:
@@ -69,9 +72,10 @@ class UniLSConfig:
                 "audio"
             )
         audio_dim = None if self.prior is None else self.prior.audio_dim
-        if self.wav2vec2 is not None and self.logmel is not None:
-            problems.append("give wav2vec2 or logmel, not both")
-        elif self.audio_encoder is not None and self.audio_encoder.feature_dim != audio_dim:
+        given = [name for name in ("wav2vec2", "logmel", "ear") if getattr(self, name) is not None]
+        if len(given) > 1:
+            problems.append(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+        elif self.stage != "ear" and self.audio_encoder is not None and self.audio_encoder.feature_dim != audio_dim:
             problems.append(f"prior.audio_dim must be the encoder's {self.audio_encoder.feature_dim}, got {audio_dim}")
         if problems:
             raise UserError("model: " + "; ".join(problems))
@@ -79,21 +83,35 @@ class UniLSConfig:
     @property
     def audio_encoder(self) -> EncoderConfig | None:
         """The audio encoder's sizes; None without audio, and where they are not known."""
-        return self.wav2vec2 or self.logmel
+        return self.wav2vec2 or self.logmel or self.ear
 
     @property
     def stage(self) -> str:
-        """What kind of model this is: "codec", "prior" or "dialogue"."""
+        """What kind of model this is: "ear", "codec", "prior" or "dialogue"."""
         if self.prior is None:
-            return "codec"
+            return "codec" if self.ear is None else "ear"
         return "prior" if self.prior.audio_dim is None else "dialogue"
 
 
+def ear_problems(ear: EarConfig) -> list[str]:
+    """Lists what is wrong with the sizes of an ear."""
+    problems = []
+    if min(ear.num_mels, ear.width, ear.coarse_bands) < 1 or min(ear.context_frames, ear.feature_context) < 0:
+        problems.append(
+            f"ear.num_mels, width and coarse_bands must be at least 1 and its contexts not negative, got {ear}"
+        )
+    elif ear.num_mels % ear.coarse_bands:
+        problems.append(f"ear.num_mels must be a multiple of coarse_bands {ear.coarse_bands}, got {ear.num_mels}")
+    if not ear.channels or not all(0 <= channel < MOTION_DIM for channel in ear.channels):
+        problems.append(f"ear.channels must be of the {MOTION_DIM} channels of motion, got {ear.channels}")
+    return problems
+
+
 class UniLS(nnx.Module):
-    """`codec`, `prior` and `audio_encoder`; the parts a stage lacks are None."""
+    """`codec`, `prior`, and `audio_encoder` or `ear`; the parts a stage lacks are None."""
 
     def __init__(self, config: UniLSConfig, *, rngs: nnx.Rngs):
-        self.codec = Codec(config.codec, rngs=rngs)
+        self.codec = None if config.stage == "ear" else Codec(config.codec, rngs=rngs)
         self.prior = None if config.prior is None else MotionPrior(config.prior, config.codec, rngs=rngs)
         if config.lora is not None and self.prior is not None:
             add_lora(self.prior, LORA_PATTERN, **asdict(config.lora), rngs=rngs)
@@ -101,6 +119,13 @@ class UniLS(nnx.Module):
             self.audio_encoder = Wav2Vec2(config.wav2vec2, rngs=rngs)
         else:
             self.audio_encoder = None if config.logmel is None else LogMel(config.logmel)
+        # Apart from `audio_encoder`, whose parameters are published ones that no checkpoint holds.
+        self.ear = None if config.ear is None else Ear(config.ear, rngs=rngs)
+
+    @property
+    def encoder(self) -> Wav2Vec2 | LogMel | Ear | None:
+        """The audio encoder, whichever kind it is; None without audio."""
+        return self.audio_encoder if self.ear is None else self.ear
 
     def encode_audio(
         self, audio: Float[Array, "B 2 N"], people: int = 2, compute: Compute = FLOAT32
@@ -114,7 +139,7 @@ class UniLS(nnx.Module):
             audio = audio[:, :1] + audio[:, 1:]
         elif self.prior.audio_condition == "own":
             audio = audio[:, :people]
-        features = self.audio_encoder(audio.reshape(-1, audio.shape[-1]), compute)
+        features = self.encoder(audio.reshape(-1, audio.shape[-1]), compute)
         return features.reshape(*audio.shape[:2], *features.shape[1:])
 
     def audio_of_people(self, features: Float[Array, "B K A E"], people: int = 2) -> tuple[Float[Array, "R A E"], ...]:

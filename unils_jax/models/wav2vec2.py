@@ -87,19 +87,25 @@ class PositionalConv(nnx.Module):
         self.bias = nnx.Param(init(rngs.params(), (width,)))
         self.groups = groups
 
-    def __call__(self, x: Float[Array, "B A E"]) -> Float[Array, "B A E"]:
+    def __call__(self, x: Float[Array, "B A E"], compute: Compute = FLOAT32) -> Float[Array, "B A E"]:
         """Returns as many frames as it is given."""
         v = self.weight_v[...]
         weight = self.weight_g[...] * v / jnp.sqrt(jnp.sum(jnp.square(v), (0, 1), keepdims=True))
         taps = v.shape[-1]
-        y = jax.lax.conv_general_dilated(
-            x,
-            weight.astype(x.dtype),
-            (1,),
-            [(taps // 2, taps // 2)],
-            dimension_numbers=("NWC", "OIW", "NWC"),
-            feature_group_count=self.groups,
-        )
+
+        def convolve(x: Array, weight: Array) -> Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                weight,
+                (1,),
+                [(taps // 2, taps // 2)],
+                dimension_numbers=("NWC", "OIW", "NWC"),
+                feature_group_count=self.groups,
+            )
+
+        # Cut by hand: XLA's partitioner for CPU and GPU lets every device compute a grouped
+        # convolution of the whole batch.
+        y = compute.by_rows(convolve, x, weight.astype(x.dtype))
         y = y[:, : x.shape[1]]  # an even kernel gives one frame too many
         return jax.nn.gelu(y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape), approximate=False)
 
@@ -206,7 +212,7 @@ class Wav2Vec2(nnx.Module):
             x = dropout(self.feature_proj(self.feature_norm(x)), self.projection_rate, proj_key)
             if noise is not None:
                 x = noise.mask(x, self.masked_spec_embed[...])
-            x = dropout(x + self.pos_conv(x), self.hidden_rate, pos_key)
+            x = dropout(x + self.pos_conv(x, compute), self.hidden_rate, pos_key)
             values = [()] * depth if noise is None else list(zip(keys, noise.skipped.T, strict=True))
             x = run_blocks(self.blocks, x, lambda block, x, *values: block(x, *values), values, compute)
             return self.final_norm(x)

@@ -169,7 +169,7 @@ class WavLM(nnx.Module):
             x = dropout(self.feature_proj(self.feature_norm(x)), self.projection_rate, proj_key)
             if noise is not None:
                 x = noise.mask(x, self.masked_spec_embed[...])
-            x = dropout(self.final_norm(x + self.pos_conv(x)), self.hidden_rate, pos_key)
+            x = dropout(self.final_norm(x + self.pos_conv(x, compute)), self.hidden_rate, pos_key)
             buckets = relative_buckets(x.shape[1], self.position_table.shape[0], self.max_distance)
             bias = jnp.moveaxis(self.position_table[...][buckets], -1, 0)[None]
             values = [()] * depth if noise is None else list(zip(keys, noise.skipped.T, strict=True))

@@ -141,5 +141,7 @@ def _attend_audio(attention: CrossAttention, x: Array, rotary: Rotary, cache: Ke
     """Attends to cached audio; rows beyond the cache are unconditional and get `null_output`."""
     num_conditional = cache[0].shape[0]
     conditional = attention.apply_cached(x[:num_conditional], rotary, cache)
-    unconditional = jnp.broadcast_to(null_output, x[num_conditional:].shape)
-    return jnp.concatenate([conditional, unconditional])
+    if num_conditional == x.shape[0]:
+        return conditional
+    # Not a concatenation: XLA's softmax fusion for CUDA (jax 0.10.2) fails on one before a norm.
+    return jnp.broadcast_to(null_output, x.shape).at[:num_conditional].set(conditional)

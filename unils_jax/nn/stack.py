@@ -1,5 +1,6 @@
 """Runs a stack of blocks: unrolled or as one scanned body, with or without recomputation."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -23,6 +25,39 @@ class Compute:
     # Compiles one block and loops over stacked weights; drop-path, LoRA and drawn values stay the
     # same.
     scan_layers: bool = False
+    # How the leading axis of activations lies on the devices of a mesh. None: one device.
+    rows: NamedSharding | None = None
+
+    def in_float32(self) -> "Compute":
+        """Returns float32 on the same devices, for a part whose results must not change."""
+        return Compute(rows=self.rows)
+
+    def exact(self) -> contextlib.AbstractContextManager:
+        """Returns a context in which float32 products are float32 on every device.
+
+        By default a TPU rounds their operands to bfloat16 and a GPU to TF32.
+        """
+        if jnp.dtype(self.dtype) != jnp.float32:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision("highest")
+
+    def keep_rows(self, x: Array) -> Array:
+        """Leaves `x` cut along its rows.
+
+        Left to itself, the compiler follows parameters that are cut over `fsdp` and moves
+        activations instead of weights.
+        """
+        if self.rows is None or x.shape[0] % self.rows.mesh.size:
+            return x
+        return jax.lax.with_sharding_constraint(x, self.rows)
+
+    def by_rows(self, function: Callable[..., Array], x: Array, *whole: Array) -> Array:
+        """Returns `function(x, *whole)`, which every device computes for the rows that it holds."""
+        if self.rows is None or x.shape[0] % self.rows.mesh.size:
+            return function(x, *whole)
+        specs = (self.rows.spec, *[PartitionSpec()] * len(whole))
+        mapped = jax.shard_map(function, mesh=self.rows.mesh, in_specs=specs, out_specs=self.rows.spec)
+        return mapped(x, *whole)
 
 
 FLOAT32 = Compute()
@@ -41,18 +76,19 @@ def run_blocks(
         x: Input of the first one.
         call: Applies one block.
         values: For each block a tuple of arrays, numbers or Nones.
-        compute: Whether blocks are scanned or recomputed.
+        compute: Whether blocks are scanned or recomputed, and where rows lie.
     """
+    x = compute.keep_rows(x)
     if compute.scan_layers and len(blocks) > 1:
-        return _scan(blocks, x, call, values, compute.remat)
+        return _scan(blocks, x, call, values, compute)
     for block, of_block in zip(blocks, values, strict=True):
         run = functools.partial(lambda block, of_block, x: call(block, x, *of_block), block, of_block)
-        x = (jax.checkpoint(run) if compute.remat else run)(x)
+        x = compute.keep_rows((jax.checkpoint(run) if compute.remat else run)(x))
     return x
 
 
 def _scan(
-    blocks: Sequence[nnx.Module], x: Array, call: Callable[..., Array], values: Sequence[tuple], remat: bool
+    blocks: Sequence[nnx.Module], x: Array, call: Callable[..., Array], values: Sequence[tuple], compute: Compute
 ) -> Array:
     graphdef = nnx.split(blocks[0])[0]
     of_blocks = [(nnx.split(block)[1], of_block) for block, of_block in zip(blocks, values, strict=True)]
@@ -60,8 +96,8 @@ def _scan(
 
     def body(x: Array, of_block: PyTree) -> tuple[Array, None]:
         weights, own_values = of_block
-        return call(nnx.merge(graphdef, weights), x, *own_values), None
+        return compute.keep_rows(call(nnx.merge(graphdef, weights), x, *own_values)), None
 
     # Inside a scan nothing can merge the recomputation with the first computation: a barrier
     # against it would only cost.
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stacked)[0]
+    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if compute.remat else body, x, stacked)[0]

@@ -6,6 +6,8 @@ back as zero. NumPy only.
 
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from jaxtyping import Float, Float32
 from unils_jax.checkpoints.torch_zip import open_archive, state_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, read_npy_file, read_npz_file
-from unils_jax.motion import FPS, MOTION_DIM, to_56_channels
+from unils_jax.motion import EYES, FPS, MOTION_DIM, to_56_channels
 from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.trackers import RATE_KEYS, TIME_KEYS, file_rate, finite, read_tracker, say_losses
 
@@ -82,19 +84,21 @@ def read_dualtalk(paths: list[Path], fps: float | None = None) -> Float32[np.nda
     return np.stack([person[:num_frames] for person in people])
 
 
-def write_artalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]) -> None:
-    """Writes an .npz with `motion [P, T, 106]` and `fps`."""
+def write_artalk(path: str | os.PathLike, motion: Float[np.ndarray, "P T 108"]) -> list[Path]:
+    """Writes an .npz with `motion [P, T, 106]` and `fps`; returns its path alone."""
     channels = np.stack([to_artalk(person) for person in motion])
     with atomic_output(path) as partial, open(partial, "wb") as file:
         np.savez(file, motion=channels, fps=np.float64(FPS))
+    return [Path(path)]
 
 
-def read_artalk(path: Path, fps: float | None = None) -> Float32[np.ndarray, "P T 108"]:
-    """Reads motion `[T or P T, 106]` of an .npz (`motion`, `fps`), a .npy or ARTalk's .pt.
+def read_artalk(paths: list[Path], fps: float | None = None) -> Float32[np.ndarray, "P T 108"]:
+    """Reads motion `[T or P T, 106]` of the one .npz (`motion`, `fps`), .npy or ARTalk's .pt.
 
     `fps` is taken instead of what the file says; another rate than 25 is resampled. What has no
     room is said. Raises UserError, naming the file.
     """
+    (path,) = paths
     channels, named = _artalk_channels(path)
     if channels is None or channels.ndim not in (2, 3) or channels.shape[-1] != ARTALK_DIM or 0 in channels.shape:
         got = "no such array" if channels is None else list(channels.shape)
@@ -131,3 +135,19 @@ def _artalk_tensor(path: Path) -> tuple[np.ndarray, float | None]:
         rate = items.get("fps")
         fps = check_rate(float(rate), f"{path}: fps") if type(rate) in (int, float) else None
         return state_dict(archive, {"motion": items[key]})["motion"], fps
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How another project keeps motion in files."""
+
+    read: Callable[[list[Path], float | None], Float32[np.ndarray, "P T 108"]]
+    write: Callable[[str | os.PathLike, Float[np.ndarray, "P T 108"]], list[Path]]
+    files: int  # of one conversation, at most
+    lacks: dict[str, slice]  # our channels that have no room, by what they are called
+
+
+LAYOUTS = {
+    "dualtalk": Layout(read_dualtalk, write_dualtalk, 2, {"eyes": EYES, "expression 50 to 99": slice(50, 100)}),
+    "artalk": Layout(read_artalk, write_artalk, 1, {"eyes": EYES}),
+}

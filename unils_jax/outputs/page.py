@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -25,6 +25,7 @@ from unils_jax.audio import speaking_frames
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
+from unils_jax.finishing import finish, log_limits
 from unils_jax.motion import EXPRESSION, FPS, HEAD, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME, STANDIN_SHAPES
 from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
@@ -66,6 +67,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     names: Sequence[str] | None = None,
     title: str = "conversation",
     embed_flame: bool = False,
+    state: Literal["decoded", "finished", "raw"] = "decoded",
 ) -> PageSummary:
     """Writes the page of one or two people at 25 frames a second, with their audio at 16 kHz.
 
@@ -84,6 +86,8 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         names: A name for each person; None numbers them.
         title: The page's title.
         embed_flame: Allows FLAME's geometry in the file, which is licensed.
+        state: "decoded": the motion is finished here, see `finish`. "finished": that was done
+            before. "raw": it is shown as it is, and the page can smooth it.
 
     Raises:
         UserError: The output cannot be written, arrays have a wrong shape or are not finite,
@@ -92,6 +96,10 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     path = check_output(path, ".html")
     script, licence = page_script()
     _check(motion, truth, audio, names, asset, embed_flame)
+    if state == "decoded":
+        finished = finish(motion, expression_basis)
+        log_limits(finished, path)
+        motion = finished.motion
     num_people, num_frames = motion.shape[:2]
     head = drawn_head(asset)
     shown = shown_motion(motion.astype(np.float32), asset, expression_basis)
@@ -114,7 +122,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         "blink": {"channels": lids, "full": STANDIN_SHAPES["blink_left"]} if blinks else None,
         "motion": _motion(shown, num_expression),
         "truth": None,
-        "smoothing": savgol_filter(np.eye(9), 9, 3, axis=0).ravel().tolist(),
+        "smoothing": savgol_filter(np.eye(9), 9, 3, axis=0).ravel().tolist() if state == "raw" else None,
         "audio": None if sound is None else {"type": "audio/flac", "data": _flac(sound)},
     }
     if truth is not None:

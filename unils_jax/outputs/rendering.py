@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.face.head import load_head
-from unils_jax.motion import load_motion, smooth
+from unils_jax.finishing import finish_file
+from unils_jax.motion import MotionFile, load_motion
 from unils_jax.outputs.video import RenderSummary, render_video
 
 
@@ -20,8 +21,9 @@ def render(
     expression_basis: str | None = None,
     flame: str | os.PathLike | None = None,
     size: int | tuple[int, int] = 512,
+    raw: bool = False,
 ) -> RenderSummary:
-    """Renders motion as a video, the people side by side. The motion is smoothed for display.
+    """Renders motion as a video, the people side by side. Motion is finished, see `finish`.
 
     Args:
         path: The .mp4 to write.
@@ -30,11 +32,14 @@ def render(
         expression_basis: Of an array; None is the basis of the head. A file knows its own.
         flame: FLAME's generic_model.pkl; None draws the stand-in head.
         size: The side of a person's square, or (width, height) of the picture, in pixels.
+        raw: Shows motion as it is, which is also what an array needs that was finished before.
     """
     head = load_head(flame)
     if isinstance(motion, str | os.PathLike):
         file = load_motion(motion)
         if expression_basis not in (None, file.expression_basis):
             raise UserError(f"{motion} is of the {file.expression_basis!r} basis, got {expression_basis!r}")
-        motion, expression_basis = file.motion, file.expression_basis
-    return render_video(path, smooth(motion), head, audio, expression_basis=expression_basis or head.name, size=size)
+    else:
+        file = MotionFile(motion, expression_basis or head.name, {})
+    file = finish_file(file, path, raw=raw)
+    return render_video(path, file.motion, head, audio, expression_basis=file.expression_basis, size=size)

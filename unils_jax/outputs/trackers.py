@@ -1,6 +1,6 @@
 """FLAME motion in .npz files of trackers and data sets, found by the names of their arrays.
 
-DualTalk and DECA (`exp`, `pose`), EMOCA (`expcode`, `posecode`), SMIRK (`expression_params`,
+DECA and its kin (`exp`, `pose`), EMOCA (`expcode`, `posecode`), SMIRK (`expression_params`,
 `jaw_params`), VHAP (`expr`, `rotation`, `jaw_pose`, `eyes_pose`) and others with such names. NumPy
 and SciPy only.
 """

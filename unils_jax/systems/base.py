@@ -65,6 +65,9 @@ class NoiseRates:
     # Share of the samples whose previous motion has passed the codec, as it has in decoding, where
     # it is what was decoded before.
     prev_coded: float = 0.0
+    # Lowest and highest gain in dB by which each audio track's level is moved at random; equal: by
+    # no more than that.
+    level_db: tuple[float, ...] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,17 @@ class Start:
     # (folder or hub name, family) -> sizes and parameters, under `audio_encoder/`, of a published
     # encoder.
     load_encoder: Callable[[str, str], tuple[Any, Params]] | None = None
+    # (path, kind of model) -> another checkpoint that the run takes parts of.
+    load_checkpoint: Callable[[str, str], Loaded] | None = None
+
+
+@runtime_checkable
+class WindowData(Protocol):
+    """The loader of windows, as far as a new run takes something from it."""
+
+    @property
+    def mixture(self) -> object:
+        """The stores; their `statistics` are mean and deviation of the motion."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,7 @@ class Stage:
     item_frames: int = WINDOW_FRAMES  # of motion to predict in an item; 0: the loader says how many on average
     decodes: bool = False  # whether the model decodes long conversations while it trains, see `probe`
     model: str = ""  # what kind of model comes out; "": one named like the stage
+    generates: bool = True  # whether the kind of model can be run by itself; False: it is a part of others
     continues: bool = False  # whether it may start from a checkpoint of the kind that it trains
     uses_head: bool = False  # whether the loss compares vertices of a head
     without_head: str = ""  # what the log says of a run without one

@@ -61,7 +61,9 @@ def system_of_keys(keys: Iterable[str]) -> System:
 
 def models_with_audio() -> tuple[str, ...]:
     """Returns the kinds of model that turn audio into motion."""
-    return tuple(dict.fromkeys(stage.trained for stage in STAGES.values() if stage.windows != "solo"))
+    return tuple(
+        dict.fromkeys(stage.trained for stage in STAGES.values() if stage.windows != "solo" and stage.generates)
+    )
 
 
 def form_of(annotation: str) -> tuple[str, str]:
@@ -81,5 +83,5 @@ def current_run(values: Mapping[str, Any]) -> dict[str, Any]:
     parts = [model.pop(name, None) for name in SYSTEMS] if isinstance(model, dict) else []
     model = next((part for part in parts if part is not None), model)
     stage = values.get("stage")
-    name = system_of_stage(stage).name if stage in STAGES else UNILS.name
+    name = system_of_stage(stage).name if isinstance(stage, str) and stage in STAGES else UNILS.name
     return {**values, "system": name, "model": model}

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from unils_jax.checkpoints.workdir import ARRAYS, array_items, read_item
+from unils_jax.checkpoints.workdir import ARRAYS, DAMAGE, array_items, read_item
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
 from unils_jax.runtime import local_path, no_room, room_on_disk
@@ -28,9 +28,6 @@ from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
-
-# What Orbax, TensorStore and JSON raise on files that are missing, cut short or of another shape.
-DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,14 @@ class Checkpoints:
             for unfinished in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):
                 log.info("removing %s: a save that was cut short", unfinished)
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except DAMAGE as error:
+            # Orbax reads what it has noted of each step, and gives up at the first damage.
+            raise UserError(
+                f"the checkpoints of {self.folder} cannot be listed ({_one_line(error)}); copy back the file "
+                "_CHECKPOINT_METADATA of the step that is damaged, or move that step's folder away"
+            ) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -295,7 +299,7 @@ def saved_config(workdir: Path) -> dict[str, Any]:
             values = values if file.name == "config.json" else values["config"]
             if not isinstance(values, dict) or "model" not in values:
                 raise ValueError("it is no config of a run")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             problems.append(f"{file} ({_one_line(error)})")
             continue
         if problems:

@@ -128,9 +128,10 @@ class RunConfig:
                 f"data.batch_size must be a multiple of train.accumulate_steps, got {self.data.batch_size} and "
                 f"{self.train.accumulate_steps}"
             )
-        if self.mesh.data < 0 or self.mesh.fsdp < 1:
+        if min(self.mesh.data, self.mesh.slices) < 0 or self.mesh.fsdp < 1:
             problems.append(
-                f"mesh.data must not be negative (0: all devices) and mesh.fsdp at least 1, got {self.mesh}"
+                "mesh.data and mesh.slices must not be negative (0: as the devices are) and mesh.fsdp at least 1, got "
+                f"{self.mesh}"
             )
         if self.optimizer.release_devices < 1:
             problems.append(f"optimizer.release_devices must be at least 1, got {self.optimizer.release_devices}")
@@ -145,6 +146,8 @@ class RunConfig:
             problems.append(f"data.sets are {readers[0]}'s, the {self.stage} stage reads data.store")
         if not self.data.centre_head and view not in ("solo", "pair", ""):
             problems.append(f"data.centre_head is of codec and generators; leave it True for the {self.stage} stage")
+        if len(self.noise.level_db) != 2 or not -100 <= self.noise.level_db[0] <= self.noise.level_db[1] <= 100:
+            problems.append(f"noise.level_db must be a lowest and a highest gain in dB, got {self.noise.level_db}")
         if self.data.clip_step_s < 0:
             problems.append(f"data.clip_step_s must not be negative, got {self.data.clip_step_s}")
         if not (self.data.store or self.data.stores or self.data.sets):
@@ -165,7 +168,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     device.
     """
     values = current_run(values)
-    system = SYSTEMS.get(values["system"])
+    system = SYSTEMS.get(values["system"]) if isinstance(values["system"], str) else None
     if system is None:
         raise UserError(f"config.system must be one of {', '.join(SYSTEMS)}, got {values['system']!r}")
     types = {"model": system.config}

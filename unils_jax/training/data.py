@@ -1,12 +1,13 @@
 """The loaders of a run: training batches of this process, and validation batches."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from data_pipelines.loader import make_loader
 from data_pipelines.mixture import parse_stores
@@ -16,12 +17,14 @@ from unils_jax.errors import UserError
 from unils_jax.systems.base import Stage
 from unils_jax.training.config import RunConfig
 from unils_jax.training.loop import Data
-from unils_jax.training.sharding import process_batch_size
+from unils_jax.training.sharding import process_batch_size, process_rows
 
 Validation = Callable[[], Iterator[dict[str, np.ndarray]]]
 
+log = logging.getLogger(__name__)
 
-def make_data(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[Data, Validation]:
+
+def make_data(config: RunConfig, stage: Stage, mesh: Mesh | AbstractMesh) -> tuple[Data, Validation]:
     """Makes the loader of the stage's view, and a function that starts the validation batches anew.
 
     Raises UserError where the batch does not divide over the devices, and where the data's
@@ -29,19 +32,33 @@ def make_data(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[Data, Valida
     """
     process_batch_size(config.data.batch_size, mesh, config.train.accumulate_steps)
     if stage.windows == "speech":
-        return _speech_data(config, stage)
+        return _speech_data(config, stage, mesh)
     data = config.data
     stores = parse_stores(data.store, data.stores)
     options: dict[str, Any] = {"view": stage.windows, "batch_size": data.batch_size, "centre_head": data.centre_head}
-    options |= {"max_bad_records": data.max_bad_records, **_processes()}
+    options |= {"max_bad_records": data.max_bad_records, **_share(config, mesh)}
     loader = make_loader(stores, "train", seed=config.seed, num_workers=data.num_workers, **options)
-    held_out = make_loader(stores, "val", seed=0, **options)
     check_basis(config, loader.mixture.expression_basis)
+    with_val = [pair for pair, store in zip(stores, loader.mixture.stores, strict=True) if len(store.lengths("val"))]
+    if not with_val:
+        return loader, _no_validation(stores)
+    held_out = make_loader(with_val, "val", seed=0, **options)
     return loader, lambda: islice(iter(held_out), config.eval_batches)
 
 
-def _processes() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+def _no_validation(stores: Sequence[tuple[str, float]]) -> Validation:
+    """Returns no validation batches, and says so: a set of one recording has none to hold out."""
+    named = ", ".join(path for path, _ in stores)
+    log.warning("%s: the val split is empty, so this run writes no validation loss", named)
+    return lambda: iter(())
+
+
+def _share(config: RunConfig, mesh: Mesh | AbstractMesh) -> dict[str, Any]:
+    """Returns which rows of each batch are this process's: all, in a dry run without devices."""
+    if isinstance(mesh, AbstractMesh):
+        return {"process_index": 0, "process_count": 1}
+    rows = process_rows(mesh, config.data.batch_size)
+    return {"process_index": jax.process_index(), "process_count": jax.process_count(), "rows": rows}
 
 
 def check_basis(config: RunConfig, expression_basis: str) -> None:
@@ -54,12 +71,15 @@ def check_basis(config: RunConfig, expression_basis: str) -> None:
         )
 
 
-def _speech_data(config: RunConfig, stage: Stage) -> tuple[Data, Validation]:
+def _speech_data(config: RunConfig, stage: Stage, mesh: Mesh | AbstractMesh) -> tuple[Data, Validation]:
     data = config.data
-    settings: dict[str, Any] = {"batch_size": data.batch_size, "clip_step_s": data.clip_step_s, **_processes()}
+    settings: dict[str, Any] = {"batch_size": data.batch_size, "clip_step_s": data.clip_step_s}
+    settings |= _share(config, mesh)
     settings |= {} if stage.view_settings is None else stage.view_settings(config)
     sets, stores = parse_sets(data.sets), store_weights(config)
     loader = make_speech_loader(sets, stores, "train", seed=config.seed, **settings)
+    if not sets and not any(len(Store(path).lengths("val")) for path, _ in stores):
+        return loader, _no_validation(stores)
     held_out = make_speech_loader(sets, stores, "val", seed=0, **settings)
     return loader, lambda: islice(iter(held_out), config.eval_batches)
 

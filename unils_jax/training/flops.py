@@ -71,8 +71,13 @@ def count(fn: Callable, *args: PyTree, **kwargs: PyTree) -> Work:
     Arguments are arrays or `jax.ShapeDtypeStruct`s. Raises ValueError where a `while` loop of
     unknown length holds products: no count would be right.
     """
+    return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
+
+
+def count_jaxpr(jaxpr: ClosedJaxpr) -> Work:
+    """Counts the work of what was traced already; see `count`."""
     counter: Counter[str] = Counter()
-    for path, flops in _products(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr, "", 1):
+    for path, flops in _products(jaxpr.jaxpr, "", 1):
         counter[path] += flops
     return Work(dict(counter))
 
@@ -96,8 +101,9 @@ def _products(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, int]]
         else:
             inner_times = times * eqn.params["length"] if name == "scan" else times
             if name == "shard_map":
-                # Its body is what one device does.
-                inner_times *= math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["manual_axes"])
+                # Its body is what one device does. jax 0.11 renamed the parameter.
+                axes = eqn.params.get("newly_manual_axes") or eqn.params["manual_axes"]
+                inner_times *= math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
             for part in (part for value in eqn.params.values() for part in _inner(value)):
                 yield from _products(part, path, inner_times)
 

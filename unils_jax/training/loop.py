@@ -151,7 +151,9 @@ class Evaluation:
         """Evaluates what is due, with the averaged parameters."""
         if self._validates(step):
             rows = (self._evaluate(ema, frozen.in_step, device_batch(self.mesh, batch)) for batch in self.batches())
-            metrics_log.write(step, "val", mean_metrics(rows))
+            metrics = mean_metrics(rows)
+            if metrics:  # empty where the data hold no validation split
+                metrics_log.write(step, "val", metrics)
         if self._runs_free(step):
             params = frozen.on_host | jax.device_get(self._gather(ema))
             metrics_log.write(step, "free", self.free_running_eval(step, params))

@@ -57,7 +57,7 @@ class MetricsLog:
         if self.path is None:
             return
         if self.path.exists():
-            rows = [(line, _step_and_split(line)) for line in self.path.read_text().splitlines()]
+            rows = [(line, _step_and_split(line)) for line in self.path.read_text(errors="replace").splitlines()]
             lines = [line for line, of_line in rows if kept.holds(*of_line)]
             with atomic_output(self.path) as partial:
                 partial.write_text("".join(line + "\n" for line in lines))
@@ -93,7 +93,7 @@ def _step_and_split(line: str) -> tuple[float, str]:
     try:
         row = json.loads(line)
         return float(row["step"]), str(row["split"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf, ""  # the torn last line of a killed run
 
 
@@ -152,10 +152,44 @@ class StepReporter:
         figures = self.throughput.read(step)
         self.metrics_log.write(step, "train", values)
         self.metrics_log.write(step, "speed", figures)
-        self.progress.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        val_loss = self.metrics_log.last.get("val/loss")
+        shown = {} if val_loss is None else {"val": f"{val_loss:.4f}"}
+        self.progress.set_postfix(loss=f"{values['loss']:.4f}", **shown, refresh=False)
         # Without a terminal there is no bar: plain lines take its place.
         if self.progress.disable and jax.process_index() == 0:
-            rate = f", {figures['steps_per_s']:.3g} steps/s" if "steps_per_s" in figures else ""
-            waits = f", {figures['data_wait_share']:.0%} waiting for data" if rate else ""
-            used = f", {figures['flops_utilisation']:.1%} of the matrix peak" if "flops_utilisation" in figures else ""
-            log.info("%s step %d loss %.4f%s%s%s", self.config.stage, step, values["loss"], rate, waits, used)
+            steps = self.config.num_steps
+            log.info("%s", step_line(self.config.stage, step, steps, values["loss"], val_loss, figures))
+
+
+def step_line(
+    stage: str, step: int, num_steps: int, loss: float, val_loss: float | None, figures: dict[str, float]
+) -> str:
+    """Returns the line of a step: how far the run is, its losses, its rates and the time left.
+
+    `figures` are those of `Throughput.read`. The time left is without evaluations and saves.
+    """
+    parts = [f"{stage} step {step:,} of {num_steps:,} ({step / num_steps:.0%}), loss {loss:.4f}"]
+    if val_loss is not None:
+        parts.append(f"val loss {val_loss:.4f}")
+    rate = figures.get("steps_per_s")
+    if rate:
+        parts.append(f"{rate:.3g} steps/s ({figures['frames_per_s']:,.0f} frames/s)")
+        parts.append(f"{figures['data_wait_share']:.0%} waiting for data")
+    if "flops_utilisation" in figures:
+        parts.append(f"{figures['flops_utilisation']:.1%} of the matrix peak")
+    if rate and step < num_steps:
+        parts.append(f"about {duration((num_steps - step) / rate)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the two largest of its units: "40 s", "12 min", "3 h 5 min", "2 d 4 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

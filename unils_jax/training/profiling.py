@@ -13,25 +13,12 @@ import jax
 from jax import monitoring
 from jaxtyping import PyTree
 
+from unils_jax.chips import chip_of
 from unils_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's own name of the event
-
-# Dense matrix peaks in bfloat16 by `device_kind`, FLOP/s of one JAX device, from data sheets.
-BFLOAT16_PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 def known_peak(device_kind: str, compute_dtype: str) -> float | None:
@@ -39,11 +26,8 @@ def known_peak(device_kind: str, compute_dtype: str) -> float | None:
 
     It is None where none is known, and for float32.
     """
-    fitting = [name for name in BFLOAT16_PEAKS if device_kind.startswith(name)]
-    if compute_dtype != "bfloat16" or not fitting:
-        return None
-    # The longest name: "NVIDIA H100 PCIe" begins with "NVIDIA H100", too.
-    return BFLOAT16_PEAKS[max(fitting, key=len)]
+    chip = chip_of(device_kind) if compute_dtype == "bfloat16" else None
+    return None if chip is None else chip.flops
 
 
 class Throughput:

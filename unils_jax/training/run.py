@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from data_pipelines.mixture import parse_stores
 from data_pipelines.store.reader import Store
 from unils_jax.checkpoints.audio_encoders import load_audio_encoder
+from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import from_dict, load_config, override
 from unils_jax.errors import UserError
@@ -150,10 +151,16 @@ def find_start(config: RunConfig, stage: Stage, workdir: Path, parent: str | Non
     if stage.parent is None and parent and not stage.continues:
         raise UserError(f"the {config.stage} stage starts from scratch; leave --parent away")
     if has_checkpoint(workdir):
-        return Start(None, _saved_model(workdir), load_audio_encoder)
+        return Start(None, _saved_model(workdir), load_audio_encoder, _load_part)
     if stage.parent is not None and not parent:
         raise UserError(f"the {config.stage} stage starts from a {stage.parent}; give its checkpoint with --parent")
-    return Start(None if not parent else load(parent, stage=stage.parent or stage.trained), None, load_audio_encoder)
+    loaded = None if not parent else load(parent, stage=stage.parent or stage.trained)
+    return Start(loaded, None, load_audio_encoder, _load_part)
+
+
+def _load_part(path: str, stage: str) -> Checkpoint:
+    """Loads another checkpoint that a run takes parts of."""
+    return load(path, stage=stage)
 
 
 def _saved_model(workdir: Path) -> object:

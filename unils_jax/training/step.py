@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def make_train_step(
             device.
     """
     optimizer = make_optimizer(config)
-    task = TrainTask(stage, graphdef, objective)
+    task = TrainTask(stage, graphdef, _on_mesh(objective, mesh))
 
     def step(state: TrainState, frozen: Params, batch: Arrays, key: RandomKey) -> tuple[TrainState, Metrics]:
         if mesh is not None:
@@ -150,6 +150,13 @@ def make_train_step(
         return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _on_mesh(objective: Objective, mesh: Mesh | None) -> Objective:
+    """Says how activations lie, which is as the batch does."""
+    if mesh is None:
+        return objective
+    return replace(objective, compute=replace(objective.compute, rows=batch_sharding(mesh)))
 
 
 def gradients(
@@ -217,6 +224,7 @@ def make_eval_step(
     stage: Stage, graphdef: nnx.GraphDef, objective: Objective, *, mesh: Mesh | None = None
 ) -> Callable[[Params, Params, Arrays], Metrics]:
     """Builds the jitted `evaluate(params, frozen, batch) -> metrics`, without noise."""
+    objective = _on_mesh(objective, mesh)
 
     def evaluate(params: Params, frozen: Params, batch: Arrays) -> Metrics:
         metrics = stage.loss(merge(graphdef, {**frozen, **params}), batch, None, objective, None)[1]

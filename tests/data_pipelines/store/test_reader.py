@@ -232,7 +232,7 @@ def test_bad_input_is_refused_when_writing(tmp_path, records):
 
 
 def test_a_folder_that_is_no_store_is_named(tmp_path):
-    with pytest.raises(UserError, match="is no store: .*manifest.json does not exist"):
+    with pytest.raises(UserError, match="is no store: .*manifest.json does not exist; give the folder"):
         Store(tmp_path)
 
 
@@ -282,3 +282,22 @@ def test_records_and_splits_that_are_not_there_are_refused(store):
         store.read("train", 2)
     with pytest.raises(UserError, match="split must be one of"):
         store.lengths("dev")
+
+
+@pytest.mark.parametrize(
+    ("inside", "remedy"),
+    [
+        (None, "makes one, `unils data convert` one of your data"),
+        ("conversion/settings.json", "its conversion is not finished: run the same `unils data convert` again"),
+        ("CONVERSION.md", "its conversion found nothing to use, see"),
+        ("a.wav", "give the folder that `unils data convert` or `unils data synth` wrote"),
+    ],
+)
+def test_what_is_no_store_says_what_to_do_about_it(tmp_path, inside, remedy):
+    if inside:
+        (tmp_path / "s" / inside).parent.mkdir(parents=True)
+        (tmp_path / "s" / inside).touch()
+    with pytest.raises(UserError, match="is no store") as caught:
+        Store(tmp_path / "s")
+    assert remedy in str(caught.value)
+    assert ("data synth --out" in str(caught.value)) == (inside is None)

@@ -13,13 +13,13 @@ from data_pipelines.store.reader import Store
 from data_pipelines.synthetic import behaviour
 from data_pipelines.synthetic.conversation import SynthConfig, plan_conversation
 from data_pipelines.synthetic.dataset import (
-    EVENT_COLUMNS,
     make_conversation,
     make_person,
     make_records,
     settings,
     splits,
 )
+from data_pipelines.synthetic.events import EVENT_COLUMNS
 from data_pipelines.synthetic.faces import NEUTRAL, tracked
 from data_pipelines.synthetic.voice import Syllable, Voice, articulation
 from unils_jax.audio import frame_loudness
@@ -608,7 +608,7 @@ def test_a_set_holds_its_conversations_in_their_splits():
 def run_command(*flags: str) -> None:
     parser = argparse.ArgumentParser()
     data_command.add_arguments(parser)
-    args = parser.parse_args(["synth", *flags])
+    args = parser.parse_args(["synth", "--voices", "builtin", *flags])
     args.run(args)
 
 

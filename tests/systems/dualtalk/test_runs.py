@@ -187,7 +187,7 @@ def test_a_seed_too_many_is_refused(run, tiny_store, capsys):
 
 def decode(run: Path, folder: Path, *flags: str | Path) -> int:
     with quick_compiles():
-        return run_unils("decode", "--checkpoint", run, "--out", folder / "m.npz", *flags)
+        return run_unils("decode", "--checkpoint", run, "--out", folder / "m.npz", "--raw", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_a_unils_dialogue_can_predict_what_the_partner_does(run, tiny_runs, file
     assert decode(run, tmp_path, *tracks, "--motion2_by", dialogue, "--seed", "3") == 0
     predicted = load_motion(tmp_path / "m.npz")
     assert predicted.source["partner_motion"] == f"predicted by {dialogue}"
-    flags = ("--checkpoint", dialogue, *tracks, "--seed", "3", "--out", tmp_path / "u.npz")
+    flags = ("--checkpoint", dialogue, *tracks, "--seed", "3", "--raw", "--out", tmp_path / "u.npz")
     with quick_compiles():
         assert run_unils("decode", *flags) == 0
     assert decode(run, tmp_path, *tracks, "--motion2", tmp_path / "u.npz") == 0

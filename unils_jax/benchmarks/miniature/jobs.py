@@ -26,9 +26,9 @@ def perform(job: Job, at: Callable[[str], None], done: Callable[[str], None]) ->
     started = time.perf_counter()
     job.done.parent.mkdir(parents=True, exist_ok=True)
     # Only now, for NumPy starts its threads on all cores that it finds when it is imported.
-    from unils_jax.benchmarks.miniature import motions, run  # noqa: PLC0415
+    from unils_jax.benchmarks.miniature import motions, work  # noqa: PLC0415
 
-    {"train": run.train, "move": motions.move, "score": run.score}[job.kind](job)
+    {"train": work.train, "move": motions.move, "score": work.score}[job.kind](job)
     done(f"{label}: {time.perf_counter() - started:.0f} s")
 
 

@@ -4,36 +4,17 @@ import json
 import logging
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from data_pipelines.conversion.workers import run_in_processes
-from data_pipelines.store.reader import Store
 from data_pipelines.synthetic import dataset
 from unils_jax.benchmarks.miniature import report as miniature_report
-from unils_jax.benchmarks.miniature import scores as miniature_scores
 from unils_jax.benchmarks.miniature.jobs import perform
-from unils_jax.benchmarks.miniature.motions import held_out
-from unils_jax.benchmarks.miniature.plan import (
-    MINUTES,
-    RUNS,
-    SEED,
-    SYSTEMS,
-    Job,
-    Plan,
-    config_file,
-    phases,
-    seeds_of,
-)
-from unils_jax.config import load_config
+from unils_jax.benchmarks.miniature.plan import MINUTES, SEED, SYSTEMS, Plan, phases
 from unils_jax.errors import UserError
-from unils_jax.evaluation.metrics import mesh_of
-from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output, check_output
 from unils_jax.runtime import has_accelerator
-from unils_jax.training import run as training
 
 log = logging.getLogger(__name__)
 
@@ -84,35 +65,6 @@ def work(out: Path, plan: Plan, jobs: int) -> None:
         run_in_processes(perform, [job for job in phase if not job.done.exists()], jobs, log.info)
         finished = sum(job.done.exists() for jobs_of in planned for job in jobs_of)
         log.info("--- %d of %d jobs are done", finished, total)
-
-
-def train(job: Job) -> None:
-    """Trains a run with its config, for `times` as many steps.
-
-    It resumes from its newest checkpoint.
-    """
-    spec, folder = RUNS[job.name], job.plan.configs
-    config = load_config(str(config_file(folder, spec.config)) if folder else spec.config)
-    config.data.store = str(Path(job.out) / spec.store)
-    config.seed = max(job.seed, 0)
-    config.num_steps = max(1, round(job.plan.times * config.num_steps))
-    parent = None if spec.parent is None else str(job.workdir(spec.parent))
-    metrics = training.train(config.to_dict(), job.workdir(job.name), parent=parent)
-    with atomic_output(job.done) as partial_file:
-        partial_file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}))
-
-
-def score(job: Job) -> None:
-    """Scores a system over all its seeds."""
-    seeds = seeds_of(SYSTEMS[job.name].run, job.plan)
-    files = [replace(job, seed=seed).motion(job.name) for seed in seeds]
-    by_seed = [np.load(path)["motion"].astype(np.float32) for path in files]
-    store = Store(Path(job.out) / "paired")
-    scores = miniature_scores.score(
-        held_out(job), list(zip(*by_seed, strict=True)), mesh_of(standin_asset()), *store.statistics()
-    )
-    with atomic_output(job.done) as partial_file:
-        partial_file.write_text(json.dumps(scores))
 
 
 def write_report(out: Path, plan: Plan, seconds: float) -> str:

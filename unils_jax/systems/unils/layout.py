@@ -1,22 +1,25 @@
 """UniLS' release files: the `meta_cfg` that describes a model, read and written."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from unils_jax.config import from_dict
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, SAMPLE_RATE
 from unils_jax.systems.base import NoiseRates
 from unils_jax.systems.torch_layout import TorchLayout
-from unils_jax.systems.unils.meta_cfg import LOADERS, model_sizes
+from unils_jax.systems.unils.meta_cfg import EAR_LOADER, LOADERS, model_sizes
 from unils_jax.systems.unils.rows import ALIASES, ROWS
 
-NAMES = {"codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
+Part = TypeVar("Part", LogMelConfig, EarConfig)
+
+NAMES = {"ear": "UniLSEar", "codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
 
 
 PIPELINES = {"dialogue": "arlora_trainer.ARLoRATrainer"}
@@ -44,29 +47,39 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
 
     Raises UserError, naming `source`, where the config tree is not one of the release's.
     """
+    tree = meta_cfg.get("MODEL")
+    if isinstance(tree, Mapping) and tree.get("LOADER") == EAR_LOADER:
+        return UniLSConfig(ear=_part(EarConfig, tree, "EAR", source))
     sizes = model_sizes(meta_cfg, state)
-    prior = logmel = None
+    prior = logmel = ear = None
     if sizes["prior"] is not None:
         audio = {"audio_dim": sizes["audio_width"], "audio_condition": sizes["audio_condition"]}
         prior = PriorConfig(**sizes["prior"], **audio, bit_chain="bit_chain" in state)
-    if sizes["stage"] == "dialogue" and "LOGMEL" in meta_cfg["MODEL"]:
-        fields = meta_cfg["MODEL"]["LOGMEL"]
-        fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
-        logmel = from_dict(LogMelConfig, fields, f"{source}: meta_cfg.MODEL.LOGMEL")
-    return UniLSConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel)
+    if sizes["stage"] == "dialogue":
+        logmel, ear = _part(LogMelConfig, tree, "LOGMEL", source), _part(EarConfig, tree, "EAR", source)
+    return UniLSConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel, ear=ear)
+
+
+def _part(kind: type[Part], tree: Mapping[str, Any], name: str, source: str) -> Part | None:
+    """Reads the config of a front end, our addition to the tree; None where it has none."""
+    if name not in tree:
+        return None
+    fields = tree[name]
+    fields = {key.lower(): value for key, value in fields.items()} if isinstance(fields, dict) else {"": fields}
+    return from_dict(kind, fields, f"{source}: meta_cfg.MODEL.{name}")
 
 
 def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
     """Builds the release's config tree of a model.
 
     Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown.
-    Paths are left out. Three names are ours: EXPRESSION_BASIS, MODEL.LOGMEL where the model has
-    that front end, and MODEL.AUDIO_CONDITION where it has one audio cross-attention.
+    Paths are left out. Four names are ours: EXPRESSION_BASIS, MODEL.LOGMEL or MODEL.EAR where the
+    model has that front end, and MODEL.AUDIO_CONDITION where it has one audio cross-attention.
     """
     stage = config.stage
     dataset, loader = DATASETS.get(stage, ("TalkMotionOnly", "motion_data.TalkMotionOnlyData"))
     frames = config.codec.window_frames
-    model = _model_tree(config, NoiseRates() if run is None else NoiseRates(**run["noise"]))
+    model = _model_tree(config, NoiseRates() if run is None else from_dict(NoiseRates, run["noise"], "noise"))
     return {
         "PIPELINE": PIPELINES.get(stage, "vae_trainer.VAETrainer"),
         "DATASET": {
@@ -92,6 +105,8 @@ def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] |
 
 def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
     stage, prior = config.stage, config.prior
+    if stage == "ear":
+        return {"NAME": NAMES[stage], "LOADER": EAR_LOADER, "EAR": _fields(config.ear)}
     loader = next(loader for loader, of in LOADERS.items() if of == stage)
     tree: dict[str, Any] = {"NAME": NAMES[stage] + ("S" if _is_small(config.codec, prior) else ""), "LOADER": loader}
     codec = {
@@ -109,7 +124,7 @@ def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
     if prior is None:
         return tree | codec | vae_config
     if stage == "dialogue":
-        tree["AUDIO_ENCODER"] = "wav2vec" if config.logmel is None else "logmel"
+        tree["AUDIO_ENCODER"] = "logmel" if config.logmel is not None else "wav2vec" if config.ear is None else "ear"
     tree |= {
         "T_DEPTH": prior.depth,
         "T_NUM_HEAD": prior.num_heads,
@@ -123,8 +138,14 @@ def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
         if prior.audio_condition != "pair":
             tree["AUDIO_CONDITION"] = prior.audio_condition
         if config.logmel is not None:
-            tree["LOGMEL"] = {key.upper(): value for key, value in vars(config.logmel).items()}
+            tree["LOGMEL"] = _fields(config.logmel)
+        if config.ear is not None:
+            tree["EAR"] = _fields(config.ear)
     return tree | vae_config
+
+
+def _fields(part: LogMelConfig | EarConfig) -> dict[str, Any]:
+    return {key.upper(): value for key, value in vars(part).items()}
 
 
 def _is_small(codec: CodecConfig, prior: PriorConfig | None) -> bool:
@@ -151,13 +172,15 @@ def _trainer_tree(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loss_tree(run: Mapping[str, Any]) -> dict[str, float]:
+    if run["stage"] == "ear":
+        return {}
     if run["stage"] != "codec":
         return {"CE_WEIGHT": 1.0}
     return {name: run["loss"][ours] for ours, name in LOSS_NAMES.items()}  # ARTalk's terms have no name there
 
 
 def _matches(keys: Iterable[str]) -> bool:
-    return any(key.startswith(("base_codec.", "encoder.inp_mapping.")) for key in keys)
+    return any(key.startswith(("base_codec.", "encoder.inp_mapping.", "ear.")) for key in keys)
 
 
 def _warnings(config: UniLSConfig) -> list[str]:
@@ -166,6 +189,11 @@ def _warnings(config: UniLSConfig) -> list[str]:
         warnings.append(
             "the model hears through our log-mel front end, which the release's code lacks: there the weights load, "
             "but speech means nothing to them"
+        )
+    if config.ear is not None:
+        warnings.append(
+            "the model hears through our ear, which the release's code lacks: leave the keys `ear.*` out there, and "
+            "speech means nothing to the weights"
         )
     if config.prior is not None and config.prior.audio_condition != "pair":
         warnings.append(

@@ -9,6 +9,7 @@ from unils_jax.errors import UserError
 from unils_jax.motion import AUDIO_CONDITIONS, FPS, MOTION_DIM, SAMPLE_RATE, WINDOW_FRAMES
 
 LOADERS = {"unils_codec.UniLSCodec": "codec", "unils_freegen.UniLSFreeGen": "prior", "unils_gen.UniLSGen": "dialogue"}
+EAR_LOADER = "unils_ear.UniLSEar"  # ours alone: the release has no ear
 
 
 AUDIO_VECTORS = ("attn_blocks.self_pos", "attn_blocks.audio_pos")  # of two cross-attentions, of one

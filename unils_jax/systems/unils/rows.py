@@ -1,6 +1,6 @@
 """The key table of UniLS' release, and of adapters as peft names them."""
 
-from unils_jax.systems.torch_layout import LEAF, LINEAR, LORA, NORM, PROJECTION, WEIGHT
+from unils_jax.systems.torch_layout import CONV, LEAF, LINEAR, LORA, NORM, PROJECTION, WEIGHT
 
 
 def _codec_half(half: str, inner: str, last: str) -> tuple:
@@ -64,11 +64,20 @@ _AUDIO_ATTENTION = (
     *_audio_attention("audio_attn", "audio_attn"),
 )
 
+_EAR = (
+    ("ear.channel_mean", "ear/channel_mean", LEAF),
+    ("ear.channel_std", "ear/channel_std", LEAF),
+    ("ear.context", "ear/context", CONV),
+    ("ear.hidden", "ear/hidden", LINEAR),
+    ("ear.out", "ear/out", LINEAR),
+)
+
 # By kind of model. The codec's keys are bare in a codec's file and under `base_codec.` in the
 # others.
 ROWS = {
     "codec": _CODEC,
     "prior": _BASE_CODEC + _PRIOR,
-    "dialogue": _BASE_CODEC + _PRIOR + _PRIOR_LORA + _AUDIO_ATTENTION,
+    "dialogue": _BASE_CODEC + _PRIOR + _PRIOR_LORA + _AUDIO_ATTENTION + _EAR,
+    "ear": _EAR,
 }
 ALIASES = {"dialogue": ((r"\.modules_to_save\.default\.", "."),)}

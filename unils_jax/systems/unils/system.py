@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from unils_jax.errors import UserError
 from unils_jax.face import flame
 from unils_jax.inference import conversations
 from unils_jax.models.codec_losses import SampleWeights, mesh_losses, motion_losses
+from unils_jax.models.ear import EarConfig
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS, UniLSConfig
@@ -36,12 +36,15 @@ from unils_jax.systems.base import (
     Stage,
     Start,
     System,
+    WindowData,
     batch_sample_weights,
 )
+from unils_jax.systems.unils.ear import EAR, draw_gains, ear_of
 from unils_jax.systems.unils.layout import LAYOUT
 
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
 TITLES = {
+    "ear": "UniLS ear: the audio of one person to the articulators of the mouth",
     "codec": "UniLS motion codec: 100 frames of facial motion to bits and back",
     "prior": "UniLS motion prior: facial motion without audio, over the codec's bits",
     "dialogue": "UniLS dialogue: the audio of a conversation to the facial motion of both people",
@@ -54,7 +57,8 @@ class StepNoise:
 
     Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for
     drop-path and LoRA dropout (None: neither). Where there is one audio alone, `drop_own` is its
-    drop. `coded_prev`, as the drops, is where the previous motion passes the codec (None: nowhere).
+    drop. `gains` [B, 2, 1] are factors of the tracks (None: as recorded). `coded_prev`, as the
+    drops, is where the previous motion passes the codec (None: nowhere).
     """
 
     drop_style: Array
@@ -63,10 +67,11 @@ class StepNoise:
     drop_other: Array
     flips: Array
     keys: Array | None = None
+    gains: Array | None = None
     coded_prev: Array | None = None
 
 
-PARTS = ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys", "coded_prev"]
+PARTS = ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys", "gains", "coded_prev"]
 jax.tree_util.register_dataclass(StepNoise, PARTS, [])
 
 
@@ -134,22 +139,25 @@ def generator_logits(
         return x.reshape(-1, *x.shape[rank:])
 
     people = {name: flat(batch[name]) for name in ("motion", "prev", "style")}
-    noise = None if noise is None else jax.tree.map(flat, noise)
     heard: tuple[Array, ...] = ()
-    if model.audio_encoder is not None:
-        features = jax.lax.stop_gradient(model.encode_audio(jnp.asarray(batch["audio"]), compute=compute))
+    if model.encoder is not None:
+        audio = jnp.asarray(batch["audio"])
+        audio = audio if noise is None or noise.gains is None else audio * noise.gains
+        features = jax.lax.stop_gradient(model.encode_audio(audio, compute=compute))
         heard = model.audio_of_people(features)
+    codec, exactly = model.codec, compute.in_float32()
     if noise is not None:
+        noise = jax.tree.map(flat, replace(noise, gains=None))
         if noise.coded_prev is not None:
-            coded = jax.lax.stop_gradient(model.codec(people["prev"])[0])
+            coded = jax.lax.stop_gradient(codec(people["prev"], exactly)[0])
             people["prev"] = jnp.where(noise.coded_prev, coded, people["prev"])
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
         heard = tuple(_drop(x, drop) for x, drop in zip(heard, (noise.drop_own, noise.drop_other), strict=False))
-    codec = model.codec
-    quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], None if noise is None else noise.flips))
+    flips = None if noise is None else noise.flips
+    quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], flips, exactly))
     inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
-    style, prev = codec.features(people["style"]), codec.features(people["prev"])
+    style, prev = codec.features(people["style"], exactly), codec.features(people["prev"], exactly)
     keys = None if noise is None else noise.keys
     logits = model.prior(style, prev, inputs, *heard, key=keys, compute=compute)
     logits = model.prior.chained(logits, quantized.bits)
@@ -157,7 +165,10 @@ def generator_logits(
 
 
 def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objective) -> StepNoise:
-    """Draws drops, coded pasts, bit flips and a key of every person of the batch, independently."""
+    """Draws independent drops for every person of the batch, bit flips, and every person's key.
+
+    Where the rates say so, the factor of every track's level and the pasts to code, too.
+    """
     people_shape, rates = batch["motion"].shape[:-2], objective.noise
     noise_key, layer_key = jax.random.split(key)
     *drop_keys, flip_key = jax.random.split(noise_key, 5)
@@ -166,35 +177,30 @@ def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objecti
         jax.random.bernoulli(k, rate, (*people_shape, 1, 1)) for k, rate in zip(drop_keys, drop_rates, strict=True)
     ]
     flips = draw_flips(flip_key, people_shape, model.prior.code_dim, model.codec.scales, rates.max_flip_percent)
+    moves_level = model.encoder is not None and rates.level_db[0] != rates.level_db[1]
+    # From a key that nothing else is drawn from: without it the other draws are the same.
+    gains = draw_gains(jax.random.fold_in(layer_key, 1), batch, rates.level_db) if moves_level else None
     coded_prev = None
     if rates.prev_coded:
-        # Another key: the other draws are the same with and without it.
         coded_prev = jax.random.bernoulli(jax.random.fold_in(noise_key, 1), rates.prev_coded, drops[0].shape)
-    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape), coded_prev)
+    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape), gains, coded_prev)
 
 
 def _drop(x: Array, drop: Array) -> Array:
     return jnp.where(drop, jnp.zeros_like(x), x)
 
 
-@runtime_checkable
-class WindowData(Protocol):
-    """The loader of windows, as far as a new run takes something from it."""
-
-    @property
-    def mixture(self) -> object:
-        """The stores; their `statistics` are mean and deviation of the motion."""
-
-
 def init(config: Run, shapes: Params, data: WindowData, start: Start) -> Params:
-    """Returns what a new run does not draw: the data's statistics, and the parent's parameters.
+    """Returns what a new run does not draw.
 
-    Raises UserError where the parent has other sizes than the config, then the shapes may fit and
-    the model be another, or another expression basis.
+    That is the data's statistics, the parent's parameters and those of the ear that the config
+    names. Raises UserError where parent or ear have other sizes than the config, then the shapes
+    may fit and the model be another, or another expression basis.
     """
     mean, std = data.mixture.statistics(centred=config.data.centre_head)
     given = {"codec/motion_mean": mean, "codec/motion_std": std}
-    return given if start.parent is None else given | _inherited(config, start.parent)
+    inherited = {} if start.parent is None else _inherited(config, start.parent)
+    return given | inherited | ear_of(config, start)
 
 
 def _inherited(config: Run, parent: Loaded) -> Params:
@@ -254,7 +260,9 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
             "108 channels at 25 frames/s in the basis of our procedural stand-in head, **not FLAME's**: the expression "
             "channels mean nothing on a FLAME head; jaw, gaze and head rotation do."
         )
-    codec, prior = config.codec, config.prior
+    codec, prior, ear = config.codec, config.prior, config.ear
+    if config.stage == "ear":
+        return Card(TITLES["ear"], data, [_ear_fact(ear)])
     facts = [f"codec: width {codec.width}, depth {codec.depth}, {codec.code_dim} bits, scales {list(codec.scales)}"]
     if prior is not None:
         facts.append(f"prior: width {prior.width}, depth {prior.depth}, {prior.num_heads} heads")
@@ -268,9 +276,18 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
             f"audio: our log-mel front end, {config.logmel.num_mels} bands. **The release's code has no such "
             "encoder**: there the file loads, but speech means nothing to it"
         )
+    elif ear is not None:
+        facts.append(f"{_ear_fact(ear)}. **The release's code has no such encoder** and does not read its keys")
     elif config.stage == "dialogue":
         facts.append("audio: wav2vec2-xls-r-300m, frozen; not in this file")
     return Card(TITLES[config.stage], data, facts)
+
+
+def _ear_fact(ear: EarConfig) -> str:
+    return (
+        f"audio: our ear, {ear.num_mels} bands and {ear.context_frames} frames of 20 ms on either side, width "
+        f"{ear.width}, to the channels {list(ear.channels)}"
+    )
 
 
 def merge(config: UniLSConfig, params: Params) -> tuple[UniLSConfig, Params]:
@@ -295,14 +312,14 @@ def problems(config: UniLSConfig) -> list[str]:
     """Lists what is wrong with a config that is to be trained."""
     found = []
     if config.stage == "dialogue" and config.audio_encoder is None:
-        found.append("a dialogue model needs an audio encoder: model.wav2vec2 or model.logmel")
+        found.append("a dialogue model needs an audio encoder: model.wav2vec2, model.logmel or model.ear")
     if config.codec.window_frames != WINDOW_FRAMES:
         found.append(f"model.codec.scales must end in {WINDOW_FRAMES}, got {config.codec.scales}")
     return found
 
 
 ENCODER = PublishedEncoder(
-    needed=lambda config: config.stage == "dialogue" and config.logmel is None,
+    needed=lambda config: config.stage == "dialogue" and config.logmel is None and config.ear is None,
     get=lambda config: config.wav2vec2,
     put=lambda config, encoder: replace(config, wav2vec2=encoder),
 )
@@ -316,7 +333,7 @@ def generate(model: UniLS, inputs: Inputs, options: Options) -> Generated:
     previous motion, too, and `num_frames` its length.
     """
     sampling, seed, people = options.sampling, options.seed, options.people
-    if model.prior is not None and model.audio_encoder is None:
+    if model.prior is not None and model.encoder is None:
         style = np.zeros((people, WINDOW_FRAMES, MOTION_DIM), np.float32) if inputs.style is None else inputs.style
         num_frames = inputs.num_frames or WINDOW_FRAMES
         chunks = -(-num_frames // WINDOW_FRAMES)
@@ -332,7 +349,7 @@ UNILS = System(
     title="UniLS",
     config=UniLSConfig,
     build=UniLS,
-    stages={stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE)},
+    stages={stage.name: stage for stage in (CODEC, PRIOR, DIALOGUE, EAR)},
     inputs=INPUTS,
     draws=True,
     generate=generate,

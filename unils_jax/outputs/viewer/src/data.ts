@@ -42,7 +42,7 @@ export interface PageData {
   blink: { channels: number[]; full: number } | null;
   motion: Packed; // [P, T, K + 8]: expression, head 3, jaw 1, eyes 4; differences from frame to frame
   truth: Packed | null;
-  smoothing: number[]; // [9, 9]: each row gives one frame of nine from all nine
+  smoothing: number[] | null; // [9, 9]: each row gives one frame of nine from all nine; null: motion is finished
   audio: { type: string; data: string } | null;
 }
 

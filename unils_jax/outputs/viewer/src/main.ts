@@ -15,7 +15,7 @@ const KEYS: [string, string][] = [
   ["← →", "a frame back or on; with Shift a second"],
   ["Home, End", "to the beginning, to the end"],
   ["- +", "slower, faster"],
-  ["S", "smooth the motion as videos do"],
+  ["S", "smooth the motion, where it is raw"],
   ["T", "show or hide the truth"],
   ["R", "look from the front again"],
   ["D", "dark or light"],
@@ -125,7 +125,8 @@ async function start(): Promise<void> {
   const theme = element("button", { id: "theme", type: "button" }, "dark / light");
   const help = element("details", { class: "help" }, element("summary", {}, "keys"));
   for (const [keys, what] of KEYS) help.append(element("div", {}, element("kbd", {}, keys), ` ${what}`));
-  const bar = element("div", { class: "bar" }, play, clockText, speed, smooth.label);
+  const bar = element("div", { class: "bar" }, play, clockText, speed);
+  if (page.smoothing) bar.append(smooth.label);
   if (rawTruth) bar.append(truth.label);
   if (audio) bar.append(sound.label);
   bar.append(front, theme, help);
@@ -171,8 +172,9 @@ async function start(): Promise<void> {
     touch();
   };
   const choose = () => {
+    const { smoothing } = page;
     const ready = (set: Track[] | null) =>
-      set && smooth.input.checked ? set.map((track) => track.smoothed(page.smoothing)) : set;
+      set && smoothing && smooth.input.checked ? set.map((track) => track.smoothed(smoothing)) : set;
     shown = ready(raw)!;
     shownTruth = ready(rawTruth);
     stage.classList.toggle("plain", !truth.input.checked);
@@ -220,7 +222,7 @@ async function start(): Promise<void> {
     "-": () => setSpeed(-1),
     "+": () => setSpeed(1),
     "=": () => setSpeed(1),
-    s: () => press(smooth.input),
+    s: () => page.smoothing && press(smooth.input),
     t: () => rawTruth && press(truth.input),
     r: () => view?.reset(),
     d: flip,

@@ -1,0 +1,178 @@
+"""The ear as a stage, and as the second parent of a dialogue: trained, frozen, saved, exported, refused."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny_models import CONFIGS, jitted, random_motion, tiny_model
+from tiny_runs import quick_compiles, run_unils, write_tiny_config
+
+from data_pipelines.store.reader import Store
+from unils_jax.checkpoints.adapters import read_adapter, save_adapter
+from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.loading import load
+from unils_jax.inference.conversations import decode
+from unils_jax.motion import JAW
+from unils_jax.nn.params import merge, split
+from unils_jax.systems.base import NoiseRates, Objective
+from unils_jax.systems.registry import models_with_audio
+from unils_jax.systems.unils.ear import EAR, EarNoise
+from unils_jax.systems.unils.system import DIALOGUE
+
+LEVELS = NoiseRates(level_db=(-30.0, 10.0))
+
+
+def pairs() -> dict[str, jax.Array]:
+    motions = {name: random_motion(2, 2, 100, seed=i) for i, name in enumerate(("motion", "prev", "style"))}
+    return {**motions, "audio": 0.1 * jax.random.normal(jax.random.key(0), (2, 2, 64_000))}
+
+
+def test_the_ear_is_no_model_that_decodes():
+    assert "ear" not in models_with_audio()
+
+
+def test_its_loss_is_the_squared_error_of_its_channels_and_counts_what_was_observed():
+    model, batch = tiny_model("ear"), pairs()
+    observed = np.ones((2, 2, 108), np.float32)
+    observed[1, 1] = 0
+    observed[0, 0, 14] = 0
+    loss = jitted(
+        model, lambda model, batch: EAR.loss(model, batch, None, Objective(), None)[0], {**batch, "observed": observed}
+    )
+    flat = batch["audio"].reshape(4, -1)
+    heard, truth = jitted(
+        model, lambda model, audio, motion: (model.ear.articulators(audio, 100), model.ear.standardized(motion)),
+        flat, batch["motion"],
+    )  # fmt: skip
+    error = np.square(heard.reshape(2, 2, 100, 4) - truth).mean(2)
+    error[0, 0, 1] = 0
+    np.testing.assert_allclose(loss, error.reshape(4, 4)[:3].mean(), rtol=1e-5)
+
+
+def test_gains_move_the_level_of_every_track_apart():
+    model, batch = tiny_model("ear"), pairs()
+    noise = EAR.draw(jax.random.key(0), batch, model, Objective(noise=LEVELS))
+    decibels = 20 * np.log10(noise.gains)
+    assert decibels.shape == (2, 2, 1) and np.unique(decibels).size == 4
+    assert (decibels >= -30).all() and (decibels <= 10).all()
+    assert isinstance(noise, EarNoise)
+
+
+def test_moved_levels_leave_the_other_draws_of_a_dialogue_as_they_were():
+    model, batch, key = tiny_model("hearing"), pairs(), jax.random.key(3)
+    plain, moved = (DIALOGUE.draw(key, batch, model, Objective(noise=rates)) for rates in (NoiseRates(), LEVELS))
+    assert plain.gains is None and moved.gains.shape == (2, 2, 1)
+    for first, second in zip(jax.tree.leaves(plain), jax.tree.leaves(replace(moved, gains=None)), strict=True):
+        assert (first == second).all()
+    # The features do not depend on the level, so neither does the loss.
+    losses = [
+        jitted(
+            model, lambda model, batch, noise: DIALOGUE.loss(model, batch, noise, Objective(), None)[0], batch, noise
+        )
+        for noise in (plain, replace(plain, gains=moved.gains))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_dialogue_has_no_gradient_for_its_ear():
+    graphdef, params = split(tiny_model("hearing"))
+    trainable, frozen = DIALOGUE.split(params)
+    assert {path for path in frozen if path.startswith("ear/")} == {path for path in params if path.startswith("ear/")}
+    ear = {path: value for path, value in params.items() if path.startswith("ear/")}
+
+    def loss(ear):
+        model = merge(graphdef, {**params, **ear})
+        return DIALOGUE.loss(model, pairs(), None, Objective(), None)[0]
+
+    assert not any(np.any(value) for value in jax.tree.leaves(jax.jit(jax.grad(loss))(ear)))
+
+
+def test_the_level_of_a_recording_moves_no_jaw():
+    """Voices 30 dB quieter to 10 dB louder: the decoded jaw's mean and its likeness to the first stay within 5 %."""
+    model = tiny_model("hearing")
+    rng, time = np.random.default_rng(0), np.arange(128_000) / 16_000
+    voice = (0.2 * np.sin(2 * np.pi * 200 * time) * (np.sin(3 * time) > 0)).astype(np.float32)
+    tracks = voice + 1e-3 * rng.normal(size=(2, 128_000)).astype(np.float32)
+    jaws = [decode(model, *(tracks * np.float32(10 ** (db / 20))))[0, :, JAW.start] for db in (0, -30, 10)]
+    for jaw in jaws[1:]:
+        assert np.corrcoef(jaw, jaws[0])[0, 1] > 0.95
+        assert abs(jaw.mean() - jaws[0].mean()) < 0.05 * jaws[0].std()
+
+
+def test_an_adapter_holds_the_ear_that_it_hears_through(tmp_path):
+    model = tiny_model("hearing")
+    params = {path: np.asarray(value) for path, value in split(model)[1].items()}
+    dialogue = Checkpoint(CONFIGS["hearing"], params, "standin", {"checkpoint": "tiny"})
+    prior = Checkpoint(
+        CONFIGS["prior"],
+        {p: v for p, v in params.items() if p in split(tiny_model("prior"))[1]},
+        "standin",
+        {"checkpoint": "tiny"},
+    )
+    save_adapter(tmp_path / "a.safetensors", dialogue.config, params, "standin", "hearing")
+    assert read_adapter(tmp_path / "a.safetensors").info.ear == CONFIGS["hearing"].ear
+    again = prior.with_adapter(tmp_path / "a.safetensors", merge=False)
+    assert again.config == dialogue.config
+    assert all(again.params[path].tobytes() == value.tobytes() for path, value in params.items())
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_runs, tmp_path_factory) -> SimpleNamespace:
+    """A trained ear, and the flags of a dialogue that hears through it."""
+    folder = tmp_path_factory.mktemp("ear")
+    config = write_tiny_config(folder / "ear.py", "ear", tiny_runs.store)
+    with quick_compiles():
+        assert run_unils("train", "--config", config, "--workdir", folder / "ear") == 0
+    text = tiny_runs.configs["dialogue"].read_text()
+    logmel = text[text.index("    config.model.ear = None") : text.index("    config.model.lora")]
+    ear = f"    config.model.ear = load_config({str(config)!r}).model.ear\n    config.num_steps = 2\n"
+    (folder / "dialogue.py").write_text(text.replace(logmel, ear))
+    flags = ("--config", folder / "dialogue.py", "--parent", tiny_runs.workdirs["prior"])
+    return SimpleNamespace(folder=folder, ear=folder / "ear", flags=flags)
+
+
+def test_an_ear_takes_the_statistics_of_its_channels_from_the_store(runs, tiny_runs):
+    params, channels = load(runs.ear).params, list(load(runs.ear).config.ear.channels)
+    mean, std = Store(str(tiny_runs.store)).statistics()
+    np.testing.assert_array_equal(params["ear/channel_mean"], mean[channels])
+    np.testing.assert_array_equal(params["ear/channel_std"], std[channels])
+    assert set(params) == {path for path in split(tiny_model("ear"))[1]}
+
+
+def test_an_ear_returns_from_a_file(runs, tmp_path):
+    out = tmp_path / "ear.safetensors"
+    assert run_unils("export", "--checkpoint", runs.ear, "--out", out) == 0
+    ours, again = load(runs.ear, stage="ear"), load(out, stage="ear")
+    assert again.config.ear == ours.config.ear
+    assert all(again.params[path].tobytes() == value.tobytes() for path, value in ours.params.items())
+    assert "our ear" in out.with_name("ear.safetensors.md").read_text()
+
+
+def test_a_dialogue_freezes_and_saves_and_exports_its_ear(runs, tmp_path):
+    workdir, out = tmp_path / "run", tmp_path / "model.safetensors"
+    with quick_compiles():
+        assert run_unils("train", *runs.flags, "--workdir", workdir, f"--config.audio_encoder={runs.ear}") == 0
+    assert run_unils("export", "--checkpoint", workdir, "--out", out) == 0
+    ear, again = load(runs.ear).params, load(out)
+    assert again.config == load(workdir).config and not again.system.lacks(again.config, again.params, "")
+    assert all(again.params[path].tobytes() == np.asarray(value).tobytes() for path, value in ear.items())
+    assert "ear.context.weight" in load_file(out)
+    assert np.isfinite(decode(again.model, np.zeros(64_000, np.float32))).all()
+
+
+def test_a_dialogue_names_the_ear_that_is_missing_or_another(runs, tiny_runs, tmp_path, capsys):
+    wrong = (
+        ("", "needs a trained one: set --config.audio_encoder"),
+        ("nowhere", "config.audio_encoder 'nowhere' does not exist"),
+        (tiny_runs.workdirs["codec"], "is a checkpoint of the codec stage, a ear is needed"),
+    )
+    for path, message in wrong:
+        flags = (*runs.flags, "--workdir", tmp_path / "run", f"--config.audio_encoder={path}", "--dry_run")
+        assert run_unils("train", *flags) == 2
+        assert message in capsys.readouterr().err
+    flags = (*runs.flags, "--workdir", tmp_path / "run", f"--config.audio_encoder={runs.ear}", "--dry_run")
+    assert run_unils("train", *flags, "--config.model.ear.normalize_level=false") == 2
+    assert "ear.normalize_level is True in it and False in the config" in capsys.readouterr().err
