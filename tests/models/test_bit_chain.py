@@ -17,6 +17,7 @@ from unils_jax.inference.conversations import Sampling, decode_prior
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import split
 from unils_jax.systems.unils.system import PRIOR, generator_logits
+from unils_jax.training.sharding import param_shardings
 
 CHAINED, PLAIN = CONFIGS["chained"], CONFIGS["prior"]
 
@@ -47,6 +48,12 @@ def test_a_new_chain_is_zero_trains_and_changes_no_other_start():
     assert set(chained) - set(plain) == {"prior/bit_chain"} and not chained["prior/bit_chain"].any()
     assert all(np.array_equal(chained[path], plain[path]) for path in plain)
     assert "prior/bit_chain" in PRIOR.split(chained)[0]
+
+
+def test_every_device_holds_the_whole_chain():
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "fsdp"))
+    chain = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
+    assert param_shardings(mesh, {"prior/bit_chain": chain})["prior/bit_chain"].is_fully_replicated
 
 
 def test_a_base_without_a_chain_keeps_its_hash_and_one_with_it_has_another():
