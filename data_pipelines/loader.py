@@ -393,7 +393,7 @@ def make_loader(
     split: str,
     *,
     cache_bytes: int = CACHE_BYTES,
-    **options: str | int | bool,
+    **options: str | int | bool | tuple[int, ...],
 ) -> Loader:
     """Returns endless batches of one store, or of several `(path, weight)`.
 
