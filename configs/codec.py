@@ -43,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = {
         "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way
         "remat": False,  # True: less memory, blocks are computed twice
+        "remat_policy": "nothing_saveable",  # or "dots_saveable", "offload": what remat keeps
         "scan_layers": False,  # True: compiles one block for all
         "accumulate_steps": 1,  # parts that a batch is processed in
         "mesh_frames": 10,  # frames of a window whose vertices are in memory at once

@@ -274,7 +274,10 @@ def parse_sets(texts: Sequence[str]) -> list[TalkerSet]:
 
 
 def make_speech_loader(
-    sets: Sequence[TalkerSet], stores: Sequence[tuple[str, float]], split: str, **options: int | float | bool
+    sets: Sequence[TalkerSet],
+    stores: Sequence[tuple[str, float]],
+    split: str,
+    **options: int | float | bool | tuple[int, ...],
 ) -> SpeechLoader:
     """Returns endless batches of clips of one annotation and length.
 

@@ -398,3 +398,9 @@ def test_damage_of_any_kind_is_silence_or_one_line(tmp_path, capfd, name, codec)
         except UserError as error:
             assert "\n" not in str(error)
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "NMS_ADPCM_16"])
+def test_codecs_that_cannot_seek_are_read(tmp_path, subtype):
+    soundfile.write(tmp_path / "a.wav", voice(16_000, 2.0), 16_000, subtype=subtype)
+    assert read_sound(tmp_path / "a.wav").channels.shape == (1, 32_000)

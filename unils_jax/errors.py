@@ -1,7 +1,7 @@
 """The exception for mistakes of the user: the command line prints it as one line and exits 2."""
 
 
-def one_line(error: Exception, length: int = 200) -> str:
+def one_line(error: Exception | str, length: int = 200) -> str:
     """Returns the text of an error in one line, or its type where it has no text."""
     return " ".join(str(error).split())[:length] or type(error).__name__
 

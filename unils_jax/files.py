@@ -90,6 +90,16 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def clear_partials(folder: Path) -> None:
+    """Removes what killed processes left of files in a folder.
+
+    The caller holds the folder's lock: no process writes there.
+    """
+    for path in folder.glob(".*.partial*"):
+        with contextlib.suppress(OSError):  # a folder, which its own writer removes
+            path.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Puts the names in a folder on disk, after which a renamed file survives a power cut."""
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder

@@ -100,27 +100,30 @@ def finish(motion: Float[np.ndarray, "*P T C"], expression_basis: str, *, causal
     return _limited(smoothed, expression_basis)
 
 
-def finish_file(file: MotionFile, name: str | os.PathLike, *, raw: bool = False) -> MotionFile:
+def finish_file(file: MotionFile, name: str | os.PathLike, *, raw: bool = False) -> tuple[MotionFile, str]:
     """Returns a motion file's contents as they are drawn and exported: finished, and only once.
 
-    What was limited is logged in one line under `name`. With `raw` they stay as they are; a file
-    that holds finished motion cannot give what was decoded, and a warning says so.
+    The second value says in one line under `name` what was limited, for the log once the output is
+    there; "" where nothing was. With `raw` contents stay as they are; a file that holds finished
+    motion cannot give what was decoded, and that is what the line says then.
     """
-    if file.finished:
-        if raw:
-            log.warning("%s holds finished motion; `unils decode --raw` writes it as it was decoded", name)
-        return file
-    if raw:
-        return file
+    if file.finished and raw:
+        return file, f"{name} holds finished motion; `unils decode --raw` writes it as it was decoded"
+    if file.finished or raw:
+        return file, ""
     finished = finish(file.motion, file.expression_basis)
-    log_limits(finished, name)
-    return replace(file, motion=finished.motion, finished=True)
+    return replace(file, motion=finished.motion, finished=True), _line(finished, name)
 
 
 def log_limits(finished: Finished, name: str | os.PathLike) -> None:
     """Logs in one line what was limited, and nothing where nothing was."""
-    if line := finished.limits():
-        log.info("%s: %s; with --raw it stays as decoded", name, line)
+    if line := _line(finished, name):
+        log.info(line)
+
+
+def _line(finished: Finished, name: str | os.PathLike) -> str:
+    line = finished.limits()
+    return f"{name}: {line}; with --raw it stays as decoded" if line else ""
 
 
 def limit(motion: Float[np.ndarray, "*b 108"], expression_basis: str) -> Float[np.ndarray, "*b 108"]:

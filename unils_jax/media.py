@@ -153,7 +153,9 @@ def _read_uncompressed(file: io.BufferedReader, path: Path, track: int, sink: Si
         if track > 1:
             raise UserError(f"{sink.name} has 1 audio track, there is no track {track}; name one of them")
         try:
-            for block in sound.blocks(max(1, 4 * _BLOCK // sound.channels), dtype="float32", always_2d=True):
+            size = max(1, 4 * _BLOCK // sound.channels)
+            # `sound.blocks` refuses codecs that cannot seek, like GSM's.
+            while len(block := sound.read(size, dtype="float32", always_2d=True)):
                 sink.add(block.T, sound.samplerate)
         except soundfile.LibsndfileError:
             sink.notices.append(f"damaged at {sink.seconds:.2f} s; nothing after it was read")

@@ -216,6 +216,17 @@ def about_this_process() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
 
 
+def process_is_gone(number: int) -> bool:
+    """Returns whether no process of this machine has the number."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # there, of another user
+        return False
+    return False
+
+
 def describe_process(told: dict[str, str | int]) -> str:
     """Returns `about_this_process` in words."""
     return f"process {told['pid']} on {told['host']}, since {told['since']}"

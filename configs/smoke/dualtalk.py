@@ -4,9 +4,9 @@ It uses log-mel features and the paper's alignment.
 
     unils train --config smoke/dualtalk --workdir runs/dualtalk --config.data.store=data/synthetic
 
-Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.299, predicting
-the training split's mean gives 0.320; of them the jaw 0.00043 and 0.00093. Most of the loss is the
-identity of a person, which audio does not tell.
+Expected (`unils data synth --voices builtin --conversations 120 --minutes 0.6`): validation loss
+0.299, predicting the training split's mean gives 0.320; of them the jaw 0.00043 and 0.00093. Most
+of the loss is the identity of a person, which audio does not tell.
 """
 
 import ml_collections

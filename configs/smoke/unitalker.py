@@ -5,9 +5,9 @@ Its encoder starts fresh.
     unils train --config smoke/unitalker --workdir runs/unitalker \
         --config.data.store=data/synthetic
 
-Expected (`unils data synth --conversations 120 --minutes 0.6`): validation loss 0.129, LVE 1.04e-4
-m^2, LVD 9.1 mm; predicting the training split's mean gives 0.132, 1.18e-4 and 10.0, the neutral
-face 0.178, 1.60e-4 and 11.1.
+Expected (`unils data synth --voices builtin --conversations 120 --minutes 0.6`): validation loss
+0.129, LVE 1.04e-4 m^2, LVD 9.1 mm; predicting the training split's mean gives 0.132, 1.18e-4 and
+10.0, the neutral face 0.178, 1.60e-4 and 11.1.
 """
 
 import ml_collections

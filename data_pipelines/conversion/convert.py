@@ -16,13 +16,13 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from data_pipelines.conversion.report import ShardReport, conversion_report, summary
+from data_pipelines.conversion.report import ShardReport, checked_report, conversion_report, summary
 from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
 from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.sources.base import DAMAGED, Entry, Reading, SkippedEntry, Source
@@ -35,12 +35,13 @@ from data_pipelines.store.writer import (
     shard_summary,
     write_shard,
 )
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output
 from unils_jax.motion import FPS
 from unils_jax.runtime import about_this_process, describe_process, local_path
 
 CONVERT_VERSION = 1
+Checked = TypeVar("Checked")  # what a file holds, understood
 REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lock", "conversion"
 # The length of an entry whose source does not say it, half a minute, to share the work out.
 ASSUMED_FRAMES = 750
@@ -190,7 +191,7 @@ def convert(
         _claim(out, plan)
         shards = list(plan.shards)
         mine = [i for i in range(len(shards)) if i % of == number - 1]
-        with _locked(out, mine):
+        with _locked(out, mine), _no_leftovers(out, [shards[i] for i in mine]):
             if not (out / MANIFEST).exists():
                 todo = [shards[i] for i in mine if not shard_is_complete(out, *shards[i])]
                 _convert_shards(source, out, plan, todo, num_workers, dtypes, progress)
@@ -254,7 +255,7 @@ class ShardTask:
                 part.drop(entry, skipped)
                 done((skipped.frames, _weight(entry)))
                 continue
-            part.keep(reading)
+            part.keep(reading, entry.split)
             yield reading.record
             done((reading.frames_in, _weight(entry)))
         # The report is there before the shard is: a shard that counts as complete has one.
@@ -281,7 +282,7 @@ def _claim(out: Path, plan: Plan) -> None:
         return
     claim = out / WORK / "settings.json"
     if claim.exists():
-        if json.loads(claim.read_text()) != plan.settings:
+        if _read_json(claim) != plan.settings:
             raise UserError(other)
         return
     if out.exists() and any(path.name not in (WORK, LOCK) for path in out.iterdir()):
@@ -332,7 +333,7 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
     try:
         with _locked(out, list(range(len(plan.shards)))):
             if not (out / MANIFEST).exists():
-                _clear_leftovers(out)
+                _unlink(out.rglob(".*.partial*"))
                 report = _report(out, plan)
                 _write(out / REPORT, json.dumps(report, indent=1) + "\n")
                 _write(out / SUMMARY, summary(report))
@@ -346,15 +347,38 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
     except _Busy:
         # Another part is at its last step: the one that lets go of the lock last finishes.
         return Outcome(False, {}, 0)
-    return Outcome(True, json.loads((out / REPORT).read_text()))
+    return Outcome(True, _read_json(out / REPORT, checked_report))
 
 
-def _clear_leftovers(out: Path) -> None:
-    """Removes what killed processes were writing.
+def _read_json(path: Path, understood: Callable[[object], Checked] = lambda values: values) -> Checked:
+    """Reads a file of this conversion. Raises UserError where it is damaged."""
+    try:
+        return understood(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error, 120)}); convert again into another folder") from None
 
-    No process writes while this one holds every shard's lock.
+
+@contextlib.contextmanager
+def _no_leftovers(out: Path, shards: list[ShardId]) -> Iterator[None]:
+    """Removes what killed processes left of these shards, before and after.
+
+    The caller holds the shards' locks. Workers that end because another one failed leave files.
     """
-    for path in out.rglob(".*.partial*"):
+    try:
+        _clear_leftovers(out, shards)
+        yield
+    finally:
+        _clear_leftovers(out, shards)
+
+
+def _clear_leftovers(out: Path, shards: Iterable[ShardId]) -> None:
+    for split, number in shards:
+        for pattern in (f".{split}.*.partial.array_record-{number:05d}", f".{split}-{number:05d}.*.partial*"):
+            _unlink(out.rglob(pattern))
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
         path.unlink(missing_ok=True)
 
 
@@ -363,12 +387,12 @@ def _report(out: Path, plan: Plan) -> dict[str, Any]:
     parts = []
     for shard in plan.shards:
         file, held = out / WORK / f"{shard}.json", shard_summary(out, *shard)
-        part = json.loads(file.read_text()) if file.exists() else None
-        if part is None or held["frames"] != part["frames_out"] or held["records"] != part["records"]:
+        part = _read_json(file, ShardReport.from_json) if file.exists() else None
+        if part is None or held["frames"] != part.frames_out or held["records"] != part.records:
             raise UserError(
                 f"shard {shard} of {out} does not hold what its report says; remove {out} and convert again"
             )
-        parts.append((shard.split, part))
+        parts.append((shard.split, part.to_json()))
     return {"settings": plan.settings, **conversion_report(parts), "notes": list(plan.notes)}
 
 

@@ -11,6 +11,8 @@ from unils_jax.errors import counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS
 
+MAX_LISTED = 500  # notices in Markdown; JSON holds all
+
 
 @dataclass
 class ShardReport:
@@ -22,14 +24,17 @@ class ShardReport:
     frames_out: int = 0  # of all records
     cut: int = 0  # records that lost frames at their end
     dropped: list[dict[str, Any]] = field(default_factory=list)  # entries that became no record, and why
+    notices: list[dict[str, Any]] = field(default_factory=list)  # records with what their files lack
 
-    def keep(self, reading: Reading) -> None:
+    def keep(self, reading: Reading, split: str) -> None:
         """Counts an entry that became a record, perhaps a frame shorter."""
         self.entries += 1
         self.records += 1
         self.frames_in += reading.frames_in
         self.frames_out += reading.record.num_frames
         self.cut += reading.frames_in > reading.record.num_frames
+        name = reading.record.name
+        self.notices += [{"split": split, "name": name, "notice": notice} for notice in reading.notices]
 
     def drop(self, entry: Entry, skipped: SkippedEntry) -> None:
         """Counts an entry that became no record."""
@@ -42,14 +47,49 @@ class ShardReport:
         """Returns plain values."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, values: object) -> "ShardReport":
+        """Reads what `to_json` returned. Raises ValueError where it is of another kind."""
+        kinds = {name: type(value) for name, value in cls().to_json().items()}
+        dropped = {"split": str, "name": str, "frames": int, "reason": str, "detail": str}
+        if not _is_of(values, kinds) or not all(_is_of(item, dropped) for item in values["dropped"]):
+            raise ValueError("it is no report of a shard")
+        return cls(**values)
+
+
+def _is_of(values: object, kinds: dict[str, type]) -> bool:
+    """Decides whether a JSON object has these keys and no others, and values of these types."""
+    same = isinstance(values, dict) and set(values) == set(kinds)
+    return same and all(type(values[name]) is kind for name, kind in kinds.items())
+
+
+def checked_report(values: object) -> dict[str, Any]:
+    """Returns what `conversion_report` made and a file gave back.
+
+    Raises ValueError where what commands print of it is not there.
+    """
+    kinds = {"entries": int, "records": int, "hours": dict, "reasons": dict, "dropped": list}
+    report = values if isinstance(values, dict) else {}
+    hours, reasons = report.get("hours"), report.get("reasons")
+    if not _is_of({name: report.get(name) for name in kinds}, kinds):
+        raise ValueError("it is no report of a conversion")
+    named = _is_of({name: hours.get(name) for name in ("in", "out")}, {"in": float, "out": float})
+    if not named or not all(
+        isinstance(counts, dict) and type(counts.get("entries")) is int for counts in reasons.values()
+    ):
+        raise ValueError("it is no report of a conversion")
+    return report
+
 
 def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Merges the reports of all shards, given with their splits and in their order."""
     splits: dict[str, Counter] = {}
     dropped: list[dict[str, Any]] = []
+    notices: list[dict[str, Any]] = []
     for split, part in parts:
         dropped += part["dropped"]
-        splits.setdefault(split, Counter()).update({k: v for k, v in part.items() if k != "dropped"})
+        notices += part.get("notices", [])  # an older version's part has none
+        splits.setdefault(split, Counter()).update({k: v for k, v in part.items() if isinstance(v, int)})
     reasons: dict[str, Counter] = {}
     for item in dropped:
         reasons.setdefault(item["reason"], Counter()).update(entries=1, frames=item["frames"])
@@ -67,6 +107,7 @@ def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, 
         "empty_splits": [split for split in SPLITS if not splits.get(split, Counter())["records"]],
         "reasons": {reason: dict(counts) for reason, counts in sorted(reasons.items())},
         "dropped": dropped,
+        "notices": notices,
     }
 
 
@@ -105,4 +146,9 @@ def summary(report: dict[str, Any]) -> str:
         lines += ["", *markdown_table([["left out because", "sequences", "hours"], *reasons])]
         dropped = [[i["split"], i["name"], i["frames"], f"{i['reason']}: {i['detail']}"] for i in report["dropped"]]
         lines += ["", *markdown_table([["split", "sequence", "frames", "why"], *dropped])]
+    if report["notices"]:
+        kept = [[i["split"], i["name"], i["notice"]] for i in report["notices"][:MAX_LISTED]]
+        lines += ["", *markdown_table([["split", "record", "kept, but"], *kept])]
+        more = len(report["notices"]) - MAX_LISTED
+        lines += ["", f"and {more} more in conversion.json"] if more > 0 else []
     return "\n".join(lines) + "\n"

@@ -65,6 +65,7 @@ class Reading(NamedTuple):
 
     record: Record
     frames_in: int  # those beyond the record's own were cut off at its end
+    notices: tuple[str, ...] = ()  # sentences on what its files lack or lose
 
 
 @runtime_checkable
@@ -95,13 +96,22 @@ class Track:
     identity: str = ""  # the person's name; "": unknown
 
 
+class People(NamedTuple):
+    """What an entry's files hold, by speaker."""
+
+    motions: dict[str, Any]  # what the layout's reader returned
+    sounds: dict[str, Sound]
+    frames: int  # the most that one of them has
+    notices: list[str]  # sentences on their sound: gaps, damage; more may be added
+
+
 def read_people(
     folder: Path,
     entry: Entry,
     pattern: re.Pattern[str],
     read_motion: Callable[[Path], Any],
     num_frames: Callable[[Any], int],
-) -> tuple[dict[str, Any], dict[str, Sound], int]:
+) -> People:
     """Reads the motion and the sound in an entry's .npz and media files.
 
     Raises SkippedEntry with the problems of all files.
@@ -113,10 +123,8 @@ def read_people(
         read_motion: Reads an .npz.
         num_frames: Counts the frames of what `read_motion` returned.
 
-    Returns:
-        Motion and sound by speaker, and the frames they have.
     """
-    motions, sounds, problems = {}, {}, []
+    motions, sounds, problems, notices = {}, {}, [], []
     for part in entry.parts:
         _, speaker, suffix = pattern.fullmatch(Path(part).name).groups(default="")
         try:
@@ -124,17 +132,18 @@ def read_people(
                 motions[speaker] = read_motion(folder / part)
             else:
                 sounds[speaker] = read_sound(folder / part)
-                for notice in sounds[speaker].notices:
-                    log.warning("%s: %s", shown(part), notice)
+                notices += [f"{shown(part)}: {notice}" for notice in sounds[speaker].notices]
         except NoSoundError:
             continue  # a video of pictures alone, like a rendered one, beside its motion
         except UserError as error:
             problems.append(str(error).replace(f"{folder}/", ""))
     frames = max(map(num_frames, motions.values()), default=0)
     frames = frames or max((sound.channels.shape[1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
+    for notice in notices:
+        log.warning("%s", notice)
     if problems:
         raise SkippedEntry(DAMAGED, "; ".join(problems), frames)
-    return motions, sounds, frames
+    return People(motions, sounds, frames, notices)
 
 
 def assemble(entry: Entry, tracks: list[Track], *, expression_basis: str, source: str) -> Reading:
@@ -228,11 +237,12 @@ def _check_values(record: Record, frames_in: int) -> None:
         raise SkippedEntry(RANGE, f"audio reaches {loudest:.4g}, floating point audio is -1..1", frames_in)
 
 
-def mix_sound(entry: Entry, sound: Sound) -> np.ndarray:
-    """Returns a file's sound as one person's `[N]`, and logs what mixing its channels did."""
+def mix_sound(entry: Entry, sound: Sound, notices: list[str]) -> np.ndarray:
+    """Returns a file's sound as one person's `[N]`; logs and notes what mixing its channels did."""
     mixed, said = sound.mixed()
     for notice in said:
         log.warning("%s: %s", shown(entry.name), notice)
+        notices.append(notice)
     return mixed
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from unils_jax.motion import HEAD, JAW, MOTION_DIM
 EXPRESSION_DIM, POSE_DIM = 50, 6
 OBSERVED = np.zeros(MOTION_DIM, bool)
 OBSERVED[:EXPRESSION_DIM] = OBSERVED[HEAD] = OBSERVED[JAW] = True
+TOLD_JAW = 0.05  # rad; what is left out beyond it is told for each record
 _FILE = re.compile(r"(.+)_speaker([12])\.(npz|wav)")
 
 
@@ -48,6 +49,10 @@ class DualTalkSource:
     def describe(self) -> dict[str, Any]:
         """Returns a checksum of the names and sizes of all files."""
         return {"layout": "dualtalk", "files": listed_digest(self.folder, self.entries())}
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns a sentence on what no record of this layout keeps."""
+        return ("the jaw keeps the first of its three components, the opening; the other two are left out",)
 
     def entries(self) -> list[Entry]:
         """Lists all conversations by name. Raises UserError where the folder holds none."""
@@ -64,23 +69,42 @@ class DualTalkSource:
         yield self._read
 
     def _read(self, entry: Entry) -> Reading:
-        motions, sounds, frames = read_people(self.folder, entry, _FILE, read_motion, num_frames=len)
+        people = read_people(self.folder, entry, _FILE, read_clip, num_frames=lambda clip: len(clip.motion))
+        motions, sounds, frames, notices = people
         silent = [speaker for speaker in "12" if speaker not in sounds]
         if silent:
             raise SkippedEntry(PARTNER, f"no wav of speaker {' and '.join(silent)}", frames)
         tracks = [
             Track(
-                motions.get(speaker),
-                mix_sound(entry, sounds[speaker]),
+                motions[speaker].motion if speaker in motions else None,
+                mix_sound(entry, sounds[speaker], notices),
                 observed=OBSERVED if speaker in motions else None,
             )
             for speaker in "12"
         ]
-        return assemble(entry, tracks, expression_basis="flame", source="dualtalk")
+        for speaker, clip in motions.items():
+            if clip.lost_jaw > TOLD_JAW:
+                notices.append(
+                    f"the jaw of speaker {speaker} turns sideways by up to {clip.lost_jaw:.2f} rad, which is left out"
+                )
+        reading = assemble(entry, tracks, expression_basis="flame", source="dualtalk")
+        return reading._replace(notices=tuple(notices))
+
+
+class Clip(NamedTuple):
+    """A person's motion, and what of it has no channel."""
+
+    motion: np.ndarray  # [T, 108] float32
+    lost_jaw: float  # the largest second or third component of the jaw's rotation, rad
 
 
 def read_motion(path: Path) -> np.ndarray:
-    """Reads the 108 channels `[T, 108]` float32 of a DualTalk .npz.
+    """Reads the motion `[T, 108]` float32 of a DualTalk .npz. Raises UserError as `read_clip`."""
+    return read_clip(path).motion
+
+
+def read_clip(path: Path) -> Clip:
+    """Reads the 108 channels of a DualTalk .npz.
 
     It holds `exp [T, 50]` and `pose [T, 6]` (head 3, jaw 3). The jaw keeps the first component of
     its rotation, as everywhere here. Raises UserError for another layout.
@@ -95,4 +119,4 @@ def read_motion(path: Path) -> np.ndarray:
     motion[:, :EXPRESSION_DIM] = arrays["exp"]
     motion[:, HEAD] = arrays["pose"][:, :3]
     motion[:, JAW] = arrays["pose"][:, 3:4]
-    return motion
+    return Clip(motion, float(np.abs(arrays["pose"][:, 4:]).max(initial=0)))

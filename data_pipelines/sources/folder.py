@@ -21,6 +21,7 @@ from data_pipelines.sources.base import (
     MISSING,
     PARTNER,
     Entry,
+    People,
     Reading,
     Shares,
     SkippedEntry,
@@ -31,10 +32,9 @@ from data_pipelines.sources.base import (
     read_people,
     split_of_files,
 )
-from unils_jax.audio import Sound
 from unils_jax.errors import UserError
 from unils_jax.media import media_extensions, shown
-from unils_jax.motion import MotionFile, load_motion
+from unils_jax.motion import load_motion
 
 # Of several files with the same sound the first kind of these is read, then any sound, then video.
 _LOSSLESS = ("wav", "wave", "bwf", "w64", "rf64", "aif", "aiff", "caf", "flac")
@@ -92,15 +92,16 @@ class FilesSource:
 
     def _read(self, entry: Entry) -> Reading:
         """Reads a recording, motion first: it says how many people there are."""
-        motions, sounds, frames = read_people(
-            self.folder, entry, _pattern(), load_motion, num_frames=lambda file: file.motion.shape[1]
-        )
+        people = read_people(self.folder, entry, _pattern(), load_motion, num_frames=lambda file: file.motion.shape[1])
+        motions, frames = people.motions, people.frames
         if not motions:
             raise SkippedEntry(MISSING, "no motion .npz", frames)
         if len({m.expression_basis for m in motions.values()}) > 1:
             raise SkippedEntry(DAMAGED, "its people's motion is of different expression bases", frames)
-        tracks = [Track(motion, audio) for motion, audio in _people(entry, motions, sounds, frames)]
-        return assemble(entry, tracks, expression_basis=next(iter(motions.values())).expression_basis, source="files")
+        tracks = [Track(motion, audio) for motion, audio in _people(entry, people)]
+        basis = next(iter(motions.values())).expression_basis
+        reading = assemble(entry, tracks, expression_basis=basis, source="files")
+        return reading._replace(notices=tuple(people.notices))
 
 
 def _chosen_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -123,35 +124,35 @@ def _rank(part: str) -> tuple[int, str]:
     return len(_LOSSLESS) + (suffix in _VIDEO), part
 
 
-def _people(
-    entry: Entry, motions: dict[str, MotionFile], sounds: dict[str, Sound], frames: int
-) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
+def _people(entry: Entry, people: People) -> list[tuple[np.ndarray | None, np.ndarray | None]]:
     """Returns motion `[T, 108]` and audio `[N]` of each person; one of them may be missing."""
+    motions, sounds, frames, _ = people
     if "" in motions:
         if len(motions) > 1:
             raise SkippedEntry(DAMAGED, "motion both of all people in one file and of each in its own", frames)
         rows = list(motions[""].motion)
-        return list(zip(rows, _audio_of(entry, len(rows), sounds, frames), strict=True))
+        return list(zip(rows, _audio_of(entry, len(rows), people), strict=True))
     if any(len(m.motion) != 1 for m in motions.values()):
         raise SkippedEntry(DAMAGED, "a _speaker1 or _speaker2 file must hold one person", frames)
     if len(sounds.keys() | motions.keys()) < 2 or "" in sounds:
         raise SkippedEntry(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
     rows = [motions[speaker].motion[0] if speaker in motions else None for speaker in "12"]
-    return list(zip(rows, _audio_of(entry, 2, sounds, frames), strict=True))
+    return list(zip(rows, _audio_of(entry, 2, people), strict=True))
 
 
-def _audio_of(entry: Entry, num_people: int, sounds: dict[str, Sound], frames: int) -> list[np.ndarray | None]:
+def _audio_of(entry: Entry, num_people: int, people: People) -> list[np.ndarray | None]:
+    _, sounds, frames, notices = people
     if not sounds:
         return [None] * num_people
     if "" not in sounds:
         tracks = [sounds.get(speaker) for speaker in "12"[:num_people]]
         if len(sounds) != num_people or any(track is None for track in tracks):
             raise SkippedEntry(PARTNER, f"audio of {len(sounds)} people, motion of {num_people}", frames)
-        return [mix_sound(entry, track) for track in tracks]
+        return [mix_sound(entry, track, notices) for track in tracks]
     if len(sounds) > 1:
         raise SkippedEntry(DAMAGED, "audio both of all people in one file and of each in its own", frames)
     if num_people == 1:
-        return [mix_sound(entry, sounds[""])]
+        return [mix_sound(entry, sounds[""], notices)]
     channels, said = sounds[""].split()
     if len(channels) != 2:
         why = "".join(f" ({notice})" for notice in said)

@@ -21,7 +21,7 @@ from jaxtyping import Float32
 
 from data_pipelines.record import SPLITS
 from data_pipelines.sources.base import DAMAGED, NOT_FINITE, SHORT, SkippedEntry
-from unils_jax.audio import read_audio
+from unils_jax.audio import MAX_RATE, MIN_RATE, read_audio
 from unils_jax.errors import UserError
 from unils_jax.files import npy_shape, read_npy_file, read_npz_file
 from unils_jax.motion import SAMPLE_RATE
@@ -241,13 +241,26 @@ def _templates(one: TalkerSet, num_subjects: int) -> np.ndarray:
     return array.reshape(len(array), -1).astype(np.float32) * np.float32(one.scale)
 
 
+# Bytes of a sample of plain wav files.
+_SAMPLE_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+
+
 def _num_samples(path: Path) -> int:
-    """Returns the samples at 16 kHz of an audio file, by its head."""
+    """Returns the samples at 16 kHz of an audio file, by its head where that can be trusted.
+
+    Compressed sound has its own time (gaps, a late start, damage, chained streams), which only
+    reading it tells, and a header may lie about the size.
+    """
     if path.suffix == ".npy":
         return npy_shape(path)[0]
     try:
         about = soundfile.info(path)
     except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return len(_read_audio(path))
+    width = _SAMPLE_BYTES.get(about.subtype)
+    needed = 0 if width is None else about.frames * about.channels * width
+    plain = about.format in ("WAV", "WAVEX") and MIN_RATE <= about.samplerate <= MAX_RATE
+    if not plain or not 0 < needed <= path.stat().st_size:
         return len(_read_audio(path))
     return -(-about.frames * SAMPLE_RATE // about.samplerate)
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.record import Record
+from data_pipelines.statistics import ChannelStatistics
 from unils_jax.files import MAX_BYTES, atomic_output, read_npz
-from unils_jax.motion import MOTION_DIM, head_mean
+from unils_jax.motion import BASES, MOTION_DIM, head_mean
 
 NO_AUDIO = -1
 _PEOPLE = 2  # every row has room for two people
@@ -209,6 +210,28 @@ def _check(index: Index) -> None:
         raise ValueError("head_mean is not finite")
     if index.texts.dtype != np.uint8 or index.texts.ndim != 1 or len(index._lines) < 4 * rows:
         raise ValueError("names are missing")
+
+
+def check_summary(summary: dict[str, Any]) -> None:
+    """Raises ValueError where a shard's summary is not as `writer.write_shard` makes it."""
+    try:
+        counts = [
+            summary["records"],
+            summary["frames"],
+            *summary["person_frames"].values(),
+            *summary["pieces"].values(),
+        ]
+        counts += [entry["bytes"] for entry in summary["files"].values()]
+        kinds = [set(summary[name]) == {"motion", "audio"} for name in ("pieces", "errors", "dtypes")]
+        kinds += [set(summary["person_frames"]) == {"person", "motion", "audio"}]
+        kinds += [type(error) in (int, float) for error in summary["errors"].values()]
+        kinds += [type(entry["sha256"]) is str for entry in summary["files"].values()]
+        ChannelStatistics.from_json(summary["statistics"])
+        known = summary["basis"] in (None, *BASES)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its summary is of another kind: {error!r:.80}") from None
+    if not (known and all(kinds) and all(type(count) is int and 0 <= count <= _MAX for count in counts)):
+        raise ValueError("its summary is of another kind")
 
 
 def _as_bytes(lines: list[str]) -> np.ndarray:

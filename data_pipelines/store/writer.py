@@ -7,6 +7,7 @@ there. Equal records give equal bytes: no time, no host, no order of arrival get
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -24,11 +25,11 @@ from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store import chunks
 from data_pipelines.store import tfds as tfds_layout
-from data_pipelines.store.index import Index, IndexRows, concatenate, load_index, save_index
-from unils_jax.errors import UserError
+from data_pipelines.store.index import Index, IndexRows, check_summary, concatenate, load_index, save_index
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output, sync_folder
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
-from unils_jax.runtime import local_path, only_writer
+from unils_jax.runtime import local_path, only_writer, process_is_gone
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -374,9 +375,11 @@ def _writer(path: Path) -> Iterator[ArrayRecordWriter]:
 def _load_part(folder: Path, split: str, shard: int) -> tuple[Index, dict[str, Any]]:
     path = shard_paths(folder, split, shard)[2]
     try:
-        return load_index(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and write that shard again") from None
+        index, summary = load_index(path)
+        check_summary(summary)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}); remove it and write that shard again") from None
+    return index, summary
 
 
 def _checksum(path: Path) -> dict[str, Any]:
@@ -403,6 +406,7 @@ def _runs(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[str, Iterator
 @contextlib.contextmanager
 def _partial_folder(path: Path) -> Iterator[Path]:
     partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    _clear_killed(path)
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -411,3 +415,15 @@ def _partial_folder(path: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear_killed(path: Path) -> None:
+    """Removes the partial folders of this store whose processes are gone.
+
+    The caller holds the store's lock. The number may be that of another process by now: then the
+    folder stays.
+    """
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = folder.name.removesuffix(".partial").rpartition(".")[2]
+        if number.isdecimal() and process_is_gone(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)

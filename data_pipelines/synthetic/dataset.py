@@ -13,8 +13,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from data_pipelines.synthetic import behaviour, events, scenes
 from data_pipelines.synthetic.bank.bank import Bank
 from data_pipelines.synthetic.bank.talk import TALK_VERSION, Cast, Talk
 from data_pipelines.synthetic.behaviour import Habits
-from data_pipelines.synthetic.conversation import SynthConfig, plan_conversation, speech_mask
+from data_pipelines.synthetic.conversation import Phrase, SynthConfig, plan_conversation, speech_mask
 from data_pipelines.synthetic.faces import GRID_HZ, compose, tracked
 from data_pipelines.synthetic.recording import draw_recording, record_track
 from data_pipelines.synthetic.voice import BuiltinTalk, Voice, draw_voice, mix
@@ -93,47 +95,69 @@ def make_conversation(
     _check_numbers(seed=seed, index=index, person=min(numbers), take=take)
     if numbers[0] == numbers[1]:
         raise UserError(f"a conversation is between two people, got person {numbers[0]} twice")
-    plan = plan_conversation(config, _rng(seed, index, _BOTH, _PLAN))
+    draw = partial(_rng, seed, index)
+    plan = plan_conversation(config, draw(_BOTH, _PLAN))
     persons = [make_person(config, seed, number) for number in numbers]
-    talks, sounds, owns = [], [], []
-    for p, person in enumerate(persons):
-        rng = _rng(seed, index, p, _SYLLABLES)
-        if cast is None:
-            talks.append(BuiltinTalk.drawn(config, person.voice, plan.phrases[p], rng))
-        else:
-            talks.append(cast.talk(config, numbers[p], person.voice.lead_s, plan.phrases[p], rng))
-        sounds.append(talks[p].sound(config, _rng(seed, index, p, _VOICE)))
-        rng = _rng(seed, index, p, _OWN, take)
-        owns.append(behaviour.draw_own(config, person.habits, talks[p].phrases, talks[p].syllables, rng))
+    talks = [
+        _talk(config, person, number, plan.phrases[p], cast, draw(p, _SYLLABLES))
+        for p, (person, number) in enumerate(zip(persons, numbers, strict=True))
+    ]
     plan = plan._replace(phrases=(talks[0].phrases, talks[1].phrases))
-    motion, audio, people_events, speech = [], [], [], []
+    owns = [
+        behaviour.draw_own(config, person.habits, talk.phrases, talk.syllables, draw(p, _OWN, take))
+        for p, (person, talk) in enumerate(zip(persons, talks, strict=True))
+    ]
+    motion, people_events = [], []
     for p, (person, talk) in enumerate(zip(persons, talks, strict=True)):
-        rng = _rng(seed, index, p, _ANSWERS, take)
-        answers = behaviour.draw_answers(config, person.habits, plan, p, owns[1 - p], rng)
-        rng = _rng(seed, index, p, _MOTION, take)
-        lips = talk.lips(config, _num_points(config), GRID_HZ)
-        moved = compose(person.habits, lips, behaviour.together(owns[p], answers), rng)
-        rng = _rng(seed, index, p, _TRACKING, take)
+        answers = behaviour.draw_answers(config, person.habits, plan, p, owns[1 - p], draw(p, _ANSWERS, take))
+        lips, movements = talk.lips(config, _num_points(config), GRID_HZ), behaviour.together(owns[p], answers)
+        moved = compose(person.habits, lips, movements, draw(p, _MOTION, take))
+        rng = draw(p, _TRACKING, take)
         dropouts = behaviour.draw_dropouts(config, rng)
         motion.append(tracked(config, moved, dropouts, rng))
-        rng = _rng(seed, index, p, _ROOM)
-        if cast is None:
-            audio.append(mix(config, sounds[p], sounds[1 - p], rng))
-        else:
-            recording = draw_recording(rng)
-            audio.append(record_track(recording, sounds[p], sounds[1 - p], talk.phrases, rng))
-            speech.append(talk.speech(recording._asdict()).to_json())
         people_events.append(_person_events(person, talk, owns[p], answers, dropouts))
+    sounds = [talk.sound(config, draw(p, _VOICE)) for p, talk in enumerate(talks)]
+    audio, said = _recorded(config, talks, sounds, [draw(p, _ROOM) for p in range(2)])
     return Record(
         name=f"synthetic_{seed}_{index:05d}",
         motion=np.stack(motion),
         audio=np.stack(audio),
         speech_mask=np.stack([speech_mask(config, phrases) for phrases in plan.phrases]),
         expression_basis="standin",
-        events=events.described(turns=events.listed(plan.turns), people=people_events, **_said(speech)),
+        events=events.described(turns=events.listed(plan.turns), people=people_events, **said),
         identities=tuple(person.identity for person in persons),
         source="synthetic",
     )
+
+
+def _talk(
+    config: SynthConfig,
+    person: Person,
+    number: int,
+    phrases: list[Phrase],
+    cast: Cast | None,
+    rng: np.random.Generator,
+) -> BuiltinTalk | Talk:
+    """Draws what a person says, in a built-in voice or, with a `cast`, in one of the bank."""
+    if cast is None:
+        return BuiltinTalk.drawn(config, person.voice, phrases, rng)
+    return cast.talk(config, number, person.voice.lead_s, phrases, rng)
+
+
+def _recorded(
+    config: SynthConfig, talks: Sequence[BuiltinTalk | Talk], sounds: list[np.ndarray], rngs: list[np.random.Generator]
+) -> tuple[list[np.ndarray], dict[str, list]]:
+    """Returns both tracks and, for the bank's voices, the event that says how they were made."""
+    if isinstance(talks[0], BuiltinTalk):
+        return [mix(config, sounds[p], sounds[1 - p], rngs[p]) for p in range(2)], {}
+    recordings = [draw_recording(rng) for rng in rngs]
+    others = sounds[::-1]
+    phrases = [talk.phrases for talk in talks]
+    # NumPy and SciPy work on both tracks at once.
+    with ThreadPoolExecutor(2) as pool:
+        audio = list(pool.map(record_track, recordings, sounds, others, phrases, rngs))
+    spoken = zip(talks, recordings, strict=True)
+    return audio, {"speech": [talk.speech(recording._asdict()).to_json() for talk, recording in spoken]}
 
 
 def make_scene(config: SynthConfig, seed: int, index: int, cast: Cast | None = None) -> Record:
@@ -150,10 +174,7 @@ def make_scene(config: SynthConfig, seed: int, index: int, cast: Cast | None = N
     person = _draw_person(config, f"synthetic_{seed}_alone_{index:05d}", _rng(seed, index, _ALONE, _PERSON))
     laughs = scenes.draw_laughs(config, scene, rng)
     phrases = scenes.draw_phrases(config, scene, laughs, rng)
-    if cast is None:
-        talk = BuiltinTalk.drawn(config, person.voice, phrases, rng)
-    else:
-        talk = cast.talk(config, index, person.voice.lead_s, phrases, rng)
+    talk = _talk(config, person, index, phrases, cast, rng)
     own = behaviour.draw_own(config, person.habits, talk.phrases, talk.syllables, rng)
     if scene.reads:
         own = own._replace(gazes=scenes.draw_reading(config, rng))
@@ -165,7 +186,7 @@ def make_scene(config: SynthConfig, seed: int, index: int, cast: Cast | None = N
     rng = _rng(seed, index, _ALONE, _TRACKING)
     dropouts = behaviour.draw_dropouts(config, rng)
     people = [{**_person_events(person, talk, own, answers, dropouts), "laughs": events.listed(laughs)}]
-    said = _said([] if cast is None else [talk.speech({}).to_json()])
+    said = {"speech": [talk.speech({}).to_json()]} if isinstance(talk, Talk) else {}
     return Record(
         name=f"synthetic_{seed}_{name}_{index:05d}",
         motion=tracked(config, moved, dropouts, rng)[None],
@@ -193,10 +214,6 @@ def _person_events(
         "lead_s": round(person.voice.lead_s, 4),
         **events.person_events(talk.phrases, talk.syllables, own, answers, dropouts),
     }
-
-
-def _said(speech: list[dict[str, Any]]) -> dict[str, list]:
-    return {"speech": speech} if speech else {}
 
 
 def _check_numbers(**numbers: int) -> None:

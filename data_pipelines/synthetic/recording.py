@@ -27,7 +27,7 @@ DRY_PROBABILITY = 0.3
 # Bands in Hz with their odds: whole, wide-band telephone, telephone, a cheap microphone.
 BANDS = ((20.0, 8000.0, 0.5), (60.0, 7000.0, 0.2), (250.0, 3600.0, 0.15), (120.0, 5500.0, 0.15))
 CODECS = (("none", 0.5), ("mulaw", 0.2), ("transform", 0.3))
-TRANSFORM_FRAME, TRANSFORM_FLOOR = 512, 0.012
+TRANSFORM_FRAME, TRANSFORM_FLOOR = 512, 0.025
 EQUALISER_TAPS = 1024
 
 

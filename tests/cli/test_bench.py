@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_runs import STAGES, quick_compiles, run_unils, write_tiny_config
+from tiny_runs import quick_compiles, run_unils, write_tiny_config
 
-from unils_jax.benchmarks.gpu_smoke import gpu_smoke
+from unils_jax.benchmarks.gpu_smoke import STAGES, gpu_smoke
 from unils_jax.benchmarks.train import random_data_config
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
@@ -34,6 +34,10 @@ from unils_jax.systems.registry import STAGES as STAGE_DATA
         (("decode", "--threads", "0"), "--threads must be from 1"),
         (("decode", "--json", "figures.txt"), "must end in .json"),
         (("decode", "--config.data.batch_size=3"), "unknown argument"),
+        (("train", "--config", "codec", "--topology", "v5e"), "--topology must be a TPU"),
+        (("train", "--config", "codec", "--topology", "v5e:2x2", "--against", "torch"), "--topology runs nothing"),
+        (("decode", "--slices", "2"), "--slices is of --topology"),
+        (("train", "--config", "codec", "--aot", "--config.mesh.fsdp=2"), "JAX has started with 1; start another"),
         (("everything",), "invalid choice"),
     ],
 )

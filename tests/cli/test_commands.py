@@ -139,6 +139,23 @@ def test_an_older_result_is_replaced_by_the_whole_new_one(decode, tracks):
     assert before.motion.shape[1] == 125 and after.motion.shape[1] == 76
 
 
+def test_without_speech_engines_the_builtin_voices_speak(tmp_path, capsys, caplog, monkeypatch):
+    caplog.set_level("INFO", "unils_jax")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["data", "synth", "--conversations=3", "--minutes=0.1", "--bank", tmp_path / "bank"]
+    assert run_unils(*words, "--out", tmp_path / "auto") == 0
+    line = "flite and espeak-ng not found; get the speech engines with `apt-get install flite espeak-ng libespeak-ng1`"
+    assert f"the built-in voices speak: {line}" in caplog.text
+    caplog.clear()
+    assert run_unils(*words, "--voices=builtin", "--out", tmp_path / "builtin") == 0
+    assert "voices" not in caplog.text
+    manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("auto", "builtin")]
+    assert manifests[0] == manifests[1]
+    assert run_unils(*words, "--voices=bank", "--out", tmp_path / "bank_voices") == 2
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "bank").exists() and not (tmp_path / "bank_voices").exists()
+
+
 def test_synthetic_data_is_made_once(tmp_path, capsys):
     words = ["data", "synth", "--out", tmp_path / "store", "--conversations=3", "--minutes=0.1", "--voices=builtin"]
     assert run_unils(*words) == 0

@@ -1,7 +1,10 @@
 """`unils decode` on folders and lists: who is paired with whom, what a broken file costs, the same bits as alone."""
 
+import os
+import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -9,6 +12,7 @@ from tiny_runs import quick_compiles, run_unils
 
 from unils_jax.errors import UserError
 from unils_jax.inference.recordings import Recording, find_recordings
+from unils_jax.media import shown
 from unils_jax.motion import load_motion
 
 
@@ -39,6 +43,72 @@ def test_a_broken_file_fails_by_name_and_the_rest_finish(tiny_runs, recordings, 
     file = load_motion(tmp_path / "a.npz")
     assert file.source["audio"] == [str(recordings / f"a_speaker{i}.wav") for i in (1, 2)]
     assert (file.source["batch"], file.source["dtype"]) == (2, "float32")
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Puts every kind of file that cannot be decoded into a folder; returns the reason of each by its name."""
+    sound = np.random.default_rng(1).normal(0, 0.1, 6400).astype(np.float32)
+    soundfile.write(folder / "x.wav", sound, 16_000, subtype="FLOAT")
+    wav = (folder / "x.wav").read_bytes()
+    (folder / "x.wav").unlink()
+    spoilt = {
+        "empty.wav": (b"", "is empty"),
+        "text.mp3": (b"no sound", "not an audio file"),
+        "page.mp4": (b"<html>404 not found</html>", "not an audio file"),
+        "headless.wav": (wav[:20], "not an audio file"),
+        "header.wav": (wav[:44], "not an audio file"),
+        "slow.wav": (wav[:24] + (1).to_bytes(4, "little") + wav[28:], "has a rate of 1 Hz"),
+        "nan.wav": (wav[:200] + np.float32(np.nan).tobytes() * 50 + wav[400:], "50 NaN or infinite samples"),
+        "loud.wav": (wav[:200] + np.float32(3e9).tobytes() * 50 + wav[400:], "reaches 3e+09"),
+        "list.wav": (b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot decode"),
+        "a\nline.wav": (wav[:10], "not an audio file"),
+    }
+    for name, (content, _) in spoilt.items():
+        (folder / name).write_bytes(content)
+    with av.open(folder / "silent.mp4", "w") as video:
+        stream = video.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 32
+        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        video.mux([*stream.encode(picture), *stream.encode()])
+    (folder / "link.wav").symlink_to("/nowhere/x.wav")
+    os.mkfifo(folder / "pipe.wav")
+    reasons = {name: reason for name, (_, reason) in spoilt.items()}
+    return reasons | {"silent.mp4": "has no audio track", "link.wav": "does not exist"}
+
+
+def test_among_every_kind_of_bad_file_the_good_ones_are_decoded_once(tiny_runs, tmp_path, capfd, caplog):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("good", "b_speaker1", "b_speaker2"):
+        soundfile.write(folder / f"{name}.wav", np.random.default_rng(2).normal(0, 0.1, 6400), 16_000)
+    reasons = spoil(folder)
+    assert decode(tiny_runs, "--audio", folder, "--out", out, "--batch=2") == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"unils: error: {len(reasons)} of {len(reasons) + 2} conversations failed: ")
+    for name, reason in reasons.items():
+        (told,) = [
+            part for part in error.split("; ") if part.rpartition("failed: ")[2].startswith(shown(Path(name).stem))
+        ]
+        assert reason in told, (name, told)
+    assert "left out, no plain files: pipe.wav" in caplog.text
+    assert sorted(path.name for path in out.iterdir()) == ["b.npz", "good.npz"]
+    # Again, with one of them mended and one output lost: nothing else is decoded.
+    written = (out / "good.npz").stat().st_mtime_ns
+    (out / "b.npz").unlink()
+    for name in {*reasons} - {"nan.wav"}:
+        (folder / name).unlink()
+    soundfile.write(folder / "nan.wav", np.zeros(640), 16_000)
+    assert decode(tiny_runs, "--audio", folder, "--out", out, "--batch=2") == 0
+    printed = capfd.readouterr().out
+    assert "2 conversations, 21 frames" in printed and "1 already there" in printed
+    assert sorted(path.name for path in out.iterdir()) == ["b.npz", "good.npz", "nan.npz"]
+    assert (out / "good.npz").stat().st_mtime_ns == written
+    # Other settings are other motion, and so is a file that changed.
+    assert decode(tiny_runs, "--audio", folder, "--out", out, "--batch=2", "--seed=7") == 0
+    assert "3 conversations" in capfd.readouterr().out
+    os.utime(folder / "good.wav", (time.time() + 5, time.time() + 5))
+    assert decode(tiny_runs, "--audio", folder, "--out", out, "--batch=2", "--seed=7") == 0
+    assert "1 conversation, 10 frames" in capfd.readouterr().out
 
 
 def test_one_of_many_has_the_bits_of_one_alone(tiny_runs, recordings, tmp_path):

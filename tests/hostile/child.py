@@ -1,8 +1,8 @@
 """Reads damaged samples, one after the other, and answers what became of each.
 
-In: a line `READER SEED` each. Out: a line of JSON each, with what happened and the memory that the input took. A crash
-or a hang ends this process, and the parent knows the input. Readers run here as in any process of a user, except that
-more than `LIMIT` of memory is refused, and that nothing of a file may run.
+In: a line `READER NUMBER` each. Out: a line of JSON each, with what happened and the memory that the input took. A
+crash or a hang ends this process, and the parent knows the input. Readers run here as in any process of a user, except
+that more than `LIMIT` of memory is refused, and that nothing of a file may run.
 """
 
 import json
@@ -15,9 +15,11 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
+from types import FrameType
 
 from hostile.mutate import Sample, mutated
-from hostile.readers import READERS
+from hostile.reader import Reader
+from hostile.readers import MODULES, readers_of
 
 LIMIT = 2 << 30
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen")
@@ -28,8 +30,8 @@ REFUSED = ("MemoryError", "Unable to allocate", "bad_alloc", "annot allocate", "
 class Harness:
     """Good samples by reader, made once, and the folder in which each damaged one is laid out."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.samples = folder, {}
+    def __init__(self, folder: Path, readers: dict[str, Reader]):
+        self.folder, self.readers, self.samples = folder, readers, {}
         self.ran: list[str] = []
         self.is_reading = False
         sys.addaudithook(self._audit)
@@ -43,7 +45,7 @@ class Harness:
             made = self.folder / "good"
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
-            READERS[name].make(made)
+            self.readers[name].make(made)
             files = [path for path in sorted(made.rglob("*")) if path.is_file()]
             self.samples[name] = {path.relative_to(made).as_posix(): path.read_bytes() for path in files}
             # The first call of a reader imports and compiles, which is no input's fault.
@@ -51,8 +53,29 @@ class Harness:
             assert good["outcome"] == "read", (name, good)
         return self.samples[name]
 
+    def calls(self, name: str) -> set[str]:
+        """Returns the functions of the packages, `module:function`, that reading the good sample calls."""
+        called = set()
+
+        def note(frame: FrameType, event: str, _: object) -> None:
+            module = frame.f_globals.get("__name__", "")
+            if event == "call" and module.startswith(("unils_jax.", "data_pipelines.")):
+                called.add(f"{module}:{frame.f_code.co_name}")
+
+        sample, reader = self.sample(name), self.readers[name]
+        for part in [{path: sample[path]} for path in sample] if reader.apart else [sample]:
+            sys.setprofile(note)
+            try:
+                self._answer(name, part, watched=False)
+            finally:
+                sys.setprofile(None)
+        return called
+
     def answer(self, name: str, seed: int) -> dict:
-        sample, reader = self.sample(name), READERS[name]
+        sample, reader = self.sample(name), self.readers[name]
+        if reader.apart:
+            paths = sorted(sample)
+            sample = {paths[seed % len(paths)]: sample[paths[seed % len(paths)]]}
         damaged = mutated(sample, seed, reader.only) if reader.damage is None else reader.damage(sample, seed)
         return self._answer(name, damaged if reader.mend is None else reader.mend(damaged))
 
@@ -79,7 +102,7 @@ class Harness:
         return {"outcome": outcome, "text": text, "bytes": _peak() - before}
 
     def _read(self, name: str, place: Path) -> tuple[str, str]:
-        reader = READERS[name]
+        reader = self.readers[name]
         try:
             reader.read(place)
         except reader.refusals as error:
@@ -114,13 +137,16 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        harness = Harness(Path(folder))
+        harness = Harness(Path(folder), readers_of(*(sys.argv[1:] or MODULES)))
         for line in sys.stdin:
-            name, seed = line.rstrip("\n").rsplit(" ", 1)
+            name, number = line.rstrip("\n").rsplit(" ", 1)
+            if number == "calls":
+                print(json.dumps({"calls": sorted(harness.calls(name))}), file=answers, flush=True)
+                continue
             harness.sample(name)
             limit = _status("VmData:") + LIMIT
             resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-            print(json.dumps(harness.answer(name, int(seed))), file=answers, flush=True)
+            print(json.dumps(harness.answer(name, int(number))), file=answers, flush=True)
             resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 

@@ -1,13 +1,24 @@
 """Data sets in published layouts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+from foreign_data import release_value, talking, write_dualtalk, write_lmdb, write_motion, write_wav
 from hostile.reader import Reader
 from talker_data import write_set
 
+from data_pipelines.conversion.convert import ShardTask, _claim, convert, make_plan
+from data_pipelines.conversion.convert import _checked as checked
+from data_pipelines.sources.base import SkippedEntry, Source
+from data_pipelines.sources.dualtalk import DualTalkSource
+from data_pipelines.sources.folder import FilesSource
+from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import TalkerSet, TalkerSplit
 from data_pipelines.speech_loader import SetSpeech, make_speech_loader
+from data_pipelines.store.writer import DEFAULT_DTYPES
+from data_pipelines.synthetic.bank.bank import Bank
+from data_pipelines.synthetic.bank.speakers import SPEAKERS
 
 SPEECH = {"seed": 0, "clip_step_s": 0.0, "normalize": True, "as_pivot": False, "process_index": 0, "process_count": 1}
 
@@ -37,4 +48,74 @@ def read_talkers(folder: Path) -> None:
         split.read(entry)
 
 
-READERS = {"UniTalker set": Reader(make_talkers, read_talkers)}
+def make_dualtalk(folder: Path) -> None:
+    write_dualtalk(folder / "d", "a", 110, 0)
+    write_dualtalk(folder / "d", "b", 110, 1, silent="2")
+
+
+def make_files(folder: Path) -> None:
+    write_motion(folder / "d/a.npz", 2, 110, 0)
+    write_wav(folder / "d/a.wav", np.stack([talking(110, 1)[1], talking(110, 2)[1]], axis=1))
+
+
+def make_release(folder: Path) -> None:
+    values = {"p_0": release_value(110, 0), "p_1": release_value(110, 1, audio="int16", compressed=True)}
+    write_lmdb(folder / "d", values, {"train": {"p": ["x/p_0", "x/p_1", 110]}, "val": [["p_0", 110]]})
+
+
+def read_source(source: Source) -> None:
+    """Reads all entries of a source, as a conversion does."""
+    plan = make_plan(source)
+    with source.open() as read:
+        for entry in (entry for entries in plan.shards.values() for entry in entries):
+            try:
+                checked(read, entry)
+            except SkippedEntry as skipped:
+                refused = skipped
+            else:
+                refused = None
+    if refused is not None:
+        raise refused
+
+
+def read_release(folder: Path) -> None:
+    read_source(ReleaseSource(folder / "d/lmdb", find_index(folder / "d/lmdb")))
+
+
+def make_conversion(folder: Path) -> None:
+    """A conversion that was stopped before its last step."""
+    for name in "ab":
+        write_motion(folder / f"d/{name}.npz", 1, 110, ord(name))
+    source, out = FilesSource(folder / "d", "train"), folder / "out"
+    plan = make_plan(source, num_shards=2)
+    _claim(out, plan)
+    for shard, entries in plan.shards.items():
+        ShardTask(source, out, DEFAULT_DTYPES)((shard, entries), lambda name: None, lambda counts: None)
+
+
+def convert_again(folder: Path) -> None:
+    source = FilesSource(folder / "d", "train")
+    convert(source, folder / "out", make_plan(source, num_shards=2), num_workers=0)
+
+
+def bank_in(folder: Path) -> Bank:
+    return Bank(folder, speakers=SPEAKERS[:1], engines={})
+
+
+def make_bank(folder: Path) -> None:
+    """The file of a speaker who says two texts."""
+    said = [{"text": "a", "short": True, "samples": n, "phones": [["a", 0.0, 0.1]]} for n in (800, 1600)]
+    path = bank_in(folder)._path(0)
+    path.parent.mkdir(parents=True)
+    described = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    np.savez(path, samples=np.arange(2400, dtype=np.int16), described=described)
+
+
+READERS = {
+    "UniTalker set": Reader(make_talkers, read_talkers),
+    "DualTalk folder": Reader(make_dualtalk, lambda folder: read_source(DualTalkSource(folder / "d", "train"))),
+    "folder of files": Reader(make_files, lambda folder: read_source(FilesSource(folder / "d", "train"))),
+    "release LMDB": Reader(make_release, read_release),
+    "conversion resumed": Reader(make_conversion, convert_again, only=("out/",)),
+    "bank of voices": Reader(make_bank, lambda folder: bank_in(folder).utterances(0)),
+}

@@ -7,7 +7,6 @@ from foreign_data import dualtalk_arrays, write_motion
 from hostile.reader import Reader
 from pt_writer import write_pt
 
-from unils_jax.cli.arguments import read_clip
 from unils_jax.motion import load_motion
 from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk
 from unils_jax.outputs.tables import read_csv, write_csv
@@ -37,18 +36,17 @@ def make_artalk(folder: Path) -> None:
 
 
 def read_trackers(folder: Path) -> None:
-    read_dualtalk([folder / "a.npz"])
-    read_dualtalk([folder / "b.npz"])
+    for path in sorted(folder.iterdir()):
+        read_dualtalk([path])
 
 
 def read_artalks(folder: Path) -> None:
-    for suffix in ("npz", "npy", "pt"):
-        read_artalk(folder / f"m.{suffix}")
+    for path in sorted(folder.iterdir()):
+        read_artalk(path)
 
 
 def read_motion(folder: Path) -> None:
     load_motion(folder / "m.npz", any_rate=True)
-    read_clip(str(folder / "m.npz"), "style", 2, "flame")
 
 
 def read_tables(folder: Path) -> None:
@@ -61,6 +59,6 @@ def read_tables(folder: Path) -> None:
 READERS = {
     "motion table": Reader(make_table, read_tables),
     "motion file": Reader(lambda folder: write_motion(folder / "m.npz", 2, 110, 0), read_motion),
-    "motion of trackers": Reader(make_trackers, read_trackers),
-    "motion of ARTalk": Reader(make_artalk, read_artalks),
+    "motion of trackers": Reader(make_trackers, read_trackers, apart=True),
+    "motion of ARTalk": Reader(make_artalk, read_artalks, apart=True),
 }

@@ -105,7 +105,7 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
     """Replaces, removes, repeats or nests a node of a JSON text."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return change_bytes(content, rng)
     if rng.random() < 0.05:
         return rng.choice((b"null", b"[]", b"{}", b"0", b'""', b"[" * 100_000, b'{"a":' * 50_000, b"\xff\xfe", b"NaN"))
@@ -183,8 +183,11 @@ def change_npy(content: bytes, rng: random.Random) -> bytes:
         return change_bytes(content, rng)
     if kind == 1:
         return _npy_header(content, rng)
-    buffer = io.BytesIO()
+    buffer, start = io.BytesIO(), 10 + int.from_bytes(content[8:10], "little")
     try:
+        if content[start : start + 1] in (b"{", b"["):  # JSON in an array of bytes
+            np.save(buffer, np.frombuffer(change_json(content[start:], rng), np.uint8))
+            return buffer.getvalue()
         np.save(buffer, change_array(np.load(io.BytesIO(content), allow_pickle=False), rng))
     except Exception:  # it was damaged before, or cannot be cast so
         return change_bytes(content, rng)

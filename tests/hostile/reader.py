@@ -18,5 +18,6 @@ class Reader:
     read: Callable[[Path], object]
     only: tuple[str, ...] = ()  # beginnings of the paths that are damaged; (): all
     damage: Callable[[Sample, int], Sample] | None = None  # instead of `mutated`
+    apart: bool = False  # True: an input is one file of the sample, damaged, without the others
     mend: Callable[[Sample], Sample] | None = None  # what an attacker would make fit afterwards
     refusals: tuple[type[Exception], ...] = (UserError, SkippedEntry)

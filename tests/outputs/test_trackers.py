@@ -128,3 +128,17 @@ def test_files_that_are_no_motion_are_refused_in_one_line(read):
     assert "not evenly spaced" in error_of(read, exp=exp, pose=pose, timestamps=np.arange(FRAMES) ** 2.0)
     assert "a second for each of 11" in error_of(read, exp=exp, pose=pose, timestamps=np.arange(3.0))
     assert "pickled objects" in error_of(read, exp=np.array([{}], object), pose=pose)
+
+
+def test_short_gaps_of_a_tracker_are_interpolated_and_long_ones_refused(read):
+    frames = np.arange(60)
+    exp, pose = np.repeat(frames[:, None], 50, 1).astype(np.float32), np.zeros((60, 6), np.float32)
+    pose[:, 1] = frames / 100
+    kept = np.delete(frames, [10, 30, 31, 32, 33, 34])
+    motion, rate, said = read(exp=exp[kept], pose=pose[kept], timestamps=kept / 25)
+    assert motion.shape == (60, 108) and rate == 25.0
+    np.testing.assert_allclose(motion[:, 0], frames, atol=1e-5)
+    np.testing.assert_allclose(motion[:, 101], frames / 100, atol=1e-6)
+    assert "6 missing frames (at most 5 in a row, the first after 0.36 s) are interpolated" in said
+    kept = np.delete(frames, range(30, 36))
+    assert "not evenly spaced" in error_of(read, exp=exp[kept], pose=pose[kept], timestamps=kept / 25)

@@ -12,6 +12,7 @@ from tiny_models import CONFIGS, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.models.codec import CodecConfig
+from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
@@ -37,6 +38,7 @@ FULL = {
     "codec": UniLSConfig(CodecConfig()),
     "prior": UniLSConfig(CodecConfig(), PriorConfig()),
     "dialogue": UniLSConfig(CodecConfig(), PriorConfig(audio_dim=1024), Wav2Vec2Config(), lora=LoRAConfig()),
+    "ear": UniLSConfig(ear=EarConfig(width=1024)),  # wide enough to be worth cutting
     "artalk": UniLSConfig(CodecConfig(), PriorConfig(audio_dim=200), logmel=LogMelConfig()),
     "dualtalk": DualTalkConfig(Wav2Vec2Config(depth=2)),  # its layers are alike
     "unitalker": UniTalkerConfig(("vertices", "weights"), (70_110, 52), (512, 0), wavlm=WavLMConfig(depth=2)),

@@ -14,11 +14,13 @@ from unils_jax.models.codec_losses import CodecLossWeights, mesh_losses, motion_
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.block import Block, BlockSizes
+from unils_jax.nn.layers import MLP
 from unils_jax.nn.params import abstract, merge, split
 from unils_jax.nn.stack import Compute, run_blocks
 from unils_jax.systems.base import Objective
 from unils_jax.systems.registry import STAGES
 from unils_jax.systems.unils.system import CODEC, DIALOGUE
+from unils_jax.training.flops import count
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
 
@@ -164,13 +166,30 @@ def stack():
     return measured
 
 
-@pytest.mark.parametrize("compute", [Compute(remat=True), Compute(scan_layers=True), Compute(jnp.float32, True, True)])
+KEEPS_PRODUCTS = Compute(remat=True, remat_policy="dots_saveable")
+
+
+@pytest.mark.parametrize(
+    "compute", [Compute(remat=True), Compute(scan_layers=True), Compute(jnp.float32, True, True), KEEPS_PRODUCTS]
+)
 def test_remat_and_scan_change_nothing_noise_included(stack, compute):
     expected, grads = stack(Compute())
     value, found = stack(compute)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for actual, grad in zip(jax.tree.leaves(found), jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(actual, grad, atol=1e-5 * float(jnp.abs(grad).max()))
+
+
+@pytest.mark.parametrize(("policy", "share"), [("nothing_saveable", 1), ("dots_saveable", 0), ("offload", 0)])
+def test_products_that_a_policy_keeps_are_not_computed_again(policy, share):
+    layers = [MLP(8, 16, norm_eps=None, rngs=nnx.Rngs(i)) for i in range(2)]
+    x, call = jnp.ones((2, 3, 8)), lambda block, x: block(x)
+
+    def loss(x):
+        return run_blocks(layers, x, call, [()] * 2, Compute(remat=True, remat_policy=policy)).sum()
+
+    # A block's last product is not needed again, whatever is kept: of a block's two, one is.
+    assert count(jax.grad(loss), x).recomputed == share * count(loss, x).total / 2
 
 
 def primitives(jaxpr, name: str) -> int:

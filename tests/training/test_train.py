@@ -158,6 +158,35 @@ def test_dry_run_checks_everything_and_writes_no_checkpoint(tiny_runs, tmp_path,
     assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
 
 
+def test_a_dry_run_for_a_cluster_says_how_the_run_lies_there(tiny_runs, tmp_path, capsys, caplog):
+    flags = ["--config.data.batch_size=32", "--config.mesh.fsdp=4", "--dry_run"]
+    together = ["--coordinator", "head:1", "--num_processes", "4", "--process_id", "2"]
+    with caplog.at_level("INFO"):
+        assert tiny_runs.train("prior", tmp_path / "new", *flags, *together, "--topology", "v5e:4x4") == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert "mesh: data 4 x fsdp 4, 16 devices" in caplog.messages
+    assert "batch: 32, 2 a device in 1 parts, 8 a process of 4" in caplog.messages
+    (memory,) = [line for line in caplog.messages if line.startswith("memory of a device")]
+    assert "of its 16 GB" in memory
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--devices", "8"], "--devices and --topology are for --dry_run"),
+        (["--dry_run", "--devices", "8", "--topology", "h100:8"], "give one of them"),
+        (["--dry_run", "--devices", "0"], "--devices must be a multiple of the 1 processes and at least 1, got 0"),
+        (["--dry_run", "--devices", "6", "--config.mesh.fsdp=4"], "must be the number of devices, 6, got all x 4"),
+        (["--dry_run", "--devices", "64"], "data.batch_size must be a multiple of devices"),
+        (["--dry_run", "--topology", "v5e"], "--topology must be a TPU"),
+    ],
+)
+def test_a_dry_run_for_what_does_not_fit_is_refused(tiny_runs, tmp_path, capsys, flags, problem):
+    assert tiny_runs.train("codec", tmp_path / "new", *flags) == 2
+    assert problem in capsys.readouterr().err
+
+
 def test_a_save_that_was_cut_short_is_not_taken_for_a_checkpoint(tiny_runs, tmp_path):
     workdir = tiny_runs.copy("prior", tmp_path / "prior")
     shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))

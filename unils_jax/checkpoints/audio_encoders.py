@@ -192,10 +192,10 @@ def _folder_weights(path: Path) -> dict[str, np.ndarray]:
         return read_tensors(single)
     if index.is_file():
         listed = _read_json(index, "the list of weight files").get("weight_map")
-        names = sorted(set(listed.values())) if isinstance(listed, dict) else []
+        names = list(listed.values()) if isinstance(listed, dict) else []
         if not names or not all(type(name) is str and Path(name).name == name for name in names):
             raise UserError(f"{index} must hold weight_map, key -> file in the same folder; get a fresh copy")
-        return {key: array for name in names for key, array in read_tensors(path / name).items()}
+        return {key: array for name in sorted(set(names)) for key, array in read_tensors(path / name).items()}
     if pickled.is_file():
         with open_archive(pickled) as archive:
             return state_dict(archive, archive.load())

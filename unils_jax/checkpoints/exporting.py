@@ -111,7 +111,7 @@ def _check_config_beside(path: Path) -> None:
     beside = path.with_suffix(".json")
     try:
         ours = not beside.exists() or "MODEL" in json.loads(beside.read_text())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         ours = False
     if not ours:
         raise UserError(f"{beside}, where the config of {path.name} would go, is another file; choose another name")

@@ -369,6 +369,11 @@ def run_convert(args: argparse.Namespace) -> None:
     report = outcome.report
     if report.get("empty_splits") and not request.split:
         log.warning("%s: %s", out, empty_splits_note(report["empty_splits"]))
+    for note in plan.notes:
+        log.warning("%s: %s", out, note)
+    if report.get("notices"):
+        count, where = counted(len(report["notices"]), "notice"), out / conversion.SUMMARY
+        log.warning("%s on gaps, damage or losses of files that were read: see %s", count, where)
     for reason, counts in report["reasons"].items():
         log.warning(
             "left out %s: %s (see %s)", counted(counts["entries"], "sequence"), reason, out / conversion.SUMMARY

@@ -28,11 +28,17 @@ from unils_jax.cli.arguments import (
 )
 from unils_jax.errors import UserError, counted
 from unils_jax.face.head import load_head
-from unils_jax.files import check_output
+from unils_jax.files import check_output, clear_partials
 from unils_jax.finishing import finish, log_limits
 from unils_jax.inference import conversations
 from unils_jax.inference.program import Program, make_program
-from unils_jax.inference.recordings import Recording, find_recordings, read_conversation, read_recordings
+from unils_jax.inference.recordings import (
+    Recording,
+    find_recordings,
+    is_decoded,
+    read_conversation,
+    read_recordings,
+)
 from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_KIND, load_motion, save_motion
@@ -214,6 +220,7 @@ def decode(request: DecodeRequest) -> None:
         recordings, out = find_recordings(Path(request.audio)), Path(request.out)
         check_output(out / f"{recordings[0].name}.npz", ".npz")
         with only_writer(out / ".decode.lock", out):
+            clear_partials(out)
             decode_recordings(request, recordings)
     else:
         decode_one(request)
@@ -310,7 +317,7 @@ def generate(
 
 
 def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> None:
-    """Decodes several conversations to a motion file each.
+    """Decodes several conversations to a motion file each, leaving alone what is there already.
 
     Raises UserError at the end, naming those whose files cannot be read.
     """
@@ -321,16 +328,18 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     if system.build is not UniLS:
         raise UserError(f"{system.title} decodes one conversation at a time; give one file, or two")
     refuse_useless(request, system)
-    groups = {people: [r for r in recordings if (request.people or len(r.tracks)) == people] for people in (1, 2)}
     if request.people == 2 and any(len(recording.tracks) == 1 for recording in recordings):
         raise UserError("--people 2 needs both tracks of every conversation; leave it away, or pair the files")
+    sources = {r.name: recording_source(request, checkpoint, r) for r in recordings}
+    missing = [r for r in recordings if not already_decoded(request, r, sources[r.name])]
+    there = len(recordings) - len(missing)
+    groups = {people: [r for r in missing if (request.people or len(r.tracks)) == people] for people in (1, 2)}
     basis = checkpoint.expression_basis
     # Programs are compiled for a number of people: first all single ones, then all pairs.
     clips = {people: read_clips(request, people, basis) for people, group in groups.items() if group}
     started, frames, failures = time.perf_counter(), 0, []
-    progress = tqdm(total=len(recordings), desc="decode", disable=None, unit="conversation")
+    progress = tqdm(total=len(recordings), initial=there, desc="decode", disable=None, unit="conversation")
     for people in clips:
-        tracks = {recording.name: [str(path) for path in recording.tracks] for recording in groups[people]}
         program = program_of(request, checkpoint, people, request.batch or BATCH)
         waiting = (
             conversations.Request(*audio, **clips[people], **settings, name=recording.name)
@@ -338,21 +347,38 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
         )
         for conversation, motion in conversations.decode_many(program, waiting):
             path = Path(request.out) / f"{conversation.name}.npz"
-            source = source_of(request, checkpoint, system)
-            source |= {"audio": tracks[conversation.name], "batch": program.slots}
             if not request.raw:
                 motion = finished_values(motion, basis, str(path))
+            source = sources[conversation.name]
             save_motion(path, motion, expression_basis=basis, source=source, finished=not request.raw)
             frames += motion.shape[0] * motion.shape[1]
             log.info("%s: %d x %d frames", path, *motion.shape[:2])
             progress.update()
     progress.close()
-    seconds, done = time.perf_counter() - started, len(recordings) - len(failures)
+    seconds, done = time.perf_counter() - started, len(missing) - len(failures)
+    kept = f", {there} already there" if there else ""
     print(
         f"{request.out}: {counted(done, 'conversation')}, {frames} frames, decoded in {seconds:.1f} s with compilation"
+        f"{kept}"
     )
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")
+
+
+def recording_source(request: DecodeRequest, checkpoint: Checkpoint, recording: Recording) -> dict[str, Any]:
+    """Returns the origin that the motion file of one of several conversations keeps."""
+    source = source_of(request, checkpoint, checkpoint.system)
+    source |= {"audio": [str(path) for path in recording.tracks], "batch": request.batch or BATCH}
+    clips = {name: getattr(request, name) for name in ("style", "prev")}
+    return source | {name: path for name, path in clips.items() if path}
+
+
+def already_decoded(request: DecodeRequest, recording: Recording, source: dict[str, Any]) -> bool:
+    """Returns whether a run before this one wrote the recording's motion from these inputs."""
+    model = [request.checkpoint] if request.checkpoint and Path(request.checkpoint).is_file() else []
+    inputs = [*recording.tracks, *filter(None, (request.style, request.prev)), *model]
+    people = request.people or len(recording.tracks)
+    return is_decoded(Path(request.out) / f"{recording.name}.npz", people, source, inputs, finished=not request.raw)
 
 
 def program_of(request: DecodeRequest, checkpoint: Checkpoint, people: int, slots: int) -> Program:

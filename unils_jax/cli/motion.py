@@ -205,6 +205,8 @@ def run_render(args: argparse.Namespace) -> None:
         speaking=None if request.no_captions else people.speaking(),
         truth=people.truth,
     )
+    if people.notice:
+        log.info(people.notice)
     print(
         f"{request.video}: {len(file.motion)} head(s), {summary.num_frames / file.fps:.1f} s, "
         f"{summary.frames_per_s:.1f} frames/s ({summary.graphics})"
@@ -234,6 +236,8 @@ def view(request: ViewRequest) -> None:
         title=request.title or Path(request.motion).stem,
         embed_flame=request.embed_flame,
     )
+    if people.notice:
+        log.info(people.notice)
     num_people, frames = file.motion.shape[:2]
     print(
         f"{request.out}: {num_people} x {frames} frames, {summary.total / 1e6:.1f} MB (head and motion "
@@ -249,6 +253,7 @@ class People:
     truth: Float[np.ndarray, "Q U 108"] | None
     audio: list[Float[np.ndarray, " _"]] | None  # one or two tracks at 16 kHz; None: no audio
     head: FlameAsset
+    notice: str  # what was limited, for the log once the output is there; "" where nothing was
 
     def speaking(self) -> Bool[np.ndarray, "P T"] | None:
         """Returns the frames in which each person speaks; None where not everybody has a track."""
@@ -276,8 +281,8 @@ def read_people(request: PeopleRequest) -> People:
             f"{file.expression_basis!r}; give motion of the same basis"
         )
     audio = [read_audio(path) for path in (request.audio, request.audio2) if path] or None
-    file = finish_file(file, request.motion, raw=request.raw)
-    return People(file, None if truth is None else truth.motion, audio, load_head(request.flame))
+    file, notice = finish_file(file, request.motion, raw=request.raw)
+    return People(file, None if truth is None else truth.motion, audio, load_head(request.flame), notice)
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -288,14 +293,17 @@ def run_convert(args: argparse.Namespace) -> None:
     request = ConvertRequest.from_args(args)
     file = read_motion(request)
     # What other programs made comes in as it is: it is finished when it is drawn or goes out again.
+    notice = ""
     if not request.imports:
-        file = finish_file(file, request.motion[0], raw=request.raw)
+        file, notice = finish_file(file, request.motion[0], raw=request.raw)
     if request.out.suffix == ".glb":
         written = convert_to_glb(request, file)
     elif request.layout == "arkit":
         written = convert_to_arkit(request, file)
     else:
         written = convert_channels(request, file)
+    if notice:
+        log.info(notice)
     people, frames = file.motion.shape[:2]
     print(f"{written}: {people} x {frames} frames")
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import jax
 
+from unils_jax.benchmarks.ahead.machines import machine
 from unils_jax.cli.arguments import Request
 from unils_jax.config import load_config, override
 from unils_jax.errors import UserError, counted
 from unils_jax.runtime import local_path
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
-from unils_jax.training.run import train
+from unils_jax.training.run import Cluster, Options, train_stage
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ class TrainRequest(Request):
     workdir: str
     parent: str | None = None
     dry_run: bool = False
+    devices: int | None = None  # that a dry run is for; None: this machine's
+    topology: str | None = None  # or the machine, `v5e:4x4`, whose memory is then known
+    slices: int = 1  # of the topology
     allow_changes: bool = False
     profile_steps: str | None = None  # FIRST:LAST; None: no trace
     compile_cache: str | None = None  # None: where the environment says
@@ -33,6 +37,21 @@ class TrainRequest(Request):
     num_processes: int | None = None
     distributed: bool = False  # all three from the environment
     overrides: list[str] = field(default_factory=list)  # a.b=value of the config
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """What a dry run is for; a UserError where the flags do not fit together."""
+        if self.devices is None and self.topology is None:
+            return None
+        if not self.dry_run:
+            raise UserError("--devices and --topology are for --dry_run; a run takes all devices that there are")
+        if self.devices is not None and self.topology is not None:
+            raise UserError("--devices and --topology both say what the dry run is for; give one of them")
+        processes = self.num_processes or 1
+        if self.topology is None:
+            return Cluster(self.devices, processes)
+        of = machine(self.topology, self.slices)
+        return Cluster(of.num_devices, processes, of.chip.memory)
 
     @property
     def several_processes(self) -> bool:
@@ -70,6 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints and logs; an existing one resumes")
     parser.add_argument("--parent", metavar="PATH", help="checkpoint of the stage before: workdir, .pt or .safetensors")
     parser.add_argument("--dry_run", action="store_true", help="check config, data, parent and shapes, then stop")
+    parser.add_argument("--devices", type=int, metavar="N", help="with --dry_run: check it for N devices")
+    parser.add_argument("--topology", metavar="NAME", help="with --dry_run: check it for v5e:4x4, h100:8, ...")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="with --topology: so many of them")
     parser.add_argument(
         "--allow_changes", action="store_true", help="resume with settings or data other than the workdir's"
     )
@@ -100,21 +122,15 @@ def run(args: argparse.Namespace) -> None:
     request = TrainRequest.from_args(args)
     config, workdir = load_config(request.config), local_path(request.workdir, "--workdir")
     override(config, request.overrides)
+    cluster = request.cluster
     if request.several_processes and not request.dry_run:
         join(request.coordinator, request.process_id, request.num_processes)
     if request.compile_cache:
         jax.config.update("jax_compilation_cache_dir", _cache_folder(request.compile_cache))
     with PreemptionGuard() as stop:
         try:
-            metrics = train(
-                config.to_dict(),
-                workdir,
-                parent=request.parent,
-                dry_run=request.dry_run,
-                allow_changes=request.allow_changes,
-                profile_steps=request.profile_steps,
-                stop=stop,
-            )
+            options = Options(request.dry_run, request.allow_changes, request.profile_steps, cluster)
+            metrics = train_stage(config.to_dict(), workdir, request.parent, options, stop)
         except Preempted as preempted:
             waited = f", {stop.waited_s():.1f} s after the signal" if stop.requested else ""
             log.warning("%s: %s%s; run the same command again to go on", workdir, preempted, waited)

@@ -1,11 +1,12 @@
 """Conversations in a folder or a list of audio files."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,6 +14,7 @@ from jaxtyping import Float32
 from unils_jax.audio import read_audio, read_tracks
 from unils_jax.errors import UserError
 from unils_jax.media import is_media, shown
+from unils_jax.motion import load_motion
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,20 @@ def find_recordings(source: Path, *, quiet: bool = False) -> list[Recording]:
         raise UserError(f"{source} names no audio file; give a folder or a list with some")
     count = Counter(recording.name for recording in found)
     if twice := sorted(name for name, number in count.items() if number > 1):
-        raise UserError(f"{source}: several conversations are called {', '.join(twice)}; rename their files")
+        raise UserError(
+            f"{source}: several conversations are called {', '.join(map(shown, twice))}; rename their files"
+        )
     return sorted(found, key=lambda recording: recording.name)
 
 
 def _in_folder(folder: Path, quiet: bool) -> list[Recording]:
-    there = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    # A link to nothing is a file that cannot be read; a pipe would be waited for.
+    there = [path for path in visible if path.is_file() or (path.is_symlink() and not path.exists())]
     files = [path for path in there if is_media(path)]
+    odd = [shown(path.name) for path in visible if path not in there and not path.is_dir()]
+    if odd and not quiet:
+        log.warning("%s: left out, no plain files: %s", shown(folder), ", ".join(odd))
     others = [shown(path.name) for path in there if not is_media(path)]
     if others and not quiet:
         log.warning("%s: left out, no audio or video by their names: %s", shown(folder), ", ".join(others))
@@ -110,7 +119,29 @@ def read_recordings(
         try:
             tracks = [read_audio(path) for path in recording.tracks]
         except UserError as error:
-            log.warning("%s: %s", recording.name, error)
-            failures.append(f"{recording.name}: {error}")
+            log.warning("%s: %s", shown(recording.name), error)
+            failures.append(f"{shown(recording.name)}: {error}")
             continue
         yield recording, tracks
+
+
+def is_decoded(
+    path: Path, people: int, source: dict[str, Any], inputs: Iterable[str | Path], *, finished: bool
+) -> bool:
+    """Returns whether a motion file is there, of so many people, whole and up to date.
+
+    It is where its `source` (model, audio and settings) and whether it is `finished` are those
+    given, and where none of the files `inputs` has changed since it was written.
+    """
+    try:
+        file = load_motion(path)
+        changed = max((Path(name).stat().st_mtime for name in inputs), default=0.0)
+        # Through JSON, as the file has it: tuples are lists there.
+        return (
+            len(file.motion) == people
+            and file.finished == finished
+            and file.source == json.loads(json.dumps(source))
+            and path.stat().st_mtime >= changed
+        )
+    except (UserError, OSError):
+        return False

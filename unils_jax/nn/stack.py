@@ -13,6 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+# What stays of a block for its backward pass besides the input: nothing, the results of all
+# products, or those of products with weights, moved to the host's memory.
+REMAT_POLICIES = {
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "dots_saveable": jax.checkpoint_policies.dots_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -25,6 +33,7 @@ class Compute:
     # Compiles one block and loops over stacked weights; drop-path, LoRA and drawn values stay the
     # same.
     scan_layers: bool = False
+    remat_policy: str = "nothing_saveable"  # what remat keeps besides, a key of REMAT_POLICIES
     # How the leading axis of activations lies on the devices of a mesh. None: one device.
     rows: NamedSharding | None = None
 
@@ -40,6 +49,12 @@ class Compute:
         if jnp.dtype(self.dtype) != jnp.float32:
             return contextlib.nullcontext()
         return jax.default_matmul_precision("highest")
+
+    def checkpoint(self, function: Callable, **options: bool) -> Callable:
+        """Returns the function, recomputed in the backward pass where `remat` says so."""
+        if not self.remat:
+            return function
+        return jax.checkpoint(function, policy=REMAT_POLICIES[self.remat_policy], **options)
 
     def keep_rows(self, x: Array) -> Array:
         """Leaves `x` cut along its rows.
@@ -83,7 +98,7 @@ def run_blocks(
         return _scan(blocks, x, call, values, compute)
     for block, of_block in zip(blocks, values, strict=True):
         run = functools.partial(lambda block, of_block, x: call(block, x, *of_block), block, of_block)
-        x = compute.keep_rows((jax.checkpoint(run) if compute.remat else run)(x))
+        x = compute.keep_rows(compute.checkpoint(run)(x))
     return x
 
 
@@ -100,4 +115,4 @@ def _scan(
 
     # Inside a scan nothing can merge the recomputation with the first computation: a barrier
     # against it would only cost.
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if compute.remat else body, x, stacked)[0]
+    return jax.lax.scan(compute.checkpoint(body, prevent_cse=False), x, stacked)[0]

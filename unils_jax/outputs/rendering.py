@@ -1,5 +1,6 @@
 """One call from motion to video."""
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from unils_jax.face.head import load_head
 from unils_jax.finishing import finish_file
 from unils_jax.motion import MotionFile, load_motion
 from unils_jax.outputs.video import RenderSummary, render_video
+
+log = logging.getLogger(__name__)
 
 
 def render(
@@ -41,5 +44,8 @@ def render(
             raise UserError(f"{motion} is of the {file.expression_basis!r} basis, got {expression_basis!r}")
     else:
         file = MotionFile(motion, expression_basis or head.name, {})
-    file = finish_file(file, path, raw=raw)
-    return render_video(path, file.motion, head, audio, expression_basis=file.expression_basis, size=size)
+    file, notice = finish_file(file, path, raw=raw)
+    summary = render_video(path, file.motion, head, audio, expression_basis=file.expression_basis, size=size)
+    if notice:
+        log.info(notice)
+    return summary

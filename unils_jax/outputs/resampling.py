@@ -13,6 +13,7 @@ from unils_jax.errors import UserError
 from unils_jax.motion import EYES, FPS, HEAD
 
 SLOWEST, FASTEST = 1.0, 1000.0  # frames a second that motion may have
+MAX_GAP_S = 0.2  # frames that are missing for longer are not interpolated
 COMMON_RATES = (12, 15, 24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120)
 # Channels of one rotation each; the jaw turns about one axis, where slerp is linear interpolation.
 _ROTATIONS = (HEAD, slice(EYES.start, EYES.start + 2), slice(EYES.start + 2, EYES.stop))
@@ -54,9 +55,40 @@ def resample(motion: Float[np.ndarray, "P T 108"], fps: float) -> Float32[np.nda
     num_frames = motion.shape[1]
     num_resampled = max(1, round(num_frames * FPS / fps))
     # Rounded, so that times which agree but for the last bit give whole positions.
-    position = np.minimum(np.round(np.arange(num_resampled) * fps / FPS, 6), num_frames - 1)
+    return _at(motion, np.minimum(np.round(np.arange(num_resampled) * fps / FPS, 6), num_frames - 1))
+
+
+def fill_gaps(
+    motion: Float[np.ndarray, "T 108"], times: Float[np.ndarray, " T"], name: str
+) -> tuple[Float[np.ndarray, "U 108"], Float[np.ndarray, " U"]]:
+    """Returns motion and times with the frames that a tracker left out, interpolated; says so.
+
+    Gaps of up to `MAX_GAP_S` are filled where all times lie on one even grid. Other times are
+    returned as they are: `rate_of_times` refuses them.
+    """
+    steps = np.diff(times)
+    if not len(steps) or not (steps > 0).all():  # NaN, too
+        return motion, times
+    step = float(np.median(steps))
+    counts = np.round(steps / step).astype(int)
+    longest = int(counts.max()) - 1
+    # Half a step to either side would be another frame.
+    if longest < 1 or longest * step > MAX_GAP_S + 1e-6 or (np.abs(steps - counts * step) > 0.3 * step).any():
+        return motion, times
+    places = np.concatenate([[0], np.cumsum(counts)])
+    every = np.arange(places[-1] + 1)
+    missing = len(every) - len(times)
+    log.warning(
+        "%s: %d missing frames (at most %d in a row, the first after %.2f s) are interpolated",
+        name, missing, longest, times[int(np.argmax(counts > 1))],
+    )  # fmt: skip
+    return _at(motion[None], np.interp(every, places, np.arange(len(times))))[0], np.interp(every, places, times)
+
+
+def _at(motion: Float[np.ndarray, "P T 108"], position: Float[np.ndarray, " U"]) -> Float32[np.ndarray, "P U 108"]:
+    """Returns motion at positions in frames, between the first and the last."""
     before = np.floor(position).astype(int)
-    after = np.minimum(before + 1, num_frames - 1)
+    after = np.minimum(before + 1, motion.shape[1] - 1)
     amount = (position - before)[:, None]
     first, second = motion[:, before].astype(np.float64), motion[:, after].astype(np.float64)
     mixed = first + amount * (second - first)
@@ -107,7 +139,7 @@ def rate_of_times(times: Float[np.ndarray, " T"], name: str) -> float:
         at = int(np.argmax(steps))
         raise UserError(
             f"{name} is not evenly spaced: frames of {np.median(steps):.4g} s as a rule, {steps[at]:.4g} s after "
-            f"{times[at]:g} s; give frames at a steady rate, the missing ones interpolated"
+            f"{times[at]:g} s; give frames at a steady rate (even gaps up to {MAX_GAP_S:g} s are interpolated)"
         )
     # The first and the last time may each be half a digit off.
     tolerance = 2 * _rounding(times) + 1e-6 * (1 + np.abs(times).max())

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from unils_jax.errors import UserError
 from unils_jax.files import npz_names, read_npz_file
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM
-from unils_jax.outputs.resampling import check_rate, rate_of_times
+from unils_jax.outputs.resampling import check_rate, fill_gaps, rate_of_times
 
 EXPRESSION_KEYS = ("exp", "expcode", "exp_code", "exp_params", "expression", "expression_params", "expr")
 POSE_KEYS = ("pose", "posecode", "pose_code", "pose_params", "full_pose")
@@ -82,6 +82,9 @@ def read_tracker(path: Path, fps: float | None = None) -> tuple[Float32[np.ndarr
         )
     lost = {f"expression {kept} to {expression.shape[1] - 1}": expression[:, kept:], **parts.lost}
     _say(path, names, arrays, lost, [part for part in ("head rotation", "jaw") if part not in placed])
+    times = next((key for key in TIME_KEYS if key in arrays), None)
+    if times is not None and arrays[times].dtype.kind in "iuf" and arrays[times].shape == (len(motion),):
+        motion, arrays[times] = fill_gaps(motion, arrays[times].astype(np.float64), f"{path}: {times}")
     return motion, _rate(path, arrays, len(motion), fps)
 
 

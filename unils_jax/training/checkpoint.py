@@ -11,6 +11,8 @@ never deleted.
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with room_on_disk(self.folder):
+        with self._room_to_save():
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -94,8 +96,21 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items |= {"data": ocp.args.JsonSave(data), "meta": ocp.args.JsonSave(meta)}
         self._check_room(sum(value.nbytes for tree in arrays.values() for value in jax.tree.leaves(tree)))
-        with room_on_disk(self.folder):
+        with self._room_to_save():
             self._manager.save(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _room_to_save(self) -> Iterator[None]:
+        """Raises a UserError where the disk is full, and removes what was written by then."""
+        try:
+            with room_on_disk(self.folder):
+                yield
+        except UserError:
+            # It takes the room that is missing. Other processes may still write.
+            if jax.process_count() == 1:
+                for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
     def _check_room(self, num_bytes: int) -> None:
         """Raises UserError where a save of arrays of so many bytes cannot fit on the disk.
@@ -245,6 +260,7 @@ FREE = (
     "data.max_bad_records",
     "mesh",
     "train.remat",
+    "train.remat_policy",
     "train.scan_layers",
     "train.accumulate_steps",
     "train.mesh_frames",

@@ -11,7 +11,7 @@ from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.sampling import DTYPES
 from unils_jax.models.codec_losses import CodecLossWeights
-from unils_jax.nn.stack import Compute
+from unils_jax.nn.stack import REMAT_POLICIES, Compute
 from unils_jax.systems.base import NoiseRates, Objective, Stage
 from unils_jax.systems.registry import STAGES, SYSTEMS, current_run, system_of_config, system_of_stage
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
@@ -45,6 +45,9 @@ class TrainConfig:
 
     compute_dtype: str = "float32"  # or "bfloat16"; weights, moments, norms and losses stay float32
     remat: bool = False  # recomputes blocks in the backward pass, see `Compute`: less memory, slower
+    # What remat keeps of a block: "nothing_saveable", "dots_saveable" (products are not computed
+    # again: more memory, faster) or "offload" (products with weights go to the host's memory).
+    remat_policy: str = "nothing_saveable"
     scan_layers: bool = False  # compiles one block for all, see `Compute`: compiles faster
     accumulate_steps: int = 1  # parts that a batch is processed in, with the gradient of the whole
     # Frames of every window whose vertices are in memory at once, for the codec's mesh losses; 100:
@@ -120,6 +123,10 @@ class RunConfig:
             problems.append(f"data.num_workers must not be negative, got {self.data.num_workers}")
         if self.train.compute_dtype not in DTYPES:
             problems.append(f"train.compute_dtype must be {' or '.join(DTYPES)}, got {self.train.compute_dtype!r}")
+        if self.train.remat_policy not in REMAT_POLICIES:
+            problems.append(
+                f"train.remat_policy must be one of {', '.join(REMAT_POLICIES)}, got {self.train.remat_policy!r}"
+            )
         for name in ("accumulate_steps", "mesh_frames"):
             if getattr(self.train, name) < 1:
                 problems.append(f"train.{name} must be at least 1, got {getattr(self.train, name)}")
@@ -206,6 +213,6 @@ def stage_of(config: RunConfig) -> Stage:
 def make_objective(config: RunConfig, head: FlameAsset | None) -> Objective:
     """Builds the loss settings of a run."""
     train, stage = config.train, STAGES[config.stage]
-    compute = Compute(jnp.dtype(train.compute_dtype), train.remat, train.scan_layers)
+    compute = Compute(jnp.dtype(train.compute_dtype), train.remat, train.scan_layers, train.remat_policy)
     own = None if stage.objective is None else stage.objective(config, head)
     return Objective(config.loss, config.noise, head, compute, train.mesh_frames, own)

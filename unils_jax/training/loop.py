@@ -14,11 +14,11 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, clear_partials
 from unils_jax.nn.params import Params
 from unils_jax.runtime import only_writer
 from unils_jax.systems.base import Batch, Metrics, Objective, Stage
@@ -88,7 +88,7 @@ class InitialState:
 class TrainSetup:
     """What a run trains, and on which devices."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh  # abstract in a dry run for devices that are not there
     graphdef: nnx.GraphDef  # the model's static structure
     objective: Objective
     initial: InitialState
@@ -187,6 +187,8 @@ def train(
     # One process of the run stands for all: they share the workdir.
     owned = only_writer(workdir / LOCK, workdir) if is_main else nullcontext()
     with owned, Checkpoints(workdir, config) as checkpoints:
+        if is_main:
+            clear_partials(workdir)
         restored = checkpoints.restore(state_shapes(stage, setup.initial.shapes, config, setup.mesh))
         start = restored or first_state(stage, setup.initial.fresh(), config, setup.mesh)
         first = int(start.state.step)
@@ -332,7 +334,7 @@ def check_position(batches: Batches, restored: Restored) -> None:
         raise UserError(f"cannot resume: {error}; --allow_changes does the latter") from error
 
 
-def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh) -> TrainState:
+def state_shapes(stage: Stage, shapes: Params, config: RunConfig, mesh: Mesh | AbstractMesh) -> TrainState:
     """Returns shapes, types and shardings of the training state, with nothing allocated."""
     trainable, _ = stage.split(shapes)
     state = jax.eval_shape(lambda params: init_state(params, config.optimizer), trainable)

@@ -1,6 +1,7 @@
 """Runs one training stage: joins config, data and parent, and trains."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from data_pipelines.mixture import parse_stores
 from data_pipelines.store.reader import Store
@@ -46,10 +47,26 @@ from unils_jax.training.loop import (
 )
 from unils_jax.training.loop import train as train_loop
 from unils_jax.training.profiling import known_peak, parse_steps
-from unils_jax.training.sharding import init_sharded, make_mesh
-from unils_jax.training.step import make_train_step
+from unils_jax.training.sharding import DATA, FSDP, init_sharded, make_mesh, param_shardings, planned_mesh
+from unils_jax.training.step import hold_frozen, make_train_step
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices that a dry run is checked for instead of this machine's."""
+
+    num_devices: int
+    num_processes: int = 1
+    memory: float | None = None  # bytes of a device; None: unknown
+
+    def __post_init__(self) -> None:
+        if min(self.num_devices, self.num_processes) < 1 or self.num_devices % self.num_processes:
+            raise UserError(
+                f"--devices must be a multiple of the {self.num_processes} processes and at least 1, got "
+                f"{self.num_devices}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,7 @@ class Options:
     dry_run: bool = False  # True: check everything and stop before the first step
     allow_changes: bool = False  # resume with settings or data other than the workdir's
     profile_steps: str | None = None  # "FIRST:LAST" to trace; None: no trace
+    cluster: Cluster | None = None  # what a dry run is checked for; None: this machine
 
 
 def train(  # noqa: PLR0913 (the public call: all but config and workdir are named and optional)
@@ -114,7 +132,8 @@ def train_stage(
             f"probe_every must be 0 for the {stage.name}, which decodes nothing by itself; see its val rows"
         )
     profile_steps = None if options.profile_steps is None else parse_steps(options.profile_steps)
-    mesh = make_mesh(config.mesh)
+    cluster = options.cluster
+    mesh = make_mesh(config.mesh) if cluster is None else planned_mesh(config.mesh, cluster.num_devices)
     start = find_start(config, stage, workdir, parent)
     # Some models follow from their data or their parent; the loader needs the parent's part of it.
     fit = stage.fit_config or (lambda config, data, start: config)
@@ -131,6 +150,8 @@ def train_stage(
     setup = TrainSetup(mesh, graphdef, objective, InitialState(shapes, published_params(config), fresh))
     if options.dry_run:
         try_shapes(config, setup, data)
+        for line in plan(config, setup, cluster or Cluster(jax.device_count())):
+            log.info(line)
         return {}
     begins = f"parent {parent}" if parent else "scratch"
     log.info("starting from %s", f"the newest checkpoint of {workdir}" if resumes else begins)
@@ -175,7 +196,7 @@ def _saved_model(workdir: Path) -> object:
         return None
 
 
-def make_fresh(config: RunConfig, mesh: Mesh, shapes: Params, given: Params) -> Callable[[], Params]:
+def make_fresh(config: RunConfig, mesh: Mesh | AbstractMesh, shapes: Params, given: Params) -> Callable[[], Params]:
     """Makes the function that returns all parameters before the first step.
 
     They are those given, and the others drawn. A published audio encoder, which no checkpoint
@@ -255,6 +276,35 @@ def matrix_peak(config: RunConfig) -> float:
     source = "by its data sheet" if known else "measured"
     log.info("matrix peak of a device (%s): %.3g TFLOP/s in %s, %s", device.device_kind, peak / 1e12, dtype, source)
     return peak * jax.device_count()
+
+
+def plan(config: RunConfig, setup: TrainSetup, cluster: Cluster) -> list[str]:
+    """Returns lines that say how a run lies on its devices, and what it takes there at least."""
+    stage, mesh, size = stage_of(config), setup.mesh, config.data.batch_size
+    state = state_shapes(stage, setup.initial.shapes, config, mesh)
+    _, frozen = stage.split(setup.initial.shapes)
+    held = jax.eval_shape(lambda params: hold_frozen(params, config.train.compute_dtype), frozen)
+    laid = param_shardings(mesh, held)
+
+    def on_device(shape: jax.ShapeDtypeStruct, where: NamedSharding) -> int:
+        return math.prod(where.shard_shape(shape.shape)) * shape.dtype.itemsize
+
+    state_bytes = sum(on_device(leaf, leaf.sharding) for leaf in jax.tree.leaves(state))
+    frozen_bytes = sum(on_device(shape, laid[path]) for path, shape in held.items())
+    total = state_bytes + frozen_bytes
+    share = "" if cluster.memory is None else f", {total / cluster.memory:.0%} of its {cluster.memory / 1e9:,.0f} GB"
+    lines = [
+        f"mesh: data {mesh.shape[DATA]} x fsdp {mesh.shape[FSDP]}, {mesh.size} devices",
+        f"batch: {size}, {size // mesh.size} a device in {config.train.accumulate_steps} parts, "
+        f"{size // cluster.num_processes} a process of {cluster.num_processes}",
+        f"parameters: {sum(p.size for p in state.params.values()):,} trainable, "
+        f"{sum(p.size for p in frozen.values()):,} frozen",
+        f"memory of a device: state {state_bytes / 1e9:.2f} GB, frozen weights {frozen_bytes / 1e9:.2f} GB{share}; "
+        "activations come on top, see `unils bench train --topology` or `--aot`",
+    ]
+    if cluster.memory is not None and total > cluster.memory:
+        raise UserError(f"{lines[-1]}; set mesh.fsdp higher")
+    return lines
 
 
 def try_shapes(config: RunConfig, setup: TrainSetup, data: Data) -> None:

@@ -173,7 +173,7 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding that cuts the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 

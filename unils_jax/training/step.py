@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Int, PyTree
 
@@ -97,7 +97,7 @@ def make_train_step(
     config: OptimizerConfig,
     *,
     accumulate_steps: int = 1,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[TrainState, Params, Arrays, RandomKey], tuple[TrainState, Metrics]]:
     """Builds the jitted `step(state, frozen, batch, key) -> (state, metrics)`.
 
@@ -152,7 +152,7 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _on_mesh(objective: Objective, mesh: Mesh | None) -> Objective:
+def _on_mesh(objective: Objective, mesh: Mesh | AbstractMesh | None) -> Objective:
     """Says how activations lie, which is as the batch does."""
     if mesh is None:
         return objective

@@ -6,6 +6,7 @@ was killed goes on where it was, and several processes that make the same bank s
 
 import hashlib
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,12 @@ from data_pipelines.phones import Phone
 from data_pipelines.synthetic.bank.engines import ENGINES, Engine, Spoken, missing
 from data_pipelines.synthetic.bank.speakers import SPEAKERS, Speaker
 from data_pipelines.synthetic.bank.words import sentence
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output, read_npz_file
 from unils_jax.motion import SAMPLE_RATE
 from unils_jax.runtime import local_path, user_cache
+
+log = logging.getLogger(__name__)
 
 # Raised whenever the same seed and engines would give another bank.
 BANK_VERSION = 1
@@ -88,16 +91,16 @@ class Bank:
         self.folder = _root(folder) / hashlib.sha256(named.encode()).hexdigest()[:16]
         self._load = lru_cache(maxsize=None)(self._read)
 
-    def make(self) -> float:
-        """Speaks what is not there yet; returns the hours of the bank.
+    def make(self) -> None:
+        """Speaks what is not there yet.
 
         Raises UserError where an engine fails; what is done stays.
         """
         numbers = [i for i in range(len(self.speakers)) if not self._path(i).is_file()]
         if numbers:
+            log.info("the bank of voices is made once, in some two minutes, in %s", self.folder)
             with self._progress() if self._progress else nullcontext(lambda hours, share: None) as progress:
                 self._make(numbers, progress)
-        return sum(self._path(i).stat().st_size for i in range(len(self.speakers))) / 2 / SAMPLE_RATE / 3600
 
     def _make(self, numbers: list[int], progress: Callable[[float, float], None]) -> None:
         # Each process takes another order, so that those that make one bank share the work.
@@ -148,8 +151,8 @@ class Bank:
             described = json.loads(arrays["described"].tobytes())
             samples = arrays["samples"].astype(np.float32) / np.float32(32768)
             return list(_utterances(described, samples))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); remove it, and it is made again") from None
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise UserError(f"{path} is damaged ({one_line(error, 80)}); remove it, and it is made again") from None
 
 
 def _root(folder: str | os.PathLike | None) -> Path:

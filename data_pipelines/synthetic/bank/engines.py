@@ -5,7 +5,6 @@ flite is called once a sentence; espeak-ng through the C interface of its librar
 texts in the same order give the same samples, as long as the engine's version is the same.
 """
 
-import ctypes.util
 import json
 import shutil
 import subprocess
@@ -22,13 +21,13 @@ from jaxtyping import Float32
 from scipy.signal import resample_poly
 
 from data_pipelines.phones import Phone, ipa
-from data_pipelines.synthetic.bank import espeak_child
 from data_pipelines.synthetic.bank.speakers import Speaker
 from unils_jax.errors import UserError, one_line
 from unils_jax.motion import SAMPLE_RATE
 
 INSTALL = "apt-get install flite espeak-ng libespeak-ng1"
 _TIMEOUT_S = 120
+_ESPEAK_CHILD = Path(__file__).with_name("espeak_child.py")  # run as a program, never imported
 _CLOSURE_STEPS = 60  # of 2 ms: the longest closure that is looked for
 
 
@@ -89,9 +88,8 @@ class Espeak:
     """The library of espeak-ng in a child process: many languages and voice variants."""
 
     def missing(self) -> str:
-        """Returns the name of the library where it cannot be found."""
-        found = ctypes.util.find_library("espeak-ng") or shutil.which("espeak-ng")
-        return "" if found else "espeak-ng"
+        """Returns the program's name where it is not on the path; its library comes with it."""
+        return "" if shutil.which("espeak-ng") else "espeak-ng"
 
     def version(self) -> str:
         """Returns what the program `espeak-ng` tells, without the place of its data."""
@@ -107,14 +105,14 @@ class Espeak:
             "pitch": round(speaker.pitch_hz),
             "texts": list(texts),
         }
-        answer = _run([sys.executable, "-I", espeak_child.__file__], json.dumps(asked).encode())
+        answer = _run([sys.executable, "-I", str(_ESPEAK_CHILD)], json.dumps(asked).encode())
         head, _, raw = answer.partition(b"\n")
         described = json.loads(head)
         rate, every, at, spoken = described["rate"], np.frombuffer(raw, np.int16), 0, []
         for count, phonemes in described["spoken"]:
             samples = every[at : at + count].astype(np.float32) / np.float32(32768)
             at += count
-            phones = _espeak_phones(samples, rate, phonemes)
+            phones = _espeak_phones(samples, rate, [(label, first) for label, first in phonemes])
             spoken.append(Spoken(_resampled(samples, Fraction(SAMPLE_RATE, rate)), phones))
         return spoken
 
@@ -125,7 +123,7 @@ ENGINES: dict[str, Engine] = {"flite": Flite(), "espeak-ng": Espeak()}
 def missing(engines: dict[str, Engine] = ENGINES) -> str:
     """Returns one line on what is not installed and how to get it, "" where all engines are."""
     lacking = [found for engine in engines.values() if (found := engine.missing())]
-    return f"{' and '.join(lacking)} not found; `{INSTALL}` brings the speech engines" if lacking else ""
+    return f"{' and '.join(lacking)} not found; get the speech engines with `{INSTALL}`" if lacking else ""
 
 
 def _run(command: Sequence[str], given: bytes = b"", *, ends_with: int = 0) -> bytes:
@@ -136,7 +134,7 @@ def _run(command: Sequence[str], given: bytes = b"", *, ends_with: int = 0) -> b
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{name} does not run ({one_line(error)}); {INSTALL}, or use --voices builtin") from None
     if done.returncode not in (0, ends_with):
-        said = one_line(done.stderr.decode("utf-8", "replace") or f"status {done.returncode}")
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200] or f"status {done.returncode}"
         raise UserError(f"{name} failed ({said}); install it again, or use --voices builtin")
     return done.stdout
 
@@ -158,7 +156,9 @@ def _flite_phones(listed: str, tract: float, text: str) -> list[Phone]:
                 phones.append(Phone(name, start_s, end_s))
             start_s = end_s
     except (KeyError, ValueError):
-        raise UserError(f"flite lists no phones for {text!r}: {one_line(listed, 80)}; use --voices builtin") from None
+        raise UserError(
+            f"flite lists no phones for {text!r}: {' '.join(listed.split())[:80]}; use --voices builtin"
+        ) from None
     return phones
 
 

@@ -15,7 +15,7 @@ from data_pipelines.synthetic.lips import LipTargets
 # Opening grows with loudness by this power.
 LOUDNESS_POWER = 0.6
 # Opening of a close and of an open vowel.
-OPENINGS = (0.45, 1.35)
+OPENINGS = (0.25, 1.6)
 
 
 class Viseme(NamedTuple):

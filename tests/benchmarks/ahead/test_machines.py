@@ -15,7 +15,7 @@ from unils_jax.errors import UserError
 from unils_jax.inference.program import planned_program
 from unils_jax.models.unils import UniLS
 from unils_jax.systems.base import Objective
-from unils_jax.training.sharding import MeshConfig, make_mesh
+from unils_jax.training.sharding import MeshConfig, make_mesh, process_rows
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install '.[tpu]'"
@@ -59,6 +59,9 @@ def test_the_decode_program_lowers_for_gpu_and_tpu():
     assert "bf16" in text and "f64" not in text
 
 
+REACH = {"v6e:4x4": 1, "v5p:4x4x4": 3, "v5e:4x4": 3}
+
+
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(
@@ -73,11 +76,14 @@ def test_meshes_of_real_machines_keep_fsdp_inside_a_slice(name, slices, config):
     mesh = make_mesh(config, machine(name, slices).devices())
     assert mesh.size == machine(name, slices).num_devices
     for row in mesh.devices:
-        assert len({device.slice_index for device in row}) == 1
-    # The longest way between neighbours along fsdp is one link.
-    steps = [abs(a - b) for row in mesh.devices for x, y in zip(row, row[1:], strict=False)
-             for a, b in zip(x.coords, y.coords, strict=True)]  # fmt: skip
-    assert max(steps) == 1
+        assert len({getattr(device, "slice_index", 0) for device in row}) == 1
+    corner = mesh.devices[0, 0].coords
+    # Devices that share parameters lie in one small block of the torus.
+    reach = [max(abs(a - b) for a, b in zip(device.coords, corner, strict=True)) for device in mesh.devices[0]]
+    assert max(reach) == REACH[name]
+    hosts = {device.process_index for device in mesh.devices.flat}
+    rows = [process_rows(mesh, mesh.size, host) for host in hosts]
+    assert sorted(row for of_host in rows for row in of_host) == list(range(mesh.size))
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from foreign_data import talking, write_motion, write_wav
+from foreign_data import talking, write_dualtalk, write_motion, write_wav
+from tiny_runs import run_unils
 
 from data_pipelines.conversion.convert import make_plan
 from data_pipelines.sources.base import SkippedEntry
@@ -183,3 +184,29 @@ def test_damage_and_gaps_of_a_source_are_logged(tmp_path, caplog):
     (tmp_path / "a.flac").write_bytes(data)
     assert read_one(tmp_path).audio.shape == (1, 120 * 640)
     assert "WARNING" in caplog.text and "a.flac: " in caplog.text and "silence was put there" in caplog.text
+
+
+def test_damage_losses_and_mixed_channels_reach_the_report_of_the_conversion(tmp_path, caplog):
+    folder = tmp_path / "in"
+    write_dualtalk(folder, "a", 120, 1)
+    for speaker, sideways in ((1, 0.04), (2, 0.3)):
+        with np.load(folder / f"a_speaker{speaker}.npz") as clip:
+            arrays = dict(clip)
+        arrays["pose"][:, 4:] = 0
+        arrays["pose"][7, 4] = sideways
+        np.savez(folder / f"a_speaker{speaker}.npz", **arrays)
+    write_wav(folder / "a_speaker1.wav", np.stack([sound(1), sound(2)], axis=1))
+    flags = ["--from", "dualtalk", "--source", folder, "--out", tmp_path / "s", "--workers", "0"]
+    assert run_unils("data", "convert", *flags) == 0
+    said = (tmp_path / "s" / "CONVERSION.md").read_text()
+    assert "the jaw keeps the first of its three components" in said and "three components" in caplog.text
+    assert "| train | a | the jaw of speaker 2 turns sideways by up to 0.30 rad, which is left out |" in said
+    assert "its 2 channels differ" in said and "2 notices on gaps, damage or losses" in caplog.text
+    write_motion(tmp_path / "files" / "b.npz", 1, 120, 1)
+    soundfile.write(tmp_path / "files" / "b.flac", sound(1), 16000)
+    data = bytearray((tmp_path / "files" / "b.flac").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = bytes(range(200))
+    (tmp_path / "files" / "b.flac").write_bytes(data)
+    flags = ["--from", "files", "--source", tmp_path / "files", "--out", tmp_path / "t", "--workers", "1"]
+    assert run_unils("data", "convert", *flags) == 0
+    assert "silence was put there" in (tmp_path / "t" / "CONVERSION.md").read_text()

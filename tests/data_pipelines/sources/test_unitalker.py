@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import soundfile
 from talker_data import write_set
 from tiny_runs import run_unils
 
@@ -50,6 +51,24 @@ def test_a_wav_of_another_rate_is_as_long_as_its_head_says(two_sets):
     split = TalkerSplit(two_sets, "train")
     clip = split.read(split.entries[0])
     assert (len(clip.motion), len(clip.audio)) == split.length(split.entries[0]) == (38, 24_000)
+
+
+@pytest.mark.parametrize("kind", ["flac", "cut.wav", "ogg"])
+def test_a_length_is_that_of_the_sound_that_is_read(two_sets, kind):
+    folder, name = two_sets[0].folder, f"own.{kind}"
+    soundfile.write(folder / name, noise(30_000), 16_000)
+    data = (folder / name).read_bytes()
+    if kind == "flac":  # its second half is damaged
+        data = data[: len(data) // 2] + bytes(500) + data[len(data) // 2 + 500 :]
+    elif kind == "cut.wav":  # its header counts more than there is
+        data = data[:40_044]
+    (folder / name).write_bytes(data)
+    index = json.loads((folder / "train.json").read_text())
+    index["data"][0]["audio_path"] = name
+    (folder / "train.json").write_text(json.dumps(index))
+    split = TalkerSplit(two_sets, "train")
+    clip = split.read(split.entries[0])
+    assert (len(clip.motion), len(clip.audio)) == split.length(split.entries[0])
 
 
 def test_clips_are_cut_at_20_seconds_and_dropped_below_half_a_second(two_sets):

@@ -71,7 +71,7 @@ def sound(path: Path) -> np.ndarray:
 
 
 def decode(checkpoint: Path, *flags: str | Path) -> int:
-    return run_unils("decode", "--checkpoint", checkpoint, *flags)
+    return run_unils("decode", "--raw", "--checkpoint", checkpoint, *flags)
 
 
 def test_both_people_speak_from_their_own_audio_into_a_motion_file(talker, tracks, tmp_path):

@@ -142,8 +142,10 @@ def _tpus(of: Machine) -> list[jax.Device]:
         raise UserError(f"--topology {of.family}: the TPU compiler is the package libtpu: {install_hint('tpu')}")
     for name, value in _LIBTPU.items():
         os.environ.setdefault(name, value)
-    slices = {} if of.slices == 1 else {"num_slices": of.slices}
-    return list(get_topology_desc(of.name.rpartition(" ")[2], "tpu", **slices).devices)
+    options: dict[str, int | list[int]] = {} if of.slices == 1 else {"num_slices": of.slices}
+    if set(of.shape.split("x")) == {"1"}:
+        options["chips_per_host_bounds"] = [1, 1, 1]  # a host has four chips otherwise
+    return list(get_topology_desc(f"{of.family}:{of.shape}", "tpu", **options).devices)
 
 
 def _gpus(of: Machine) -> list[jax.Device]:

@@ -38,8 +38,9 @@ def begin(out: Path, plan: Plan) -> None:
     if not saved.exists():
         with atomic_output(saved) as partial_file:
             partial_file.write_text(text)
-    elif saved.read_text() != text:
-        raise UserError(f"{out} was begun with {saved.read_text()}; use the same flags or another --out")
+    elif saved.read_bytes() != text.encode():
+        noted = " ".join(saved.read_text(errors="replace").split())[:200]
+        raise UserError(f"{out} was begun with {noted}; use the same flags or another --out")
 
 
 def default_jobs() -> int:
