@@ -30,12 +30,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = {
         "codec": {"code_dim": 32, "scales": (1, 5, 25, 50, 100), "width": 512, "depth": 8, "num_heads": 8},
     }
-    # Weights of the codec's terms, see `CodecLossWeights`; mesh and lips need a head.
+    # Weights of the codec's terms, see `CodecLossWeights`; mesh and lips need a head. The last
+    # three are ours, for blinks and eyes.
     config.loss = {
-        "vq": 1.0, "motion": 1.0, "pose": 8.0, "velocity": 5.0, "smooth": 0.5, "mesh": 2.0, "lips": 0.1
+        "vq": 1.0, "motion": 1.0, "pose": 8.0, "velocity": 5.0, "smooth": 0.5, "mesh": 2.0, "lips": 0.1,
+        "eyes": 0.0, "motion_square": 0.0, "motion_velocity": 0.0,
     }  # fmt: skip
-    # Of the generators: rates at which a sample loses a condition, and the largest bit-flip rate.
-    config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30}
+    # Of the generators: rates at which a sample loses a condition, the largest bit-flip rate, and
+    # the rate at which the previous motion has passed the codec.
+    config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30, "prev_coded": 0.0}
     config.noise.level_db = (0.0, 0.0)  # each track's level is moved at random between these, in dB; equal: it is not
     config.train = {
         "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way

@@ -24,5 +24,6 @@ def get_config() -> ml_collections.ConfigDict:
         "depth": 8,
         "num_heads": 8,
         "context_windows": 1,  # windows of previous motion, and of style; live/ has more of shorter ones
+        "bit_chain": False,  # True: the bits of a token depend on each other, see PriorConfig
     }
     return config

@@ -18,5 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_steps = 400
     config.head = ""
     config.optimizer.learning_rate = 3e-3
-    config.model.prior = {"width": 96, "depth": 3, "num_heads": 2, "context_windows": 1}
+    config.model.prior = {"width": 96, "depth": 3, "num_heads": 2, "context_windows": 1, "bit_chain": True}
+    # A rare bit, as of a blink, is less likely than a flip at the paper's 15 % on average: finer
+    # scales would learn to undo it.
+    config.noise.max_flip_percent = 3
     return config

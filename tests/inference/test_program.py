@@ -79,6 +79,36 @@ def test_cached_and_uncached_choose_alike_at_all_scales(people, audio):
     assert excluded < 1e-4 * bits
 
 
+def test_what_a_chain_draws_by_is_what_training_scores():
+    model = random_model(CONFIGS["chained"], 0)
+    program = make_program(model, people=2)
+    _, *conditions = inputs(program)
+    chunk = run(program, None, *conditions)
+    known = [jnp.asarray(x[0]) for x in (*conditions, chunk.bits)]
+
+    def expected(graphdef, params, *known):
+        model = merge(graphdef, params)
+        conditional, unconditional, _ = uncached(model, None, *known)
+        return model.prior.chained(1.5 * conditional - 0.5 * unconditional, known[-1])
+
+    logits = jax.jit(expected, static_argnums=0)(*split(model), *known)
+    np.testing.assert_allclose(chunk.logits[0], logits, atol=1e-4 * float(jnp.abs(logits).max()))
+
+
+def test_bits_of_a_chain_follow_each_other_and_nothing_that_comes_later():
+    drawn = jnp.asarray(np.random.default_rng(0).random((1, 500, 3)), jnp.float32)
+    controls = jax.tree.map(jnp.asarray, make_controls([Sampling(tau=0.5, cfg=1.0, top_p=1.0)], [0], [0]))
+    chain = jnp.array([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0], [0.0, -50.0, 0.0]])
+    zero = jnp.zeros((1, 500, 3, 2))
+    bits, logits = choose_bits(zero, drawn, controls, (1, 1), chain)
+    np.testing.assert_array_equal(bits[..., 0], drawn[..., 0] < 0.5)
+    np.testing.assert_array_equal(bits[..., 1], bits[..., 0])
+    np.testing.assert_array_equal(bits[..., 2], ~bits[..., 0])
+    np.testing.assert_allclose(jnp.abs(logits[..., 1:, 1]), 100.0)  # divided by tau, as all logits
+    plain, _ = choose_bits(zero, drawn, controls, (1, 1))
+    np.testing.assert_array_equal(choose_bits(zero, drawn, controls, (1, 1), jnp.zeros((3, 3)))[0], plain)
+
+
 @pytest.fixture(scope="module")
 def program():
     return make_program(random_model(DIALOGUE, 0))

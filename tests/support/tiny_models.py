@@ -47,6 +47,7 @@ CONFIGS["dualtalk"] = DualTalkConfig(
     depth=1,
     rates=EncoderRates(attention=0.0, activation=0.0, projection=0.0),  # draws take long to compile
 )
+CONFIGS["chained"] = replace(CONFIGS["prior"], prior=replace(CONFIGS["prior"].prior, bit_chain=True))
 CONFIGS["merged"] = replace(CONFIGS["dialogue"], lora=None)  # a dialogue as `load` gives it
 for audio_condition in ("own", "mixed"):
     one_audio = replace(CONFIGS["dialogue"].prior, audio_condition=audio_condition)

@@ -1,5 +1,6 @@
 """The stages: what trains, how pairs become people, what noise does, and what the losses report."""
 
+import dataclasses
 import re
 
 import jax
@@ -239,6 +240,41 @@ def test_a_constant_offset_costs_no_velocity():
     losses = motion_losses(motion + 0.5, motion, CodecLossWeights(), observed_sample_weights(jnp.ones((1, 108))))
     np.testing.assert_allclose([losses["motion"], losses["pose"]], [0.5, 8 * 0.5], rtol=1e-5)
     assert losses["velocity"] < 1e-9
+
+
+def test_a_coded_past_is_what_the_codec_makes_of_it_and_the_rest_stays(solo_logits):
+    batch, drawn = solo(), noise((2,))
+    coded = dataclasses.replace(drawn, coded_prev=jnp.array([True, False])[:, None, None])
+    past = jitted(tiny_model("prior"), lambda model, prev: model.codec(prev)[0], batch["prev"])
+    first, second = solo_logits(batch, coded)[0]
+    expected = solo_logits(batch | {"prev": batch["prev"].at[0].set(past[0])}, drawn)[0]
+    np.testing.assert_allclose(first, expected[0], atol=1e-5)
+    np.testing.assert_array_equal(second, solo_logits(batch, drawn)[0][1])
+    assert not np.allclose(first, solo_logits(batch, drawn)[0][0], atol=1e-3)
+
+
+def test_drawing_coded_pasts_changes_no_other_draw():
+    model, key = tiny_model("prior"), jax.random.key(0)
+    plain = sample_noise(key, solo(), model, Objective())
+    drawn = sample_noise(key, solo(), model, Objective(noise=NoiseRates(prev_coded=1.0)))
+    assert plain.coded_prev is None and drawn.coded_prev.all()
+    for name in ("drop_style", "drop_prev", "drop_own", "drop_other", "flips"):
+        np.testing.assert_array_equal(getattr(drawn, name), getattr(plain, name))
+    np.testing.assert_array_equal(*(jax.random.key_data(noise.keys) for noise in (drawn, plain)))
+
+
+def test_our_terms_are_of_the_eyes_of_squares_and_of_all_velocities():
+    pred, target = random_motion(2, 30), random_motion(2, 30, seed=1)
+    observed = jnp.ones((2, 108)).at[0, 104:].set(0)  # the first person's eyes are not known
+    weights = CodecLossWeights(eyes=4.0, motion_square=5.0, motion_velocity=30.0)
+    losses = motion_losses(pred, target, weights, observed_sample_weights(observed))
+    error = np.asarray(pred - target, np.float64)
+    rows = [error[0][:, :104], error[1]]
+    np.testing.assert_allclose(losses["eyes"], 4 * np.abs(error[1][:, 104:]).mean(), rtol=1e-5)
+    squares = np.concatenate([np.square(row).ravel() for row in rows])
+    np.testing.assert_allclose(losses["motion_square"], 5 * squares.mean(), rtol=1e-5)
+    velocities = np.concatenate([np.square(np.diff(row, axis=0)).ravel() for row in rows])
+    np.testing.assert_allclose(losses["motion_velocity"], 30 * velocities.mean(), rtol=1e-5)
 
 
 def test_vertex_losses_are_in_square_millimetres_and_repeats_count():

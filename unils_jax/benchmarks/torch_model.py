@@ -290,6 +290,7 @@ class TorchReferenceGenerator(nn.Module):
         num_heads: int,
         audio_dim: int | None = None,
         audio_condition: str = "pair",
+        bit_chain: bool = False,
         **context: int,
     ):
         super().__init__()
@@ -300,6 +301,8 @@ class TorchReferenceGenerator(nn.Module):
         sizes, one_audio = (width, depth, num_heads), audio_condition != "pair"
         self.attn_blocks = Blocks(sizes, audio_dim, one_audio, codec.scales, self.window)
         self.logits_head = nn.Sequential(nn.LayerNorm(width, 1e-5), nn.Linear(width, 2 * codec.code_dim))
+        size = (len(codec.scales), codec.code_dim, codec.code_dim)
+        self.bit_chain = nn.Parameter(torch.zeros(size)) if bit_chain else None
         self.audio_encoder: nn.Module | None = None
         self.audio_dim, self.audio_condition = audio_dim, audio_condition
 
@@ -351,7 +354,18 @@ class TorchReferenceGenerator(nn.Module):
             quantized = codec.quantize(motion, None if noise is None else noise.flips)
             inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
             style, prev = codec.features(style), codec.features(prev)
-        return self(style, prev, inputs, *tracks_of_audio), quantized.bits
+        return self.chained(self(style, prev, inputs, *tracks_of_audio), quantized.bits), quantized.bits
+
+    def chained(self, logits: Float[Tensor, "B L C 2"], bits: Tensor) -> Float[Tensor, "B L C 2"]:
+        """Adds to the logits what follows from the bits before each in its token."""
+        if self.bit_chain is None:
+            return logits
+        levels = torch.repeat_interleave(
+            torch.arange(len(self.base_codec.scales)), torch.tensor(self.base_codec.scales)
+        )
+        levels = levels[: logits.shape[1]]
+        added = torch.einsum("lcd,bld->blc", self.bit_chain.tril(-1)[levels], bits * 2.0 - 1)
+        return torch.stack([logits[..., 0], logits[..., 1] + added], -1)
 
     def loss(self, batch: Mapping[str, Tensor], noise: StepNoise | None = None) -> Float[Tensor, ""]:
         """Returns the mean cross-entropy of the window's bits in nats."""
@@ -360,19 +374,24 @@ class TorchReferenceGenerator(nn.Module):
 
 
 def build_torch_reference(
-    meta_cfg: Mapping[str, Any], audio_dim: int | None = None, audio_condition: str = ""
+    meta_cfg: Mapping[str, Any], audio_dim: int | None = None, audio_condition: str = "", bit_chain: bool = False
 ) -> TorchReferenceCodec | TorchReferenceGenerator:
     """Builds the model that a release `meta_cfg` describes, with fresh weights.
 
     `audio_dim` (1024 for wav2vec2-xls-r-300m) is in no config and makes a generator a dialogue;
-    `audio_condition` overrides the config's. Raises UserError naming every impossible size.
+    `audio_condition` overrides the config's; `bit_chain` is read off a file's keys. Raises
+    UserError naming every impossible size.
     """
     sizes = model_sizes(meta_cfg)
     codec = TorchReferenceCodec(**sizes["codec"])
     if sizes["prior"] is None:
         return codec
     return TorchReferenceGenerator(
-        codec, **sizes["prior"], audio_dim=audio_dim, audio_condition=audio_condition or sizes["audio_condition"]
+        codec,
+        **sizes["prior"],
+        audio_dim=audio_dim,
+        audio_condition=audio_condition or sizes["audio_condition"],
+        bit_chain=bit_chain,
     )
 
 
@@ -386,7 +405,8 @@ def load_torch_reference(
     """
     contents = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pt(path)
     sizes = model_sizes(contents["meta_cfg"], contents["model"])
-    model = build_torch_reference(contents["meta_cfg"], sizes["audio_width"], sizes["audio_condition"])
+    chained = "bit_chain" in contents["model"]
+    model = build_torch_reference(contents["meta_cfg"], sizes["audio_width"], sizes["audio_condition"], chained)
     # The reference has no ear: as with log-mel features, its dialogue is given features.
     state = {key: value for key, value in contents["model"].items() if not key.startswith("ear.")}
     load_strictly(model, state, str(path))

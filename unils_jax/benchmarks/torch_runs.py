@@ -176,19 +176,32 @@ def _decode_window(model, conditions, audio, tau, cfg, top_p, generator):
     """Returns bits [1, L, C] of a window and the guided logits [1, L, C, 2] that chose them."""
     scales, branches = model.base_codec.scales, len(conditions[0])
     inputs, chosen, chosen_by = conditions[0][:, :0], [], []
-    for tokens in scale_slices(scales):
+    for scale, tokens in enumerate(scale_slices(scales)):
         logits = model(*conditions, inputs, *audio)[:, tokens] / (tau or 1)
         if cfg > 1:
             conditional, free = logits.chunk(2)
             logits = cfg * conditional + (1 - cfg) * free
-        p = torch.sigmoid(logits[..., 1] - logits[..., 0])
-        p = torch.where(p <= 1 - top_p, 0, torch.where(1 - p <= 1 - top_p, 1, p))
-        drawn = torch.rand(p.shape, generator=generator, device=p.device) < p
-        chosen.append(logits[..., 1] > logits[..., 0] if tau == 0 else drawn)
+        drawn = torch.rand(logits.shape[:-1], generator=generator, device=logits.device)
+        if model.bit_chain is None:
+            chosen.append(_choose(logits, drawn, tau, top_p))
+        else:
+            chain = model.bit_chain[scale].tril(-1) / (tau or 1)
+            bits = torch.zeros_like(drawn)  # -1 and 1 once chosen, 0 until then
+            for bit in range(drawn.shape[-1]):
+                logits[..., bit, 1] += bits @ chain[bit]
+                bits[..., bit] = 2.0 * _choose(logits[..., bit, :], drawn[..., bit], tau, top_p) - 1
+            chosen.append(bits > 0)
         chosen_by.append(logits)
         if tokens.stop < sum(scales):
             inputs = next_scale_inputs(torch.cat(chosen, 1), scales).expand(branches, -1, -1)
     return torch.cat(chosen, 1), torch.cat(chosen_by, 1)
+
+
+def _choose(logits, drawn, tau, top_p):
+    if tau == 0:
+        return logits[..., 1] > logits[..., 0]
+    p = torch.sigmoid(logits[..., 1] - logits[..., 0])
+    return drawn < torch.where(p <= 1 - top_p, 0, torch.where(1 - p <= 1 - top_p, 1, p))
 
 
 class Head:

@@ -83,6 +83,8 @@ def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
         del prior[name]  # says nothing of a base
     if prior["context_windows"] == 1:
         del prior["context_windows"]  # adapters that were written before know no other
+    if not prior["bit_chain"]:
+        del prior["bit_chain"]  # as before there were chains, so that hashes of then still name their base
     sizes = {"codec": asdict(config.codec), "prior": prior}
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     base, _ = split_adapter(params)

@@ -32,7 +32,7 @@ from unils_jax.inference.sampling import (
     uniforms,
 )
 from unils_jax.models.prior_cache import cache_audio, null_outputs
-from unils_jax.models.quantizer import Scales
+from unils_jax.models.quantizer import Scales, scale_slices
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.block import AudioCache
@@ -321,8 +321,9 @@ def decode_chunk(
     given = None if inputs.bits is None else inputs.bits.reshape(-1, *inputs.bits.shape[2:])
 
     def choose(tokens: slice, logits: Array) -> tuple[Array, Array]:
-        chosen, logits = choose_bits(logits, drawn[:, tokens], inputs.controls, by_slot)
-        return (chosen if given is None else given[:, tokens]), logits
+        chain = model.prior.chain(scale_slices(model.prior.scales).index(tokens))
+        forced = None if given is None else given[:, tokens]
+        return choose_bits(logits, drawn[:, tokens], inputs.controls, by_slot, chain, forced)
 
     style, prev = style.astype(dtype), prev.astype(dtype)
     bits, logits, features = sample_scales(model.prior, style, prev, audio_cache, choose)

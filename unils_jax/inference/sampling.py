@@ -108,11 +108,13 @@ def sample_scales(
     return jnp.concatenate(all_bits, axis=1), jnp.concatenate(chosen_by, axis=1), features
 
 
-def choose_bits(
+def choose_bits(  # noqa: PLR0913 (two of six are of a chain alone)
     logits: Float[Array, "B n C 2"],
     drawn: Float[Array, "R n C"],
     controls: Controls,
     by_slot: tuple[int, int],
+    chain: Float[Array, "C C"] | None = None,
+    given: Bool[Array, "R n C"] | None = None,
 ) -> tuple[Bool[Array, "R n C"], Float[Array, "R n C 2"]]:
     """Chooses bits by temperature, guidance and nucleus; returns them and the logits used.
 
@@ -121,6 +123,8 @@ def choose_bits(
         drawn: Uniform numbers in [0, 1): bit 1 is taken where they are below its probability.
         controls: The settings of each slot.
         by_slot: The number of slots and of people in each; R is their product.
+        chain: Of `MotionPrior.chain`; None: bits of a token are independent.
+        given: Bits to take as they are; None: bits are chosen.
     """
     slots, people = by_slot
 
@@ -138,8 +142,27 @@ def choose_bits(
         cfg = for_rows(controls.cfg)[..., None]
         guided = cfg * conditional + (1 - cfg) * unconditional
         logits = jnp.where(cfg > 1, guided, conditional)
-    probability = nucleus_probability(logits, for_rows(controls.one_minus_top_p))
-    return jnp.where(greedy, logits[..., 1] > logits[..., 0], drawn < probability), logits
+    one_minus_top_p = for_rows(controls.one_minus_top_p)
+
+    def choose(logits: Array, drawn: Array) -> Array:
+        probability = nucleus_probability(logits, one_minus_top_p)
+        return jnp.where(greedy, logits[..., 1] > logits[..., 0], drawn < probability)
+
+    if chain is None:
+        return (choose(logits, drawn) if given is None else given), logits
+
+    # One bit after the other: each adds its weight to the logits of those that follow it.
+    def next_bit(added: Array, bit: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+        logits, drawn, forced, index, column = bit
+        logits = logits.at[..., 1].add(jax.lax.dynamic_index_in_dim(added, index, axis=-1, keepdims=False))
+        taken = choose(logits[..., None, :], drawn[..., None])[..., 0] if given is None else forced
+        code = jnp.where(taken, 1.0, -1.0)
+        return added + code[..., None] * column[None, None] / temperature, (taken, logits)
+
+    by_bit = [jnp.moveaxis(x, 2, 0) for x in (logits, drawn, drawn if given is None else given)]
+    steps = (*by_bit, jnp.arange(drawn.shape[-1]), chain.T)
+    _, (bits, logits) = jax.lax.scan(next_bit, jnp.zeros_like(drawn), steps)
+    return jnp.moveaxis(bits, 0, 2), jnp.moveaxis(logits, 0, 2)
 
 
 def uniforms(controls: Controls, people: int, shape: tuple[int, int]) -> Float[Array, "R L C"]:

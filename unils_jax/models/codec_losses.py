@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from unils_jax.motion import HEAD_AND_JAW
+from unils_jax.motion import EYES, HEAD_AND_JAW
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class CodecLossWeights:
     # one frame later.
     mesh_velocity: float = 0.0
     mesh_smooth: float = 0.0
+    # Ours, for what is small or rare: eyes are four channels of 108 in `motion` and none in `pose`,
+    # and an L1 settles for the median, in which there is no blink.
+    eyes: float = 0.0  # L1 of the eyes
+    motion_square: float = 0.0  # MSE of all channels
+    motion_velocity: float = 0.0  # MSE between velocities of all channels
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,11 @@ class SampleWeights:
 
     items: Array  # [B], or [B, P] for people
     channels: Array  # [B, 108]
-    pose: Array  # [B, 4], head and jaw; meaningful for our 108 channels only
+    pose: Array  # [B, 4], head and jaw; as `eyes`, meaningful for our 108 channels only
+    eyes: Array  # [B, 4]
 
 
-jax.tree_util.register_dataclass(SampleWeights, ["items", "channels", "pose"], [])
+jax.tree_util.register_dataclass(SampleWeights, ["items", "channels", "pose", "eyes"], [])
 
 
 def observed_sample_weights(observed: Float[Array, "*B M"]) -> SampleWeights:
@@ -51,9 +57,8 @@ def observed_sample_weights(observed: Float[Array, "*B M"]) -> SampleWeights:
     Items count where any of their channels was observed; each channel counts over all items.
     """
     items = observed.any(-1).astype(jnp.float32)
-    return SampleWeights(
-        *(part / jnp.maximum(part.sum(), 1.0) for part in (items, observed, observed[..., HEAD_AND_JAW]))
-    )
+    parts = (items, observed, observed[..., HEAD_AND_JAW], observed[..., EYES])
+    return SampleWeights(*(part / jnp.maximum(part.sum(), 1.0) for part in parts))
 
 
 def motion_losses(
@@ -65,8 +70,9 @@ def motion_losses(
     """Computes the weighted loss terms on motion.
 
     They are L1 of all channels, L1 of head and jaw, MSE of the velocity of head and jaw, and the
-    smoothness term, which compares the predicted velocity with itself one frame later. Each is a
-    mean over time, weighted over the rest.
+    smoothness term, which compares the predicted velocity with itself one frame later. Those of
+    our own (`eyes`, `motion_square`, `motion_velocity`) are there where they have a weight. Each is
+    a mean over time, weighted over the rest.
 
     Args:
         pred: Predicted motion.
@@ -78,7 +84,15 @@ def motion_losses(
     velocity = jnp.diff(pred[..., HEAD_AND_JAW], axis=1)
     target_velocity = jnp.diff(target[..., HEAD_AND_JAW], axis=1)
     jerk = velocity[:, 1:] - velocity[:, :-1]
-    return {
+    squares = {"motion_square": pred - target, "motion_velocity": jnp.diff(pred - target, axis=1)}
+    ours = {
+        name: getattr(weights, name) * jnp.sum(sample_weights.channels * jnp.square(difference).mean(1))
+        for name, difference in squares.items()
+        if getattr(weights, name)
+    }
+    if weights.eyes:
+        ours["eyes"] = weights.eyes * jnp.sum(sample_weights.eyes * error[..., EYES].mean(1))
+    return ours | {
         "motion": weights.motion * jnp.sum(sample_weights.channels * error.mean(1)),
         "pose": weights.pose * jnp.sum(sample_weights.pose * error[..., HEAD_AND_JAW].mean(1)),
         "velocity": weights.velocity * jnp.sum(sample_weights.pose * jnp.square(velocity - target_velocity).mean(1)),

@@ -1,5 +1,6 @@
 """Stages 2 and 3: the motion prior over bits, autoregressive over scales.
 
+With `PriorConfig.bit_chain` it is also autoregressive over the bits of a token.
 Cross-attention to audio is optional: the prior has none, the dialogue has it.
 """
 
@@ -43,6 +44,9 @@ class PriorConfig:
     # the window. 0 and 0 are the release's. A stream waits for the frames after the window.
     past_audio_frames: int = 0
     lookahead_frames: int = 0
+    # True: a bit's logit also depends, linearly, on the bits of its token before it. False: given
+    # the lower scales, the bits of a token are independent, as in the paper.
+    bit_chain: bool = False
 
     def without_audio(self) -> "PriorConfig":
         """Returns the sizes of the prior that a dialogue starts from."""
@@ -121,6 +125,10 @@ class MotionPrior(nnx.Module):
         self.blocks = nnx.List(Block(sizes, drop_path_rate=float(rate), rngs=rngs) for rate in rates)
         self.head_norm = LayerNorm(width, 1e-5)
         self.head = Linear(width, 2 * codec.code_dim, rngs=rngs)
+        if config.bit_chain:
+            # At zero the bits are independent: training starts as it does without the chain.
+            self.bit_chain = nnx.Param(jnp.zeros((len(codec.scales), codec.code_dim, codec.code_dim)))
+        self.has_bit_chain = config.bit_chain
         self.scales = codec.scales
         self.window = config.window(codec.window_frames)
         self.code_dim = codec.code_dim
@@ -195,6 +203,24 @@ class MotionPrior(nnx.Module):
         )
         logits = self.head(self.head_norm(x[:, 2 * frames :]), head_key)
         return logits.reshape(batch, num_tokens, self.code_dim, 2)
+
+    def chain(self, scale: int) -> Float[Array, "C C"] | None:
+        """Returns what the bits of a token add to each other's logits at a scale.
+
+        Row c holds the weights of the bits (+-1) before bit c; None where bits are independent.
+        """
+        return jnp.tril(self.bit_chain[...][scale], -1) if self.has_bit_chain else None
+
+    def chained(self, logits: Float[Array, "B L C 2"], bits: Array) -> Float[Array, "B L C 2"]:
+        """Adds to the call's logits what follows from the bits before each in its token.
+
+        `bits` are [B, L, C]. Without a chain the logits stay as they are.
+        """
+        if not self.has_bit_chain:
+            return logits
+        chains = jnp.tril(self.bit_chain[...], -1)[scale_levels(self.scales)[: logits.shape[1]]]
+        added = jnp.einsum("lcd,bld->blc", chains, bits.astype(jnp.float32) * 2 - 1)
+        return logits.at[..., 1].add(added.astype(logits.dtype))
 
     def _audio_context(self, tracks: Sequence[Array]) -> AudioContext | None:
         """Marks the tracks for the cross-attentions; None for a prior without audio."""

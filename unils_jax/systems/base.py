@@ -62,6 +62,9 @@ class NoiseRates:
     prev_drop: float = 0.1  # the same of the previous motion
     audio_drop: float = 0.1  # the same of each audio
     max_flip_percent: int = 30  # the largest share of the bits that are flipped, in percent
+    # Share of the samples whose previous motion has passed the codec, as it has in decoding, where
+    # it is what was decoded before.
+    prev_coded: float = 0.0
     # Lowest and highest gain in dB by which each audio track's level is moved at random; equal: by
     # no more than that.
     level_db: tuple[float, ...] = (0.0, 0.0)

@@ -131,7 +131,7 @@ def _cut(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] = (
     (r".*/(kernel|lora_a|lora_b|weight_v)", _cut),
     (r".*/(bias|scale|weight_g)", _whole),
-    (r"prior/\w+_(token|embed)", _whole),
+    (r"prior/(\w+_(token|embed)|bit_chain)", _whole),
     (r"decoder/identity_embed|speech_encoder/(position_table|blocks/\d+/attn/gate_scale)|pca/[^/]+/mean", _whole),
     (r"pca/[^/]+/components", _cut),
     (r"(codec/motion|ear/channel)_(mean|std)|\w+_encoder/masked_spec_embed", _whole),

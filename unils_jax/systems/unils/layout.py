@@ -53,7 +53,8 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
     sizes = model_sizes(meta_cfg, state)
     prior = logmel = ear = None
     if sizes["prior"] is not None:
-        prior = PriorConfig(**sizes["prior"], audio_dim=sizes["audio_width"], audio_condition=sizes["audio_condition"])
+        audio = {"audio_dim": sizes["audio_width"], "audio_condition": sizes["audio_condition"]}
+        prior = PriorConfig(**sizes["prior"], **audio, bit_chain="bit_chain" in state)
     if sizes["stage"] == "dialogue":
         logmel, ear = _part(LogMelConfig, tree, "LOGMEL", source), _part(EarConfig, tree, "EAR", source)
     return UniLSConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel, ear=ear)
@@ -201,6 +202,11 @@ def _warnings(config: UniLSConfig) -> list[str]:
         warnings.append(
             "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
             "unils_jax's PyTorch reference"
+        )
+    if config.prior is not None and config.prior.bit_chain:
+        warnings.append(
+            "the bits of a token depend on each other (model.prior.bit_chain), which the release's code does not know: "
+            "load it with unils_jax"
         )
     return warnings
 

@@ -38,6 +38,7 @@ _PRIOR = (
     ("attn_blocks.attn_blocks.{i}.ffn.3", "prior/blocks/{i}/mlp/down", LINEAR),
     ("logits_head.0", "prior/head_norm", NORM),
     ("logits_head.1", "prior/head", LINEAR),
+    ("bit_chain", "prior/bit_chain", LEAF),  # ours: the release's bits of a token are independent
 )
 _ADAPTED = ("token_embed", "to_qkv", "to_out", "up", "down", "head")
 _PRIOR_LORA = tuple((key, path, LORA) for key, path, _ in _PRIOR if path.rpartition("/")[2] in _ADAPTED)

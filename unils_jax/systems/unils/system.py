@@ -57,7 +57,8 @@ class StepNoise:
 
     Drops are bool [..., 1, 1] (True removes), flips bool [..., F, C], `keys` one key a person for
     drop-path and LoRA dropout (None: neither). Where there is one audio alone, `drop_own` is its
-    drop. `gains` [B, 2, 1] are factors of the tracks (None: as recorded).
+    drop. `gains` [B, 2, 1] are factors of the tracks (None: as recorded). `coded_prev`, as the
+    drops, is where the previous motion passes the codec (None: nowhere).
     """
 
     drop_style: Array
@@ -67,11 +68,11 @@ class StepNoise:
     flips: Array
     keys: Array | None = None
     gains: Array | None = None
+    coded_prev: Array | None = None
 
 
-jax.tree_util.register_dataclass(
-    StepNoise, ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys", "gains"], []
-)
+PARTS = ["drop_style", "drop_prev", "drop_own", "drop_other", "flips", "keys", "gains", "coded_prev"]
+jax.tree_util.register_dataclass(StepNoise, PARTS, [])
 
 
 def codec_loss(
@@ -128,7 +129,8 @@ def generator_logits(
     alone, or both mixed. The audio encoder runs once a track. Style and previous motion are dropped
     as motion, before the codec encodes them; audio after its encoder, and mixed audio for each
     person apart. The codec computes in float32 whatever `compute` says: bits are signs, and where a
-    latent is near zero less precision would change targets and inputs.
+    latent is near zero less precision would change targets and inputs. Where the prior has a chain
+    of bits, each bit also knows the target bits before it in its token.
     """
     people_shape = batch["motion"].shape[:-2]
     rank = len(people_shape)
@@ -143,25 +145,29 @@ def generator_logits(
         audio = audio if noise is None or noise.gains is None else audio * noise.gains
         features = jax.lax.stop_gradient(model.encode_audio(audio, compute=compute))
         heard = model.audio_of_people(features)
+    codec, exactly = model.codec, compute.in_float32()
     if noise is not None:
         noise = jax.tree.map(flat, replace(noise, gains=None))
+        if noise.coded_prev is not None:
+            coded = jax.lax.stop_gradient(codec(people["prev"], exactly)[0])
+            people["prev"] = jnp.where(noise.coded_prev, coded, people["prev"])
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
         heard = tuple(_drop(x, drop) for x, drop in zip(heard, (noise.drop_own, noise.drop_other), strict=False))
-    codec, exactly = model.codec, compute.in_float32()
     flips = None if noise is None else noise.flips
     quantized = jax.lax.stop_gradient(codec.quantize(people["motion"], flips, exactly))
     inputs = next_scale_inputs(quantized.flipped_bits, codec.scales)
     style, prev = codec.features(people["style"], exactly), codec.features(people["prev"], exactly)
     keys = None if noise is None else noise.keys
     logits = model.prior(style, prev, inputs, *heard, key=keys, compute=compute)
+    logits = model.prior.chained(logits, quantized.bits)
     return tuple(x.reshape(*people_shape, *x.shape[1:]) for x in (logits, quantized.bits))
 
 
 def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objective) -> StepNoise:
     """Draws independent drops for every person of the batch, bit flips, and every person's key.
 
-    Where the rates move the level of audio, the factor of every track, too.
+    Where the rates say so, the factor of every track's level and the pasts to code, too.
     """
     people_shape, rates = batch["motion"].shape[:-2], objective.noise
     noise_key, layer_key = jax.random.split(key)
@@ -174,7 +180,10 @@ def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objecti
     moves_level = model.encoder is not None and rates.level_db[0] != rates.level_db[1]
     # From a key that nothing else is drawn from: without it the other draws are the same.
     gains = draw_gains(jax.random.fold_in(layer_key, 1), batch, rates.level_db) if moves_level else None
-    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape), gains)
+    coded_prev = None
+    if rates.prev_coded:
+        coded_prev = jax.random.bernoulli(jax.random.fold_in(noise_key, 1), rates.prev_coded, drops[0].shape)
+    return StepNoise(*drops, flips, jax.random.split(layer_key, people_shape), gains, coded_prev)
 
 
 def _drop(x: Array, drop: Array) -> Array:
@@ -265,6 +274,8 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
         if prior.audio_condition != "pair":
             track = "the own track alone" if prior.audio_condition == "own" else "the sum of both tracks"
             facts.append(f"one audio cross-attention, to {track}; **the release's code has two** and cannot load it")
+    if prior is not None and prior.bit_chain:
+        facts.append("the bits of a token depend on each other; **the release's code** does not know that")
     if config.logmel is not None:
         facts.append(
             f"audio: our log-mel front end, {config.logmel.num_mels} bands. **The release's code has no such "
