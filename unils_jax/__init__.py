@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from unils_jax.checkpoints.loading import load
     from unils_jax.errors import UserError
     from unils_jax.evaluation.run import evaluate
-    from unils_jax.finishing import finish
     from unils_jax.inference.conversations import decode_many
+    from unils_jax.inference.finishing import finish
     from unils_jax.inference.sampling import Sampling
     from unils_jax.inference.streaming import Streams
     from unils_jax.motion import load_motion, save_motion, smooth
@@ -43,7 +43,7 @@ _HOME = {
     "decode_many": "inference.conversations",
     "evaluate": "evaluation.run",
     "export": "checkpoints.exporting",
-    "finish": "finishing",
+    "finish": "inference.finishing",
     "load": "checkpoints.loading",
     "load_motion": "motion",
     "make_page": "outputs.page",

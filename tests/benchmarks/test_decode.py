@@ -19,7 +19,7 @@ from unils_jax.inference.program import Constants, StepInputs, decode_chunk
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.nn.params import abstract, merge
-from unils_jax.training.flops import count
+from unils_jax.training.throughput.flops import count
 
 DIALOGUE = replace(MODELS["dialogue"], lora=None)
 HOW = Measurement(rounds=2, latencies=3, peak=1e12)

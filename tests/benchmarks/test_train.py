@@ -28,8 +28,8 @@ from unils_jax.nn.params import abstract, merge
 from unils_jax.systems.base import Objective
 from unils_jax.systems.registry import STAGES
 from unils_jax.training.config import make_objective
-from unils_jax.training.flops import count
 from unils_jax.training.step import init_state, make_train_step
+from unils_jax.training.throughput.flops import count
 
 
 @pytest.fixture

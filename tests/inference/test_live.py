@@ -15,8 +15,8 @@ from tiny_models import jitted, live_config, random_model, random_motion
 
 from data_pipelines.windows import RecordSource, cut_window, to_float
 from unils_jax.errors import UserError
-from unils_jax.finishing import finish
 from unils_jax.inference.conversations import Request, decode_many
+from unils_jax.inference.finishing import finish
 from unils_jax.inference.program import Program, StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.inference.slots import Slots, Turn

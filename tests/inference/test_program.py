@@ -20,7 +20,7 @@ from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import merge, split
-from unils_jax.training.flops import Work, count
+from unils_jax.training.throughput.flops import Work, count
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 SURE_GAP = 1e-5

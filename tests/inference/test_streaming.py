@@ -11,8 +11,8 @@ import pytest
 from tiny_models import random_motion, tiny_model
 
 from unils_jax.errors import UserError
-from unils_jax.finishing import Smoother, finish
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
+from unils_jax.inference.finishing import Smoother, finish
 from unils_jax.inference.streaming import Stream, Streams
 from unils_jax.motion import smooth
 

@@ -16,14 +16,14 @@ from unils_jax.errors import UserError
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
 from unils_jax.systems.unils.system import CODEC
-from unils_jax.training import flops
 from unils_jax.training.config import DataConfig, RunConfig, make_objective
 from unils_jax.training.loop import InitialState, TrainOptions, TrainSetup, train
 from unils_jax.training.metrics import KeptRows, MetricsLog
 from unils_jax.training.optimizer import OptimizerConfig
-from unils_jax.training.profiling import Throughput, known_peak, parse_steps
 from unils_jax.training.sharding import make_mesh
 from unils_jax.training.step import make_eval_step
+from unils_jax.training.throughput import flops
+from unils_jax.training.throughput.profiling import Throughput, known_peak, parse_steps
 
 MODEL = CONFIGS["codec"]
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -162,7 +162,7 @@ def test_speed_is_told_apart_from_what_was_learnt(tmp_path):
 
 def test_utilisation_is_the_steps_products_over_the_peak(monkeypatch):
     now = iter([0.0, 10.0, 11.0, 12.0, 20.0])
-    monkeypatch.setattr("unils_jax.training.profiling.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("unils_jax.training.throughput.profiling.time.perf_counter", lambda: next(now))
     speed = Throughput(frames_per_step=800, peak_flops=1e9)
     speed.flop_per_step = 1e8
     speed.restart(40)

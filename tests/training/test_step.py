@@ -20,9 +20,9 @@ from unils_jax.nn.stack import Compute, run_blocks
 from unils_jax.systems.base import Objective
 from unils_jax.systems.registry import STAGES
 from unils_jax.systems.unils.system import CODEC, DIALOGUE
-from unils_jax.training.flops import count
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.step import hold_frozen, init_state, make_eval_step, make_train_step, updates_done
+from unils_jax.training.throughput.flops import count
 
 CONFIG = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, decay_steps=100)
 OBSERVED = np.ones((3, 108), np.float32)

@@ -35,7 +35,7 @@ from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import UniLS, UniLSConfig
 from unils_jax.motion import FPS, MOTION_DIM
 from unils_jax.nn.params import abstract, merge
-from unils_jax.training.flops import Work, count, count_jaxpr
+from unils_jax.training.throughput.flops import Work, count, count_jaxpr
 
 log = logging.getLogger(__name__)
 

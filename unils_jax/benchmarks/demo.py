@@ -32,8 +32,8 @@ from unils_jax.evaluation.likelihood import (
 from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import atomic_output
-from unils_jax.finishing import finish_file
 from unils_jax.inference.conversations import decode
+from unils_jax.inference.finishing import finish_file
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import Window, load_motion
 from unils_jax.outputs.video import render_frame

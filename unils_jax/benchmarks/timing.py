@@ -25,7 +25,7 @@ from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
 from unils_jax.systems.registry import system_of_config
-from unils_jax.training.flops import matrix_peak
+from unils_jax.training.throughput.flops import matrix_peak
 
 if TYPE_CHECKING:
     from torch.nn import Module as TorchModule

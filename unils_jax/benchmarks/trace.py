@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from unils_jax.training.flops import BACKWARD, RECOMPUTED, names
+from unils_jax.training.throughput.flops import BACKWARD, RECOMPUTED, names
 
 # The first that a scope names is the part it belongs to.
 TRAIN_PARTS = ("wav2vec2", "self_attn", "audio_attn", "mlp", "mesh")

@@ -39,7 +39,6 @@ from unils_jax.nn.params import abstract
 from unils_jax.systems.base import Batch, Objective, Start, window_of
 from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.training.config import RunConfig, run_config
-from unils_jax.training.flops import Work, count_jaxpr
 from unils_jax.training.sharding import (
     MeshConfig,
     batch_sharding,
@@ -51,6 +50,7 @@ from unils_jax.training.sharding import (
     shardings,
 )
 from unils_jax.training.step import hold_frozen, init_state, make_train_step
+from unils_jax.training.throughput.flops import Work, count_jaxpr
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from unils_jax.cli.arguments import (
 from unils_jax.errors import UserError, counted
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output, clear_partials
-from unils_jax.finishing import finish, log_limits
 from unils_jax.inference import conversations
+from unils_jax.inference.finishing import finish, log_limits
 from unils_jax.inference.program import Program, make_program
 from unils_jax.inference.recordings import (
     Recording,

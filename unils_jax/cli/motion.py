@@ -20,7 +20,7 @@ from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
-from unils_jax.finishing import finish_file
+from unils_jax.inference.finishing import finish_file
 from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion
 from unils_jax.outputs import arkit
 from unils_jax.outputs.arkit import write_live_link

@@ -20,7 +20,7 @@ from unils_jax.errors import UserError
 from unils_jax.evaluation.figures.speech import cut_phones, lip_phones
 from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
-from unils_jax.finishing import finish
+from unils_jax.inference.finishing import finish
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, Window, center_head
 from unils_jax.nn.params import Params, merge

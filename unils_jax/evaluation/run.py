@@ -43,7 +43,7 @@ from unils_jax.evaluation.report import report_paths, write_report
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
-from unils_jax.finishing import finish
+from unils_jax.inference.finishing import finish
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, MOTION_KIND, Window, load_motion
 from unils_jax.systems.base import System, window_of

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.finishing import Finisher
+from unils_jax.inference.finishing import Finisher
 from unils_jax.inference.program import Program
 from unils_jax.inference.sampling import Sampling
 from unils_jax.inference.slots import Clip, Slots, Turn, check_guidance, clip_of

@@ -25,7 +25,7 @@ from unils_jax.audio import speaking_frames
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
-from unils_jax.finishing import finish, log_limits
+from unils_jax.inference.finishing import finish, log_limits
 from unils_jax.motion import EXPRESSION, FPS, HEAD, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME, STANDIN_SHAPES
 from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.face.head import load_head
-from unils_jax.finishing import finish_file
+from unils_jax.inference.finishing import finish_file
 from unils_jax.motion import MotionFile, load_motion
 from unils_jax.outputs.video import RenderSummary, render_video
 

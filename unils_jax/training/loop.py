@@ -22,14 +22,14 @@ from unils_jax.files import atomic_output, clear_partials
 from unils_jax.nn.params import Params
 from unils_jax.runtime import only_writer
 from unils_jax.systems.base import Batch, Metrics, Objective, Stage
-from unils_jax.training import flops
 from unils_jax.training.checkpoint import Checkpoints, Restored
 from unils_jax.training.config import RunConfig, stage_of
 from unils_jax.training.distributed import Preempted, PreemptionGuard, any_process, check_agreement
 from unils_jax.training.metrics import KeptRows, MetricsLog, StepReporter
-from unils_jax.training.profiling import CompileWatch, StepTrace, Throughput
 from unils_jax.training.sharding import global_batch, replicated, shard_params, shardings
 from unils_jax.training.step import TrainState, hold_frozen, init_state, make_eval_step, make_train_step
+from unils_jax.training.throughput import flops
+from unils_jax.training.throughput.profiling import CompileWatch, StepTrace, Throughput
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.systems.base import Metrics
 from unils_jax.training.config import RunConfig
-from unils_jax.training.profiling import Throughput
+from unils_jax.training.throughput.profiling import Throughput
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,6 @@ from unils_jax.nn.params import Params, abstract
 from unils_jax.runtime import local_path
 from unils_jax.systems.base import Stage, Start, window_of
 from unils_jax.systems.registry import SYSTEMS, current_run
-from unils_jax.training import flops
 from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
@@ -46,9 +45,10 @@ from unils_jax.training.loop import (
     step_batch,
 )
 from unils_jax.training.loop import train as train_loop
-from unils_jax.training.profiling import known_peak, parse_steps
 from unils_jax.training.sharding import DATA, FSDP, init_sharded, make_mesh, param_shardings, planned_mesh
 from unils_jax.training.step import hold_frozen, make_train_step
+from unils_jax.training.throughput import flops
+from unils_jax.training.throughput.profiling import known_peak, parse_steps
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import jax
 from jax.experimental.topologies import get_topology_desc
 
-from unils_jax.chips import Chip, chip_of
 from unils_jax.errors import UserError, install_hint, one_line
 from unils_jax.training.sharding import MeshConfig
+from unils_jax.training.throughput.chips import Chip, chip_of
 
 # libtpu must neither ask the cloud's metadata server nor take the lock of a real TPU.
 _LIBTPU = {

@@ -20,7 +20,7 @@ from unils_jax.errors import UserError
 from unils_jax.evaluation.behaviour_metrics import SHUT, blinks, border_jumps
 from unils_jax.evaluation.figures.speech import jaw_loudness, silent_frames, spread_in_silence
 from unils_jax.evaluation.statistics import correlation
-from unils_jax.finishing import finish
+from unils_jax.inference.finishing import finish
 from unils_jax.inference.recordings import Recording, find_recordings
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from unils_jax.training.flops import count, matrix_peak
+from unils_jax.training.throughput.flops import count, matrix_peak
 
 
 def shape(*dims: int) -> jax.ShapeDtypeStruct:

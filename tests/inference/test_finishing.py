@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import run_unils
 
 from unils_jax.errors import UserError
-from unils_jax.finishing import CEILING, KNEE, Finisher, finish, finish_file, limit, limits_of, mend_borders
+from unils_jax.inference.finishing import CEILING, KNEE, Finisher, finish, finish_file, limit, limits_of, mend_borders
 from unils_jax.motion import (
     BASES,
     EYES,
@@ -111,8 +111,8 @@ def test_a_motion_file_says_where_its_borders_are():
     motion = 3 * jumping(1, 64)
     file = MotionFile(motion, "standin", {"window_frames": 10})
     expected = finish(motion, "standin", window_frames=10).motion
-    np.testing.assert_array_equal(finish_file(file, "x").motion, expected)
-    assert not np.array_equal(finish_file(replace(file, source={}), "x").motion, expected)
+    np.testing.assert_array_equal(finish_file(file, "x")[0].motion, expected)
+    assert not np.array_equal(finish_file(replace(file, source={}), "x")[0].motion, expected)
 
 
 @pytest.mark.parametrize("basis", BASES)

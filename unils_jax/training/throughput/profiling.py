@@ -13,8 +13,8 @@ import jax
 from jax import monitoring
 from jaxtyping import PyTree
 
-from unils_jax.chips import chip_of
 from unils_jax.errors import UserError
+from unils_jax.training.throughput.chips import chip_of
 
 log = logging.getLogger(__name__)
 
