@@ -174,7 +174,9 @@ def _espeak_phones(samples: np.ndarray, rate: int, phonemes: list[tuple[str, int
     starts, stops = [], ("p", "t", "k", "c", "q", "ʈ")
     for label, first in phonemes:
         at = lowest = first // step
-        while _plain(label)[:1] in stops and at > max(0, lowest - _CLOSURE_STEPS) and quiet[at - 1]:
+        # Not before the phone before it begins, or phones would overlap.
+        floor = max(lowest - _CLOSURE_STEPS, -(-starts[-1] // step) if starts else 0)
+        while _plain(label)[:1] in stops and at > floor and quiet[at - 1]:
             at -= 1
         starts.append(first if at == lowest else at * step)
     ends = [*starts[1:], len(samples)]

@@ -37,6 +37,16 @@ def test_a_voiceless_stop_takes_the_silence_before_its_burst():
     assert voiced[1].start_s == 0.45
 
 
+def test_a_stop_does_not_begin_before_the_pause_that_it_follows():
+    rate = 16000
+    sound = np.sin(np.arange(rate) * 0.1).astype(np.float32)
+    sound[round(0.40 * rate) : round(0.50 * rate)] = 0
+    phonemes = [("a", 0), ("", round(0.46 * rate)), ("p", round(0.50 * rate)), ("i", round(0.55 * rate))]
+    phones = _espeak_phones(sound, rate, phonemes)
+    assert [phone.label for phone in phones] == ["a", "p", "i"]
+    assert all(before.end_s <= after.start_s for before, after in zip(phones, phones[1:], strict=False))
+
+
 def test_a_program_that_fails_is_named(tmp_path, monkeypatch):
     program = tmp_path / "flite"
     program.write_text("#!/bin/sh\necho out of paper >&2\nexit 3\n")
