@@ -145,10 +145,10 @@ class RunConfig:
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
         problems += system_of_config(self.model).problems(self.model)
-        codec = getattr(self.model, "codec", None)
         if self.loss.coarse < 0:
             problems.append(f"loss.coarse must be 0 (off) or positive, got {self.loss.coarse}")
-        if self.loss.coarse and codec is not None and not 0 < self.loss.coarse_scales < len(codec.scales):
+        codec = getattr(self.model, "codec", None) if self.stage == "codec" and self.loss.coarse else None
+        if codec is not None and not 0 < self.loss.coarse_scales < len(codec.scales):
             problems.append(
                 f"loss.coarse_scales must be from 1 to {len(codec.scales) - 1}, fewer than the codec's scales, got "
                 f"{self.loss.coarse_scales}"
