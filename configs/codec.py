@@ -31,10 +31,11 @@ def get_config() -> ml_collections.ConfigDict:
         "codec": {"code_dim": 32, "scales": (1, 5, 25, 50, 100), "width": 512, "depth": 8, "num_heads": 8},
     }
     # Weights of the codec's terms, see `CodecLossWeights`; mesh and lips need a head. The last
-    # three are ours, for blinks and eyes.
+    # two lines are ours, for blinks and eyes.
     config.loss = {
         "vq": 1.0, "motion": 1.0, "pose": 8.0, "velocity": 5.0, "smooth": 0.5, "mesh": 2.0, "lips": 0.1,
         "eyes": 0.0, "motion_square": 0.0, "motion_velocity": 0.0,
+        "coarse": 0.0, "coarse_scales": 3,
     }  # fmt: skip
     # Of the generators: rates at which a sample loses a condition, the largest bit-flip rate, and
     # the rate at which the previous motion has passed the codec.

@@ -242,3 +242,13 @@ def test_a_run_that_was_saved_without_its_system_is_read(stage, model, system, n
     found = current_run({"stage": stage, "model": model})
     assert (found["system"], found["model"]) == (system, now)
     assert current_run(found) == found
+
+
+@pytest.mark.parametrize("scales", [0, 5])
+def test_the_coarse_loss_is_of_fewer_scales_than_the_codec_has(scales):
+    config = load_config("codec")
+    override(config, ["data.store=store", f"loss.coarse_scales={scales}"])
+    run_config(config.to_dict())  # without a weight, the number means nothing
+    config.loss.coarse = 0.5
+    problem = f"loss.coarse_scales must be from 1 to 4, fewer than the codec's scales, got {scales}"
+    assert problem in error_of(run_config, config.to_dict())

@@ -12,6 +12,7 @@ from tiny_models import CODE_DIM, CONFIGS, SCALES, jitted, random_motion, tiny_m
 
 from unils_jax.models.codec_losses import CodecLossWeights, motion_losses, observed_sample_weights, vertex_losses
 from unils_jax.models.prior import bit_cross_entropy
+from unils_jax.models.quantizer import scale_slices, to_codes, upsample
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.base import NoiseRates, Objective
 from unils_jax.systems.registry import STAGES
@@ -275,6 +276,42 @@ def test_our_terms_are_of_the_eyes_of_squares_and_of_all_velocities():
     np.testing.assert_allclose(losses["motion_square"], 5 * squares.mean(), rtol=1e-5)
     velocities = np.concatenate([np.square(np.diff(row, axis=0)).ravel() for row in rows])
     np.testing.assert_allclose(losses["motion_velocity"], 30 * velocities.mean(), rtol=1e-5)
+
+
+def test_the_coarse_term_is_the_motion_terms_of_what_the_first_scales_decode_to():
+    model, batch = tiny_model("codec"), {"motion": random_motion(2, 100)}
+    weights = CodecLossWeights(eyes=4.0, motion_square=5.0, coarse=0.5, coarse_scales=2)
+
+    def losses(model, batch):
+        first = slice(0, sum(SCALES[:2]))
+        codes = to_codes(model.codec.quantize(batch["motion"]).bits[:, first])
+        coarse = sum(upsample(codes[:, tokens], 100) for tokens in scale_slices(SCALES[:2]))
+        terms = motion_losses(
+            model.codec.decode(coarse), batch["motion"], weights, observed_sample_weights(jnp.ones((2, 108)))
+        )
+        plain = CODEC.loss(model, batch, None, Objective(dataclasses.replace(weights, coarse=0.0)))[1]
+        return 0.5 * sum(terms.values()), plain, CODEC.loss(model, batch, None, Objective(weights))[1]
+
+    expected, plain, found = jitted(model, losses, batch)
+    np.testing.assert_allclose(found["coarse"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], plain["loss"] + expected, rtol=1e-5)
+    assert found.keys() - plain.keys() == {"coarse"}
+    np.testing.assert_array_equal(found["motion"], plain["motion"])
+
+
+def test_the_coarse_term_trains_the_encoder_and_counts_observed_channels_alone():
+    graphdef, params = split(tiny_model("codec"))
+    batch = {"motion": random_motion(1, 100), "observed": jnp.ones((1, 108)).at[:, 104:].set(0)}
+    nothing = dict.fromkeys(("vq", "motion", "pose", "velocity", "smooth"), 0.0)
+    weights = CodecLossWeights(**nothing, eyes=1.0, coarse=1.0, coarse_scales=1)
+
+    def loss(params, weights):
+        return CODEC.loss(merge(graphdef, params), batch, None, Objective(weights))[1]["coarse"]
+
+    assert jax.jit(loss, static_argnums=1)(params, weights) == 0  # of the eyes alone, which are not known
+    grads = jax.jit(jax.grad(loss), static_argnums=1)(params, dataclasses.replace(weights, motion=1.0))
+    moved = {path.split("/")[1] for path, grad in grads.items() if jnp.abs(grad).max() > 0}
+    assert {"encoder", "decoder"} <= moved
 
 
 def test_vertex_losses_are_in_square_millimetres_and_repeats_count():

@@ -32,6 +32,10 @@ class CodecLossWeights:
     eyes: float = 0.0  # L1 of the eyes
     motion_square: float = 0.0  # MSE of all channels
     motion_velocity: float = 0.0  # MSE between velocities of all channels
+    # Ours, so that what is rare is decided by few tokens: the terms on motion once more, of what is
+    # decoded from the first scales alone.
+    coarse: float = 0.0  # a factor of all these terms
+    coarse_scales: int = 3  # how many scales; fewer than the codec has
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,12 @@ class Quantized:
     bits: Array  # [B, L, C], the generator's targets
     flipped_bits: Array  # [B, L, C], with noise; the generator's inputs are made of them
     features: Array  # [B, T, C], with straight-through gradients
+    partial: tuple[Array, ...]  # K times [B, T, C]: the features of each scale and all coarser ones
     losses: Array  # [K], one a scale
     means: Array  # [K, 2, C], `bit_probabilities` of each scale
 
 
-jax.tree_util.register_dataclass(Quantized, ["bits", "flipped_bits", "features", "losses", "means"], [])
+jax.tree_util.register_dataclass(Quantized, ["bits", "flipped_bits", "features", "partial", "losses", "means"], [])
 
 
 @lru_cache(maxsize=64)
@@ -120,7 +121,7 @@ def quantize(
     """
     frames = latent.shape[1]
     residual, features = latent, jnp.zeros_like(latent)
-    bits, flipped_bits, losses, means = [], [], [], []
+    bits, flipped_bits, partial, losses, means = [], [], [], [], []
     for index, (scale, tokens) in enumerate(zip(scales, scale_slices(scales), strict=True)):
         z = l2_normalize(area_pool(residual, scale))
         bit = z > 0
@@ -130,13 +131,14 @@ def quantize(
         # Straight-through: the value of the code, the gradient of z.
         features = features + upsample(z + jax.lax.stop_gradient(code - z), frames)
         residual = residual - upsample(code, frames)
+        partial.append(features)
         bits.append(bit)
         flipped_bits.append(flipped)
         scale_means = None if global_means is None else global_means[index]
         losses.append(scale_loss(z, to_codes(bit).astype(z.dtype), sample_weights, scale_means))
         means.append(bit_probabilities(z, sample_weights))
     bits, flipped_bits = (jnp.concatenate(parts, axis=1) for parts in (bits, flipped_bits))
-    return Quantized(bits, flipped_bits, features, jnp.stack(losses), jnp.stack(means))
+    return Quantized(bits, flipped_bits, features, tuple(partial), jnp.stack(losses), jnp.stack(means))
 
 
 def l2_normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:

@@ -145,6 +145,14 @@ class RunConfig:
         if not 0 <= self.seed < 1 << 32:
             problems.append(f"seed must be from 0 to {(1 << 32) - 1}, got {self.seed}")
         problems += system_of_config(self.model).problems(self.model)
+        if self.loss.coarse < 0:
+            problems.append(f"loss.coarse must be 0 (off) or positive, got {self.loss.coarse}")
+        codec = getattr(self.model, "codec", None) if self.stage == "codec" and self.loss.coarse else None
+        if codec is not None and not 0 < self.loss.coarse_scales < len(codec.scales):
+            problems.append(
+                f"loss.coarse_scales must be from 1 to {len(codec.scales) - 1}, fewer than the codec's scales, got "
+                f"{self.loss.coarse_scales}"
+            )
         if self.data.max_bad_records < 0:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
         view = STAGES[self.stage].windows if self.stage in STAGES else ""

@@ -81,14 +81,21 @@ def codec_loss(
     """Computes reconstruction, quantiser and, with a head, mesh and lip terms.
 
     The codec has no noise. In channels that were not observed the truth replaces the prediction,
-    and no term counts them.
+    and no term counts them. Where `coarse` has a weight, the terms on motion count once more for
+    what the first scales decode to.
     """
     whole = whole or GlobalBatch(batch_sample_weights(batch))
     motion, sample_weights, weights = batch["motion"], whole.sample_weights, objective.weights
     pred, quantized = model.codec(motion, objective.compute, sample_weights.items, whole.bit_probabilities)
-    if "observed" in batch:
-        pred = jnp.where(batch["observed"][:, None] > 0, pred, motion)
+
+    def of_observed(pred: Array) -> Array:
+        return jnp.where(batch["observed"][:, None] > 0, pred, motion) if "observed" in batch else pred
+
+    pred = of_observed(pred)
     losses = {"vq": weights.vq * quantized.losses.mean(), **motion_losses(pred, motion, weights, sample_weights)}
+    if weights.coarse:
+        coarse = of_observed(model.codec.decode(quantized.partial[weights.coarse_scales - 1], objective.compute))
+        losses["coarse"] = weights.coarse * sum(motion_losses(coarse, motion, weights, sample_weights).values())
     if objective.head is not None:
         vertices = functools.partial(flame.vertices, objective.head, head_rotation=False)
         with jax.named_scope("mesh"):
