@@ -74,7 +74,8 @@ def test_a_live_model_goes_from_a_store_to_a_file(tiny_store, tmp_path, unoptimi
 
     base = ["--checkpoint", tmp_path / "live.safetensors"]
     report = tmp_path / "report.json"
-    assert run_unils("evaluate", *base, "--data", tiny_store, "--split", "train", "--limit", "1", "--out", report) == 0
+    flags = ["--data", tiny_store, "--split", "train", "--limit", "1", "--protocol", "unils-clean", "--out", report]
+    assert run_unils("evaluate", *base, *flags) == 0
     settings = json.loads(report.read_text())["settings"]["protocol"]
     assert (settings["first_scored_frame"], settings["style"]) == (
         100,
