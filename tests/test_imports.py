@@ -143,8 +143,6 @@ def test_packages_of_the_wheel_are_all_there_are():
         for folder in ("unils_jax", "data_pipelines")
         for path in (PACKAGE.parent / folder).rglob("__init__.py")
     }
-    configs = {
-        "unils_jax.configs",
-        *(f"unils_jax.configs.{name}" for name in ("baselines", "live", "live.smoke", "miniature", "smoke")),
-    }
+    folders = ("baselines", "live", "live.smoke", "miniature", "smoke")
+    configs = {"unils_jax.configs", *(f"unils_jax.configs.{name}" for name in folders)}
     assert listed == found | configs

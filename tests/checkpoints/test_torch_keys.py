@@ -242,7 +242,8 @@ def test_model_sizes_reads_all_released_configs():
             got = model_sizes({"MODEL": MANIFEST[stage + suffix]["model_cfg"]})
             assert got["stage"] == stage
             assert got["codec"] == {"motion_dim": 108, "code_dim": 32, "scales": scales, **sizes}
-            assert got["prior"] == (None if stage == "codec" else sizes)
+            context = {"context_windows": 1, "past_audio_frames": 0, "lookahead_frames": 0}
+            assert got["prior"] == (None if stage == "codec" else sizes | context)
             assert got["audio_encoder"] == ("wav2vec" if stage == "dialogue" else None)
             assert got["audio_width"] is None
 

@@ -108,7 +108,8 @@ def test_shorter_windows_are_mended_at_their_own_borders(window_frames):
 
 
 def test_a_motion_file_says_where_its_borders_are():
-    motion = 3 * jumping(1, 64)
+    motion = wandering(1, 64)
+    motion[:, 10:] += 0.3
     file = MotionFile(motion, "standin", {"window_frames": 10})
     expected = finish(motion, "standin", window_frames=10).motion
     np.testing.assert_array_equal(finish_file(file, "x")[0].motion, expected)

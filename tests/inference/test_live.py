@@ -24,7 +24,7 @@ from unils_jax.inference.streaming import Streams
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import SAMPLES_PER_FRAME, Window
 from unils_jax.nn.params import merge, split
-from unils_jax.systems.unils.system import generator_logits
+from unils_jax.systems.unils.system import StepNoise, generator_logits
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 LIVE = live_config(10, context_windows=3, past=15, ahead=3)
@@ -89,6 +89,24 @@ def test_a_cached_window_is_the_training_forward(config):
     # The next window is conditioned on this one and on the newest windows before it.
     np.testing.assert_array_equal(after[:, :, : -window.frames], prev[:, :, window.frames :])
     np.testing.assert_array_equal(after[0][:, -window.frames :], ready.features(np.asarray(chunk.motion[0])))
+
+
+@pytest.mark.slow
+def test_a_past_of_several_windows_is_coded_window_by_window():
+    """As decoding does, where each window of it was decoded and coded by itself."""
+    model = random_model(LIVE, 0)
+    batch = {name: random_motion(2, 30, seed=seed) for seed, name in enumerate(("prev", "style"))}
+    batch |= {"motion": random_motion(2, 10, seed=3)}
+    windows = batch["prev"].reshape(6, 10, 108)
+    coded = jitted(model.codec, lambda codec, motion: codec(motion)[0], windows).reshape(2, 30, 108)
+    audio = jnp.asarray(noise(2 * 2 * LIVE.window.num_samples).reshape(2, 2, -1))
+    pairs = {name: jnp.stack([value, value], 1) for name, value in batch.items()} | {"audio": audio}
+    no, yes = jnp.zeros((2, 2, 1, 1), bool), jnp.ones((2, 2, 1, 1), bool)
+    flips = jnp.zeros((2, 2, sum(model.codec.scales[:-1]), 8), bool)
+    passed, plain = StepNoise(no, no, no, no, flips, coded_prev=yes), StepNoise(no, no, no, no, flips)
+    logits = jitted(model, generator_logits, pairs, passed)[0]
+    expected = jitted(model, generator_logits, {**pairs, "prev": jnp.stack([coded, coded], 1)}, plain)[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("changed_frame", [0, 12, 13, 22, 23, 24, 38])

@@ -152,7 +152,7 @@ class Codec(nnx.Module):
         quantized = self.quantize(motion, None, compute, sample_weights, global_means)
         return self.decode(quantized.features, compute), quantized
 
-    def reconstruct(self, motion: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
+    def reconstruct(self, motion: Float[Array, "B T M"], compute: Compute = FLOAT32) -> Float[Array, "B T M"]:
         """Reconstructs motion of any length, window by window.
 
         The last window is padded with zero motion, the output cut back to T.
@@ -161,4 +161,4 @@ class Codec(nnx.Module):
         window = self.scales[-1]
         padded = jnp.pad(motion, ((0, 0), (0, -frames % window), (0, 0)))
         windows = padded.reshape(-1, window, dim)
-        return self(windows)[0].reshape(batch, -1, dim)[:, :frames]
+        return self(windows, compute)[0].reshape(batch, -1, dim)[:, :frames]

@@ -76,7 +76,7 @@ def decode(checkpoint: Path, *flags: str | Path) -> int:
 
 def test_both_people_speak_from_their_own_audio_into_a_motion_file(talker, tracks, tmp_path):
     out, (a, b) = tmp_path / "m.npz", tracks
-    assert decode(talker, "--audio", a, "--audio2", b, "--out", out) == 0
+    assert decode(talker, "--audio", a, "--audio2", b, "--raw", "--out", out) == 0
     file = load_motion(out)
     assert file.motion.shape == (2, 25, 108) and file.expression_basis == "standin"
     assert file.source["annotation"] == MOTION_KIND and file.source["subject"] is None

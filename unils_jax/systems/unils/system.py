@@ -156,7 +156,7 @@ def generator_logits(
     if noise is not None:
         noise = jax.tree.map(flat, replace(noise, gains=None))
         if noise.coded_prev is not None:
-            coded = jax.lax.stop_gradient(codec(people["prev"], exactly)[0])
+            coded = jax.lax.stop_gradient(codec.reconstruct(people["prev"], exactly))
             people["prev"] = jnp.where(noise.coded_prev, coded, people["prev"])
         people["style"] = _drop(people["style"], noise.drop_style)
         people["prev"] = _drop(people["prev"], noise.drop_prev)
