@@ -4,6 +4,7 @@ SLURM, Google Cloud and Kubernetes are stood in for by small scripts that record
 """
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -25,6 +26,12 @@ STAND_INS = {
     "scontrol": 'echo "$@" > "$RECORD.requeued"',
     "gcloud": 'while [ "$1" != "--command" ]; do shift; done; exec bash -c "$2"',
 }
+
+# Writes each call in one line; the second `describe` finds the slice ready.
+RECORDING_GCLOUD = """#!/usr/bin/env bash
+(tr '\\n' ' ' <<< "$*"; echo) >> "$RECORD"
+case "$*" in *describe*) [ "$(grep -c describe "$RECORD")" -lt 2 ] && echo PROVISIONING || echo ACTIVE ;; esac
+"""
 
 
 @pytest.fixture
@@ -59,6 +66,8 @@ def understood(argv: list[str], runs, workdir: Path) -> None:
 def test_scripts_are_sound(script):
     assert subprocess.run(["bash", "-n", LAUNCH / script], check=False).returncode == 0
     assert (LAUNCH / script).read_text().startswith("#!/usr/bin/env bash\n")
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", LAUNCH / script], check=True)
 
 
 def test_slurm_starts_what_unils_understands(shell, tiny_runs, tmp_path):
@@ -68,33 +77,115 @@ def test_slurm_starts_what_unils_understands(shell, tiny_runs, tmp_path):
     assert not (tmp_path / "record.requeued").exists()
 
 
-def test_slurm_queues_again_what_was_told_to_stop(shell, tmp_path):
-    for status, queued in ((1, False), (EXIT_STATUS, True)):
-        assert shell("bash", LAUNCH / "slurm.sbatch", SLURM_JOB_ID="7", STATUS=str(status))[0] == status
-        assert (tmp_path / "record.requeued").exists() == queued
-    assert (tmp_path / "record.requeued").read_text() == "requeue 7\n"
+def test_slurm_queues_again_what_was_stopped_or_crashed_a_few_times(shell, tmp_path):
+    record = tmp_path / "record.requeued"
+    # The exit status, how often the job was restarted before, and whether it is queued again.
+    for status, restarts, queued in (
+        (0, 0, 0),
+        (2, 0, 0),
+        (1, 0, 1),
+        (1, 3, 0),
+        (EXIT_STATUS, 0, 1),
+        (EXIT_STATUS, 9, 1),
+    ):
+        record.unlink(missing_ok=True)
+        variables = {"SLURM_JOB_ID": "7", "STATUS": str(status), "SLURM_RESTART_COUNT": str(restarts)}
+        assert shell("bash", LAUNCH / "slurm.sbatch", **variables)[0] == status
+        assert record.exists() == queued, (status, restarts)
+    assert record.read_text() == "requeue 7\n"
 
 
-def test_tpu_vm_starts_what_unils_understands(shell, tiny_runs, tmp_path):
-    status, argv = shell("bash", LAUNCH / "tpu_vm.sh", *USER_FLAGS, TPU="name", ZONE="zone")
-    assert status == 0 and argv == ["train", "--distributed", *USER_FLAGS]
+def test_slurm_gives_each_process_its_cores(shell, tmp_path):
+    (tmp_path / "bin" / "srun").write_text('#!/bin/sh\necho "$SRUN_CPUS_PER_TASK" > "$RECORD"\n')
+    assert shell("bash", LAUNCH / "slurm.sbatch", SLURM_CPUS_PER_TASK="6") == (0, ["6"])
+
+
+def test_tpu_vm_makes_a_slice_installs_and_gives_it_back(shell, tmp_path):
+    (tmp_path / "bin" / "gcloud").write_text(RECORDING_GCLOUD)
+    variables = {"TPU": "mine", "ZONE": "z", "TYPE": "v5litepod-16", "RUNTIME": "v2", "SPOT": "1", "POLL_S": "0"}
+    status, calls = shell("bash", LAUNCH / "tpu_vm.sh", "create", **variables)
+    assert status == 0
+    assert calls[0].startswith("compute tpus queued-resources create mine --node-id mine") and "--spot" in calls[0]
+    assert [call.split()[3] for call in calls[1:]] == ["describe", "describe"]  # until it is ACTIVE
+    (tmp_path / "record").unlink()
+    status, calls = shell("bash", LAUNCH / "tpu_vm.sh", "install", "gs://bucket/u-1.whl", **variables, SLICES="2")
+    assert status == 0 and sum(" mine-0 " in call for call in calls) == sum(" mine-1 " in call for call in calls) == 1
+    assert "/tmp/u-1.whl[tpu]" in "".join(calls)
+    assert shell("bash", LAUNCH / "tpu_vm.sh", "dance", **variables)[0] == 2
+
+
+def test_tpu_vm_starts_what_unils_understands_and_again_after_a_save(shell, tiny_runs, tmp_path):
+    home = tmp_path / "home"
+    (home / "unils/bin").mkdir(parents=True)
+    # The first run is stopped and has saved, the second one ends.
+    (home / "unils/bin/unils").write_text(
+        '#!/usr/bin/env bash\nprintf "%s\\n" "$@" > "$RECORD"\n'
+        'echo run >> "$RECORD.runs"; [ "$(wc -l < "$RECORD.runs")" -ge 2 ] || exit 75\n'
+    )
+    (home / "unils/bin/unils").chmod(stat.S_IRWXU)
+    (tmp_path / "record").touch()
+    shell("bash", LAUNCH / "tpu_vm.sh", "train", *USER_FLAGS, TPU="name", ZONE="zone", HOME=str(home))
+    log, deadline = home / "unils.log", time.monotonic() + 30
+    while not log.exists() or "ended with status 0" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    argv = (tmp_path / "record").read_text().splitlines()
+    assert argv == ["train", "--distributed", *USER_FLAGS]
+    assert (tmp_path / "record.runs").read_text().count("run") == 2
     understood(argv, tiny_runs, tmp_path / "run")
 
 
-def test_kubernetes_starts_what_unils_understands(shell, tiny_runs, tmp_path):
-    service, job = yaml.safe_load_all((LAUNCH / "gke.yaml").read_text())
-    pod = job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+@pytest.mark.parametrize("name", ["gke_gpu.yaml", "gke_tpu.yaml"])
+def test_kubernetes_starts_what_unils_understands(name, shell, tiny_runs, tmp_path):
+    jobset = yaml.safe_load((LAUNCH / name).read_text())
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
     status, argv = shell(*container["command"], *container["args"], JOB_COMPLETION_INDEX="1")
     assert status == 0
     given = dict(zip(argv, argv[1:], strict=False))
-    assert given["--coordinator"] == f"{job['metadata']['name']}-0.{pod['subdomain']}:12355"
-    assert given["--num_processes"] == str(job["spec"]["completions"]) == str(job["spec"]["parallelism"])
-    assert given["--process_id"] == "1" and service["metadata"]["name"] == pod["subdomain"]
-    rules = job["spec"]["podFailurePolicy"]["rules"]
-    assert {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [EXIT_STATUS]}} in rules
+    if name == "gke_gpu.yaml":
+        # JobSet names pods JOBSET-JOB-REPLICA-POD in its subdomain.
+        host = f"{jobset['metadata']['name']}-{replicated['name']}-0-0.{jobset['spec']['network']['subdomain']}"
+        assert given["--coordinator"] == f"{host}:12355"
+        assert given["--num_processes"] == str(job["completions"])
+        assert given["--process_id"] == "1"
+    else:
+        assert "--distributed" in argv
+    assert job["completions"] == job["parallelism"]
+    # What is saved after a signal, and lost nodes, start all again without being counted; a crash is counted.
+    rules = job["podFailurePolicy"]["rules"]
+    assert {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [EXIT_STATUS]}} in rules
+    ignored = {"action": "RestartJobSetAndIgnoreMaxRestarts", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 3, "rules": [ignored]} and job["backoffLimit"] == 0
     argv[argv.index("--compile_cache") + 1] = str(tmp_path / "xla")
     understood(argv, tiny_runs, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["gke_gpu.yaml", "gke_tpu.yaml"])
+def test_the_jobs_of_a_jobset_are_valid_kubernetes(name):
+    validate = pytest.importorskip("kubernetes_validate", reason="checks manifests: pip install kubernetes-validate")
+    (replicated,) = yaml.safe_load((LAUNCH / name).read_text())["spec"]["replicatedJobs"]
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "unils"},
+        "spec": replicated["template"]["spec"],
+    }
+    validate.validate(job, "1.31", strict=True)
+
+
+def test_the_image_is_made_of_files_that_are_there_and_runs_as_nobody_in_particular():
+    root = LAUNCH.parent
+    lines = (root / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    kept = [line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for line in lines:
+        word, *rest = line.split() if line.strip() else [""]
+        if word == "COPY" and not rest[0].startswith("--from"):
+            for name in rest[:-1]:
+                assert (root / name).exists() and name.split("/")[0] in kept, name
+    assert "USER unils" in lines and 'ENTRYPOINT ["unils"]' in lines
+    assert any("uv export --quiet --frozen" in line for line in lines)
 
 
 def test_local_numbers_the_processes_and_takes_the_status_that_is_not_zero(shell):

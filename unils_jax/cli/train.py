@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils train`, with working examples."""
     parser.description = (
         "Trains the stage that the config names. Run again with the same workdir, it resumes. Every setting can be "
-        "given as --config.a.b=value. SIGTERM or SIGUSR1 saves and ends with exit status 75: run it again then."
+        "given as --config.a.b=value. SIGTERM, SIGUSR1, SIGHUP or Ctrl-C saves and ends with exit "
+        "status 75: run it again then."
     )
     parser.epilog = """examples:
   unils data synth --out data/synthetic

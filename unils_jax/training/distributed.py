@@ -141,7 +141,8 @@ def any_process(mesh: Mesh) -> Callable[[bool], bool]:
     return ask
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# Preemption, a time limit, a lost terminal, Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: what launch/ tells SLURM and Kubernetes to run again
 
@@ -155,7 +156,7 @@ class Preempted(Exception):
 
 
 class PreemptionGuard:
-    """A context manager under which the first SIGTERM or SIGUSR1 is noted.
+    """A context manager under which the first of `SIGNALS` is noted.
 
     The loop reads it between steps. The second signal ends the process at once, as does any signal
     outside of the context.
@@ -181,7 +182,7 @@ class PreemptionGuard:
 
     @property
     def requested(self) -> bool:
-        """True once SIGTERM or SIGUSR1 has arrived."""
+        """True once one of `SIGNALS` has arrived."""
         return bool(self.reason)
 
     def waited_s(self) -> float:
