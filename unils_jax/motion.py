@@ -243,6 +243,8 @@ def load_motion(path: str | os.PathLike, *, any_rate: bool = False) -> MotionFil
     problems = []
     if motion.ndim != 3 or motion.shape[-1] != MOTION_DIM or motion.dtype != np.float32:
         problems.append(f"motion must be float32 [P, T, 108], got {motion.dtype} {list(motion.shape)}")
+    elif not motion.size:
+        problems.append(f"motion must hold at least one frame of one person, got {list(motion.shape)}")
     elif not np.isfinite(motion).all():
         problems.append("motion holds NaN or infinite values")
     if fps != FPS and not any_rate:

@@ -52,7 +52,11 @@ class ShardReport:
         """Reads what `to_json` returned. Raises ValueError where it is of another kind."""
         kinds = {name: type(value) for name, value in cls().to_json().items()}
         dropped = {"split": str, "name": str, "frames": int, "reason": str, "detail": str}
-        if not _is_of(values, kinds) or not all(_is_of(item, dropped) for item in values["dropped"]):
+        notice = {"split": str, "name": str, "notice": str}
+        # An older version's part has no notices.
+        values = {"notices": [], **values} if isinstance(values, dict) else values
+        listed = _is_of(values, kinds) and all(_is_of(item, dropped) for item in values["dropped"])
+        if not listed or not all(_is_of(item, notice) for item in values["notices"]):
             raise ValueError("it is no report of a shard")
         return cls(**values)
 
@@ -78,6 +82,9 @@ def checked_report(values: object) -> dict[str, Any]:
         isinstance(counts, dict) and type(counts.get("entries")) is int for counts in reasons.values()
     ):
         raise ValueError("it is no report of a conversion")
+    empty, notices = report.get("empty_splits", []), report.get("notices", [])  # an older version has none
+    if not isinstance(notices, list) or not isinstance(empty, list) or not all(name in SPLITS for name in empty):
+        raise ValueError("it is no report of a conversion")
     return report
 
 
@@ -88,7 +95,7 @@ def conversion_report(parts: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, 
     notices: list[dict[str, Any]] = []
     for split, part in parts:
         dropped += part["dropped"]
-        notices += part.get("notices", [])  # an older version's part has none
+        notices += part["notices"]
         splits.setdefault(split, Counter()).update({k: v for k, v in part.items() if isinstance(v, int)})
     reasons: dict[str, Counter] = {}
     for item in dropped:

@@ -131,6 +131,8 @@ def _people(entry: Entry, people: People) -> list[tuple[np.ndarray | None, np.nd
         if len(motions) > 1:
             raise SkippedEntry(DAMAGED, "motion both of all people in one file and of each in its own", frames)
         rows = list(motions[""].motion)
+        if len(rows) > 2:
+            raise SkippedEntry(DAMAGED, f"motion of {len(rows)} people, a record has one or two", frames)
         return list(zip(rows, _audio_of(entry, len(rows), people), strict=True))
     if any(len(m.motion) != 1 for m in motions.values()):
         raise SkippedEntry(DAMAGED, "a _speaker1 or _speaker2 file must hold one person", frames)

@@ -90,6 +90,8 @@ def open_lmdb(path: Path) -> Iterator[lmdb.Environment]:
         raise UserError(f"{path} is no LMDB: {file} does not exist; give the folder that holds data.mdb")
     try:
         env = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_spare_txns=1)
+    except lmdb.MemoryError:
+        raise UserError(f"{path} is damaged: by its header it is larger than can be mapped; get a fresh copy") from None
     except lmdb.Error as error:
         raise UserError(f"{path} is no LMDB that can be read ({error}); get a fresh copy") from None
     try:

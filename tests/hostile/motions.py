@@ -7,6 +7,7 @@ from foreign_data import dualtalk_arrays, write_motion
 from hostile.reader import Reader
 from pt_writer import write_pt
 
+from unils_jax.inference.recordings import is_decoded
 from unils_jax.motion import load_motion
 from unils_jax.outputs.layouts import read_artalk, read_dualtalk, write_artalk
 from unils_jax.outputs.tables import read_csv, write_csv
@@ -42,10 +43,11 @@ def read_trackers(folder: Path) -> None:
 
 def read_artalks(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        read_artalk(path)
+        read_artalk([path])
 
 
 def read_motion(folder: Path) -> None:
+    is_decoded(folder / "m.npz", 2, {}, (), finished=True)
     load_motion(folder / "m.npz", any_rate=True)
 
 

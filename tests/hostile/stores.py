@@ -12,7 +12,7 @@ from hostile.mutate import Sample, change_bytes, mutated
 from hostile.reader import Reader
 
 from data_pipelines.conversion.verify import verify
-from data_pipelines.loader import WindowOf, window_items
+from data_pipelines.loader import LoaderOptions, WindowOf, window_items
 from data_pipelines.mixture import Mixture
 from data_pipelines.record import SPLITS, Record
 from data_pipelines.store.reader import Store, write_store
@@ -41,7 +41,7 @@ def read_store(folder: Path) -> None:
         Mixture(folder / "store").statistics(centred=centred)
     verify(folder / "store")
     for view in ("pair", "solo"):
-        window = WindowOf([store], "train", [window_items(store, "train", view)], [0], view)
+        window = WindowOf([store], "train", [window_items(store, "train", view)], [0], LoaderOptions(view, 1, 0))
         window((0, 0), np.random.default_rng(0))
 
 

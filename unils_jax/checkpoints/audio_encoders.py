@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unils_jax.checkpoints.checkpoint import check_sizes
 from unils_jax.checkpoints.torch_files import _read_json, read_tensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.checkpoints.torch_zip import open_archive, shown, state_dict
@@ -46,6 +47,7 @@ def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[W
         config = WavLMConfig(**sizes, num_buckets=buckets, max_distance=distance)
     else:
         config = Wav2Vec2Config(**sizes)
+    check_sizes(config, len(state), str(folder))
     build = WavLM if family == "wavlm" else Wav2Vec2
     _, shapes = abstract(lambda rngs: build(config, EncoderRates(), rngs=rngs))
     params = to_paths(state, "audio_encoder")

@@ -1,8 +1,8 @@
 """A loaded checkpoint: config, parameters and where they came from."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,11 @@ from unils_jax.errors import UserError
 from unils_jax.nn.params import Params, abstract, merge
 from unils_jax.systems.base import System
 from unils_jax.systems.registry import SYSTEMS, system_of_config
+
+MAX_SIZE = 1 << 24  # of any setting of a model
+_DEPTHS = ("depth", "decoder_depth", "head_layers")
+_ARRAYS_OF_A_LAYER = 4  # at least
+_LAYERS_ELSEWHERE = 64  # at most: of a published audio encoder, which is in no file of ours
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,36 @@ class Checkpoint:
         return dialogue.merged() if merge else dialogue
 
 
-def param_shapes(system: System, config: object) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a model's parameters by path; nothing is allocated."""
+def check_sizes(config: object, num_arrays: int, source: str) -> None:
+    """Raises UserError where a config has absurd sizes for a file of so many arrays."""
+    sizes = list(_sizes(config))
+    large = [f"{name} {value}" for name, value in sizes if abs(value) > MAX_SIZE]
+    if large:
+        raise UserError(
+            f"{source}: sizes must be up to {MAX_SIZE}, got {', '.join(large[:5])[:200]}; use its own config"
+        )
+    layers = sum(value for name, value in sizes if name in _DEPTHS)
+    most = num_arrays // _ARRAYS_OF_A_LAYER + _LAYERS_ELSEWHERE
+    if layers > most:
+        raise UserError(f"{source} holds {num_arrays} arrays, its config says {layers} layers; use its own config")
+
+
+def _sizes(config: object) -> Iterator[tuple[str, int]]:
+    """Yields all whole numbers in a config, nested ones too, with the names of their settings."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _sizes(value)
+        numbers = value if isinstance(value, tuple) else (value,)
+        yield from ((field.name, number) for number in numbers if type(number) is int)
+
+
+def param_shapes(system: System, config: object, num_arrays: int, source: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a model's parameters by path; nothing is allocated.
+
+    Raises UserError, naming `source`, where the config is of more layers than a file of
+    `num_arrays` arrays can hold, or of absurd sizes: even their shapes would take minutes.
+    """
+    check_sizes(config, num_arrays, source)
     _, shapes = abstract(system.builder(config))
     return {path: tuple(shape.shape) for path, shape in shapes.items()}

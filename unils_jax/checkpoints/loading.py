@@ -105,7 +105,7 @@ def _from_file(path: Path, contents: dict[str, Any]) -> Checkpoint:
     config = system.layout.config_of(state, tree, str(path))
     params = to_paths(state, config.stage)
     optional = system.layout.optional
-    shapes = param_shapes(system, config)
+    shapes = param_shapes(system, config, len(state), str(path))
     expected = {p: shape for p, shape in shapes.items() if p in params or not p.startswith(optional)}
     check_params(expected, params, str(path))
     source = {"checkpoint": str(path), "stage": config.stage}

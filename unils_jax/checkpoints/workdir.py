@@ -34,13 +34,14 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
         raise UserError(f"{step_folder} is a model of the system {run['system']!r:.40}; known are {known}")
     system = SYSTEMS[run["system"]]
     config = from_dict(system.config, run["model"], "model")
-    expected = {p: s for p, s in param_shapes(system, config).items() if not p.startswith("audio_encoder/")}
     restored: Params = {}
     for item in (name for name in (weights, "frozen") if name in array_items(meta)):
         try:
             restored |= read_item(local_path(step_folder, "checkpoint").absolute() / item)
         except DAMAGE as error:
             raise _damaged(step_folder, item, error) from None
+    shapes = param_shapes(system, config, len(restored), str(step_folder))
+    expected = {path: shape for path, shape in shapes.items() if not path.startswith("audio_encoder/")}
     check_params(expected, restored, str(step_folder))
     source = {"checkpoint": str(path), "step": meta["step"], "stage": config.stage}
     return Checkpoint(config, restored, run["expression_basis"], source, run=run)

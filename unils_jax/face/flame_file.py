@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.face.flame import (
     NUM_EXPRESSION,
     NUM_FACES,
@@ -24,6 +24,7 @@ from unils_jax.face.flame import (
 )
 from unils_jax.face.pickled_arrays import NUMPY_GLOBALS, unwrap
 from unils_jax.face.restricted_pickle import Inert, restricted_load
+from unils_jax.files import read_npz_file
 
 MAX_FILE_BYTES = 256 << 20  # the published file holds 55 MB
 
@@ -124,10 +125,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise UserError(
                 f"{path} unpacks to {size} bytes, over the limit of {MAX_FILE_BYTES}; use FLAME 2020's arrays"
             )
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in _SHAPES if name in arrays.files}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not an .npz of FLAME's arrays ({error}); get a fresh copy") from None
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not an .npz of FLAME's arrays ({one_line(error)}); get a fresh copy") from None
+    return read_npz_file(path, tuple(_SHAPES))
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:

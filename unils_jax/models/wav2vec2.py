@@ -4,8 +4,9 @@ Source: wav2vec2 2.0 / XLS-R as transformers names and computes it, without atte
 keeps it frozen and without noise; where it trains `EncoderNoise` acts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from unils_jax.errors import UserError
 from unils_jax.models.encoder_noise import DEFAULT_RATES, EncoderNoise, EncoderRates
 from unils_jax.nn.attention import attend
 from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, resample, split_key, uniform_init
@@ -38,10 +40,28 @@ class Wav2Vec2Config:
     pos_conv_groups: int = 16
     norm_eps: float = NORM_EPS  # of the layer norms outside the convolutions
 
+    def __post_init__(self) -> None:
+        """Raises UserError where sizes do not fit together."""
+        check_encoder_sizes(vars(self))
+
     @property
     def feature_dim(self) -> int:
         """Width of the features."""
         return self.width
+
+
+def check_encoder_sizes(sizes: Mapping[str, Any]) -> None:
+    """Raises UserError where the settings of an audio encoder's config do not make one."""
+    convs, problems = [sizes[name] for name in ("conv_dims", "conv_kernels", "conv_strides")], []
+    if len({len(counts) for counts in convs}) > 1 or min(min(counts, default=0) for counts in convs) < 1:
+        problems.append(f"conv_dims, conv_kernels and conv_strides must be equally many counts, got {convs}")
+    names = ("width", "depth", "num_heads", "hidden_dim", "pos_conv_kernel", "pos_conv_groups")
+    problems += [f"{name} must be at least 1, got {sizes[name]}" for name in names if sizes[name] < 1]
+    parts = [sizes["num_heads"], sizes["pos_conv_groups"]]
+    if not problems and any(sizes["width"] % number for number in parts):
+        problems.append(f"width {sizes['width']} must be a multiple of num_heads and pos_conv_groups, got {parts}")
+    if problems:
+        raise UserError(f"audio encoder: {'; '.join(problems)}; use the sizes of its weights")
 
 
 class Conv(nnx.Module):

@@ -16,7 +16,14 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from unils_jax.models.encoder_noise import EncoderNoise, EncoderRates
-from unils_jax.models.wav2vec2 import NORM_EPS, Conv, EncoderAttention, PositionalConv, frames_after
+from unils_jax.models.wav2vec2 import (
+    NORM_EPS,
+    Conv,
+    EncoderAttention,
+    PositionalConv,
+    check_encoder_sizes,
+    frames_after,
+)
 from unils_jax.nn.layers import LayerNorm, Linear, SampleKeys, dropout, split_key
 from unils_jax.nn.stack import FLOAT32, Compute, run_blocks
 
@@ -40,6 +47,10 @@ class WavLMConfig:
     num_buckets: int = 320  # of relative positions, half of them for later frames
     max_distance: int = 800  # frames; all larger distances share a bucket
     norm_eps: float = NORM_EPS
+
+    def __post_init__(self) -> None:
+        """Raises UserError where sizes do not fit together."""
+        check_encoder_sizes(vars(self))
 
     @property
     def feature_dim(self) -> int:

@@ -208,11 +208,15 @@ def read_basis(path: str | os.PathLike, asset: FlameAsset) -> tuple[list[str], F
     arrays = read_npz_file(path, ("names", "shapes"))
     if set(arrays) != {"names", "shapes"}:
         raise UserError(f"{path} must hold the arrays `names` and `shapes`, got {', '.join(arrays) or 'neither'}")
+    if arrays["names"].dtype.kind != "U" or arrays["names"].ndim > 1:
+        raise UserError(
+            f"{path}: names must be a list of text, got {arrays['names'].dtype} {list(arrays['names'].shape)}"
+        )
     names, shapes = [str(name) for name in np.atleast_1d(arrays["names"])], arrays["shapes"]
     problems = []
     strange = [name for name in names if name not in ARKIT_NAMES]
     if strange:
-        problems.append(f"names must be ARKit's, such as {ARKIT_NAMES[0]}; got {', '.join(strange[:3])}")
+        problems.append(f"names must be ARKit's, such as {ARKIT_NAMES[0]}; got {', '.join(map(ascii, strange[:3]))}")
     if len(set(names)) != len(names):
         problems.append("names must differ")
     expected = (len(names), len(asset.v_template), 3)

@@ -80,7 +80,12 @@ def named_config(
         fields = model.get("CONFIG") if isinstance(model, Mapping) and model.get("NAME") == name else None
         if not isinstance(fields, Mapping):
             raise UserError(f"{source}: the JSON beside it must hold MODEL with NAME {name!r} and CONFIG; remove it")
-        return from_dict(kind, dict(fields), f"{source}: MODEL.CONFIG")
+        try:
+            return from_dict(kind, dict(fields), f"{source}: MODEL.CONFIG")
+        except UserError as error:
+            # What a config says of sizes that do not fit together names no file.
+            text = str(error)
+            raise UserError(text if text.startswith(source) else f"{source}: {text}") from None
     try:
         return from_tensors()
     except UserError:

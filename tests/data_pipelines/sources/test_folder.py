@@ -39,6 +39,13 @@ def test_motion_alone_is_a_record_without_audio(tmp_path):
     assert read_one(tmp_path).audio is None
 
 
+def test_motion_of_three_people_is_left_out_and_named(tmp_path):
+    write_motion(tmp_path / "a.npz", 3, 120, 1)
+    write_wav(tmp_path / "a.wav", np.stack([sound(1), sound(2)], axis=1))
+    with pytest.raises(SkippedEntry, match="motion of 3 people"):
+        read_one(tmp_path)
+
+
 @pytest.mark.parametrize("audio", ["stereo", "apart"])
 def test_two_people_in_one_motion_file(tmp_path, audio):
     motion = write_motion(tmp_path / "a.npz", 2, 120, 1)
