@@ -33,7 +33,7 @@ _COMPRESSED = {"OGG", "FLAC", "MP3", "MPEG"}
 # Raw streams without clocks: FFmpeg counts packets there, and its times lack what damage swallowed.
 _UNCLOCKED = {"mp3", "aac", "loas", "ac3", "eac3", "dts", "dtshd", "mlp", "truehd", "amr", "amrnb", "amrwb"}
 # Zero on the clock of these formats is the start of the recording; elsewhere it is arbitrary.
-_FROM_ZERO = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "nut", "asf"}
+FROM_ZERO = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "avi", "flv", "nut", "asf"}
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
 # FFmpeg's formats of pictures, text and raw video; suffixes that mostly belong to other files.
@@ -305,7 +305,7 @@ class _Decoder:
     def _base(self) -> float:
         """Returns the clock's time at which the recording begins, in seconds."""
         start = (self.container.start_time or 0) / 1e6
-        if self.container.format.name not in _FROM_ZERO or start > MAX_GAP_S:
+        if self.container.format.name not in FROM_ZERO or start > MAX_GAP_S:
             return start
         # Sound alone starts late for a partner's file; with a picture, players begin where the
         # first of both does.
@@ -389,7 +389,7 @@ class _Decoder:
             )
 
     def _compare_ends(self) -> None:
-        if self.container.format.name not in _FROM_ZERO or not self.container.duration:
+        if self.container.format.name not in FROM_ZERO or not self.container.duration:
             return
         end = self.container.duration / 1e6 - self.base
         reached = self.sink.seconds - self.link_start

@@ -255,8 +255,8 @@ class ShardTask:
                 part.drop(entry, skipped)
                 done((skipped.frames, _weight(entry)))
                 continue
-            part.keep(reading, entry.split)
-            yield reading.record
+            part.keep(reading, entry)
+            yield from reading.records
             done((reading.frames_in, _weight(entry)))
         # The report is there before the shard is: a shard that counts as complete has one.
         _write(self.out / WORK / f"{shard}.json", json.dumps(part.to_json()))
@@ -267,7 +267,8 @@ def _checked(read: Callable[[Entry], Reading], entry: Entry) -> Reading:
         raise SkippedEntry(DAMAGED, entry.problem, entry.frames or 0)
     reading = read(entry)
     try:
-        validate(reading.record)
+        for record in reading.records:
+            validate(record)
     except UserError as error:
         raise SkippedEntry(DAMAGED, str(error), reading.frames_in) from None
     return reading

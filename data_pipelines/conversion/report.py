@@ -26,22 +26,23 @@ class ShardReport:
     dropped: list[dict[str, Any]] = field(default_factory=list)  # entries that became no record, and why
     notices: list[dict[str, Any]] = field(default_factory=list)  # records with what their files lack
 
-    def keep(self, reading: Reading, split: str) -> None:
-        """Counts an entry that became a record, perhaps a frame shorter."""
+    def keep(self, reading: Reading, entry: Entry) -> None:
+        """Counts an entry that became a record or several, perhaps a frame shorter."""
+        frames = sum(record.num_frames for record in reading.records)
         self.entries += 1
-        self.records += 1
+        self.records += len(reading.records)
         self.frames_in += reading.frames_in
-        self.frames_out += reading.record.num_frames
-        self.cut += reading.frames_in > reading.record.num_frames
-        name = reading.record.name
-        self.notices += [{"split": split, "name": name, "notice": notice} for notice in reading.notices]
+        self.frames_out += frames
+        self.cut += reading.frames_in > frames + sum(span.frames for span in reading.lost)
+        self.dropped += [_dropped(entry, span) for span in reading.lost]
+        about = {"split": entry.split, "name": entry.name}
+        self.notices += [about | {"notice": notice} for notice in reading.notices]
 
     def drop(self, entry: Entry, skipped: SkippedEntry) -> None:
         """Counts an entry that became no record."""
         self.entries += 1
         self.frames_in += skipped.frames
-        what = {"split": entry.split, "name": entry.name, "frames": skipped.frames}
-        self.dropped.append(what | {"reason": skipped.reason, "detail": skipped.detail})
+        self.dropped.append(_dropped(entry, skipped))
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
@@ -59,6 +60,11 @@ class ShardReport:
         if not listed or not all(_is_of(item, notice) for item in values["notices"]):
             raise ValueError("it is no report of a shard")
         return cls(**values)
+
+
+def _dropped(entry: Entry, skipped: SkippedEntry) -> dict[str, Any]:
+    what = {"split": entry.split, "name": entry.name, "frames": skipped.frames}
+    return what | {"reason": skipped.reason, "detail": skipped.detail}
 
 
 def _is_of(values: object, kinds: dict[str, type]) -> bool:

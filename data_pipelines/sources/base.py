@@ -26,6 +26,7 @@ PARTNER = "missing partner"
 LENGTHS = "lengths disagree"
 SHORT = "too short"
 NOT_FINITE = "NaN or infinite values"
+NO_FACE = "lost tracking"
 RANGE = "out of range"
 
 # No tracked coefficient is near 1000: larger ones are motion in other units.
@@ -61,11 +62,18 @@ class Entry:
 
 
 class Reading(NamedTuple):
-    """A record and its length in the source."""
+    """The records of an entry, one as a rule, and its length in the source."""
 
     record: Record
-    frames_in: int  # those beyond the record's own were cut off at its end
+    frames_in: int  # those that are in no record and not lost were cut off at its end
     notices: tuple[str, ...] = ()  # sentences on what its files lack or lose
+    further: tuple[Record, ...] = ()  # the pieces after the first, where an entry was cut
+    lost: tuple[SkippedEntry, ...] = ()  # spans of the entry that are in no record, and why
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records of the entry."""
+        return (self.record, *self.further)
 
 
 @runtime_checkable
@@ -246,8 +254,12 @@ def mix_sound(entry: Entry, sound: Sound, notices: list[str]) -> np.ndarray:
     return mixed
 
 
-def split_of_files(folder: Path, split: str, pattern: re.Pattern, shares: Shares | None = None) -> list[Entry]:
+def split_of_files(
+    folder: Path, split: str, pattern: re.Pattern, shares: Shares | None = None, with_folders: bool = False
+) -> list[Entry]:
     """Lists the files of a folder whose names match the pattern, as entries by its first group.
+
+    With `with_folders` folders are listed as files are, with a "/" at the end of their names.
 
     Where `split` is empty the folders `train`, `val` and `test` inside are the splits; without
     those, names are split by `hashed_splits` in these shares. Raises UserError for a folder that
@@ -262,10 +274,12 @@ def split_of_files(folder: Path, split: str, pattern: re.Pattern, shares: Shares
         held = f"--split {split} is given" if split else f"{folder} has the folders {', '.join(inside)}"
         raise UserError(f"--splits divides a folder without splits, but {held}; leave --splits out")
     if split or not inside:
-        groups = _grouped(folder, "", pattern)
+        groups = _grouped(folder, "", pattern, with_folders)
         splits = hashed_splits(list(groups), shares) if not split else dict.fromkeys(groups, split)
         return [Entry(splits[name], name, parts) for name, parts in groups.items()]
-    groups = {(name, key): parts for name in inside for key, parts in _grouped(folder, name, pattern).items()}
+    groups = {
+        (name, key): parts for name in inside for key, parts in _grouped(folder, name, pattern, with_folders).items()
+    }
     return [Entry(name, key, parts) for (name, key), parts in groups.items()]
 
 
@@ -278,9 +292,12 @@ def folders_left_out(folder: Path) -> list[str]:
     return [name for name in inside if name not in SPLITS] if set(inside) & set(SPLITS) else []
 
 
-def _grouped(folder: Path, inside: str, pattern: re.Pattern) -> dict[str, tuple[str, ...]]:
+def _grouped(folder: Path, inside: str, pattern: re.Pattern, with_folders: bool) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
-    for file in sorted(file.name for file in os.scandir(folder / inside) if file.is_file()):
+    listed = [file.name for file in os.scandir(folder / inside) if file.is_file()]
+    if with_folders:
+        listed += [f"{one.name}/" for one in os.scandir(folder / inside) if one.is_dir() and one.name[0] != "."]
+    for file in sorted(listed):
         found = pattern.fullmatch(file)
         if found:
             groups.setdefault(found[1], []).append(f"{inside}/{file}" if inside else file)

@@ -38,7 +38,7 @@ from unils_jax.motion import load_motion
 
 # Of several files with the same sound the first kind of these is read, then any sound, then video.
 _LOSSLESS = ("wav", "wave", "bwf", "w64", "rf64", "aif", "aiff", "caf", "flac")
-_VIDEO = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "wmv", "mpg", "mpeg", "ts", "mts", "m2ts", "flv", "3gp", "ogv")
+VIDEO = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "wmv", "mpg", "mpeg", "ts", "mts", "m2ts", "flv", "3gp", "ogv")
 
 
 @lru_cache(maxsize=1)
@@ -107,7 +107,7 @@ class FilesSource:
 def _chosen_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the files of a recording without those whose sound or motion a better one has."""
     best: dict[tuple[str, bool], str] = {}
-    for part in sorted(parts, key=_rank):
+    for part in sorted(parts, key=rank):
         _, speaker, suffix = _pattern().fullmatch(Path(part).name).groups(default="")
         best.setdefault((speaker, suffix.lower() == "npz"), part)
     whole = best.get(("", False), "")
@@ -117,11 +117,12 @@ def _chosen_parts(parts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for part in parts if part in best.values())
 
 
-def _rank(part: str) -> tuple[int, str]:
+def rank(part: str) -> tuple[int, str]:
+    """Returns the place of a file among those with the same sound: lossless, other, video."""
     suffix = Path(part).suffix[1:].lower()
     if suffix in _LOSSLESS:
         return _LOSSLESS.index(suffix), part
-    return len(_LOSSLESS) + (suffix in _VIDEO), part
+    return len(_LOSSLESS) + (suffix in VIDEO), part
 
 
 def _people(entry: Entry, people: People) -> list[tuple[np.ndarray | None, np.ndarray | None]]:

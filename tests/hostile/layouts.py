@@ -7,12 +7,14 @@ import numpy as np
 from foreign_data import release_value, talking, write_dualtalk, write_lmdb, write_motion, write_wav
 from hostile.reader import Reader
 from talker_data import write_set
+from tracked import truth, write_clip, write_pictures
 
 from data_pipelines.conversion.convert import ShardTask, _claim, convert, make_plan
 from data_pipelines.conversion.convert import _checked as checked
 from data_pipelines.sources.base import SkippedEntry, Source
 from data_pipelines.sources.dualtalk import DualTalkSource
 from data_pipelines.sources.folder import FilesSource
+from data_pipelines.sources.tracks import TracksSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import TalkerSet, TalkerSplit
 from data_pipelines.speech_loader import SetSpeech, make_speech_loader
@@ -61,6 +63,22 @@ def make_files(folder: Path) -> None:
 def make_release(folder: Path) -> None:
     values = {"p_0": release_value(110, 0), "p_1": release_value(110, 1, audio="int16", compressed=True)}
     write_lmdb(folder / "d", values, {"train": {"p": ["x/p_0", "x/p_1", 110]}, "val": [["p_0", 110]]})
+
+
+def make_tracks(folder: Path) -> None:
+    """Clips in every form with sound, turns, a video and persons; small, because each input reads them all."""
+    motion = truth(4.2, 25)[:, :20]
+    arrays = {"exp": motion[:, :10], "pose": motion[:, 10:16] * 0.3, "fps": np.float64(25)}
+    frames = {name: value for name, value in arrays.items() if name != "fps"}
+    for name, form in (("b", "pkl"), ("c", "json"), ("e", "pt"), ("g", "arrays")):
+        write_clip(folder / "d", name, frames, form)
+    for name in ("f_speaker1", "f_speaker2", "v"):
+        np.savez(folder / f"d/{name}.npz", **arrays)
+    write_wav(folder / "d/f.wav", talking(105, 1)[1])
+    turns = [f"SPEAKER f 1 {k}.0 0.9 <NA> <NA> s{k} <NA> <NA>" for k in (1, 2)]
+    (folder / "d/f.rttm").write_text("\n".join(turns))
+    (folder / "d/people.csv").write_text("name,person1,person2\nf,x,y\n")
+    write_pictures(folder / "d/v.mp4", 105)
 
 
 def read_source(source: Source) -> None:
@@ -115,6 +133,7 @@ READERS = {
     "UniTalker set": Reader(make_talkers, read_talkers),
     "DualTalk folder": Reader(make_dualtalk, lambda folder: read_source(DualTalkSource(folder / "d", "train"))),
     "folder of files": Reader(make_files, lambda folder: read_source(FilesSource(folder / "d", "train"))),
+    "folder of tracks": Reader(make_tracks, lambda folder: read_source(TracksSource(folder / "d", "train"))),
     "release LMDB": Reader(make_release, read_release),
     "conversion resumed": Reader(make_conversion, convert_again, only=("out/",)),
     "bank of voices": Reader(make_bank, lambda folder: bank_in(folder).utterances(0)),

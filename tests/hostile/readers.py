@@ -12,6 +12,7 @@ _NAMES = {
         "UniTalker set",
         "DualTalk folder",
         "folder of files",
+        "folder of tracks",
         "release LMDB",
         "conversion resumed",
         "bank of voices",
@@ -53,7 +54,12 @@ def readers_of(*modules: str) -> dict:
 
 
 # Published layouts of data and the reader of each.
-SOURCES = {"DualTalkSource": "DualTalk folder", "FilesSource": "folder of files", "ReleaseSource": "release LMDB"}
+SOURCES = {
+    "DualTalkSource": "DualTalk folder",
+    "FilesSource": "folder of files",
+    "TracksSource": "folder of tracks",
+    "ReleaseSource": "release LMDB",
+}
 
 # Every function that opens a file, `module:function`, and a reader that calls it.
 OPENED_BY = {
@@ -73,6 +79,13 @@ OPENED_BY = {
     "data_pipelines.sources.unitalker:read": "UniTalker set",
     "data_pipelines.sources.unitalker:read_pca": "UniTalker set",
     "data_pipelines.synthetic.bank.bank:_read": "bank of voices",
+    "data_pipelines.tracks.diarisation:read_rttm": "folder of tracks",
+    "data_pipelines.tracks.files:_plain": "folder of tracks",
+    "data_pipelines.tracks.files:_read_file": "folder of tracks",
+    "data_pipelines.tracks.files:_read_json": "folder of tracks",
+    "data_pipelines.tracks.files:_read_pickle": "folder of tracks",
+    "data_pipelines.tracks.people:read_people_table": "folder of tracks",
+    "data_pipelines.tracks.pictures:picture_times": "folder of tracks",
     "data_pipelines.store.chunks:events_of": "store chunks",
     "data_pipelines.store.index:load_index": "store index",
     "data_pipelines.store.manifest:_read_local": "store manifest",
@@ -88,8 +101,8 @@ OPENED_BY = {
     "unils_jax.checkpoints.torch_files:read_pt": "weights, .pt",
     "unils_jax.checkpoints.torch_files:read_safetensors": "weights, .safetensors",
     "unils_jax.checkpoints.torch_files:read_tensors": "weights, .safetensors",
-    "unils_jax.checkpoints.torch_zip:load": "weights, .pt",
-    "unils_jax.checkpoints.torch_zip:open_archive": "weights, .pt",
+    "unils_jax.pickles.torch_zip:load": "weights, .pt",
+    "unils_jax.pickles.torch_zip:open_archive": "weights, .pt",
     "unils_jax.checkpoints.workdir:_read_meta": "workdir",
     "unils_jax.checkpoints.workdir:read_item": "workdir",
     "unils_jax.face.flame_file:_read_flame": "FLAME",

@@ -11,12 +11,12 @@ import numpy as np
 from unils_jax.checkpoints.checkpoint import check_sizes
 from unils_jax.checkpoints.torch_files import _read_json, read_tensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths
-from unils_jax.checkpoints.torch_zip import open_archive, shown, state_dict
 from unils_jax.errors import UserError
 from unils_jax.models.encoder_noise import EncoderRates
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.nn.params import Params, abstract, as_float32
+from unils_jax.pickles.torch_zip import open_archive, shown, state_dict
 from unils_jax.systems.unils.system import DEFAULT_ENCODER
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from unils_jax.checkpoints.torch_keys import without_wrappers
-from unils_jax.checkpoints.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dict, widen
 from unils_jax.errors import UserError
+from unils_jax.pickles.torch_zip import BFLOAT16, DTYPES, open_archive, shown, state_dict, widen
 
 MAX_JSON_BYTES = 16 << 20
 MAX_CONFIG_NODES = 100_000

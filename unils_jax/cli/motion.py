@@ -27,9 +27,9 @@ from unils_jax.outputs.arkit import write_live_link
 from unils_jax.outputs.gltf import write_glb
 from unils_jax.outputs.layouts import LAYOUTS
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
-from unils_jax.outputs.resampling import at_our_rate, check_rate
 from unils_jax.outputs.tables import read_csv, write_csv
 from unils_jax.outputs.video import FULL_HD, render_video
+from unils_jax.resampling import at_our_rate, check_rate
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from unils_jax.face.flame import (
     Skinning,
     fold,
 )
-from unils_jax.face.pickled_arrays import NUMPY_GLOBALS, unwrap
-from unils_jax.face.restricted_pickle import Inert, restricted_load
 from unils_jax.files import read_npz_file
+from unils_jax.pickles.arrays import NUMPY_GLOBALS, unwrap
+from unils_jax.pickles.restricted import Inert, restricted_load
 
 MAX_FILE_BYTES = 256 << 20  # the published file holds 55 MB
 

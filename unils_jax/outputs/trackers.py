@@ -13,18 +13,20 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
+from data_pipelines.tracks.names import (
+    EXPRESSION_KEYS,
+    EYES_KEYS,
+    HEAD_KEYS,
+    JAW_KEYS,
+    POSE_KEYS,
+    RATE_KEYS,
+    TIME_KEYS,
+)
 from unils_jax.errors import UserError
 from unils_jax.files import npz_names, read_npz_file
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM
-from unils_jax.outputs.resampling import check_rate, fill_gaps, rate_of_times
+from unils_jax.resampling import check_rate, fill_gaps, rate_of_times
 
-EXPRESSION_KEYS = ("exp", "expcode", "exp_code", "exp_params", "expression", "expression_params", "expr")
-POSE_KEYS = ("pose", "posecode", "pose_code", "pose_params", "full_pose")
-HEAD_KEYS = ("global_pose", "global_orient", "global_rotation", "rotation", "head_pose", "head_rotation", "head")
-JAW_KEYS = ("jaw", "jaw_pose", "jaw_params", "jaw_code")
-EYES_KEYS = ("eyes_pose", "eye_pose", "eyes")
-RATE_KEYS = ("fps", "frame_rate", "framerate", "video_fps")
-TIME_KEYS = ("time_s", "times", "timestamps")
 _KEYS = (EXPRESSION_KEYS, POSE_KEYS, HEAD_KEYS, JAW_KEYS, EYES_KEYS, RATE_KEYS, TIME_KEYS)
 MAX_ANGLE = 2 * np.pi
 

@@ -24,8 +24,8 @@ from unils_jax.inference.finishing import finish
 from unils_jax.inference.recordings import Recording, find_recordings
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES
-from unils_jax.outputs.resampling import at_our_rate
 from unils_jax.outputs.trackers import read_tracker
+from unils_jax.resampling import at_our_rate
 from unils_jax.systems.base import Inputs, Options, window_of
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from unils_jax.errors import UserError
-from unils_jax.face.pickled_arrays import NUMPY_GLOBALS, PickledArray, unwrap
-from unils_jax.face.restricted_pickle import Inert, restricted_load
+from unils_jax.pickles.arrays import NUMPY_GLOBALS, PickledArray, unwrap
+from unils_jax.pickles.restricted import Inert, restricted_load
 
 ARRAYS = {
     "float64": np.arange(12.0).reshape(3, 4),

@@ -8,7 +8,7 @@ import pickle
 
 import numpy as np
 
-from unils_jax.face.restricted_pickle import MAX_BYTES, Inert
+from unils_jax.pickles.restricted import MAX_BYTES, Inert
 
 MAX_NDIM = 8
 _DTYPE_CODES = {"b1", *(f"{kind}{size}" for kind in "iu" for size in "1248"), "f2", "f4", "f8"}

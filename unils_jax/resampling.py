@@ -55,7 +55,7 @@ def resample(motion: Float[np.ndarray, "P T 108"], fps: float) -> Float32[np.nda
     num_frames = motion.shape[1]
     num_resampled = max(1, round(num_frames * FPS / fps))
     # Rounded, so that times which agree but for the last bit give whole positions.
-    return _at(motion, np.minimum(np.round(np.arange(num_resampled) * fps / FPS, 6), num_frames - 1))
+    return at_positions(motion, np.minimum(np.round(np.arange(num_resampled) * fps / FPS, 6), num_frames - 1))
 
 
 def fill_gaps(
@@ -82,10 +82,14 @@ def fill_gaps(
         "%s: %d missing frames (at most %d in a row, the first after %.2f s) are interpolated",
         name, missing, longest, times[int(np.argmax(counts > 1))],
     )  # fmt: skip
-    return _at(motion[None], np.interp(every, places, np.arange(len(times))))[0], np.interp(every, places, times)
+    return at_positions(motion[None], np.interp(every, places, np.arange(len(times))))[0], np.interp(
+        every, places, times
+    )
 
 
-def _at(motion: Float[np.ndarray, "P T 108"], position: Float[np.ndarray, " U"]) -> Float32[np.ndarray, "P U 108"]:
+def at_positions(
+    motion: Float[np.ndarray, "P T 108"], position: Float[np.ndarray, " U"]
+) -> Float32[np.ndarray, "P U 108"]:
     """Returns motion at positions in frames, between the first and the last."""
     before = np.floor(position).astype(int)
     after = np.minimum(before + 1, motion.shape[1] - 1)

@@ -10,14 +10,16 @@ import contextlib
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from unils_jax.errors import UserError
-from unils_jax.face.restricted_pickle import restricted_load
+from unils_jax.pickles.restricted import restricted_load
+from unils_jax.pickles.tree import expanded
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 RESAVE = "save it again with torch.save of PyTorch 1.6 or newer"
@@ -124,10 +126,11 @@ class Archive:
             raise UserError(f"{path} has the byte order {order[:20]!r}, must be little or big; get a fresh copy")
         self.byte_order = "<" if order == b"little" else ">"
 
-    def load(self) -> object:
-        """Returns the pickled object, tensors as `_Tensor`."""
+    def load(self, further: Mapping[tuple[str, str], object] = MappingProxyType({})) -> object:
+        """Returns the pickled object, tensors as `_Tensor`. `further` globals are allowed, too."""
+        allowed = {**ALLOWED_GLOBALS, **further}
         with self.zip.open(f"{self.top}/data.pkl") as file:
-            return restricted_load(file, ALLOWED_GLOBALS, self.storage, name=str(self.path), max_bytes=MAX_PICKLE_BYTES)
+            return restricted_load(file, allowed, self.storage, name=str(self.path), max_bytes=MAX_PICKLE_BYTES)
 
     def storage(self, pid: object) -> _Storage:
         """Returns the storage of a persistent id ("storage", class, key, device, elements)."""
@@ -216,3 +219,20 @@ def state_dict(archive: Archive, value: object) -> dict[str, np.ndarray]:
             f"{MAX_TENSOR_BYTES_PER_FILE_BYTE} times as many; save contiguous tensors that do not share memory"
         )
     return {key: archive.array(tensor) for key, tensor in value.items()}
+
+
+def with_arrays(archive: Archive, value: object) -> object:
+    """Returns a loaded object with the array of each tensor, in dicts and lists.
+
+    Raises UserError where it unfolds to far more than the file holds.
+    """
+    tensors: list[_Tensor] = []
+
+    def note(item: object) -> object:
+        tensors.extend([item] if isinstance(item, _Tensor) else [])
+        return item
+
+    copied = expanded(value, note)
+    arrays = state_dict(archive, {str(i): tensor for i, tensor in enumerate(tensors)}) if tensors else {}
+    in_order = iter(arrays.values())
+    return expanded(copied, lambda item: next(in_order) if isinstance(item, _Tensor) else item)

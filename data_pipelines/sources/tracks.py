@@ -1,0 +1,359 @@
+"""A folder of any face tracker's files with the sound or the video that they are of.
+
+`NAME.npz` (or .npy, .pkl, .json, .pt, .frame), or a folder `NAME/` with a file for each frame, or
+with a file for each array; of two people `NAME_speaker1` and `NAME_speaker2`. The sound is
+`NAME.wav`, any other sound or the video; for two people each one's own file, one of two channels,
+or one microphone with `NAME.rttm`. `people.csv` may name the persons.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_pipelines.record import Record
+from data_pipelines.sources.base import (
+    DAMAGED,
+    LENGTHS,
+    MISSING,
+    NO_FACE,
+    PARTNER,
+    SHORT,
+    Entry,
+    Reading,
+    Shares,
+    SkippedEntry,
+    Track,
+    assemble,
+    hashed_splits,
+    mix_sound,
+    split_of_files,
+)
+from data_pipelines.sources.folder import VIDEO, rank
+from data_pipelines.tracks.diarisation import gated, in_order, read_rttm, speech_mask
+from data_pipelines.tracks.files import SUFFIXES, read_clip
+from data_pipelines.tracks.mapping import Column, Mapping, find_mapping
+from data_pipelines.tracks.motion import Clip, extract
+from data_pipelines.tracks.people import group_by_person, read_people_table
+from data_pipelines.tracks.pictures import picture_times
+from data_pipelines.tracks.pieces import MAX_GAP_S, Frames, even_times, on_grid, rate_hint, runs, together
+from data_pipelines.windows import is_long_enough
+from unils_jax.audio import Sound, read_sound
+from unils_jax.errors import UserError
+from unils_jax.media import NoSoundError, media_extensions, shown
+from unils_jax.motion import FPS, SAMPLES_PER_FRAME, WINDOW_FRAMES
+
+INSPECTED = 20  # clips, evenly over the folder, that the mapping is found out from
+RATES_WITHIN = 5e-4  # a file's rate and its video's that differ by more are both said
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What flags say of a tracker's files."""
+
+    layout: str = "auto"  # a name of `LAYOUTS`; "auto": found out by the names
+    keys: dict[str, Column] = field(default_factory=dict)  # parts that are named
+    rotations: dict[str, str] = field(default_factory=dict)  # kinds of rotations by part
+    fps: float | None = None  # of all files; None: as they or their videos say
+    max_gap_s: float = MAX_GAP_S  # of lost tracking that is interpolated; longer gaps are cut out
+
+
+@functools.lru_cache(maxsize=1)
+def _pattern() -> re.Pattern[str]:
+    """Matches a file's recording, speaker and suffix, or those of a folder with a slash."""
+    suffixes = "|".join(re.escape(s) for s in sorted({*SUFFIXES, "rttm", *(m[1:] for m in media_extensions())}))
+    return re.compile(rf"(.+?)(?:_speaker([12]))?(?:\.({suffixes})|/)", re.IGNORECASE | re.DOTALL)
+
+
+class _Files(NamedTuple):
+    """The files of an entry by speaker, "" where they are of all people."""
+
+    motions: dict[str, str]
+    sounds: dict[str, list[str]]  # best first
+    rttm: str | None
+
+
+def _sorted_files(entry: Entry) -> _Files:
+    files = _Files({}, {}, None)
+    for part in entry.parts:
+        _, speaker, suffix = _pattern().fullmatch(_name(part)).groups(default="")
+        kind = suffix.lower()
+        if kind == "rttm":
+            files = files._replace(rttm=part)
+        elif kind in SUFFIXES or not kind:
+            if speaker in files.motions:
+                raise SkippedEntry(DAMAGED, f"both {files.motions[speaker]} and {part} hold its motion; keep one")
+            files.motions[speaker] = part
+        else:
+            files.sounds.setdefault(speaker, []).append(part)
+    return files._replace(sounds={speaker: sorted(parts, key=rank) for speaker, parts in files.sounds.items()})
+
+
+def _name(part: str) -> str:
+    """Returns the last name of a path, with the slash of a folder."""
+    return part.removesuffix("/").rpartition("/")[2] + ("/" if part.endswith("/") else "")
+
+
+@dataclass(frozen=True)
+class TracksSource:
+    """A folder with the splits' folders inside, or of one split, or split by hashes of names."""
+
+    folder: Path
+    split: str = ""  # the split of the whole folder; "": by the folders inside, or by hashes
+    shares: Shares | None = None  # of train, val and test where hashes split; None: 80/10/10
+    options: TrackOptions = TrackOptions()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns a checksum of the names and sizes of all files, and how they are read."""
+        options = {"fps": self.options.fps, "max_gap_s": self.options.max_gap_s}
+        parts = {part: [str(column), column.kind] for part, column in self.mapping.parts.items()}
+        return {"layout": "tracks", "files": self._digest(), "parts": parts, **options}
+
+    def _digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for entry in self.entries():
+            files = [path for part in entry.parts for path in _all_files(self.folder / part)]
+            digest.update(repr((entry, [os.stat(path).st_size for path in files])).encode())
+        return digest.hexdigest()
+
+    def entries(self) -> list[Entry]:
+        """Lists all recordings by name. Raises UserError where the folder holds none."""
+        entries = split_of_files(self.folder, self.split, _pattern(), self.shares, with_folders=True)
+        if not any(self._has_motion(entry) for entry in entries):
+            raise UserError(
+                f"{self.folder} holds no motion of a tracker (NAME.{', .'.join(SUFFIXES)}, or a folder for each clip)"
+            )
+        people = read_people_table(self.folder)
+        inside = any("/" in part.removesuffix("/") for entry in entries for part in entry.parts)
+        if not people or self.split or inside:
+            return entries
+        # A person in training and in another split would be recognised there.
+        groups = group_by_person([entry.name for entry in entries], people)
+        splits = hashed_splits(sorted(set(groups.values())), self.shares)
+        return [dataclasses.replace(entry, split=splits[groups[entry.name]]) for entry in entries]
+
+    def _has_motion(self, entry: Entry) -> bool:
+        return any(part.endswith("/") or part.rpartition(".")[2].lower() in SUFFIXES for part in entry.parts)
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what is taken from where, a sentence for each part."""
+        return tuple(f"{part}: {array}, {what}" for part, array, what in self.mapping.rows)
+
+    @functools.cached_property
+    def mapping(self) -> Mapping:
+        """Which array is which part, found out from some clips.
+
+        Raises UserError where no clip can be read.
+        """
+        clips = [part for entry in self.entries() for part in entry.parts if self._has_motion(_alone(part))]
+        samples, problem = [], ""
+        for i in np.unique(np.linspace(0, len(clips) - 1, min(INSPECTED, len(clips))).round().astype(int)):
+            try:
+                samples.append(read_clip(self.folder / clips[i]))
+            except UserError as error:
+                problem = str(error)
+        if not samples:
+            raise UserError(f"none of the clips that were looked at can be read, the last: {problem}")
+        return find_mapping(samples, self.options.layout, self.options.keys, self.options.rotations)
+
+    def check(self) -> None:
+        """Raises UserError, with all problems, where flags must decide which array is what."""
+        if self.mapping.problems:
+            raise UserError("; ".join(self.mapping.problems))
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[Entry], Reading]]:
+        """Returns the reader; files are opened one by one. Raises UserError as `check`."""
+        self.check()
+        people = read_people_table(self.folder)
+        yield lambda entry: self._read(entry, people.get(entry.name, ()))
+
+    def _read(self, entry: Entry, names: tuple[str, ...]) -> Reading:
+        files, notices = _sorted_files(entry), []
+        sounds = self._sounds(files, notices)
+        frames = max((sound.channels.shape[1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
+        if not files.motions:
+            raise SkippedEntry(MISSING, "no file of a tracker", frames)
+        speakers = sorted(files.motions) if "" in files.motions else ["1", "2"]
+        if "" in files.motions and len(files.motions) > 1:
+            raise SkippedEntry(DAMAGED, "motion both without and with _speaker1 or _speaker2 in its name", frames)
+        if "" not in files.motions and files.rttm is None and len(files.motions.keys() | (sounds.keys() - {""})) < 2:
+            raise SkippedEntry(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
+        try:
+            people = [self._frames(files, speaker, notices) for speaker in speakers]
+            audio, masks = self._audio(entry, files, sounds, len(speakers), notices)
+        except UserError as error:
+            raise SkippedEntry(DAMAGED, str(error).replace(f"{self.folder}/", ""), frames) from None
+        if len(names) not in (0, len(speakers)):
+            notices.append(f"people.csv names {len(names)} persons of {len(speakers)}; they are not kept")
+            names = ()
+        whole = _Whole(entry, people, audio, masks, names or ("",) * len(speakers))
+        for notice in notices:
+            log.warning("%s: %s", shown(entry.name), notice)
+        return _cut(whole, tuple(notices))
+
+    def _sounds(self, files: _Files, notices: list[str]) -> dict[str, Sound]:
+        """Returns the sound of each speaker's best file that has any."""
+        sounds = {}
+        for speaker, parts in files.sounds.items():
+            for part in parts:
+                try:
+                    sounds[speaker] = read_sound(self.folder / part)
+                except NoSoundError:
+                    continue
+                except UserError as error:
+                    raise SkippedEntry(DAMAGED, str(error).replace(f"{self.folder}/", "")) from None
+                notices += [f"{shown(part)}: {notice}" for notice in sounds[speaker].notices]
+                break
+        if len(sounds) > 1 and "" in sounds:
+            del sounds[""]  # each person's own file has what the mixture has
+        return sounds
+
+    def _frames(self, files: _Files, speaker: str, notices: list[str]) -> "_Person | None":
+        """Reads one person's motion and brings it to 25 frames a second; None without a file."""
+        if speaker not in files.motions:
+            return None
+        part = files.motions[speaker]
+        said: list[str] = []
+        try:
+            clip = extract(read_clip(self.folder / part), self.mapping)
+            times = self._times(clip, files.sounds.get(speaker) or files.sounds.get("") or [], said)
+            grid = on_grid(clip.values, clip.valid, times, self.options.max_gap_s)
+        except UserError as error:
+            raise UserError(f"{shown(part)}: {error}") from None
+        notices += [f"{shown(part)}: {notice}" for notice in (*clip.notices, *said, *grid.notices)]
+        # Zeros where the files have nothing, as the mask of channels says.
+        return _Person(grid, clip.observed, len(times))
+
+    def _times(self, clip: Clip, media: list[str], said: list[str]) -> np.ndarray:
+        """Returns the seconds of a clip's frames: by flag, file, video, or an assumed rate."""
+        count = len(clip.values)
+        if self.options.fps is not None:
+            return even_times(count, self.options.fps)
+        if clip.times is not None:
+            return clip.times
+        videos = [part for part in media if Path(part).suffix[1:].lower() in VIDEO]
+        pictures = picture_times(self.folder / videos[0]) if videos else None
+        if pictures is not None:
+            rate = (len(pictures) - 1) / (pictures[-1] - pictures[0])
+            if clip.fps is not None and abs(rate / clip.fps - 1) > RATES_WITHIN:
+                said.append(f"it says {clip.fps:.6g} frames a second, its video has {rate:.6g}, which are taken")
+            if len(pictures) == count:
+                return pictures
+            said.append(f"its video has {len(pictures)} pictures for {count} frames; their rate alone is taken")
+            return even_times(count, rate)
+        if clip.fps is None:
+            said.append(f"no file says its rate, taken to be {FPS:g} frames a second; --fps says otherwise")
+        return even_times(count, clip.fps or FPS)
+
+    def _audio(
+        self, entry: Entry, files: _Files, sounds: dict[str, Sound], num_people: int, notices: list[str]
+    ) -> tuple[list[np.ndarray | None], list[list[tuple[float, float]] | None]]:
+        """Returns the sound and the turns of each person, None where there are none."""
+        turns: list[list[tuple[float, float]] | None] = [None] * num_people
+        if files.rttm is not None:
+            turns, assumed = in_order(read_rttm(self.folder / files.rttm), num_people, shown(files.rttm))
+            notices += assumed
+        if not sounds:
+            notices.append("no sound")
+            return [None] * num_people, turns
+        if "" not in sounds:
+            if len(sounds) != num_people:
+                raise SkippedEntry(PARTNER, f"sound of {len(sounds)} people, {num_people} are needed")
+            return [mix_sound(entry, sounds[speaker], notices) for speaker in sorted(sounds)], turns
+        if num_people == 1:
+            return [mix_sound(entry, sounds[""], notices)], turns
+        channels, _ = sounds[""].split()
+        if len(channels) == 2:
+            return list(channels), turns
+        if turns[0] is None:
+            raise SkippedEntry(PARTNER, f"sound of {len(channels)} channels for two people, and no .rttm")
+        mixed = mix_sound(entry, sounds[""], notices)
+        return [gated(mixed, spoken) for spoken in turns if spoken is not None], turns
+
+
+def _alone(part: str) -> Entry:
+    return Entry("train", part, (part,))
+
+
+def _all_files(path: Path) -> list[str]:
+    """Returns a file, or all files of a folder and those inside, in order."""
+    if not path.is_dir():
+        return [str(path)]
+    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+
+
+class _Person(NamedTuple):
+    grid: Frames
+    observed: np.ndarray  # [108] bool
+    num_frames: int  # of the tracker
+
+
+class _Whole(NamedTuple):
+    """An entry before it is cut: everything from the time 0 of its sound on."""
+
+    entry: Entry
+    people: "list[_Person | None]"
+    audio: list[np.ndarray | None]
+    turns: list[list[tuple[float, float]] | None]
+    names: tuple[str, ...]
+
+
+def _cut(whole: _Whole, notices: tuple[str, ...]) -> Reading:
+    """Returns the pieces of a recording between gaps. Raises SkippedEntry where there is none."""
+    tracked = [person for person in whole.people if person is not None]
+    counts = [len(person.grid.covered) for person in tracked]
+    frames_in = max(counts)
+    _check_lengths(whole, counts, frames_in)
+    kept, gaps = runs(together([person.grid for person in tracked]))
+    lost = [SkippedEntry(NO_FACE, f"frames {a} to {b - 1} without a face", b - a) for a, b in gaps]
+    records: list[Record] = []
+    for first, last in kept:
+        try:
+            records.append(_piece(whole, first, last, alone=len(kept) == 1))
+        except SkippedEntry as skipped:
+            lost.append(SkippedEntry(skipped.reason, f"frames {first} to {last - 1}: {skipped.detail}", last - first))
+    if not records:
+        reason = SHORT if kept else NO_FACE
+        detail = "; ".join(span.detail for span in lost[:5])
+        only = lost[0].reason if len(lost) == 1 else reason
+        raise SkippedEntry(only, detail, frames_in)
+    return Reading(records[0], frames_in, notices, tuple(records[1:]), tuple(lost))
+
+
+def _check_lengths(whole: _Whole, counts: list[int], frames_in: int) -> None:
+    seconds = [len(audio) / SAMPLES_PER_FRAME / FPS for audio in whole.audio if audio is not None]
+    wrong = [s for s in seconds if abs(s * FPS - frames_in) >= 2]
+    if wrong:
+        tracked = next(person.num_frames for person in whole.people if person is not None)
+        lengths = f"motion {frames_in / FPS:.2f} s, sound {wrong[0]:.2f} s"
+        raise SkippedEntry(LENGTHS, lengths + rate_hint(tracked, wrong[0]), frames_in)
+    if frames_in - min(counts) > 1:
+        raise SkippedEntry(LENGTHS, f"the motion of its people has {' and '.join(map(str, counts))} frames", frames_in)
+
+
+def _piece(whole: _Whole, first: int, last: int, *, alone: bool) -> Record:
+    if not is_long_enough(last - first):
+        raise SkippedEntry(SHORT, f"{last - first} frames, at least {WINDOW_FRAMES + 2} are needed")
+    tracks = []
+    for person, audio, turns, name in zip(whole.people, whole.audio, whole.turns, whole.names, strict=True):
+        motion = None if person is None else person.grid.motion[first:last]
+        # The grid begins with the sound, and a frame is a whole number of samples.
+        cut = None if audio is None else audio[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME]
+        mask = None if turns is None else speech_mask(turns, last)[first:]
+        observed = None if person is None or person.observed.all() else person.observed
+        tracks.append(Track(motion, cut, mask, observed, name))
+    name = whole.entry.name if alone else f"{whole.entry.name}_from{first}"
+    entry = dataclasses.replace(whole.entry, name=name, frames=None)
+    return assemble(entry, tracks, expression_basis="flame", source="tracks").record
