@@ -1,6 +1,6 @@
 # Every target sets itself up: `.venv` with what it needs, quick the second time.
 PYTHON ?= python3.11
-EXTRAS ?= dev,render
+EXTRAS ?= dev,render,serve
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(EXTRAS)
@@ -43,7 +43,7 @@ pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given
 VIEWER := unils_jax/outputs/viewer
 viewer: $(VIEWER)/dist/viewer.js  ## the script of `unils view` from its TypeScript: Node 20.19 or newer
 
-$(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/*) $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts)
+$(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/* $(VIEWER)/src/live/*) $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts)
 	@command -v npm >/dev/null || { echo "make viewer needs Node 20.19 or newer with npm: https://nodejs.org" >&2; exit 1; }
 	rm -rf build/viewer/src && mkdir -p build/viewer $(@D)
 	cp -R $(VIEWER)/src $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts .npmrc) build/viewer

@@ -327,9 +327,14 @@ class _Timeline:
 
 
 class Resampler:
-    """`resample_poly` to 16 kHz for the blocks of one signal: the same bits as for the whole."""
+    """`resample_poly` to 16 kHz for the blocks of one signal: the same bits as for the whole.
 
-    def __init__(self, rate: int):
+    Samples are collected until there are `least_samples` more than the filter needs on either
+    side: many for a file, which is quicker, few for a live track, which waits for them.
+    """
+
+    def __init__(self, rate: int, least_samples: int = _BLOCK):
+        self._least_samples = least_samples
         divisor = math.gcd(rate, SAMPLE_RATE)
         self.up, self.down = SAMPLE_RATE // divisor, rate // divisor
         largest = max(self.up, self.down)
@@ -347,7 +352,7 @@ class Resampler:
             return block
         self._pending.append(block)
         self._num_pending += block.shape[1]
-        if self._num_pending < 2 * self._context + max(_BLOCK, self.down):
+        if self._num_pending < 2 * self._context + max(self._least_samples, self.down):
             return block[:, :0]
         return self._resample(is_last=False)
 

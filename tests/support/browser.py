@@ -25,7 +25,7 @@ FLAGS = (
 
 
 @contextmanager
-def chromium(profile: Path, width: int = 1000, height: int = 800) -> Iterator[Any]:
+def chromium(profile: Path, width: int = 1000, height: int = 800, flags: tuple[str, ...] = ()) -> Iterator[Any]:
     """A selenium driver. Skips, saying how to enable it, where a part is missing."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -34,7 +34,7 @@ def chromium(profile: Path, width: int = 1000, height: int = 800) -> Iterator[An
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[dev]'")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
+    for flag in (*FLAGS, *flags, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     session = webdriver.Chrome(service=webdriver.ChromeService(driver), options=options)

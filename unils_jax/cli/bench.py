@@ -1,4 +1,4 @@
-"""`unils bench {decode,train,data,gpu-smoke}`: measures this machine."""
+"""`unils bench {decode,train,data,serve,gpu-smoke}`: measures this machine."""
 
 import argparse
 import tempfile
@@ -35,6 +35,7 @@ EXAMPLES = {
     "--json train.json\n  unils bench train --config dialogue --aot\n"
     "  unils bench train --config codec --topology v5e:2x4 --config.train.compute_dtype=bfloat16",
     "data": "unils bench data --json data.json",
+    "serve": "unils bench serve --clients 20 --seconds 60 --stall 0.1 --disconnect 0.1",
     "gpu-smoke": "unils bench gpu-smoke",
 }
 
@@ -134,11 +135,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benches, with working examples."""
     parser.description = "Measures this machine; weights and inputs are random unless a checkpoint is given."
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
-    kinds = parser.add_subparsers(dest="bench", metavar="{decode,train,data,gpu-smoke}", required=True)
+    kinds = parser.add_subparsers(dest="bench", metavar="{decode,train,data,serve,gpu-smoke}", required=True)
     for name, add, summary in (
         ("decode", add_decode_arguments, "motion per second from audio, and how long one waits for it"),
         ("train", add_train_arguments, "training steps per second, and what bounds them"),
         ("data", add_data_arguments, "training windows per second from a store"),
+        ("serve", add_serve_arguments, "how long live clients of `unils serve` wait for their motion"),
         ("gpu-smoke", add_smoke_arguments, "every stage three steps, one decode, one checkpoint, on a GPU"),
     ):
         sub = kinds.add_parser(
@@ -222,6 +224,21 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_rounds_arguments(parser)
     parser.set_defaults(run=run_data)
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils bench serve`, which needs the extra `serve`."""
+    try:
+        from unils_jax.cli.serve import add_bench_arguments  # noqa: PLC0415 - an optional extra
+    except UserError as error:
+        message = str(error)
+
+        def refuse(args: argparse.Namespace) -> None:
+            raise UserError(message)
+
+        parser.set_defaults(run=refuse)
+        return
+    add_bench_arguments(parser)
 
 
 def add_smoke_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ COMMANDS = {
     "export": Command("export", "a checkpoint as a release file, or its adapter alone"),
     "render": Command("motion", "a motion file as a video", "add_render_arguments"),
     "bench": Command("bench", "throughput, latency, memory and utilisation of this machine"),
+    "serve": Command("serve", "live conversations over WebSocket, and a page to talk to"),
     "view": Command("motion", "a motion file as a page for the browser", "add_view_arguments"),
     "convert-motion": Command(
         "motion",
@@ -42,8 +43,9 @@ COMMANDS = {
         "add_convert_arguments",
     ),
     "miniature": Command(
-        "miniature",
+        "demo",
         "the paper's comparison on synthetic conversations: six systems trained and scored, in an hour",
+        "add_miniature_arguments",
     ),
     "doctor": Command("doctor", "what is installed, and how to get what is missing"),
 }
@@ -68,9 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     prepare()  # before the command imports JAX, which reads its settings from the environment then
-    parser, commands = make_parser(argv)
-    args = parse(parser, commands, argv)
     try:
+        parser, commands = make_parser(argv)
+        args = parse(parser, commands, argv)
         args.run(args)
     except UserError as error:
         print("unils: error:", " ".join(str(error).splitlines()), file=sys.stderr)

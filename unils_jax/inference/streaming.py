@@ -169,6 +169,11 @@ class Stream:
         motion, self._motion = self._motion, []
         return np.concatenate([np.zeros((self._streams.program.people, 0, MOTION_DIM), np.float32), *motion], axis=1)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was flushed and all of its audio is decoded."""
+        return self._ended and not self._ready_at
+
     def close(self) -> None:
         """Frees the stream's place for another one; what was decoded can still be received."""
         self._check_open()
@@ -209,7 +214,7 @@ class Stream:
 
     def _take_motion(self, motion: np.ndarray, latency: Latency) -> None:
         self.latencies.append(latency)
-        last = self._ended and not self._ready_at
+        last = self.is_finished
         if last:
             # The padding that completed the last window is cut off again.
             frames = -(-max(self._fed_samples) // SAMPLES_PER_FRAME)

@@ -117,7 +117,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         "numFrames": num_frames,
         "people": _people(names, sound, num_people, num_frames),
         "notices": notices,
-        "head": _head(head, num_expression),
+        "head": packed_head(head, num_expression),
         "numExpression": num_expression,
         "blink": {"channels": lids, "full": STANDIN_SHAPES["blink_left"]} if blinks else None,
         "motion": _motion(shown, num_expression),
@@ -222,7 +222,8 @@ def _motion(motion: np.ndarray, num_expression: int) -> dict[str, Any]:
     return _packed(np.diff(levels, axis=1, prepend=np.int16(0)), step)
 
 
-def _head(head: DrawnHead, num_expression: int) -> dict[str, Any]:
+def packed_head(head: DrawnHead, num_expression: int) -> dict[str, Any]:
+    """Packs a head with its leading shapes for a page's script."""
     s, asset = head.asset.skinning, head.asset
     basis = np.concatenate([s.basis[:num_expression], s.basis[s.num_expression :]])
     return {

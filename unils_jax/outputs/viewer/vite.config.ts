@@ -1,11 +1,18 @@
 import { readFileSync } from "node:fs";
 import { defineConfig } from "vite";
 
-// One script without imports, and the licence of what is in it.
-export default defineConfig({
+// What each mode builds: scripts without imports, each from one file. The first one empties the folder.
+const ENTRIES: Record<string, string> = {
+  viewer: "src/main.ts",
+  live: "src/live/main.ts",
+  capture: "src/live/capture.ts",
+};
+
+export default defineConfig(({ mode }) => ({
   build: {
     target: ["chrome123", "firefox120", "safari17.5"], // the first with light-dark()
-    lib: { entry: "src/main.ts", formats: ["iife"], name: "unilsViewer", fileName: () => "viewer.js" },
+    emptyOutDir: mode === "viewer",
+    lib: { entry: ENTRIES[mode]!, formats: ["iife"], name: `unils_${mode}`, fileName: () => `${mode}.js` },
   },
   plugins: [
     {
@@ -16,4 +23,4 @@ export default defineConfig({
       },
     },
   ],
-});
+}));

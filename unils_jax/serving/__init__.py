@@ -1,0 +1,1 @@
+"""`unils serve`: live conversations over WebSocket, and the page that holds one."""

@@ -1,0 +1,220 @@
+"""A load generator: clients that speak in real time, late, haltingly or not to the end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from unils_jax.errors import UserError
+from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
+from unils_jax.serving.access import TOKEN_PREFIX
+from unils_jax.serving.protocol import SUBPROTOCOL, unpack_motion
+
+MESSAGE_SAMPLES = 640  # 40 ms
+STALL_S = 2.0
+START_S = 180.0  # for a server to compile
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the clients do."""
+
+    clients: int = 8
+    seconds: float = 30.0  # of audio that each sends
+    jitter_s: float = 0.02  # each message is late by up to so much
+    stall: float = 0.0  # share of clients that pause for `STALL_S` in the middle
+    disconnect: float = 0.0  # share of clients that vanish half way
+    token: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """What one client saw."""
+
+    latencies: list[float] = field(default_factory=list)  # s, a frame's last sample sent to the frame's arrival
+    frames: int = 0
+    seconds: float = 0.0  # from open to end
+    ended: bool = False  # whether all motion came
+    closed: str = ""  # code of the server's error; "": none
+
+
+class _Client:
+    """One conversation of noise bursts, sent in real time."""
+
+    def __init__(self, load: Load, number: int):
+        self.load, self.number = load, number
+        self.rng = np.random.default_rng([load.seed, number])
+        self.outcome = Outcome()
+        self.sent_at: list[float] = []  # of each frame of audio
+        share = (number + 0.5) / load.clients
+        self.vanishes, self.stalls = share < load.disconnect, 1 - share < load.stall
+
+    async def run(self, url: str) -> Outcome:
+        """Talks to the end; returns what was seen."""
+        await asyncio.sleep(float(self.rng.uniform(0, 1)))  # windows of the clients are not complete at once
+        protocols = [SUBPROTOCOL] + ([TOKEN_PREFIX + self.load.token] if self.load.token else [])
+        try:
+            async with connect(url, compression=None, subprotocols=protocols, proxy=None, open_timeout=60) as socket:
+                await socket.send(json.dumps({"type": "open", "version": 1, "seed": self.number}))
+                answer = json.loads(await socket.recv())
+                if answer["type"] == "error":
+                    self.outcome.closed = answer["code"]
+                    return self.outcome
+                await self._talk(socket)
+        except (ConnectionClosed, OSError, TimeoutError) as error:
+            self.outcome.closed = self.outcome.closed or type(error).__name__
+        return self.outcome
+
+    async def _talk(self, socket: ClientConnection) -> None:
+        begun = time.perf_counter()
+        listener = asyncio.create_task(self._listen(socket))
+        num_messages = int(self.load.seconds * SAMPLE_RATE / MESSAGE_SAMPLES)
+        for i in range(num_messages):
+            if self.stalls and i == num_messages // 2:
+                begun += STALL_S
+            due = begun + (i + 1) * MESSAGE_SAMPLES / SAMPLE_RATE + float(self.rng.uniform(0, self.load.jitter_s))
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            if self.vanishes and i == num_messages // 2:
+                listener.cancel()
+                socket.transport.abort()
+                self.outcome.closed = "vanished, as it was meant to"
+                return
+            for track in (0, 1):
+                speaks = (i // 50 + track) % 2
+                samples = self.rng.normal(0, 3000 if speaks else 30, MESSAGE_SAMPLES).astype("<i2")
+                await socket.send(bytes([track]) + samples.tobytes())
+            self.sent_at += [time.perf_counter()] * (MESSAGE_SAMPLES // SAMPLES_PER_FRAME)
+        await socket.send('{"type": "flush"}')
+        await listener
+        self.outcome.seconds = time.perf_counter() - begun
+
+    async def _listen(self, socket: ClientConnection) -> None:
+        async for message in socket:
+            now = time.perf_counter()
+            if isinstance(message, bytes):
+                first, motion = unpack_motion(message)
+                last = first + motion.shape[1]
+                self.outcome.latencies += [now - sent for sent in self.sent_at[first:last]]
+                self.outcome.frames = last
+            elif (answer := json.loads(message))["type"] == "error":
+                self.outcome.closed = answer["code"]
+            elif answer["type"] == "end":
+                self.outcome.ended = True
+                return
+
+
+def run_load(load: Load, url: str | None, *, checkpoint: str | None = None, slots: int | None = None) -> dict[str, Any]:
+    """Runs all clients against a server, or one that is started; returns every figure."""
+    if url is not None:
+        return _measure(load, url, None)
+    with _server(checkpoint, load.clients, slots) as (url, process):
+        return _measure(load, url, process)
+
+
+def _measure(load: Load, url: str, process: subprocess.Popen | None) -> dict[str, Any]:
+    outcomes, memory = asyncio.run(_run_clients(load, url.rstrip("/") + "/v1/stream", process))
+    latencies = np.array([latency for outcome in outcomes for latency in outcome.latencies] or [np.nan])
+    half = len(memory) // 2
+    closed = [outcome.closed for outcome in outcomes if outcome.closed]
+    result = {
+        "bench": "serve",
+        "load": {name: value for name, value in asdict(load).items() if name != "token"},
+        "latency_s": {f"p{p}": float(np.percentile(latencies, p)) for p in (50, 95, 99)},
+        "frames": sum(outcome.frames for outcome in outcomes),
+        "complete": sum(outcome.ended for outcome in outcomes),
+        "closed": {reason: closed.count(reason) for reason in sorted(set(closed))},
+        "memory_mib": max(memory) if memory else None,
+        "memory_growth": memory[-1] / memory[half] - 1 if len(memory) > 2 else None,  # in the second half
+    }
+    spoken = [outcome for outcome in outcomes if outcome.ended]
+    # Above 1 a stream's motion falls behind its audio.
+    result["real_time_factor"] = max((o.seconds / load.seconds for o in spoken), default=None)
+    return result
+
+
+async def _run_clients(load: Load, url: str, process: subprocess.Popen | None) -> tuple[list[Outcome], list[float]]:
+    clients = [asyncio.create_task(_Client(load, i).run(url)) for i in range(load.clients)]
+    memory: list[float] = []
+    while not all(client.done() for client in clients):
+        if process is not None and (now := _resident_mib(process.pid)):
+            memory.append(now)
+        await asyncio.wait(clients, timeout=0.5)
+    return [client.result() for client in clients], memory
+
+
+def _resident_mib(pid: int) -> float | None:
+    """Returns the memory of a process; None where the system does not say."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextlib.contextmanager
+def _server(checkpoint: str | None, capacity: int, slots: int | None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Starts `unils serve` on a free port and waits until it is ready; stops it at the end."""
+    limits = ["--capacity", str(capacity), "--streams_per_address", str(capacity + 1)]
+    command = [sys.executable, "-m", "unils_jax.cli.main", "serve", "--port", "0", *limits]
+    command += (["--checkpoint", checkpoint] if checkpoint else []) + (["--slots", str(slots)] if slots else [])
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if address := re.search(r"serving http://([\d.]+:\d+)", line):
+                break
+        else:
+            raise UserError(f"the server did not start: {lines[-1].strip() if lines else 'it said nothing'}")
+        # A full pipe would stop the server.
+        _drain(process)
+        _wait_until_ready(address[1])
+        yield f"ws://{address[1]}", process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _drain(process: subprocess.Popen) -> None:
+    threading.Thread(target=lambda: [None for _ in process.stderr], daemon=True).start()
+
+
+def _wait_until_ready(address: str) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/readyz", timeout=5):
+            return
+        time.sleep(0.1)
+    raise UserError(f"the server at {address} was not ready within {START_S:g} s")
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the figures for a terminal."""
+    load, latency = result["load"], result["latency_s"]
+    lines = [
+        f"{load['clients']} clients, {load['seconds']:g} s of audio each: {result['complete']} got all of their motion",
+        "sample sent to frame arrived: " + ", ".join(f"{name} {value:.3f} s" for name, value in latency.items()),
+    ]
+    if result["real_time_factor"] is not None:
+        lines.append(f"slowest stream: {result['real_time_factor']:.3f} of its audio's time")
+    if result["memory_mib"] is not None:
+        growth = result["memory_growth"]
+        lines.append(f"memory {result['memory_mib']:.0f} MiB" + (f", second half {growth:+.2%}" if growth else ""))
+    lines += [f"closed: {count} {reason}" for reason, count in result["closed"].items()]
+    return "\n".join(lines)
