@@ -139,7 +139,7 @@ def _read_pickle(path: Path) -> object:
 
 
 def _per_clip(arrays: Arrays) -> Arrays:
-    """Names the single array of a .npy, whose file gives it no name."""
+    """Calls the single array of a .npy "array", because its file gives it no name."""
     return {"array": arrays[""]} if set(arrays) == {""} else arrays
 
 

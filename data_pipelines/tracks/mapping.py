@@ -114,7 +114,9 @@ def find_mapping(samples: Sequence[Arrays], layout: str, keys: dict[str, Column]
     parts, lines = _with_kinds(parts, samples, kinds, problems)
     if "expression" not in parts and not any(part in parts for part in ROTATIONS):
         problems.append("no array has a name of the face; name them, like --keys expression=NAME,head=NAME,jaw=NAME")
-    return Mapping(parts, named, _table(parts, arrays, lines), tuple(problems))
+    how = "named by --layout" if layout != "auto" else "found out by the names of the arrays"
+    rows = (("layout", named, how), *_table(parts, arrays, lines))
+    return Mapping(parts, named, rows, tuple(problems))
 
 
 def _layout_of(arrays: Arrays, layout: str) -> str:

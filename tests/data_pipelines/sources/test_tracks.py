@@ -56,7 +56,7 @@ def test_every_tracker_gives_the_motion_that_its_file_was_made_from(tmp_path, tr
     assert_is(read_one(tmp_path).record, truth(SECONDS, 25), channels)
 
 
-@pytest.mark.parametrize("form", ["json", "pt", "json frames", "arrays", "npz frames", "arrays frames", "pkl frames"])
+@pytest.mark.parametrize("form", ["json", "pt", "json frames", "arrays", "npz frames", "arrays frames"])
 def test_a_clip_may_be_a_file_or_a_folder_of_frames_or_of_arrays(tmp_path, form):
     write_clip(tmp_path, "a", deca(truth(SECONDS, 25)), form)
     assert_is(read_one(tmp_path).record, truth(SECONDS, 25), TRACKERS["deca"][1])
