@@ -181,7 +181,7 @@ class TracksSource:
 
     def _read(self, entry: Entry, names: tuple[str, ...]) -> Reading:
         files, notices = _sorted_files(entry), []
-        sounds = self._sounds(files, notices)
+        sounds, problems = self._sounds(files, notices)
         frames = max((sound.channels.shape[1] // SAMPLES_PER_FRAME for sound in sounds.values()), default=0)
         if not files.motions:
             raise SkippedEntry(MISSING, "no file of a tracker", frames)
@@ -192,9 +192,12 @@ class TracksSource:
             raise SkippedEntry(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
         try:
             people = [self._frames(files, speaker, notices) for speaker in speakers]
-            audio, masks = self._audio(entry, files, sounds, len(speakers), notices)
+            audio, masks = ([], []) if problems else self._audio(entry, files, sounds, len(speakers), notices)
         except UserError as error:
             raise SkippedEntry(DAMAGED, str(error).replace(f"{self.folder}/", ""), frames) from None
+        if problems:
+            tracked = max((len(person.grid.covered) for person in people if person is not None), default=frames)
+            raise SkippedEntry(DAMAGED, "; ".join(problems), tracked)
         if len(names) not in (0, len(speakers)):
             notices.append(f"people.csv names {len(names)} persons of {len(speakers)}; they are not kept")
             names = ()
@@ -203,9 +206,9 @@ class TracksSource:
             log.warning("%s: %s", shown(entry.name), notice)
         return _cut(whole, tuple(notices))
 
-    def _sounds(self, files: _Files, notices: list[str]) -> dict[str, Sound]:
-        """Returns the sound of each speaker's best file that has any."""
-        sounds = {}
+    def _sounds(self, files: _Files, notices: list[str]) -> tuple[dict[str, Sound], list[str]]:
+        """Returns the sound of each speaker's best file that has any, and what cannot be read."""
+        sounds, problems = {}, []
         for speaker, parts in files.sounds.items():
             for part in parts:
                 try:
@@ -213,12 +216,13 @@ class TracksSource:
                 except NoSoundError:
                     continue
                 except UserError as error:
-                    raise SkippedEntry(DAMAGED, str(error).replace(f"{self.folder}/", "")) from None
+                    problems.append(str(error).replace(f"{self.folder}/", ""))
+                    break
                 notices += [f"{shown(part)}: {notice}" for notice in sounds[speaker].notices]
                 break
         if len(sounds) > 1 and "" in sounds:
             del sounds[""]  # each person's own file has what the mixture has
-        return sounds
+        return sounds, problems
 
     def _frames(self, files: _Files, speaker: str, notices: list[str]) -> "_Person | None":
         """Reads one person's motion and brings it to 25 frames a second; None without a file."""

@@ -61,7 +61,8 @@ def _stacked(frames: Sequence[Path], folder: Path) -> Arrays:
     if None in numbers or len(set(numbers)) != len(numbers):
         raise UserError(f"{folder} must name its frames by different numbers; rename them")
     read = [_one_folder(_files_in(frame)) if frame.is_dir() else _read_file(frame) for frame in frames]
-    places = np.array(numbers) - numbers[0]
+    # Frames count from 0 or 1: where the first ones are missing, sound and motion begin apart.
+    places = np.array(numbers) - min(numbers[0], 1)
     if places[-1] >= MAX_FRAMES:
         raise UserError(f"{folder} numbers its frames up to {numbers[-1]}, too far apart; check the names")
     return _joined(read, places, int(places[-1]) + 1)

@@ -443,12 +443,12 @@ def open_source(request: ConvertRequest) -> Source:
     if request.index is not None:
         raise UserError(f"--index is of --from release, not of --from {request.layout}; leave it out")
     shares = None if request.splits is None else parse_shares(request.splits)
-    if request.layout == "tracks":
-        return TracksSource(source, request.split or "", shares, _track_options(request))
     others = [] if request.split else folders_left_out(source)
     if others:
         remedy = f"convert each apart, like --source {source / others[0]} --split test"
         log.warning("%s: the folders %s are no split and are left out; %s", source, ", ".join(others), remedy)
+    if request.layout == "tracks":
+        return TracksSource(source, request.split or "", shares, _track_options(request))
     return FOLDERS[request.layout](source, request.split or "", shares)
 
 

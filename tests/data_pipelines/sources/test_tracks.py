@@ -205,10 +205,11 @@ def test_short_gaps_are_interpolated_and_long_ones_are_cut_out(tmp_path):
 
 def test_missing_files_of_frames_are_gaps(tmp_path):
     write_clip(tmp_path, "a", deca(truth(SECONDS, 25)), "npz frames")
-    for number in (11, 12):
+    for number in (1, 2, 11, 12):
         (tmp_path / "a" / f"{number:05d}.npz").unlink()
     reading = read_one(tmp_path)
-    assert reading.record.num_frames == 120 and "2 frames without a face" in str(reading.notices)
+    assert reading.record.num_frames == 118 and "2 frames without a face" in str(reading.notices)
+    assert [(span.reason, span.frames) for span in reading.lost] == [("lost tracking", 2)] and reading.frames_in == 120
 
 
 def stereo(frames, seed=0):
@@ -312,6 +313,10 @@ FAULTS = {
     "sound": (
         lambda f: (write_clip(f, "sound", deca(truth(SECONDS, 25))), write_wav(f / "sound.wav", np.zeros(16000))),
         "lengths",
+    ),
+    "noise": (
+        lambda f: (write_clip(f, "noise", deca(truth(SECONDS, 25))), (f / "noise.wav").write_bytes(b"RIFF not at all")),
+        "damaged",
     ),
     "alone": (lambda f: write_clip(f, "alone_speaker1", deca(truth(SECONDS, 25))), "missing partner"),
     "voice": (lambda f: write_wav(f / "voice.wav", np.zeros(80000)), "no file of a tracker"),
