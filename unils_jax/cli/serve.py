@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
         log.warning("no page at /: %s", error)
         page = None
     # A model of one audio decodes one person.
-    people = 2 if checkpoint.model.config.prior.audio_condition == "pair" else 1
+    people = 2 if checkpoint.config.prior.audio_condition == "pair" else 1
     slots = request.slots or min(limits.capacity, SLOTS)
     program = make_program(checkpoint.model, slots=slots, people=people, dtype=request.dtype)
     server = Server(
