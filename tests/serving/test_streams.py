@@ -214,7 +214,7 @@ def test_tokens_and_origins_are_checked():
 
 
 def test_limits_of_time_and_address():
-    with serving(idle_s=0.3, open_s=0.3, streams_per_address=1) as server:
+    with serving(idle_s=1.5, open_s=0.7, streams_per_address=1) as server:
         with connected(server) as silent:
             assert error_of(silent) == ("idle", 4408)
         with opened(server) as first, connected(server) as second:

@@ -115,9 +115,10 @@ class Server:
             self._socket.close()
 
     def stop(self) -> None:
-        """Asks from another thread for what SIGTERM does."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop)
+        """Asks from another thread for what SIGTERM does; nothing, where it has stopped."""
+        if self._loop is not None and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it closed meanwhile
+                self._loop.call_soon_threadsafe(self._stop)
 
     async def _serve(self, handle_signals: bool) -> None:
         self._loop = asyncio.get_running_loop()
