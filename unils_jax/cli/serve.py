@@ -13,11 +13,11 @@ from unils_jax.inference.program import make_program
 from unils_jax.models.unils import UniLS
 
 try:
-    from unils_jax.serving.access import make_access
-    from unils_jax.serving.limits import Limits
-    from unils_jax.serving.load import Load, run_load, table
-    from unils_jax.serving.page import page_files, write_page
-    from unils_jax.serving.server import Server, Tls
+    from unils_jax.outputs.serving.access import make_access
+    from unils_jax.outputs.serving.limits import Limits
+    from unils_jax.outputs.serving.load import Load, run_load, table
+    from unils_jax.outputs.serving.page import page_files, write_page
+    from unils_jax.outputs.serving.server import Server, Tls
 except ModuleNotFoundError as error:
     raise UserError(f"serving needs {error.name}: {install_hint('serve')}") from None
 
@@ -183,7 +183,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils bench serve`."""
     defaults = LoadRequest
     parser.add_argument("--url", help="ws://HOST:PORT of a server (default: one is started here)")
-    parser.add_argument("--checkpoint", metavar="PATH", help="of the server that is started (default: our live demo model)")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="of the server that is started (default: ours)"
+    )
     parser.add_argument("--slots", type=int, metavar="S", help="of the server that is started")
     parser.add_argument("--token", help="of the server at --url")
     parser.add_argument("--json", metavar="FILE", help="write every figure to FILE")
