@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.loader import inclusive, make_loader
 from data_pipelines.store.reader import Store
-from data_pipelines.windows import cut_window, whole_sequence
+from data_pipelines.windows import RELEASE_WINDOW, cut_window, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
@@ -90,16 +90,17 @@ def check_all(out: Path) -> list[Check]:
     return check_ear(out) + check_codec(out) + check_prior(out) + check_dialogue(out)
 
 
-def held_out(out: Path, window: Window) -> list[Batch]:
+def held_out(out: Path, window: Window, view: str = "solo", batch_size: int = 32, batches: int = 8) -> list[Batch]:
     """Reads batches of windows of the test conversations, which no stage has seen."""
-    loader = make_loader(str(out / "data"), "test", view="solo", batch_size=32, seed=0, window=window)
-    return list(islice(iter(loader), 8))
+    loader = make_loader(str(out / "data"), "test", view=view, batch_size=batch_size, seed=0, window=window)
+    return list(islice(iter(loader), batches))
 
 
 def check_ear(out: Path) -> list[Check]:
     """Compares the ear's articulators with predicting their mean."""
     model = load(out / "ear").model
-    error, baseline = mean_over(held_out(out, "pair", 16, 4), lambda batch: articulator_errors(model, batch))
+    batches = held_out(out, RELEASE_WINDOW, "pair", 16, 4)
+    error, baseline = mean_over(batches, lambda batch: articulator_errors(model, batch))
     meaning = "mean squared error of the ear's articulators on held-out voices, bound: 0.8 of predicting the mean"
     return [Check("ear error", error, 0.8 * baseline, error < 0.8 * baseline, meaning)]
 
