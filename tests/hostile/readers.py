@@ -163,6 +163,12 @@ OTHERS = {
     "unils_jax.config:load_config": "runs the user's own Python, by design",
     "unils_jax.face.flame_file:flame_regions": _PACKAGED,
     "unils_jax.outputs.page:page_script": _PACKAGED,
+    "unils_jax.serving.access:_read_tokens": "takes words by a pattern from bytes of any kind, 64 KiB at most",
+    "unils_jax.serving.load:_listen": "reads answers of the server that it measures",
+    "unils_jax.serving.load:_resident_mib": "reads what Linux says of a process",
+    "unils_jax.serving.load:run": "reads answers of the server that it measures",
+    "unils_jax.serving.page:page_files": _PACKAGED,
+    "unils_jax.serving.protocol:_object": "messages, which tests/serving/test_hostile.py damages",
     "unils_jax.runtime:_holder": "reads a lock, whose damage it ignores by itself",
     "unils_jax.training.loop:_evaluate_and_save": "parses its own text",
 }

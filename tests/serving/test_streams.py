@@ -4,18 +4,24 @@ import base64
 import contextlib
 import json
 import logging
+import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("uvicorn", reason="needs the server: pip install '.[serve]'")
 
 from served import (
     AHEAD,
     WINDOW,
+    address,
     audio_message,
     connected,
     error_of,
@@ -153,6 +159,18 @@ def test_wrong_messages_close_their_stream_alone(server):
         np.testing.assert_array_equal(received(witness), one_shot(own, other, seed=1))
 
 
+def test_the_client_in_the_docs_runs_as_it_is(server, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (program,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 36
+    soundfile.write(tmp_path / "a.wav", noise(24_000), 24_000)
+    command = [sys.executable, "-c", program, str(tmp_path / "a.wav"), address(server)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith("frames 0 to 9: jaw [") and lines[-1] == '{"type": "end", "frames": 25}'
+
+
 def test_a_huge_message_closes_its_connection(server):
     with opened(server) as client, pytest.raises(ConnectionClosed):
         client.send(b"\0" + bytes(300_000))
@@ -196,7 +214,7 @@ def test_tokens_and_origins_are_checked():
 
 
 def test_limits_of_time_and_address():
-    with serving(idle_s=0.3, open_s=0.3, streams_per_address=1) as server:
+    with serving(idle_s=1.5, open_s=0.7, streams_per_address=1) as server:
         with connected(server) as silent:
             assert error_of(silent) == ("idle", 4408)
         with opened(server) as first, connected(server) as second:

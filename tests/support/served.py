@@ -31,7 +31,7 @@ def program() -> Program:
 def serving(access: Access | None = None, page: Mapping | None = None, **limits: float) -> Iterator[Server]:
     """A server on a free port of this machine; it is stopped, and its streams drained, at the end."""
     access = access or Access("127.0.0.1")
-    chosen = Limits(**{"capacity": 4, "grace_s": 3.0, "streams_per_address": 100, **limits})
+    chosen = Limits(**{"capacity": 4, "grace_s": 30.0, "streams_per_address": 100, **limits})
     server = Server(program(), "standin", access=access, limits=chosen, port=0, page=page)
     thread = threading.Thread(target=server.run, kwargs={"handle_signals": False})
     thread.start()
@@ -40,7 +40,7 @@ def serving(access: Access | None = None, page: Mapping | None = None, **limits:
         yield server
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 

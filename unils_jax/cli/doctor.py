@@ -26,6 +26,7 @@ NEEDED = (
 )
 EXTRAS = {
     "render": ("pyvista", "vtk"),
+    "serve": ("starlette", "uvicorn", "websockets", "prometheus_client"),
     "torch": ("torch",),
     "dev": ("pytest", "ruff", "selenium"),
 }

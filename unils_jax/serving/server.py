@@ -23,7 +23,8 @@ from unils_jax.serving.metrics import Metrics
 
 OPENING_S = 10.0  # from a connection to the end of its first request's head
 LINGER_S = 5.0  # for a client to take the last bytes after its connection was closed
-RECEIVE_BYTES = 1 << 17  # of a socket's buffer in the kernel: seconds of audio, not minutes, wait there
+# Of a socket's buffers in the kernel: seconds of audio and of motion wait there, not minutes.
+RECEIVE_BYTES = SEND_BYTES = 1 << 17
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +115,10 @@ class Server:
             self._socket.close()
 
     def stop(self) -> None:
-        """Asks from another thread for what SIGTERM does."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop)
+        """Asks from another thread for what SIGTERM does; nothing, where it has stopped."""
+        if self._loop is not None and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it closed meanwhile
+                self._loop.call_soon_threadsafe(self._stop)
 
     async def _serve(self, handle_signals: bool) -> None:
         self._loop = asyncio.get_running_loop()
@@ -149,6 +151,7 @@ def _bound(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, proto)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         bound.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -20,11 +20,11 @@ export class Connection {
   private readonly socket: WebSocket;
   private reason = "";
 
-  constructor(url: string, token: string, events: Events) {
+  constructor(url: string, token: string, smoothed: boolean, events: Events) {
     this.socket = new WebSocket(url, token ? ["unils.v1", `token.${token}`] : ["unils.v1"]);
     this.socket.binaryType = "arraybuffer";
     this.socket.onopen = () =>
-      this.socket.send(JSON.stringify({ type: "open", version: 1, people: 2, tracks: 2, smoothed: false }));
+      this.socket.send(JSON.stringify({ type: "open", version: 1, people: 2, tracks: 2, smoothed }));
     this.socket.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) => {
       if (typeof data === "string") {
         const answer = JSON.parse(data) as { type: string; message?: string };

@@ -51,6 +51,7 @@ class Controls {
   readonly pause = made("button", { id: "pause", type: "button", disabled: "" }, "Pause");
   readonly file = made("input", { id: "file", type: "file", accept: "audio/*", disabled: "" });
   readonly token = made("input", { id: "token", type: "password", size: "12", autocomplete: "off" });
+  readonly smooth = made("input", { id: "smooth", type: "checkbox" });
   readonly latency = made("span", { id: "latency" });
   readonly status = made("p", { id: "status", role: "status" }, "Press Start and speak: the avatar listens.");
   readonly meters = NAMES.map((name) => made("meter", { min: "0", max: "1", title: `${name}: loudness` }));
@@ -73,6 +74,7 @@ class Controls {
         this.start,
         this.pause,
         made("label", {}, "the avatar speaks a file ", this.file),
+        made("label", {}, this.smooth, "smooth, 0.16 s later"),
         made("label", {}, "token ", this.token),
         this.latency,
       ),
@@ -154,7 +156,7 @@ class Page {
         tracks.forEach((samples, p) => (controls.meters[p]!.value = Math.sqrt(Math.min(1, 4 * loudness(samples)))));
         this.conversation?.take(tracks);
       });
-      const connection = new Connection(address(this.data), controls.token.value.trim(), {
+      const connection = new Connection(address(this.data), controls.token.value.trim(), controls.smooth.checked, {
         ready: (answer: Ready) => {
           if (!this.conversation) return;
           this.conversation.playout = new Playout(answer.fps);
@@ -172,6 +174,7 @@ class Page {
       });
       this.conversation = new Conversation(sound, connection);
       controls.start.textContent = "Stop";
+      controls.smooth.disabled = true;
       controls.pause.disabled = controls.file.disabled = false;
     } catch (error) {
       controls.status.textContent = `No microphone: ${String(error)}`;
@@ -185,6 +188,7 @@ class Page {
     this.conversation = null;
     conversation.connection.close();
     controls.start.textContent = "Start";
+    controls.smooth.disabled = false;
     controls.pause.textContent = "Pause";
     controls.pause.disabled = controls.file.disabled = true;
     controls.status.textContent = reason ? `Ended: ${reason}` : "Ended.";
