@@ -170,6 +170,8 @@ def _with_kinds(
         if values is None:
             continue
         kind = flags.get(part) or parts[part].kind or _kind(part, values)
+        if kind == "camera" and values.shape[1] == WIDTHS["camera-6d"]:
+            kind = "camera-6d"
         if not _fits(part, kind, values.shape[1]):
             got = f"{parts[part]} has {values.shape[1]} values a frame"
             if part not in ("head", "jaw") and part not in flags:

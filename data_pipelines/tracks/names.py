@@ -78,7 +78,7 @@ class Layout:
     kinds: dict[str, str]  # part -> kind of its rotations; others are found out by their width
 
 
-# In the order in which `auto` tries them. The names are those of each tracker's published code.
+# In the order in which `auto` tries them.
 LAYOUTS = {
     "mica": Layout(
         {"expression": "flame/exp", "jaw": "flame/jaw", "eyes": "flame/eyes", "head": "camera/R"},

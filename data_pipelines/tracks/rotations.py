@@ -20,6 +20,7 @@ WIDTHS = {
     "6d-columns": 6,
     "matrix": 9,
     "camera": 9,
+    "camera-6d": 6,
 }
 MAX_ANGLE = 2 * np.pi
 # A matrix whose rows are not of length 1 and orthogonal within this is none of a rotation.
@@ -56,12 +57,16 @@ def _from_matrices(matrices: Float64[np.ndarray, "T 3 3"], name: str) -> Float64
     return _rotvec(Rotation.from_matrix(matrices))
 
 
-def _from_6d(values: Float64[np.ndarray, "T 6"], name: str) -> Float64[np.ndarray, "T 3"]:
+def _matrices(values: Float64[np.ndarray, "T 6"]) -> Float64[np.ndarray, "T 3 3"]:
     first, second = values[:, :3], values[:, 3:]
     rows = [first / np.maximum(np.linalg.norm(first, axis=1, keepdims=True), 1e-12)]
     second = second - (rows[0] * second).sum(axis=1, keepdims=True) * rows[0]
     rows.append(second / np.maximum(np.linalg.norm(second, axis=1, keepdims=True), 1e-12))
-    return _from_matrices(np.stack([*rows, np.cross(*rows)], axis=1), name)
+    return np.stack([*rows, np.cross(*rows)], axis=1)
+
+
+def _from_6d(values: Float64[np.ndarray, "T 6"], name: str) -> Float64[np.ndarray, "T 3"]:
+    return _from_matrices(_matrices(values), name)
 
 
 _READERS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {
@@ -74,6 +79,7 @@ _READERS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {
     "matrix": lambda v, name: _from_matrices(v.reshape(-1, 3, 3), name),
     # The head turns as the camera does not: the inverse, seen from where the camera begins.
     "camera": lambda v, name: _from_matrices(_FACING @ v.reshape(-1, 3, 3).transpose(0, 2, 1), name),
+    "camera-6d": lambda v, name: _from_matrices(_FACING @ _matrices(v).transpose(0, 2, 1), name),
 }
 
 

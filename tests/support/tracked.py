@@ -80,7 +80,7 @@ def mica(motion: np.ndarray) -> dict:
     facing = np.diag([-1.0, 1.0, -1.0])
     return {
         "flame": {"exp": motion[:, EXPRESSION], "jaw": six(rotvec(motion, "jaw")), "eyes": eyes},
-        "camera": {"R": (facing @ matrix(rotvec(motion, "head"))).transpose(0, 2, 1)},
+        "camera": {"R": (facing @ matrix(rotvec(motion, "head"))).transpose(0, 2, 1)[:, :2].reshape(-1, 6)},
     }
 
 
