@@ -32,12 +32,14 @@ demo: $(STAMP) viewer-if-node  ## make data, train the four stages, prove that t
 miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with intervals: within an hour; run again it goes on
 	$(BIN)/unils miniature --out runs/miniature
 
-# How many times as long as the smoke configs say the packaged model is trained; the demo makes do with fewer steps.
+# The demo models: that of `unils decode`, with the smoke configs' steps, and that of `unils serve`, windows of 0.4 s.
 TIMES ?= 1
-pretrained: $(STAMP)  ## the model that `unils decode` takes where none is given: the demo's, trained longer, in float16
+SHIPPED := --float16 --license "Apache-2.0, as the code: it has seen synthetic conversations only"
+pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take where none is given, in float16: within an hour
 	$(BIN)/unils demo --out runs/pretrained --times $(TIMES) --voices auto
-	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors --float16 \
-	  --license "Apache-2.0, as the code: it has seen synthetic conversations only"
+	$(BIN)/unils demo --live --out runs/pretrained_live
+	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors $(SHIPPED)
+	$(BIN)/unils export --checkpoint runs/pretrained_live/dialogue --out unils_jax/checkpoints/pretrained/live.safetensors $(SHIPPED)
 
 # Built in a copy, so that nothing of npm gets among the sources.
 VIEWER := unils_jax/outputs/viewer

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
+from data_pipelines.resampling import COMMON_RATES, at_positions
 from unils_jax.audio import MAX_SECONDS
 from unils_jax.errors import UserError
 from unils_jax.motion import FPS
-from unils_jax.resampling import COMMON_RATES, at_positions
 
 MAX_GAP_S = 0.2
 _BLOCK = 20_000  # frames that are interpolated at a time, which takes 80 MB

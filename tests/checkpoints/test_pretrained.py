@@ -21,12 +21,18 @@ from unils_jax.motion import load_motion
 
 def test_the_demo_model_is_small_float16_and_of_the_format_that_every_command_reads():
     folder = pretrained().parent
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json", "model.safetensors.md"}
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 5_000_000
+    files = {f"{name}{suffix}" for name in ("model", "live") for suffix in (".safetensors", ".json", ".safetensors.md")}
+    assert {path.name for path in folder.iterdir()} == files
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
     assert {array.dtype for array in load_file(pretrained()).values()} == {np.dtype(np.float16)}
     checkpoint = load(pretrained(), stage="dialogue")
     assert checkpoint.expression_basis == "standin"
     assert checkpoint.config.lora is None and not checkpoint.system.encoder.needed(checkpoint.config)
+
+
+def test_the_live_one_answers_in_windows_of_a_fraction_of_a_second():
+    config = load(pretrained("live"), stage="dialogue").config
+    assert (config.codec.scales[-1], config.prior.context_windows, config.prior.lookahead_frames) == (10, 10, 3)
 
 
 def test_its_card_says_what_it_has_seen():
@@ -83,6 +89,6 @@ def test_its_faces_move_though_less_than_true_ones(conversation, decoded):
 
 
 def test_a_package_without_the_model_says_how_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(unils_jax.checkpoints.loading, "PRETRAINED", tmp_path / "model.safetensors")
+    monkeypatch.setattr(unils_jax.checkpoints.loading, "PRETRAINED", tmp_path)
     with pytest.raises(UserError, match="make pretrained"):
         pretrained()

@@ -12,10 +12,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from unils_jax.inference.conversations import Request, decode_many
 from unils_jax.inference.program import Program, make_program
-from unils_jax.serving.access import Access
-from unils_jax.serving.limits import Limits
-from unils_jax.serving.protocol import unpack_motion
-from unils_jax.serving.server import Server
+from unils_jax.outputs.serving.access import Access
+from unils_jax.outputs.serving.limits import Limits
+from unils_jax.outputs.serving.protocol import unpack_motion
+from unils_jax.outputs.serving.server import Server
 
 SLOTS = 2
 WINDOW, AHEAD = 10, 3

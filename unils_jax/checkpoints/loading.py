@@ -23,7 +23,7 @@ from unils_jax.systems.registry import system_of_keys
 
 log = logging.getLogger(__name__)
 
-PRETRAINED = Path(__file__).parent / "pretrained" / "model.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 def load(
@@ -81,18 +81,20 @@ def load(
     return checkpoint
 
 
-def pretrained() -> Path:
-    """Returns the path of this package's demo model.
+def pretrained(name: str = "model") -> Path:
+    """Returns the path of one of this package's demo models.
 
-    It was trained on synthetic conversations, with the log-mel front end and the stand-in basis.
-    Raises UserError where this copy of the package was installed without it.
+    "model" has windows of 4 s, "live" of 0.4 s; both were trained on synthetic conversations, with
+    an ear and the stand-in basis. Raises UserError where this copy of the package was installed
+    without it.
     """
-    if not PRETRAINED.is_file():
+    path = PRETRAINED / f"{name}.safetensors"
+    if not path.is_file():
         raise UserError(
-            f"this copy of unils_jax holds no demo model ({PRETRAINED} is missing); give --checkpoint, or make the "
+            f"this copy of unils_jax holds no demo model ({path} is missing); give --checkpoint, or make the "
             "model with `make pretrained`"
         )
-    return PRETRAINED
+    return path
 
 
 def _from_file(path: Path, contents: dict[str, Any]) -> Checkpoint:

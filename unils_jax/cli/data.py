@@ -17,6 +17,7 @@ from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion import verify as verification
 from data_pipelines.conversion.report import empty_splits_note
 from data_pipelines.conversion.unitalker_pca import write_pca
+from data_pipelines.resampling import check_rate
 from data_pipelines.sources import FOLDERS
 from data_pipelines.sources.base import Source, folders_left_out, parse_shares
 from data_pipelines.sources.tracks import TrackOptions, TracksSource
@@ -38,7 +39,6 @@ from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files
 from unils_jax.files import atomic_output, check_output
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
-from unils_jax.resampling import check_rate
 
 EXAMPLES = {
     "synth": "unils data synth --out data/synthetic --conversations 60 --minutes 2 --seed 0\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from data_pipelines.resampling import at_our_rate, check_rate
 from unils_jax.audio import read_audio, speaking_frames
 from unils_jax.cli.arguments import (
     PeopleRequest,
@@ -29,7 +30,6 @@ from unils_jax.outputs.layouts import LAYOUTS
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.tables import read_csv, write_csv
 from unils_jax.outputs.video import FULL_HD, render_video
-from unils_jax.resampling import at_our_rate, check_rate
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import logging
 import re
 from dataclasses import dataclass, field, fields
 
-from unils_jax.checkpoints.loading import load
+from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument
 from unils_jax.errors import UserError, install_hint
 from unils_jax.files import check_output
@@ -13,11 +13,11 @@ from unils_jax.inference.program import make_program
 from unils_jax.models.unils import UniLS
 
 try:
-    from unils_jax.serving.access import make_access
-    from unils_jax.serving.limits import Limits
-    from unils_jax.serving.load import Load, run_load, table
-    from unils_jax.serving.page import page_files, write_page
-    from unils_jax.serving.server import Server, Tls
+    from unils_jax.outputs.serving.access import make_access
+    from unils_jax.outputs.serving.limits import Limits
+    from unils_jax.outputs.serving.load import Load, run_load, table
+    from unils_jax.outputs.serving.page import page_files, write_page
+    from unils_jax.outputs.serving.server import Server, Tls
 except ModuleNotFoundError as error:
     raise UserError(f"serving needs {error.name}: {install_hint('serve')}") from None
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class ServeRequest(Request):
     """The flags of `unils serve`, but for the limits."""
 
-    checkpoint: str | None = None  # None: the demo model of the package
+    checkpoint: str | None = None  # None: the package's live demo model
     audio_encoder: str | None = None
     host: str = "127.0.0.1"
     port: int = PORT  # 0: any that is free
@@ -112,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  unils serve --static site --server wss://faces.example.org"
     )
     defaults = ServeRequest
-    parser.add_argument("--checkpoint", metavar="PATH", help="a dialogue, live or not (default: our demo model)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a dialogue, live or not (default: our live demo model)")
     add_encoder_argument(parser)
     parser.add_argument("--host", default=defaults.host, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=defaults.port, help="0 takes a free one (default: %(default)s)")
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     request = ServeRequest.from_args(args)
     limits = Limits(**{limit.name: getattr(args, limit.name) for limit in fields(Limits)})
     access = make_access(request.host, request.token_file, request.allow_origin, request.insecure)
-    checkpoint = load(request.checkpoint, audio_encoder=request.audio_encoder, stage="dialogue")
+    checkpoint = load(request.checkpoint or pretrained("live"), audio_encoder=request.audio_encoder, stage="dialogue")
     if request.static and request.server:
         names = write_page(request.static, checkpoint.expression_basis, request.server)
         print(f"{request.static}: {', '.join(names)}")
@@ -183,7 +183,9 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils bench serve`."""
     defaults = LoadRequest
     parser.add_argument("--url", help="ws://HOST:PORT of a server (default: one is started here)")
-    parser.add_argument("--checkpoint", metavar="PATH", help="of the server that is started (default: our demo model)")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="of the server that is started (default: ours)"
+    )
     parser.add_argument("--slots", type=int, metavar="S", help="of the server that is started")
     parser.add_argument("--token", help="of the server at --url")
     parser.add_argument("--json", metavar="FILE", help="write every figure to FILE")

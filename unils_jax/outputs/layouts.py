@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
+from data_pipelines.resampling import at_our_rate, check_rate
 from data_pipelines.tracks.names import RATE_KEYS, TIME_KEYS
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, read_npy_file, read_npz_file
 from unils_jax.motion import EYES, FPS, MOTION_DIM, to_56_channels
 from unils_jax.outputs.trackers import file_rate, finite, read_tracker, say_losses
 from unils_jax.pickles.torch_zip import open_archive, state_dict
-from unils_jax.resampling import at_our_rate, check_rate
 
 ARTALK_DIM = 106
 _TENSOR_KEYS = ("motion", "motions", "motion_code", "motioncode")

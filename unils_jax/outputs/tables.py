@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
+from data_pipelines.resampling import at_our_rate, rate_of_times
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.motion import BASES, FPS, channel_names
-from unils_jax.resampling import at_our_rate, rate_of_times
 
 # Two people for over five hours. A row costs about as much memory as its text.
 MAX_ROWS = 1_000_000

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from scipy.spatial.transform import Rotation
 
+from data_pipelines.resampling import check_rate, fill_gaps, rate_of_times
 from data_pipelines.tracks.names import (
     EXPRESSION_KEYS,
     EYES_KEYS,
@@ -25,7 +26,6 @@ from data_pipelines.tracks.names import (
 from unils_jax.errors import UserError
 from unils_jax.files import npz_names, read_npz_file
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM
-from unils_jax.resampling import check_rate, fill_gaps, rate_of_times
 
 _KEYS = (EXPRESSION_KEYS, POSE_KEYS, HEAD_KEYS, JAW_KEYS, EYES_KEYS, RATE_KEYS, TIME_KEYS)
 MAX_ANGLE = 2 * np.pi

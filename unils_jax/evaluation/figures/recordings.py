@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from data_pipelines.resampling import at_our_rate
 from unils_jax.audio import frame_loudness, read_audio, speaking_frames
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.errors import UserError
@@ -25,7 +26,6 @@ from unils_jax.inference.recordings import Recording, find_recordings
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES
 from unils_jax.outputs.trackers import read_tracker
-from unils_jax.resampling import at_our_rate
 from unils_jax.systems.base import Inputs, Options, window_of
 
 log = logging.getLogger(__name__)

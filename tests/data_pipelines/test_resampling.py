@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from data_pipelines.resampling import at_our_rate, check_rate, rate_of_times, resample
 from unils_jax.errors import UserError
 from unils_jax.motion import EYES, HEAD, JAW
-from unils_jax.resampling import at_our_rate, check_rate, rate_of_times, resample
 
 
 def moving(seconds: float, fps: float) -> np.ndarray:

@@ -34,12 +34,12 @@ from served import (
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from unils_jax.serving.load import Load, run_load, table
-from unils_jax.serving.protocol import StreamError, parse_control, parse_open, read_samples, read_style
+from unils_jax.outputs.serving.load import Load, run_load, table
+from unils_jax.outputs.serving.protocol import StreamError, parse_control, parse_open, read_samples, read_style
 
 pytestmark = [pytest.mark.usefixtures("unoptimised"), pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONNECTIONS = 1000
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -142,9 +142,9 @@ STOPPED = """
 import sys
 sys.path[:0] = [{support!r}]
 from served import program
-from unils_jax.serving.access import Access
-from unils_jax.serving.limits import Limits
-from unils_jax.serving.server import Server
+from unils_jax.outputs.serving.access import Access
+from unils_jax.outputs.serving.limits import Limits
+from unils_jax.outputs.serving.server import Server
 server = Server(program(), "standin", access=Access("127.0.0.1"), limits=Limits(capacity=4), port=0)
 print(server.port, flush=True)
 server.run()

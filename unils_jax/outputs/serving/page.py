@@ -11,7 +11,7 @@ from unils_jax.files import atomic_output
 from unils_jax.motion import STANDIN_SHAPES
 from unils_jax.outputs.drawn_head import drawn_head
 from unils_jax.outputs.page import packed_head, page_script
-from unils_jax.serving.app import POLICY
+from unils_jax.outputs.serving.app import POLICY
 
 _SCRIPTS = ("live.js", "capture.js")
 _OTHER_BASIS = "The model has the {} basis, this head has not: only jaw, gaze and head move."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from unils_jax.errors import UserError
-from unils_jax.serving.protocol import is_finite_seconds
+from unils_jax.outputs.serving.protocol import is_finite_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from unils_jax.errors import UserError
 from unils_jax.inference.program import Program
 from unils_jax.inference.streaming import Streams
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE
-from unils_jax.serving.metrics import Metrics
-from unils_jax.serving.protocol import (
+from unils_jax.outputs.serving.metrics import Metrics
+from unils_jax.outputs.serving.protocol import (
     Open,
     StreamError,
     end_message,

@@ -10,7 +10,7 @@ from browser import chromium, until
 from served import serving
 
 from unils_jax.errors import UserError
-from unils_jax.serving.page import page_files, write_page
+from unils_jax.outputs.serving.page import page_files, write_page
 
 pytestmark = [pytest.mark.usefixtures("unoptimised"), pytest.mark.slow]
 

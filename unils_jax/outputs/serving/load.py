@@ -21,8 +21,8 @@ from websockets.exceptions import ConnectionClosed
 
 from unils_jax.errors import UserError
 from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
-from unils_jax.serving.access import TOKEN_PREFIX
-from unils_jax.serving.protocol import SUBPROTOCOL, unpack_motion
+from unils_jax.outputs.serving.access import TOKEN_PREFIX
+from unils_jax.outputs.serving.protocol import SUBPROTOCOL, unpack_motion
 
 MESSAGE_SAMPLES = 640  # 40 ms
 STALL_S = 2.0

@@ -11,9 +11,17 @@ from collections.abc import Callable
 
 from starlette.websockets import WebSocket, WebSocketState
 
-from unils_jax.serving.engine import Conversation, Delivery, Engine
-from unils_jax.serving.limits import Limits
-from unils_jax.serving.protocol import CLOSE_CODES, FORMATS, Open, StreamError, error_message, parse_control, parse_open
+from unils_jax.outputs.serving.engine import Conversation, Delivery, Engine
+from unils_jax.outputs.serving.limits import Limits
+from unils_jax.outputs.serving.protocol import (
+    CLOSE_CODES,
+    FORMATS,
+    Open,
+    StreamError,
+    error_message,
+    parse_control,
+    parse_open,
+)
 
 LEAST_MESSAGE_S = 0.002  # what even the smallest message counts as, so that many of them are no attack
 POLL_S = 0.02  # between two looks whether a paused client may go on

@@ -15,11 +15,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from unils_jax.errors import UserError
 from unils_jax.inference.program import Program
-from unils_jax.serving.access import Access
-from unils_jax.serving.app import House, make_app
-from unils_jax.serving.engine import Engine
-from unils_jax.serving.limits import Limits
-from unils_jax.serving.metrics import Metrics
+from unils_jax.outputs.serving.access import Access
+from unils_jax.outputs.serving.app import House, make_app
+from unils_jax.outputs.serving.engine import Engine
+from unils_jax.outputs.serving.limits import Limits
+from unils_jax.outputs.serving.metrics import Metrics
 
 OPENING_S = 10.0  # from a connection to the end of its first request's head
 LINGER_S = 5.0  # for a client to take the last bytes after its connection was closed

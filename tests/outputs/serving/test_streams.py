@@ -37,7 +37,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from unils_jax.audio import Resampler
 from unils_jax.inference.sampling import Sampling
-from unils_jax.serving.access import Access
+from unils_jax.outputs.serving.access import Access
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -160,7 +160,7 @@ def test_wrong_messages_close_their_stream_alone(server):
 
 
 def test_the_client_in_the_docs_runs_as_it_is(server, tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
     (program,) = re.findall("```python\n(.*?)```", page, re.DOTALL)
     assert len([line for line in program.splitlines() if line.strip()]) <= 36
     soundfile.write(tmp_path / "a.wav", noise(24_000), 24_000)
@@ -264,7 +264,7 @@ def test_addresses_answer_and_log_lines_are_escaped(server, caplog):
 
 
 def test_half_open_connections_are_not_kept(server, monkeypatch):
-    monkeypatch.setattr("unils_jax.serving.server.OPENING_S", 0.2)
+    monkeypatch.setattr("unils_jax.outputs.serving.server.OPENING_S", 0.2)
     with socket.create_connection(("127.0.0.1", server.port)) as half:
         half.sendall(b"GET / HTTP/1.1\r\n")
         half.settimeout(10)

@@ -12,12 +12,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from unils_jax.serving.access import Access
-from unils_jax.serving.engine import Delivery, Engine
-from unils_jax.serving.limits import Limits
-from unils_jax.serving.metrics import Metrics
-from unils_jax.serving.protocol import SUBPROTOCOL, Open, StreamError
-from unils_jax.serving.session import Session
+from unils_jax.outputs.serving.access import Access
+from unils_jax.outputs.serving.engine import Delivery, Engine
+from unils_jax.outputs.serving.limits import Limits
+from unils_jax.outputs.serving.metrics import Metrics
+from unils_jax.outputs.serving.protocol import SUBPROTOCOL, Open, StreamError
+from unils_jax.outputs.serving.session import Session
 
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; media-src blob:; base-uri 'none'; "
