@@ -197,7 +197,7 @@ def test_the_load_generator_counts_what_clients_see():
     assert result["complete"] == 6 - sum(result["closed"].values()) and result["complete"] >= 3
     assert result["frames"] >= 50 * result["complete"]
     latency = result["latency_s"]
-    assert 0.1 < latency["p50"] <= latency["p95"] <= latency["p99"] < 5
+    assert 0.1 < latency["p50"] <= latency["p95"] <= latency["p99"] < 60
     assert "6 clients, 2 s of audio each" in table(result)
 
 
