@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.loader import inclusive, make_loader
 from data_pipelines.store.reader import Store
-from data_pipelines.windows import cut_window, whole_sequence
+from data_pipelines.windows import RELEASE_WINDOW, cut_window, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
@@ -90,10 +90,10 @@ def check_all(out: Path) -> list[Check]:
     return check_ear(out) + check_codec(out) + check_prior(out) + check_dialogue(out)
 
 
-def held_out(out: Path, window: Window) -> list[Batch]:
+def held_out(out: Path, view: str, batch_size: int, num_batches: int, window: Window = RELEASE_WINDOW) -> list[Batch]:
     """Reads batches of windows of the test conversations, which no stage has seen."""
-    loader = make_loader(str(out / "data"), "test", view="solo", batch_size=32, seed=0, window=window)
-    return list(islice(iter(loader), 8))
+    loader = make_loader(str(out / "data"), "test", view=view, batch_size=batch_size, seed=0, window=window)
+    return list(islice(iter(loader), num_batches))
 
 
 def check_ear(out: Path) -> list[Check]:
@@ -107,7 +107,7 @@ def check_ear(out: Path) -> list[Check]:
 def check_codec(out: Path) -> list[Check]:
     """Compares reconstruction with predicting the mean."""
     checkpoint = load(out / "codec")
-    model, batches = checkpoint.model, held_out(out, checkpoint.config.window)
+    model, batches = checkpoint.model, held_out(out, "solo", 32, 8, checkpoint.config.window)
     error, baseline = mean_over(batches, lambda batch: codec_error(model, batch))
     meaning = "L1 of the codec on held-out motion, bound: half of the L1 of predicting the mean"
     return [Check("codec L1", error, baseline / 2, error < baseline / 2, meaning)]
@@ -116,7 +116,7 @@ def check_codec(out: Path) -> list[Check]:
 def check_prior(out: Path) -> list[Check]:
     """Compares cross-entropy with the bits' own marginal frequencies."""
     checkpoint = load(out / "prior")
-    model, batches = checkpoint.model, held_out(out, checkpoint.config.window)
+    model, batches = checkpoint.model, held_out(out, "solo", 32, 8, checkpoint.config.window)
     rows = [window_cross_entropy(model, batch) for batch in batches]
     value = float(np.mean([cross_entropy.mean() for cross_entropy, _ in rows]))
     bound = marginal_cross_entropy(np.concatenate([bits for _, bits in rows]), model.codec.scales)

@@ -183,9 +183,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils bench serve`."""
     defaults = LoadRequest
     parser.add_argument("--url", help="ws://HOST:PORT of a server (default: one is started here)")
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", help="of the server that is started (default: ours)"
-    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="of the server that is started (default: ours)")
     parser.add_argument("--slots", type=int, metavar="S", help="of the server that is started")
     parser.add_argument("--token", help="of the server at --url")
     parser.add_argument("--json", metavar="FILE", help="write every figure to FILE")
