@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("smoke/codec")
     config.stage = "prior"
-    config.num_steps = 400
+    config.num_steps = 600
     config.head = ""
     config.optimizer.learning_rate = 3e-3
     config.model.prior = {"width": 96, "depth": 3, "num_heads": 2, "context_windows": 1, "bit_chain": True}

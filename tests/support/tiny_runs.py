@@ -37,6 +37,7 @@ def get_config():
 """
 _CODEC = f"""
     config.model.codec.update({TINY_CODEC!r})
+    config.loss.coarse_scales = 1
 """
 _PRIOR = """
     config.model.prior.update({"width": 16, "depth": 1, "num_heads": 2})
