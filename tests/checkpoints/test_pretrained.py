@@ -37,7 +37,7 @@ def test_the_live_one_answers_in_windows_of_a_fraction_of_a_second():
 
 def test_its_card_says_what_it_has_seen():
     card = pretrained().with_name("model.safetensors.md").read_text()
-    for text in ("not FLAME's", "log-mel", "synthetic conversations only", "consent"):
+    for text in ("not FLAME's", "our ear", "synthetic conversations only", "consent"):
         assert text in card
 
 

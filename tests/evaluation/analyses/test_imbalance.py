@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 
 
 def test_the_own_voice_explains_the_jaw_and_nothing_explains_the_listener(store):
-    report = imbalance.measure(Store(store), imbalance.Settings(frames=1500, pictured=200))
+    report = imbalance.measure(Store(store), imbalance.Settings(frames=6000, pictured=200))
 
     def value(role, source, regression, group):
         return report["explained"][role][source][regression][group]["value"]

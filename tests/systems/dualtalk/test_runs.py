@@ -87,9 +87,7 @@ def test_the_small_form_on_log_mel_features_trains_whole_and_travels(run, tmp_pa
 
 @pytest.mark.parametrize("alignment", [False, True])
 def test_with_alignment_a_frame_of_the_fusion_is_its_own_and_without_it_the_mean_of_all(alignment):
-    config = DualTalkConfig(
-        Wav2Vec2Config(width=8, depth=1, num_heads=2, hidden_dim=8), 8, 2, 16, 1, alignment=alignment
-    )
+    config = DualTalkConfig(Wav2Vec2Config(8, 1, 2, 8, pos_conv_groups=2), 8, 2, 16, 1, alignment=alignment)
     model = DualTalk(replace(config, logmel=LogMelConfig(4, 0)), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (1, 20, 16))
     moved = x.at[:, 7].add(1.0)
