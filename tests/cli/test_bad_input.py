@@ -273,7 +273,7 @@ def train_flags(bad, workdir: Path, stage: str, *flags: str | Path) -> list:
         ("codec", ["--config.num_steps=0"], "num_steps must be at least 1, got 0"),
         ("codec", ["--config.num_steps"], "needs a value: --config.num_steps=VALUE"),
         ("codec", ["--config.model.codec.num_heads=0"], "num_heads must be at least 1"),
-        ("codec", ["--config.model.codec.scales=(1, 50)"], "must end in 100"),
+        ("codec", ["--config.model.codec.scales=(50, 1)"], "codec.scales must rise"),
         ("codec", ["--config.data.store={missing}"], "is no store"),
         ("codec", ["--config.data.store={good}"], "is no store"),
         ("codec", ["--config.data.store="], "data.store is empty"),

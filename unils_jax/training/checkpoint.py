@@ -11,6 +11,7 @@ never deleted.
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Restored:
     frozen: Params  # host arrays
     data: dict[str, Any]  # the loader's position
     evaluated: bool  # False: the run stopped before the evaluation that was due at this step
+
+
+# Orbax reports the first file that fails while others are still being written.
+REMOVALS, REMOVAL_S = 5, 0.2
 
 
 class Checkpoints:
@@ -108,9 +113,15 @@ class Checkpoints:
         except UserError:
             # It takes the room that is missing. Other processes may still write.
             if jax.process_count() == 1:
-                for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                self._remove_unfinished()
             raise
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a failed save left, until its other files' writers have ended, too."""
+        for _ in range(REMOVALS):
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            time.sleep(REMOVAL_S)
 
     def _check_room(self, num_bytes: int) -> None:
         """Raises UserError where a save of arrays of so many bytes cannot fit on the disk.

@@ -32,10 +32,10 @@ from served import (
     received,
     serving,
 )
-from unils_jax.finishing import finish
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from unils_jax.audio import Resampler
+from unils_jax.inference.finishing import finish
 from unils_jax.inference.sampling import Sampling
 from unils_jax.outputs.serving.access import Access
 
