@@ -55,8 +55,11 @@ def check_encoder_sizes(sizes: Mapping[str, Any]) -> None:
     convs, problems = [sizes[name] for name in ("conv_dims", "conv_kernels", "conv_strides")], []
     if len({len(counts) for counts in convs}) > 1 or min(min(counts, default=0) for counts in convs) < 1:
         problems.append(f"conv_dims, conv_kernels and conv_strides must be equally many counts, got {convs}")
-    names = ("width", "depth", "num_heads", "hidden_dim", "pos_conv_kernel", "pos_conv_groups")
-    problems += [f"{name} must be at least 1, got {sizes[name]}" for name in names if sizes[name] < 1]
+    # Without transformer layers its convolutions alone are left.
+    least = {"width": 1, "depth": 0, "num_heads": 1, "hidden_dim": 1, "pos_conv_kernel": 1, "pos_conv_groups": 1}
+    problems += [
+        f"{name} must be at least {count}, got {sizes[name]}" for name, count in least.items() if sizes[name] < count
+    ]
     parts = [sizes["num_heads"], sizes["pos_conv_groups"]]
     if not problems and any(sizes["width"] % number for number in parts):
         problems.append(f"width {sizes['width']} must be a multiple of num_heads and pos_conv_groups, got {parts}")
