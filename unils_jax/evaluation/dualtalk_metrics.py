@@ -13,6 +13,8 @@ from unils_jax.motion import MOTION_56_GROUPS
 
 Frames = Float[np.ndarray, "T C"]
 
+# Figures that are against the partner's motion, by their paths in a report.
+WITH_PARTNER = ("dualtalk/paired_fd", "dualtalk/rpcc")
 CLUSTERS = {"expression": 40, "jaw": 10, "head": 10}
 STS_SCALE = 0.1  # the script's constant; it is not the frame time
 NUM_PAIRS = 100

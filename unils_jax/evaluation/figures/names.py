@@ -26,8 +26,7 @@ _UNITS = {
     **{f"spread_{part}{group}": "rad" for group in _RADIANS for part in ("", *(f"quarter{n}_" for n in range(1, 5)))},
 }
 
-# Groups of channels that figures rest on, where their names do not end in one; then the figures
-# that are against the partner's motion.
+# Groups of channels that figures rest on, where their names do not end in one.
 _FACE, _MOUTH = {"expression", "jaw"}, {"jaw"}
 _NEEDS = {
     **{name: _FACE for name in ("LVE", "MHD", "FDD", "bilabial_closure", "labiodental_closure")},
@@ -38,7 +37,6 @@ _NEEDS = {
     **{name: {"expression"} for name in ("blinks_per_minute", "blink_duration_s", "expression_fid")},
     "gaze_spectrum": {"eyes"},
 }
-WITH_PARTNER = ("dualtalk/paired_fd", "dualtalk/rpcc")
 
 
 def unit(name: str) -> str:
