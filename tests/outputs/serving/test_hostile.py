@@ -186,6 +186,7 @@ def test_sigterm_under_load_gives_open_streams_what_is_theirs():
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def test_the_load_generator_counts_what_clients_see():

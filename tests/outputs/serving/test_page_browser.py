@@ -36,7 +36,8 @@ def test_speech_into_the_microphone_becomes_motion_on_the_page(files, tmp_path):
         session.get(f"http://127.0.0.1:{server.port}/")
         until(lambda: session.execute_script("return !!window.unils"), "the page", 60)
         session.find_element("id", "start").click()
-        until(lambda: len(session.execute_script("return unils.state().drawn")) > 50, "motion", 60)
+        # Of the last ten seconds; a browser that draws in software makes few pictures a second.
+        until(lambda: len(session.execute_script("return unils.state().drawn")) > 10, "motion", 60)
         file = tmp_path / "voice.wav"
         session.find_element("id", "file").send_keys(str(file))
         until(lambda: max(level[0] for level in session.execute_script("return unils.state().levels")) > 0.1, "a file")
