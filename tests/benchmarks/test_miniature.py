@@ -88,6 +88,7 @@ def write_tiny_configs(folder: Path) -> Path:
                     return config
                 scales = config.model.codec.scales[::2]
                 config.model.codec.update({{"code_dim": 8, "scales": scales, "width": 16, "depth": 1}})
+                config.loss.coarse_scales = 1
                 if config.model.get("prior"):
                     config.model.prior.update({{"width": 16, "depth": 1}})
                 if config.model.get("logmel"):

@@ -219,7 +219,8 @@ class MotionPrior(nnx.Module):
         if not self.has_bit_chain:
             return logits
         chains = jnp.tril(self.bit_chain[...], -1)[scale_levels(self.scales)[: logits.shape[1]]]
-        added = jnp.einsum("lcd,bld->blc", chains, bits.astype(jnp.float32) * 2 - 1)
+        # In float32 also where parameters are of the compute dtype.
+        added = jnp.einsum("lcd,bld->blc", chains.astype(jnp.float32), bits.astype(jnp.float32) * 2 - 1)
         return logits.at[..., 1].add(added.astype(logits.dtype))
 
     def _audio_context(self, tracks: Sequence[Array]) -> AudioContext | None:
