@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -184,6 +185,14 @@ def test_the_image_is_made_of_files_that_are_there_and_runs_as_nobody_in_particu
         if word == "COPY" and not rest[0].startswith("--from"):
             for name in rest[:-1]:
                 assert (root / name).exists() and name.split("/")[0] in kept, name
+    # The command at the top is one that `unils` knows.
+    (example,) = [line for line in lines if " unils decode " in line]
+    flags = {word for word in example.split("unils decode ")[1].split() if word.startswith("--")}
+    known = subprocess.run(
+        [sys.executable, "-m", "unils_jax.cli.main", "decode", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+    ).stdout  # fmt: skip
+    assert flags and all(f"{flag} " in known for flag in flags)
     assert "USER unils" in lines and 'ENTRYPOINT ["unils"]' in lines
     assert any("uv export --quiet --frozen" in line for line in lines)
 

@@ -59,8 +59,10 @@ def test_the_wheel_holds_configs_and_data_and_nothing_of_the_checkout(wheel):
     assert configs and configs <= names
     assert "unils_jax/face/flame_regions.json" in names
     assert "unils_jax/evaluation/report.html" in names
-    model = ("model.json", "model.safetensors", "model.safetensors.md")
-    assert {f"unils_jax/checkpoints/pretrained/{name}" for name in model} <= names
+    models = [
+        f"{name}{suffix}" for name in ("model", "live") for suffix in (".json", ".safetensors", ".safetensors.md")
+    ]
+    assert {f"unils_jax/checkpoints/pretrained/{name}" for name in models} <= names
     assert not [name for name in names if name.endswith((".ts", "package.json"))]
     built = {f"unils_jax/outputs/viewer/dist/{name}" for name in ("viewer.js", "LICENSE.three.txt")}
     assert (built & names) == {name for name in built if (ROOT / name).exists()}, "the page's script and its licence"
