@@ -1,0 +1,187 @@
+"""`unils data convert`: any known source into a store."""
+
+import argparse
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.conversion import convert as conversion
+from data_pipelines.conversion.report import empty_splits_note
+from data_pipelines.resampling import check_rate
+from data_pipelines.sources import FOLDERS
+from data_pipelines.sources.base import Source, folders_left_out, parse_shares
+from data_pipelines.sources.tracks import TrackOptions, TracksSource
+from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
+from data_pipelines.store.writer import Dtypes
+from data_pipelines.tracks.mapping import parse_keys, parse_rotations
+from data_pipelines.tracks.names import LAYOUTS
+from data_pipelines.tracks.rotations import WIDTHS
+from unils_jax.cli.arguments import Request
+from unils_jax.cli.data.progress import Progress
+from unils_jax.errors import UserError, counted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest(Request):
+    """The flags of `unils data convert`."""
+
+    layout: str
+    source: str
+    out: str
+    index: str | None = None  # the release's; None: the one beside the LMDB
+    split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
+    splits: str | None = None  # shares of train, val and test of a folder of files; None: 80/10/10
+    tracker: str = TrackOptions.layout  # whose names a tracker's files have; auto: found out
+    keys: str | None = None  # parts and arrays of a tracker's files; None: by their names
+    rotations: str | None = None  # kinds of a tracker's rotations; None: by their widths
+    fps: float | None = None  # of a tracker's files; None: as they or their videos say
+    max_gap: float = TrackOptions.max_gap_s  # seconds of lost tracking that are interpolated
+    shards: int | None = None  # None: by the hours
+    workers: int | None = None  # None: one a core
+    shard: str = "1/1"  # part i/n of the work, for several machines
+    dtype: str = "float16"  # of motion; audio is int16 with float16
+
+    @property
+    def track_flags(self) -> dict[str, object]:
+        """The flags that only a tracker's files take, as far as they are given."""
+        given = {"--layout": self.tracker, "--keys": self.keys, "--rotations": self.rotations}
+        given |= {"--fps": self.fps, "--max_gap": self.max_gap}
+        usual = {"--layout": TrackOptions.layout, "--max_gap": TrackOptions.max_gap_s}
+        return {flag: value for flag, value in given.items() if value != usual.get(flag)}
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The number of this part, from 1, and the number of parts."""
+        number, slash, of = self.shard.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal()):
+            raise UserError(f"--shard must be i/n like 2/8, got {self.shard!r}")
+        return int(number), int(of)
+
+
+def add_convert_arguments(convert: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils data convert`."""
+    convert.add_argument(
+        "--from", dest="layout", required=True, choices=("release", *FOLDERS), help="how the source is laid out"
+    )
+    convert.add_argument("--source", required=True, metavar="DIR", help="the LMDB, or the folder of files")
+    convert.add_argument("--index", metavar="FILE", help="the release's JSON index (default: the one beside the LMDB)")
+    convert.add_argument("--split", metavar="NAME", help="puts a whole folder of files into one split")
+    convert.add_argument(
+        "--splits",
+        metavar="A,B,C",
+        help="shares of train, val and test of a folder of files without splits (default: about 0.8,0.1,0.1, "
+        "and fewer than three recordings are all train)",
+    )
+    convert.add_argument(
+        "--layout",
+        dest="tracker",
+        choices=("auto", *LAYOUTS),
+        default=ConvertRequest.tracker,
+        help="whose names a tracker's files have (default: auto, by the names; `--from tracks`, as the next four)",
+    )
+    convert.add_argument(
+        "--keys", metavar="PART=NAME[A:B],...", help="arrays and columns, as expression=exp,jaw=pose[3:6]"
+    )
+    convert.add_argument("--rotations", metavar="[PART=]KIND,...", help=f"kinds of rotations: {', '.join(WIDTHS)}")
+    convert.add_argument("--fps", type=float, metavar="F", help="frames a second (default: as files or videos say)")
+    convert.add_argument(
+        "--max_gap",
+        type=float,
+        default=ConvertRequest.max_gap,
+        metavar="S",
+        help="seconds of lost tracking that are interpolated; longer gaps are cut out (default: %(default)s)",
+    )
+    convert.add_argument("--out", required=True, metavar="DIR", help="folder of the store: new, empty or unfinished")
+    convert.add_argument("--shards", type=int, metavar="N", help="about so many (default: by the hours)")
+    convert.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    convert.add_argument(
+        "--shard", default=ConvertRequest.shard, metavar="i/n", help="does part i of n, for several machines"
+    )
+    convert.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default=ConvertRequest.dtype,
+        help="of motion; audio is int16 with float16",
+    )
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Writes this part's shards; the part that completes the last one finishes the store."""
+    request = ConvertRequest.from_args(args)
+    source, out = open_source(request), Path(request.out)
+    dtypes = Dtypes("float32", "float32") if request.dtype == "float32" else Dtypes()
+    started = time.monotonic()
+    if isinstance(source, TracksSource):
+        # Before anything is converted, so that what was found out can be put right.
+        print(source.mapping.table())
+        source.check()
+    plan = conversion.make_plan(source, num_shards=request.shards, dtypes=dtypes)
+    workers = os.cpu_count() or 1 if request.workers is None else request.workers
+    with Progress("converted") as progress:
+        outcome = conversion.convert(
+            source, out, plan, num_workers=workers, part=request.part, dtypes=dtypes, progress=progress
+        )
+    if not outcome.finished:
+        left = "another part finishes it"
+        if outcome.missing:
+            left = (
+                f"{counted(outcome.missing, 'shard')} of other parts {'is' if outcome.missing == 1 else 'are'} missing"
+            )
+        print(f"{out}: part {request.shard} is done; {left}")
+        return
+    report = outcome.report
+    if report.get("empty_splits") and not request.split:
+        log.warning("%s: %s", out, empty_splits_note(report["empty_splits"]))
+    # A tracker's notes were printed as a table.
+    for note in () if isinstance(source, TracksSource) else plan.notes:
+        log.warning("%s: %s", out, note)
+    if report.get("notices"):
+        count, where = counted(len(report["notices"]), "notice"), out / conversion.SUMMARY
+        log.warning("%s on gaps, damage or losses of files that were read: see %s", count, where)
+    for reason, counts in report["reasons"].items():
+        log.warning(
+            "left out %s: %s (see %s)", counted(counts["entries"], "sequence"), reason, out / conversion.SUMMARY
+        )
+    print(
+        f"{out}: {counted(report['records'], 'record')}, {report['hours']['out']:.2f} of "
+        f"{report['hours']['in']:.2f} hours, {counted(len(report['dropped']), 'sequence')} left out, in "
+        f"{time.monotonic() - started:.1f} s"
+    )
+
+
+def open_source(request: ConvertRequest) -> Source:
+    """Returns the reader of the layout. Raises UserError for flags that another layout takes."""
+    source = Path(request.source)
+    if not source.exists():
+        raise UserError(f"--source {source} does not exist; check the path")
+    if request.layout != "tracks" and request.track_flags:
+        raise UserError(f"{', '.join(request.track_flags)} is of --from tracks, not of --from {request.layout}")
+    if request.layout not in FOLDERS:
+        for flag, value in (("--split", request.split), ("--splits", request.splits)):
+            if value is not None:
+                raise UserError(f"{flag} is of folders of files; the release's index tells the splits, leave it out")
+        return ReleaseSource(source, Path(request.index) if request.index else find_index(source))
+    if request.index is not None:
+        raise UserError(f"--index is of --from release, not of --from {request.layout}; leave it out")
+    shares = None if request.splits is None else parse_shares(request.splits)
+    others = [] if request.split else folders_left_out(source)
+    if others:
+        remedy = f"convert each apart, like --source {source / others[0]} --split test"
+        log.warning("%s: the folders %s are no split and are left out; %s", source, ", ".join(others), remedy)
+    if request.layout == "tracks":
+        return TracksSource(source, request.split or "", shares, _track_options(request))
+    return FOLDERS[request.layout](source, request.split or "", shares)
+
+
+def _track_options(request: ConvertRequest) -> TrackOptions:
+    """Returns what the flags say of a tracker's files. Raises UserError for a wrong one."""
+    if request.fps is not None:
+        check_rate(request.fps, "--fps")
+    if not 0 <= request.max_gap <= 10:
+        raise UserError(f"--max_gap must be 0 to 10 seconds, got {request.max_gap:g}")
+    keys, rotations = parse_keys(request.keys or ""), parse_rotations(request.rotations or "")
+    return TrackOptions(request.tracker, keys, rotations, request.fps, request.max_gap)
