@@ -19,7 +19,7 @@ from unils_jax.benchmarks import demo as steps
 from unils_jax.benchmarks.miniature.plan import RUNS, Plan, config_file
 from unils_jax.benchmarks.miniature.run import run as run_plan
 from unils_jax.cli.arguments import Request
-from unils_jax.cli.data import SynthRequest, synth
+from unils_jax.cli.data import SynthRequest, chosen_bank, synth
 from unils_jax.cli.decode import DecodeRequest, decode
 from unils_jax.cli.evaluate import EvaluateRequest, evaluate
 from unils_jax.cli.motion import ViewRequest, view
@@ -190,6 +190,7 @@ class MiniatureRequest(Request):
     times: float = 1.0  # factor on the steps of every training
     configs: str | None = None  # folder of other configs; None: ours
     jobs: int | None = None  # trainings at a time; None: a core each, at most 6
+    voices: str = "auto"  # as of `unils data synth`
 
     def __post_init__(self):
         problems = []
@@ -208,11 +209,10 @@ class MiniatureRequest(Request):
         if problems:
             raise UserError("; ".join(problems))
 
-    @property
-    def plan(self) -> Plan:
-        """What is compared: as many people alone as the conversations have people."""
+    def plan(self, voices: str) -> Plan:
+        """Returns what is compared: as many people alone as the conversations have people."""
         configs = "" if self.configs is None else str(Path(self.configs).absolute())
-        return Plan(self.conversations, 2 * self.conversations, self.seeds, self.times, configs)
+        return Plan(self.conversations, 2 * self.conversations, self.seeds, self.times, configs, voices)
 
 
 def add_miniature_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,10 +241,18 @@ def add_miniature_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--configs", metavar="DIR", help="other miniature configs, as for larger models")
     parser.add_argument("--jobs", type=int, metavar="N", help="trainings at a time (default: a core each, at most 6)")
+    parser.add_argument(
+        "--voices",
+        choices=("auto", "builtin", "bank"),
+        default=defaults.voices,
+        help="of the conversations, as `unils data synth` takes them (default: %(default)s)",
+    )
     parser.set_defaults(run=run_miniature)
 
 
 def run_miniature(args: argparse.Namespace) -> None:
     """Does all work that is not done yet and prints the table."""
     request = MiniatureRequest.from_args(args)
-    print(run_plan(Path(request.out), request.plan, request.jobs))
+    bank = chosen_bank(request.voices)
+    plan = request.plan("builtin" if bank is None else "bank")
+    print(run_plan(Path(request.out), plan, request.jobs, bank))

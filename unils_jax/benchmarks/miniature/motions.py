@@ -9,6 +9,8 @@ from jaxtyping import Float
 
 from data_pipelines.record import Record
 from data_pipelines.store.reader import Store
+from data_pipelines.synthetic.bank.bank import Bank
+from data_pipelines.synthetic.bank.talk import Cast
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation, splits, who_meets
 from data_pipelines.windows import whole_sequence
@@ -89,7 +91,8 @@ def retakes(job: Job, records: Sequence[Record]) -> Motions:
     config = SynthConfig(minutes=MINUTES)
     numbers = splits(job.plan.conversations)["test"]
     meetings = zip(numbers, who_meets(numbers, config.meetings_per_person), strict=True)
-    takes = [make_conversation(config, SEED, number, people, take=1) for number, people in meetings]
+    cast = Cast(Bank(), "test", SEED) if job.plan.voices == "bank" else None
+    takes = [make_conversation(config, SEED, number, people, take=1, cast=cast) for number, people in meetings]
     by_name = {take.name: take.motion for take in takes}
     return [by_name[record.name] for record in records]
 

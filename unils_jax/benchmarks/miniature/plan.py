@@ -68,6 +68,7 @@ class Plan:
     seeds: int  # trainings of each system
     times: float  # factor on the configs' steps
     configs: str = ""  # folder of the trainings' configs; "": ours
+    voices: str = "builtin"  # of the conversations: "builtin" or "bank", the user's cached one
 
 
 @dataclass(frozen=True)

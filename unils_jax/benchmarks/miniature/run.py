@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.conversion.workers import run_in_processes
 from data_pipelines.synthetic import dataset
+from data_pipelines.synthetic.bank.bank import Bank
 from unils_jax.benchmarks.miniature import report as miniature_report
 from unils_jax.benchmarks.miniature.jobs import perform
 from unils_jax.benchmarks.miniature.plan import MINUTES, SEED, SYSTEMS, Plan, phases
@@ -19,14 +20,15 @@ from unils_jax.runtime import has_accelerator
 log = logging.getLogger(__name__)
 
 
-def run(out: Path, plan: Plan, jobs: int | None = None) -> str:
+def run(out: Path, plan: Plan, jobs: int | None = None, bank: Bank | None = None) -> str:
     """Does all work of a plan that is not done yet; returns the table and a summary line.
 
-    `jobs=None` takes `default_jobs`. Raises UserError for a folder of another plan.
+    `jobs=None` takes `default_jobs`; `bank` has the voices where the plan asks for them. Raises
+    UserError for a folder of another plan.
     """
     started = time.perf_counter()
     begin(out, plan)
-    for line in make_data(out, plan):
+    for line in make_data(out, plan, bank):
         log.info(line)
     work(out, plan, jobs or default_jobs())
     return write_report(out, plan, time.perf_counter() - started)
@@ -48,12 +50,12 @@ def default_jobs() -> int:
     return 1 if has_accelerator() else min(os.cpu_count() or 1, 6)
 
 
-def make_data(out: Path, plan: Plan) -> list[str]:
+def make_data(out: Path, plan: Plan, bank: Bank | None = None) -> list[str]:
     """Makes both stores; returns a line on each."""
     common = {"minutes": MINUTES, "seed": SEED}
     return [
-        dataset.write(out / "paired", plan.conversations, **common),
-        dataset.write(out / "unpaired", plan.people_alone, unpaired=True, **common),
+        dataset.write(out / "paired", plan.conversations, bank=bank, **common),
+        dataset.write(out / "unpaired", plan.people_alone, unpaired=True, bank=bank, **common),
     ]
 
 

@@ -12,9 +12,9 @@ from unils_jax.cli.data.checks import (
     run_verify,
 )
 from unils_jax.cli.data.convert import add_convert_arguments, run_convert
-from unils_jax.cli.data.synth import SynthRequest, add_synth_arguments, run_synth, synth
+from unils_jax.cli.data.synth import SynthRequest, add_synth_arguments, chosen_bank, run_synth, synth
 
-__all__ = ["SynthRequest", "add_arguments", "synth"]
+__all__ = ["SynthRequest", "add_arguments", "chosen_bank", "synth"]
 
 EXAMPLES = {
     "synth": "unils data synth --out data/synthetic --conversations 60 --minutes 2 --seed 0\n"

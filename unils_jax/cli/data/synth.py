@@ -72,19 +72,23 @@ def synth(request: SynthRequest) -> None:
             minutes=request.minutes,
             seed=request.seed,
             unpaired=unpaired,
-            bank=_chosen_bank(request),
+            bank=chosen_bank(request.voices, request.bank),
         )
     )
 
 
-def _chosen_bank(request: SynthRequest) -> Bank | None:
+def chosen_bank(voices: str, folder: str | None = None) -> Bank | None:
     """Returns the bank that the flags ask for, None for the built-in voices.
 
     Says why where `auto` takes those. Raises UserError where `bank` cannot be had.
+
+    Args:
+        voices: "auto", "builtin" or "bank".
+        folder: The folder of the bank; None: in the user's cache.
     """
-    lacking = "" if request.voices == "builtin" else missing()
-    if request.voices == "auto" and lacking:
+    lacking = "" if voices == "builtin" else missing()
+    if voices == "auto" and lacking:
         log.info("the built-in voices speak: %s", lacking)
-    if request.voices == "builtin" or (request.voices == "auto" and lacking):
+    if voices == "builtin" or (voices == "auto" and lacking):
         return None
-    return Bank(request.bank, progress=lambda: Progress("spoke"))
+    return Bank(folder, progress=lambda: Progress("spoke"))
