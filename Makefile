@@ -32,14 +32,23 @@ demo: $(STAMP) viewer-if-node  ## make data, train the four stages, prove that t
 miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with intervals: within an hour; run again it goes on
 	$(BIN)/unils miniature --out runs/miniature
 
-# The demo models: that of `unils decode`, with the smoke configs' steps, and that of `unils serve`, windows of 0.4 s.
-TIMES ?= 1
+# The demo models: that of `unils decode`, and that of `unils serve`, windows of 0.4 s. More steps than the smoke
+# configs say, on more conversations than the demo makes.
+P := runs/pretrained
+TRAIN = $(BIN)/unils train --config.data.store=$(P)/data
 SHIPPED := --float16 --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take where none is given, in float16: within an hour
-	$(BIN)/unils demo --out runs/pretrained --times $(TIMES) --voices auto
-	$(BIN)/unils demo --live --out runs/pretrained_live
-	$(BIN)/unils export --checkpoint runs/pretrained/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors $(SHIPPED)
-	$(BIN)/unils export --checkpoint runs/pretrained_live/dialogue --out unils_jax/checkpoints/pretrained/live.safetensors $(SHIPPED)
+	$(BIN)/unils data synth --out $(P)/data --conversations 400 --minutes 0.6 --voices bank
+	$(TRAIN) --config smoke/ear --workdir $(P)/ear --config.num_steps=3000
+	$(TRAIN) --config smoke/codec --workdir $(P)/codec
+	$(TRAIN) --config smoke/prior --workdir $(P)/prior --parent $(P)/codec --config.num_steps=2400
+	$(TRAIN) --config smoke/dialogue --workdir $(P)/dialogue --parent $(P)/prior --config.audio_encoder=$(P)/ear --config.num_steps=3000
+	$(TRAIN) --config live/smoke/codec_04s --workdir $(P)/live_codec
+	$(TRAIN) --config live/smoke/prior_04s --workdir $(P)/live_prior --parent $(P)/live_codec --config.num_steps=2400
+	$(TRAIN) --config live/smoke/dialogue_04s --workdir $(P)/live_dialogue --parent $(P)/live_prior --config.audio_encoder=$(P)/ear \
+	  --config.num_steps=2400
+	$(BIN)/unils export --checkpoint $(P)/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors $(SHIPPED)
+	$(BIN)/unils export --checkpoint $(P)/live_dialogue --out unils_jax/checkpoints/pretrained/live.safetensors $(SHIPPED)
 
 # Built in a copy, so that nothing of npm gets among the sources.
 VIEWER := unils_jax/outputs/viewer

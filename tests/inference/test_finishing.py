@@ -12,7 +12,17 @@ import pytest
 from tiny_runs import run_unils
 
 from unils_jax.errors import UserError
-from unils_jax.inference.finishing import CEILING, KNEE, Finisher, finish, finish_file, limit, limits_of, mend_borders
+from unils_jax.inference.finishing import (
+    CEILING,
+    KNEE,
+    LIDS,
+    Finisher,
+    finish,
+    finish_file,
+    limit,
+    limits_of,
+    mend_borders,
+)
 from unils_jax.motion import (
     BASES,
     EYES,
@@ -282,3 +292,12 @@ def test_smoothing_takes_noise_down_everywhere():
     smoothed = finish(noise, "standin").motion
     for channels in GROUPS.values():
         assert smoothed[..., channels].std() < 0.8 * noise[..., channels].std()
+
+
+def test_a_blink_stays_as_deep_as_it_was_decoded():
+    motion = np.zeros((200, 108), np.float32)
+    motion[50:53, LIDS] = np.array([0.7, 1.0, 0.7], np.float32)[:, None] * STANDIN_SHAPES["blink_left"]
+    finished = finish(motion, "standin").motion
+    np.testing.assert_allclose(finished[:, LIDS], motion[:, LIDS], atol=0.02 * STANDIN_SHAPES["blink_left"])
+    smoothed = finish(motion, "").motion  # of a basis without limits and without lids
+    assert smoothed[51, LIDS].max() < 0.9 * STANDIN_SHAPES["blink_left"]

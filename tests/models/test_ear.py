@@ -43,14 +43,17 @@ def test_it_predicts_jaw_press_pucker_and_stretch_of_the_stand_in(ear):
     np.testing.assert_allclose(ear.standardized(jnp.asarray(motion)), expected, rtol=1e-6)
 
 
-def test_an_articulator_depends_on_180_ms_of_sound_on_either_side():
-    ear = Ear(EarConfig(normalize_level=False), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("sizes", [{}, {"context_frames": 2, "blocks": 3}])
+def test_an_articulator_depends_on_the_sound_within_its_reach(sizes):
+    config = EarConfig(normalize_level=False, **sizes)
+    reach, ear = config.reach_frames, Ear(config, rngs=nnx.Rngs(0))
     audio = np.random.default_rng(0).normal(0, 0.1, (1, 32_000)).astype(np.float32)
     changed = audio.copy()
     changed[:, 16_000:16_020] += 1.0  # in the frames 49 and 50 alone
     first, second = jitted(ear, lambda ear, audio: ear.articulators(audio, 99), jnp.concatenate([audio, changed]))
     difference = np.abs(first - second).max(-1)
-    assert set(np.flatnonzero(difference > 1e-6)) == set(range(49 - 9, 50 + 10))
+    assert reach == (8 if sizes else 9)
+    assert set(np.flatnonzero(difference > 1e-7)) == set(range(49 - reach, 50 + reach + 1))
 
 
 def test_features_are_articulators_and_coarse_bands_with_their_neighbours():
@@ -98,6 +101,7 @@ def test_silence_stays_silence():
     [
         ({"num_mels": 10, "coarse_bands": 4}, "num_mels must be a multiple of coarse_bands 4, got 10"),
         ({"width": 0}, "width and coarse_bands must be at least 1"),
+        ({"blocks": -1}, "its contexts and blocks not negative"),
         ({"channels": (103, 108)}, r"channels must be of the 108 channels of motion, got \(103, 108\)"),
         ({"channels": ()}, "ear.channels must be"),
     ],

@@ -54,6 +54,7 @@ EYE_RANGES = ((-0.49, 0.82), (-0.79, 0.79))
 # Frames over which the step at a border fades, on each side of it. Lips are quick and must arrive
 # at their consonants; a head is heavy.
 FADE_FRAMES = {"expression": 4, "head": 10, "jaw": 4, "eyes": 3}
+LIDS = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
 _TAIL = 3  # frames before a border, and after it, that tell how fast the face moves there
 SMOOTHER_FRAMES = 9  # the window of every smoothing here
 SMOOTHER_DELAY_FRAMES = SMOOTHER_FRAMES // 2
@@ -103,8 +104,8 @@ def finish(
     """
     if motion.ndim < 2 or motion.shape[-1] != MOTION_DIM:
         raise UserError(f"motion must be [people, frames, {MOTION_DIM}], got {list(motion.shape)}")
-    smoothed = smooth_face(mend_borders(motion, causal=causal, window_frames=window_frames))
-    return _limited(smoothed, expression_basis)
+    mended = mend_borders(motion, causal=causal, window_frames=window_frames)
+    return _limited(smooth_face(mended, expression_basis), expression_basis)
 
 
 def finish_file(file: MotionFile, name: str | os.PathLike, *, raw: bool = False) -> tuple[MotionFile, str]:
@@ -192,17 +193,21 @@ def _limited(motion: np.ndarray, expression_basis: str) -> Finished:
     )
 
 
-def smooth_face(motion: Float[np.ndarray, "*P T 108"]) -> Float[np.ndarray, "*P T 108"]:
-    """Smooths the head as `motion.smooth` does, lips, lids and gaze less.
+def smooth_face(motion: Float[np.ndarray, "*P T 108"], expression_basis: str = "") -> Float[np.ndarray, "*P T 108"]:
+    """Smooths the head as `motion.smooth` does, lips and gaze less, and lids not at all.
 
     Both are Savitzky-Golay filters over nine frames; the head's has order 3, the face's order 4.
-    Motion of fewer than nine frames is returned unchanged.
+    Only the stand-in basis has channels of the lids. Motion of fewer than nine frames is returned
+    unchanged.
     """
     if motion.shape[-2] < SMOOTHER_FRAMES:
         return motion
-    # Order 3 takes a sixth of a closed lip and a fifth of a blink away, which are over in 0.1 s.
+    # Order 3 takes a sixth of a closed lip away, which is over in 0.1 s.
     smoothed = savgol_filter(motion, SMOOTHER_FRAMES, 4, axis=-2, mode="interp").astype(motion.dtype)
     smoothed[..., HEAD] = smooth(motion)[..., HEAD]
+    if expression_basis == "standin":
+        # A blink lasts as long as the filter: order 4 still leaves one blink of five half open.
+        smoothed[..., LIDS] = motion[..., LIDS]
     return smoothed
 
 
@@ -309,7 +314,8 @@ class Finisher:
     def __init__(self, people: int, expression_basis: str, window_frames: int = WINDOW_FRAMES):
         self._window_frames = window_frames
         limits_of(expression_basis)  # fails now, not after seconds of a stream
-        self._smoother, self._basis = Smoother(people, smooth_face), expression_basis
+        smooth_lips = functools.partial(smooth_face, expression_basis=expression_basis)
+        self._smoother, self._basis = Smoother(people, smooth_lips), expression_basis
         self._before: np.ndarray | None = None  # the last frames of the window before
 
     def feed(self, window: Float[np.ndarray, "P T 108"]) -> Float[np.ndarray, "P T2 108"]:

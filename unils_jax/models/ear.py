@@ -1,6 +1,6 @@
 """A small trained audio encoder: from log-mel frames to the articulators of the mouth.
 
-It has the interface of wav2vec2, and about 115 thousand weights. A stage trains it by regression of
+It has the interface of wav2vec2, and 100 to 300 thousand weights. A stage trains it by regression of
 motion on audio; then it stays frozen in front of the dialogue. It is not part of the release.
 """
 
@@ -20,6 +20,7 @@ from unils_jax.nn.layers import Linear, resample
 from unils_jax.nn.stack import FLOAT32, Compute
 
 ARTICULATORS = ("lip_press", "lip_pucker", "lip_stretch")  # in addition to the jaw
+BLOCK_FRAMES = 5  # of 20 ms that a block convolves
 STANDIN_CHANNELS = (JAW.start, *(list(STANDIN_SHAPES).index(name) for name in ARTICULATORS))
 
 
@@ -28,14 +29,22 @@ class EarConfig:
     """Sizes of the ear."""
 
     num_mels: int = 40  # bands, of 50-8000 Hz
-    context_frames: int = 9  # of 20 ms on either side that an articulator depends on
-    width: int = 128  # of both hidden layers
+    context_frames: int = 9  # of 20 ms on either side that the first layer sees
+    width: int = 128  # of the hidden layers
+    # Residual convolutions over 5 frames after the first layer; each adds 2 frames to the context on
+    # either side. 0: one dense layer instead.
+    blocks: int = 0
     # Channels of motion that it predicts: the jaw, then lip press, pucker and stretch of the
     # stand-in basis. FLAME's expression has no such channels: there the jaw and any others.
     channels: tuple[int, ...] = STANDIN_CHANNELS
     coarse_bands: int = 8  # bands of the log-mel that the features have besides; divides num_mels
     feature_context: int = 2  # neighbours on either side that every frame of features carries
     normalize_level: bool = True  # the speech of every window is brought to one level; False: as recorded
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames of 20 ms on either side that an articulator depends on."""
+        return self.context_frames + self.blocks * (BLOCK_FRAMES // 2)
 
     @property
     def feature_dim(self) -> int:
@@ -49,7 +58,11 @@ class Ear(nnx.Module):
     def __init__(self, config: EarConfig, *, rngs: nnx.Rngs):
         num_channels = len(config.channels)
         self.context = Conv(config.num_mels, config.width, 2 * config.context_frames + 1, 1, rngs=rngs)
-        self.hidden = Linear(config.width, config.width, rngs=rngs)
+        if config.blocks:
+            width = config.width
+            self.blocks = nnx.List([Conv(width, width, BLOCK_FRAMES, 1, rngs=rngs) for _ in range(config.blocks)])
+        else:
+            self.blocks, self.hidden = None, Linear(config.width, config.width, rngs=rngs)
         self.out = Linear(config.width, num_channels, rngs=rngs)
         # Of the channels in the training set: the articulators have zero mean and deviation one.
         self.channel_mean = Statistic(jnp.zeros(num_channels))
@@ -94,5 +107,14 @@ class Ear(nnx.Module):
         return log_mel(audio, self.num_mels, normalize_level=self.normalize_level)
 
     def _articulate(self, frames: Float[Array, "B A m"]) -> Float[Array, "B A c"]:
-        padded = jnp.pad(frames, ((0, 0), (self.reach, self.reach), (0, 0)), mode="edge")
-        return self.out(jax.nn.gelu(self.hidden(jax.nn.gelu(self.context(padded)))))
+        hidden = jax.nn.gelu(self.context(_widened(frames, self.reach)))
+        if self.blocks is None:
+            return self.out(jax.nn.gelu(self.hidden(hidden)))
+        for block in self.blocks:
+            hidden = hidden + jax.nn.gelu(block(_widened(hidden, BLOCK_FRAMES // 2)))
+        return self.out(hidden)
+
+
+def _widened(frames: Float[Array, "B A m"], count: int) -> Float[Array, "B A2 m"]:
+    """Repeats the first and the last frame `count` times."""
+    return jnp.pad(frames, ((0, 0), (count, count), (0, 0)), mode="edge")

@@ -119,9 +119,12 @@ def _window_problems(prior: PriorConfig | None) -> list[str]:
 def ear_problems(ear: EarConfig) -> list[str]:
     """Lists what is wrong with the sizes of an ear."""
     problems = []
-    if min(ear.num_mels, ear.width, ear.coarse_bands) < 1 or min(ear.context_frames, ear.feature_context) < 0:
+    if (
+        min(ear.num_mels, ear.width, ear.coarse_bands) < 1
+        or min(ear.context_frames, ear.blocks, ear.feature_context) < 0
+    ):
         problems.append(
-            f"ear.num_mels, width and coarse_bands must be at least 1 and its contexts not negative, got {ear}"
+            f"ear.num_mels, width and coarse_bands must be at least 1, its contexts and blocks not negative, got {ear}"
         )
     elif ear.num_mels % ear.coarse_bands:
         problems.append(f"ear.num_mels must be a multiple of coarse_bands {ear.coarse_bands}, got {ear.num_mels}")

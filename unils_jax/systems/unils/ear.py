@@ -103,7 +103,7 @@ EAR = Stage(
     "ear",
     None,
     "pair",
-    r"ear/(context|hidden|out)/.*",
+    r"ear/(context|hidden|blocks|out)/.*",
     ear_loss,
     ear_noise,
     item_frames=lambda config: 2 * config.window.frames,

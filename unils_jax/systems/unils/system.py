@@ -305,7 +305,7 @@ def _live_fact(window: Window) -> str:
 
 def _ear_fact(ear: EarConfig) -> str:
     return (
-        f"audio: our ear, {ear.num_mels} bands and {ear.context_frames} frames of 20 ms on either side, width "
+        f"audio: our ear, {ear.num_mels} bands and {ear.reach_frames} frames of 20 ms on either side, width "
         f"{ear.width}, to the channels {list(ear.channels)}"
     )
 
