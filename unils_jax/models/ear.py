@@ -1,7 +1,7 @@
 """A small trained audio encoder: from log-mel frames to the articulators of the mouth.
 
-It has the interface of wav2vec2, and 100 to 300 thousand weights. A stage trains it by regression of
-motion on audio; then it stays frozen in front of the dialogue. It is not part of the release.
+It has the interface of wav2vec2, and 100 to 300 thousand weights. A stage trains it by regression
+of motion on audio; then it stays frozen in front of the dialogue. It is not part of the release.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class EarConfig:
     num_mels: int = 40  # bands, of 50-8000 Hz
     context_frames: int = 9  # of 20 ms on either side that the first layer sees
     width: int = 128  # of the hidden layers
-    # Residual convolutions over 5 frames after the first layer; each adds 2 frames to the context on
-    # either side. 0: one dense layer instead.
+    # Residual convolutions over 5 frames after the first layer; each adds 2 frames to the context
+    # on either side. 0: one dense layer instead.
     blocks: int = 0
     # Channels of motion that it predicts: the jaw, then lip press, pucker and stretch of the
     # stand-in basis. FLAME's expression has no such channels: there the jaw and any others.
