@@ -5,6 +5,7 @@ import json
 import ml_collections
 import pytest
 
+from unils_jax.cli.main import main
 from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
 from unils_jax.errors import UserError
 from unils_jax.systems.registry import STAGES, current_run
@@ -219,6 +220,17 @@ def test_plain_values_become_frozen_dataclasses():
     assert isinstance(run, RunConfig)
     assert run.model.codec.scales == (1, 100) and run.model.prior is None
     assert type(run.optimizer.learning_rate) is float
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_unils_config_lists_every_setting_with_its_meaning(name, capsys):
+    assert main(["config", name, "--config.seed=7"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    listed = {line.partition("=")[0]: line.partition("=")[2] for line in lines}
+    assert listed["seed"].startswith("7 ") and listed["data.store"].startswith('"STORE"')
+    assert len(listed) == len(lines) > 60
+    without = [line for line in lines if " # " not in line]
+    assert not [line for line in without if not line.startswith(("model.wav", "model.rates", "model.num_heads"))]
 
 
 def test_epochs_become_steps_of_the_data():

@@ -3,7 +3,8 @@
 import ast
 import difflib
 import importlib.util
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -155,3 +156,33 @@ def _value(kind: object, value: object, where: str) -> object:
         wanted = "a group of settings" if nested else kind.__name__ if isinstance(kind, type) else str(kind)
         raise UserError(f"{where} must be {wanted}, got {value!r}")
     return value
+
+
+def described(settings: object, prefix: str = "") -> Iterator[tuple[str, object, str]]:
+    """Yields the dotted name, the value and the comment of every setting of a dataclass."""
+    comments = field_comments(type(settings))
+    for field in fields(settings):
+        name, value = f"{prefix}{field.name}", getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from described(value, f"{name}.")
+        else:
+            yield name, value, comments.get(field.name, "")
+
+
+def field_comments(kind: type) -> dict[str, str]:
+    """Returns the comment of each field of a dataclass that is written next to it or above it.
+
+    A comment above several fields is of the first of them.
+    """
+    lines = inspect.getsource(kind).splitlines()
+    comments = {}
+    for node in ast.parse(inspect.cleandoc("\n".join(lines))).body[0].body:
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        above, first = [], node.lineno - 1
+        while lines[first - 1].lstrip().startswith("#"):
+            first -= 1
+            above.insert(0, lines[first].strip().removeprefix("# "))
+        behind = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")[2].strip()
+        comments[node.target.id] = " ".join(filter(None, (*above, behind)))
+    return comments

@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": Command("demo", "the whole story at laptop size: data, three stages of training, decode, proof, video"),
     "data": Command("data", "make training data"),
     "train": Command("train", "train one stage"),
+    "config": Command("train", "every setting of a config, its value and its meaning", "add_config_arguments"),
     "decode": Command("decode", "audio of a conversation in, motion and video out"),
     "evaluate": Command("evaluate", "every metric of a checkpoint or of motion files, as JSON, Markdown and HTML"),
     "export": Command("export", "a checkpoint as a release file, or its adapter alone"),

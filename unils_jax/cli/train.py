@@ -9,9 +9,10 @@ import jax
 
 from unils_jax.benchmarks.ahead.machines import machine
 from unils_jax.cli.arguments import Request
-from unils_jax.config import load_config, override
+from unils_jax.config import described, load_config, override
 from unils_jax.errors import UserError, counted
 from unils_jax.runtime import local_path
+from unils_jax.training.config import run_config
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
 from unils_jax.training.run import Cluster, Options, train_stage
 
@@ -142,3 +143,30 @@ def run(args: argparse.Namespace) -> None:
         shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
         num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
         print(f"{workdir}: trained {counted(num_steps, 'step')}, {', '.join(shown) or 'nothing was left to do'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigRequest(Request):
+    """The flags of `unils config`."""
+
+    name: str
+    overrides: list[str] = field(default_factory=list)  # a.b=value of the config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils config`, with working examples."""
+    parser.description = "Lists every setting of a config with its value and what it means. `unils train` takes each as --config.a.b=value."
+    parser.epilog = "examples:\n  unils config smoke/codec\n  unils config dialogue --config.mesh.fsdp=4"
+    parser.add_argument("name", metavar="NAME-OR-FILE", help="codec, smoke/prior, ..., or a .py file")
+    parser.set_defaults(run=run_listing, overrides=[])
+
+
+def run_listing(args: argparse.Namespace) -> None:
+    """Prints the settings, a line each. Raises UserError where `unils train` would."""
+    request = ConfigRequest.from_args(args)
+    config = load_config(request.name)
+    override(config, request.overrides)
+    if not (config.data.store or config.data.get("stores") or config.data.get("sets")):
+        config.data.store = "STORE"  # the one setting that no config has
+    for name, value, comment in described(run_config(config.to_dict())):
+        print(f"{name}={json.dumps(value)}".ljust(48), f" # {comment}" if comment else "", sep="")

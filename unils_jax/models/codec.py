@@ -28,7 +28,7 @@ class CodecConfig:
     scales: tuple[int, ...] = (1, 5, 25, 50, 100)
     width: int = 512  # of both transformers; width / num_heads must be even
     depth: int = 8  # blocks of each transformer
-    num_heads: int = 8
+    num_heads: int = 8  # of the attention of both
 
     @property
     def window_frames(self) -> int:

@@ -23,10 +23,9 @@ class CodecLossWeights:
     smooth: float = 0.5  # MSE between the predicted velocity of head and jaw and its next frame
     mesh: float = 2.0  # MSE of all vertices, in square millimetres; needs a head
     lips: float = 0.1  # MSE of the lip vertices, in square millimetres; needs a head
-    # ARTalk's two terms on vertices in metres: velocity against the truth's, and against itself
-    # one frame later.
-    mesh_velocity: float = 0.0
-    mesh_smooth: float = 0.0
+    # ARTalk's two terms on vertices in metres.
+    mesh_velocity: float = 0.0  # MSE between their velocities
+    mesh_smooth: float = 0.0  # MSE between the predicted velocity and its next frame
     # Ours, for what is small or rare: eyes are four channels of 108 in `motion` and none in `pose`,
     # and an L1 settles for the median, in which there is no blink.
     eyes: float = 0.0  # L1 of the eyes

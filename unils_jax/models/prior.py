@@ -33,17 +33,17 @@ class PriorConfig:
 
     width: int = 512  # of the tokens; width / num_heads must be even
     depth: int = 8  # blocks
-    num_heads: int = 8
+    num_heads: int = 8  # of every attention
     audio_dim: int | None = None  # of the audio features; None: no cross-attention, as in stage 2
     # What the cross-attentions attend to, one of `motion.AUDIO_CONDITIONS`: "pair" (own and other
     # track, by two), "own" (own track alone) or "mixed" (the sum of both).
     audio_condition: str = "pair"
     # Windows of previous motion that condition it, and as many of style. 1 is the release's.
     context_windows: int = 1
-    # Frames of audio before the window and after it that the cross-attentions see besides those of
-    # the window. 0 and 0 are the release's. A stream waits for the frames after the window.
+    # Frames of audio before the window that the cross-attentions see besides those of the window. 0
+    # is the release's.
     past_audio_frames: int = 0
-    lookahead_frames: int = 0
+    lookahead_frames: int = 0  # the same after the window; a stream waits for them
     # True: a bit's logit also depends, linearly, on the bits of its token before it. False: given
     # the lower scales, the bits of a token are independent, as in the paper.
     bit_chain: bool = False

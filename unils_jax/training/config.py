@@ -82,7 +82,7 @@ class RunConfig:
     log_every: int = 50
     eval_every: int = 1000  # validation losses
     eval_batches: int = 8  # of each validation
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 1000  # checkpoints, which a stopped run resumes from
     keep_checkpoints: int = 3  # the newest ones
     probe_every: int = 0  # the averaged model decodes held-out conversations and is scored
     probe_conversations: int = 2  # of each such evaluation
