@@ -155,7 +155,10 @@ class ConfigRequest(Request):
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils config`, with working examples."""
-    parser.description = "Lists every setting of a config with its value and what it means. `unils train` takes each as --config.a.b=value."
+    parser.description = (
+        "Lists every setting of a config with its value and what it means. "
+        "`unils train` takes each as --config.a.b=value."
+    )
     parser.epilog = "examples:\n  unils config smoke/codec\n  unils config dialogue --config.mesh.fsdp=4"
     parser.add_argument("name", metavar="NAME-OR-FILE", help="codec, smoke/prior, ..., or a .py file")
     parser.set_defaults(run=run_listing, overrides=[])
