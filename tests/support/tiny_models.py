@@ -25,7 +25,7 @@ SCALES = (1, 4, 100)
 CODE_DIM = 8
 CODEC = CodecConfig(code_dim=CODE_DIM, scales=SCALES, width=16, depth=1, num_heads=2)
 LOGMEL = LogMelConfig(num_mels=6, context_frames=0)
-EAR = EarConfig(num_mels=8, context_frames=2, width=8, coarse_bands=2, feature_context=0)
+EAR = EarConfig(num_mels=8, context_frames=2, width=8, blocks=1, coarse_bands=2, feature_context=0)
 CONFIGS = {
     "codec": UniLSConfig(CODEC),
     "prior": UniLSConfig(CODEC, PriorConfig(16, 2, 2)),

@@ -49,7 +49,9 @@ _DIALOGUE = """
     config.model.lora = {"rank": 2, "alpha": 4.0, "dropout_rate": 0.1}
 """
 _EAR = """
-    config.model.ear.update({"num_mels": 8, "context_frames": 2, "width": 8, "coarse_bands": 2, "feature_context": 0})
+    config.model.ear.update(
+        {"num_mels": 8, "context_frames": 2, "width": 8, "blocks": 1, "coarse_bands": 2, "feature_context": 0}
+    )
 """
 
 

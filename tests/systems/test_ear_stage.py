@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 from tiny_models import CONFIGS, jitted, random_motion, tiny_model
 from tiny_runs import quick_compiles, run_unils, write_tiny_config
@@ -15,7 +16,9 @@ from data_pipelines.store.reader import Store
 from unils_jax.checkpoints.adapters import read_adapter, save_adapter
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
+from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.inference.conversations import decode
+from unils_jax.models.ear import Ear, EarConfig
 from unils_jax.motion import JAW
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.base import NoiseRates, Objective
@@ -147,6 +150,16 @@ def test_an_ear_returns_from_a_file(runs, tmp_path):
     assert again.config.ear == ours.config.ear
     assert all(again.params[path].tobytes() == value.tobytes() for path, value in ours.params.items())
     assert "our ear" in out.with_name("ear.safetensors.md").read_text()
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_the_weights_of_an_ear_have_torch_names(blocks):
+    params = split(Ear(EarConfig(num_mels=8, width=8, coarse_bands=2, blocks=blocks), rngs=nnx.Rngs(0)))[1]
+    params = {f"ear/{path}": np.asarray(value) for path, value in params.items()}
+    state = to_torch(params, "ear")
+    assert ("ear.blocks.1.weight" in state, "ear.hidden.weight" in state) == (blocks == 2, blocks == 0)
+    again = to_paths(state, "ear")
+    assert set(again) == set(params) and all(np.array_equal(again[path], params[path]) for path in params)
 
 
 def test_a_dialogue_freezes_and_saves_and_exports_its_ear(runs, tmp_path):

@@ -1,4 +1,7 @@
-"""`unils train`: one stage, from scratch, from a parent, or from where the workdir stands."""
+"""`unils train`: one stage, from scratch, from a parent, or from where the workdir stands.
+
+Beside it `unils config`, which lists the settings of a stage.
+"""
 
 import argparse
 import json

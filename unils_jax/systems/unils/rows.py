@@ -68,6 +68,7 @@ _EAR = (
     ("ear.channel_mean", "ear/channel_mean", LEAF),
     ("ear.channel_std", "ear/channel_std", LEAF),
     ("ear.context", "ear/context", CONV),
+    ("ear.blocks.{i}", "ear/blocks/{i}", CONV),
     ("ear.hidden", "ear/hidden", LINEAR),
     ("ear.out", "ear/out", LINEAR),
 )
