@@ -34,6 +34,21 @@ def test_the_report_is_the_file_that_is_written(truth, tiny_store, tmp_path):
     assert report["metrics"]["unils/speaking/FDD"]["mean"] == pytest.approx(0, abs=0.01)
 
 
+def test_borders_lie_where_each_file_s_own_window_has_them(tiny_store, tmp_path):
+    """The files of a folder may be of several models; one that does not say is of the release's windows."""
+    store, jumps = Store(tiny_store), {}
+    entry = store.records("test")[0]
+    motion = store.read("test", 0).motion.astype(np.float32)
+    steps = np.arange(motion.shape[1])
+    motion[:, :, 103] = 0.001 * steps + 0.005 * (steps // 10)
+    for source in ({}, {"window_frames": 10}):
+        folder = tmp_path / str(len(source))
+        save_motion(folder / f"{entry['name']}.npz", motion, expression_basis="standin", source=source)
+        metrics = evaluate_files(folder, tiny_store, EvaluationSettings("unils-clean", limit=1))["metrics"]
+        jumps[len(source)] = metrics["behaviour/both/border_jump_jaw"]["mean"]
+    assert jumps[1] == pytest.approx(6, rel=1e-3) and jumps[0] < 5
+
+
 def test_a_loaded_checkpoint_is_scored_and_nothing_is_written(tiny_runs, tiny_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = load(tiny_runs.workdirs["dialogue"])

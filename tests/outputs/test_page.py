@@ -14,6 +14,7 @@ from unils_jax.cli import motion as motion_command
 from unils_jax.cli.main import main
 from unils_jax.errors import UserError
 from unils_jax.face.standin import standin_asset
+from unils_jax.inference.finishing import finish
 from unils_jax.motion import JAW, SAMPLE_RATE, save_motion
 from unils_jax.outputs import page
 from unils_jax.outputs.page import make_page
@@ -66,6 +67,19 @@ def test_coefficients_are_kept_to_a_thousandth_of_what_is_asked(tmp_path):
     assert (truth[:, 40:] == truth[:, 39:40]).all(), "the truth is shorter: it holds its last frame"
     basis = unpacked(data["head"]["basis"])
     assert np.abs(basis).max() > 1e-3 and len(basis) == K + 2, "shapes, and lids that follow each eye"
+
+
+def test_borders_are_mended_where_the_model_s_windows_have_them(tmp_path):
+    motion = np.zeros((1, 40, 108), np.float32)
+    motion[0, 10:, JAW.start] = 0.2
+    jaws = []
+    for frames in (10, 100):
+        make_page(tmp_path / "p.html", motion, standin_asset(), expression_basis="standin", window_frames=frames)
+        data = embedded(tmp_path / "p.html")
+        jaws.append(coefficients(data["motion"])[0, :, data["numExpression"] + 3])
+        expected = finish(motion, "standin", window_frames=frames).motion[0, :, JAW.start]
+        np.testing.assert_allclose(jaws[-1], expected, atol=1e-4)
+    assert np.abs(jaws[0] - jaws[1]).max() > 0.05
 
 
 def test_a_minute_of_two_people_takes_under_three_megabytes(tmp_path, golden):

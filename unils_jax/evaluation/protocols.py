@@ -194,11 +194,15 @@ def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: 
 
 
 def people_to_score(
-    conversation: Conversation, prediction: Float[np.ndarray, "P T2 108"], protocol: Protocol
+    conversation: Conversation,
+    prediction: Float[np.ndarray, "P T2 108"],
+    protocol: Protocol,
+    window_frames: int | None = None,
 ) -> list[Person]:
     """Returns the protocol's people and frames, prediction and truth cut to the shorter.
 
-    Channels that the truth lacks are zero in both. Raises UserError where the prediction holds too
+    Channels that the truth lacks are zero in both. `window_frames` are of the model that made the
+    prediction; None: the protocol's. Raises UserError where the prediction holds too
     few people, differs from the truth by more than a second, or holds NaN or infinite values.
     """
     frames = conversation.motion.shape[1]
@@ -231,7 +235,7 @@ def people_to_score(
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
                 channel_mask=conversation.observed[person],
                 partner_channel_mask=conversation.observed[1 - person],
-                window_frames=protocol.window.frames,
+                window_frames=window_frames or protocol.window.frames,
                 first_frame=protocol.first_frame,
                 phones=cut_phones(conversation.phones[person], scored) if conversation.phones else None,
             )

@@ -43,7 +43,7 @@ from unils_jax.evaluation.report import report_paths, write_report
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
-from unils_jax.inference.finishing import finish
+from unils_jax.inference.finishing import finish, window_frames_of
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, MOTION_KIND, Window, load_motion
 from unils_jax.systems.base import System, window_of
@@ -190,6 +190,10 @@ class CheckpointMotion:
         basis, frames = self.checkpoint.expression_basis, self.window.frames
         return lambda conversation, seed: finish(predict(conversation, seed), basis, window_frames=frames).motion
 
+    def window_frames(self, name: str) -> int:
+        """Returns the frames of the windows that a conversation's motion is decoded in."""
+        return self.window.frames
+
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.
 
@@ -234,6 +238,10 @@ class FolderMotion:
 
         return predict
 
+    def window_frames(self, name: str) -> int:
+        """Returns the frames of the windows that a conversation's file says it was decoded in."""
+        return window_frames_of(load_motion(self.folder / f"{name}.npz").source)
+
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> None:
         """Returns None: nothing is decoded here."""
 
@@ -253,7 +261,8 @@ def _evaluate(
     for done, (i, name) in enumerate(tqdm(chosen, "evaluate", disable=None, unit="conversation"), 1):
         conversation = conversation_of(store.read(settings.split, i), protocol)
         motions = [predict(conversation, seed) for seed in seeds]
-        table.add(name, [people_to_score(conversation, motion, protocol) for motion in motions])
+        frames = motion.window_frames(name)  # of each: files of one folder may be of several models
+        table.add(name, [people_to_score(conversation, motion, protocol, frames) for motion in motions])
         if done % 10 == 0 or done == len(chosen):
             log.info("scored %d of %d conversations", done, len(chosen))
     report = {

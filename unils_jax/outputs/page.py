@@ -26,7 +26,16 @@ from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
 from unils_jax.inference.finishing import finish, log_limits
-from unils_jax.motion import EXPRESSION, FPS, HEAD, MOTION_DIM, SAMPLE_RATE, SAMPLES_PER_FRAME, STANDIN_SHAPES
+from unils_jax.motion import (
+    EXPRESSION,
+    FPS,
+    HEAD,
+    MOTION_DIM,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    STANDIN_SHAPES,
+    WINDOW_FRAMES,
+)
 from unils_jax.outputs.drawn_head import DrawnHead, drawn_head, shown_motion
 
 PEAKS_PER_S = 50
@@ -68,6 +77,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     title: str = "conversation",
     embed_flame: bool = False,
     state: Literal["decoded", "finished", "raw"] = "decoded",
+    window_frames: int = WINDOW_FRAMES,
 ) -> PageSummary:
     """Writes the page of one or two people at 25 frames a second, with their audio at 16 kHz.
 
@@ -88,6 +98,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         embed_flame: Allows FLAME's geometry in the file, which is licensed.
         state: "decoded": the motion is finished here, see `finish`. "finished": that was done
             before. "raw": it is shown as it is, and the page can smooth it.
+        window_frames: Frames of the model's windows, whose borders `finish` mends.
 
     Raises:
         UserError: The output cannot be written, arrays have a wrong shape or are not finite,
@@ -97,7 +108,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     script, licence = page_script()
     _check(motion, truth, audio, names, asset, embed_flame)
     if state == "decoded":
-        finished = finish(motion, expression_basis)
+        finished = finish(motion, expression_basis, window_frames=window_frames)
         log_limits(finished, path)
         motion = finished.motion
     num_people, num_frames = motion.shape[:2]

@@ -8,6 +8,7 @@ import soundfile
 from tiny_runs import run_unils
 
 from unils_jax.audio import frame_loudness, read_audio
+from unils_jax.checkpoints.loading import PRETRAINED, load
 from unils_jax.evaluation.figures import recordings
 from unils_jax.evaluation.figures.recordings import STANDIN_REST, Track, closed_in_silence, track_figures
 from unils_jax.motion import JAW, SAMPLE_RATE, STANDIN_SHAPES
@@ -86,6 +87,28 @@ def test_motion_of_another_clip_is_refused(folder):
     track = Track("alone", audio, np.ones(FRAMES, bool), np.zeros((FRAMES + 40, 108), np.float32))
     with pytest.raises(Exception, match="alone.npz holds 290 frames, its audio 250"):
         track_figures(np.zeros((FRAMES, 108), np.float32), track, "standin")
+
+
+def test_borders_are_those_of_the_model_s_own_windows():
+    motion = np.zeros((FRAMES, 108), np.float32)
+    motion[:, JAW.start] = 0.01 * np.arange(FRAMES) + 0.05 * (np.arange(FRAMES) // 10)
+    track = Track("alone", np.zeros(FRAMES * 640, np.float32), np.zeros(FRAMES, bool), None)
+    assert track_figures(motion, track, "standin", 10)["border_jump_jaw"] == pytest.approx(6, rel=1e-3)
+    assert track_figures(motion, track, "standin")["border_jump_jaw"] < 5, "two borders among 24 like them"
+
+
+def test_recordings_are_scored_with_the_checkpoint_s_window(folder, monkeypatch):
+    """The packaged live model has borders every 10 frames."""
+
+    def decode(checkpoint, audio, seed, dtype):
+        frames = np.arange(FRAMES)
+        motion = np.zeros((len(audio), FRAMES, 108), np.float32)
+        motion[:, :, JAW.start] = 0.001 * frames + 0.005 * (frames // 10)
+        return motion
+
+    monkeypatch.setattr(recordings, "decode", decode)
+    scores = recordings.score_recordings(folder, load(PRETRAINED / "live.safetensors"), seeds=1)
+    assert scores["mean"]["border_jump_jaw"] == pytest.approx(6, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from unils_jax.evaluation.statistics import correlation
 from unils_jax.inference.finishing import finish
 from unils_jax.inference.recordings import Recording, find_recordings
 from unils_jax.inference.sampling import Sampling
-from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES
+from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES, WINDOW_FRAMES
 from unils_jax.outputs.trackers import read_tracker
 from unils_jax.systems.base import Inputs, Options, window_of
 
@@ -85,7 +85,7 @@ def score_recordings(
         for seed in numbers:
             motion = decode(checkpoint, [person.audio for person in people], seed, dtype)
             motion = finish(motion, basis, window_frames=frames).motion if finished else motion
-            by_seed.append([track_figures(m, p, basis) for m, p in zip(motion, people, strict=True)])
+            by_seed.append([track_figures(m, p, basis, frames) for m, p in zip(motion, people, strict=True)])
         for person, figures in zip(people, zip(*by_seed, strict=True), strict=True):
             seconds = {"speech_s": float(person.speaking.sum() / FPS), "seconds": len(person.audio) / SAMPLE_RATE}
             rows.append({"name": person.name, **seconds, "figures": mean_of(figures)})
@@ -131,8 +131,13 @@ def decode(
     return system.generate(checkpoint.model, Inputs(audio=own, **read), options).values
 
 
-def track_figures(motion: Float[np.ndarray, "T 108"], track: Track, expression_basis: str) -> dict[str, float]:
-    """Returns one person's figures; NaN where they are not defined."""
+def track_figures(
+    motion: Float[np.ndarray, "T 108"], track: Track, expression_basis: str, window_frames: int = WINDOW_FRAMES
+) -> dict[str, float]:
+    """Returns one person's figures; NaN where they are not defined.
+
+    `window_frames` are of the model that made the motion.
+    """
     frames = min(len(motion), len(track.speaking))
     motion, speaking = motion[:frames], track.speaking[:frames]
     everywhere = np.ones(frames, bool)
@@ -152,7 +157,8 @@ def track_figures(motion: Float[np.ndarray, "T 108"], track: Track, expression_b
         figures["blinks_per_minute"], figures["blink_duration_s"] = blinks(motion, everywhere)
         parts = motion[:, : len(STANDIN_SHAPES)] / np.array(list(STANDIN_SHAPES.values()))
         figures["shapes_beyond_full"] = float((np.abs(parts) > BEYOND).any(axis=1).mean())
-    return figures | {f"border_jump_{group}": value for group, value in border_jumps(motion, everywhere).items()}
+    jumps = border_jumps(motion, everywhere, window_frames)
+    return figures | {f"border_jump_{group}": value for group, value in jumps.items()}
 
 
 def closed_in_silence(
