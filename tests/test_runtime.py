@@ -17,7 +17,7 @@ from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli import main as command_line
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, clear_partials
 from unils_jax.motion import save_motion
 from unils_jax.runtime import disk_is_full, local_path, only_writer, user_cache
 
@@ -230,3 +230,52 @@ def test_two_stores_at_once_and_two_decodes_at_once_are_refused(tmp_path, capsys
     with only_writer(tmp_path / "out" / ".decode.lock", "x"):
         assert run_unils("decode", "--audio", recordings, "--out", tmp_path / "out") == 2
     assert f"out is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+HOLD_OUTPUTS = """
+import sys, time
+from unils_jax.files import check_output
+from unils_jax.runtime import outputs_held
+with outputs_held():
+    for name in sys.argv[1:]:
+        check_output(name)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_file_has_one_writer_from_the_start_of_a_command(motion_file, tmp_path, capsys):
+    name = "x" * 240 + ".npz"
+    commands = {
+        "a.csv": ["convert-motion", motion_file, "--out"],
+        name: ["convert-motion", motion_file, "--out"],
+        "b.mp4": ["render", motion_file, "--video"],
+        "c.npz": ["decode", "--audio", "none.wav", "--out"],
+        "d.mp4": ["decode", "--audio", "none.wav", "--video"],
+        "e.pt": ["export", "--checkpoint", "none", "--out"],
+        "f.safetensors": ["export", "--checkpoint", "none", "--adapter"],
+        "g.json": ["evaluate", "--checkpoint", "none", "--data", "none", "--out"],
+        "h.json": ["data", "verify", "none", "--out"],
+        "i.json": ["bench", "data", "--json"],
+    }
+    (tmp_path / "link").symlink_to(tmp_path)
+    outputs = [tmp_path / output for output in commands]
+    with subprocess.Popen([sys.executable, "-c", HOLD_OUTPUTS, *outputs], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            (tmp_path / ".a.1-abc.partial.csv").touch()
+            (tmp_path / ".z.1-abc.partial.csv").touch()
+            clear_partials(tmp_path)
+            assert (tmp_path / ".a.1-abc.partial.csv").exists() and not (tmp_path / ".z.1-abc.partial.csv").exists()
+            for output, command in commands.items():
+                assert run_unils(*command, tmp_path / "link" / output) == 2
+                (line,) = capsys.readouterr().err.splitlines()
+                assert f"{output} is in use by process {process.pid} on {os.uname().nodename}, since" in line
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert not any(path.exists() for path in outputs)
+    clear_partials(tmp_path)
+    assert not list(tmp_path.glob(".*.partial*"))
+    for output in ("a.csv", name):
+        assert run_unils("convert-motion", motion_file, "--out", tmp_path / output) == 0
+    assert not (tmp_path / ".a.csv.lock").exists()

@@ -5,10 +5,10 @@ file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled
 """
 
 import contextlib
-import hashlib
 import io
 import math
 import os
+import re
 import secrets
 import struct
 import tempfile
@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from unils_jax.errors import UserError, one_line
-from unils_jax.runtime import refuse_url, room_on_disk
+from unils_jax.runtime import hold_output, is_locked, refuse_url, room_on_disk, short_stem
 
 # Process numbers repeat on the machines that share a folder.
 _PROCESS = secrets.token_hex(3)
-_MAX_STEM_BYTES = 160  # a name has 255 bytes, of which the rest goes to what a partial file adds
 
 # Two and a half hours of a person: 16 kHz float32 audio and 112 float32 channels of motion.
 MAX_BYTES = 640 << 20
@@ -48,8 +47,9 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
     """Returns `path` as a Path after checking that a file can be written there.
 
     Called before the work starts, so that an hour of decoding is not lost to a typing mistake.
-    Missing parent folders are made. Raises UserError when the suffix is not one of `suffixes` or
-    the folder is not writable.
+    Missing parent folders are made. Within `outputs_held` it holds the file's lock from here on.
+    Raises UserError when the suffix is not one of `suffixes`, the folder is not writable, or
+    another process makes the file.
     """
     refuse_url(path, "output")
     path = Path(path)
@@ -63,6 +63,7 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another output folder") from None
+    hold_output(path)
     return path
 
 
@@ -75,10 +76,7 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
     no room.
     """
     path = Path(path)
-    stem = path.stem
-    if len(os.fsencode(stem)) > _MAX_STEM_BYTES:
-        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
-    partial = path.with_name(f".{stem}.{os.getpid()}-{_PROCESS}.partial{path.suffix}")
+    partial = path.with_name(f".{short_stem(path)}.{os.getpid()}-{_PROCESS}.partial{path.suffix}")
     try:
         with room_on_disk(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +91,13 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
 def clear_partials(folder: Path) -> None:
     """Removes what killed processes left of files in a folder.
 
-    The caller holds the folder's lock: no process writes there.
+    The caller holds the folder's lock: others write there only single files whose locks they hold.
     """
     for path in folder.glob(".*.partial*"):
-        with contextlib.suppress(OSError):  # a folder, which its own writer removes
-            path.unlink()
+        lock = path.with_name(re.sub(r"\.\d+-[0-9a-f]+\.partial", "", path.name) + ".lock")
+        if not is_locked(lock):
+            with contextlib.suppress(OSError):  # a folder, which its own writer removes
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
@@ -15,7 +16,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 from unils_jax.errors import UserError
 
@@ -29,6 +32,8 @@ _SCHEMES = ("gs", "gcs", "s3", "http", "https", "hdfs", "abfs", "az", "ftp")
 
 # File systems that know no locks: some mounts of Lustre and of NFS without its lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+_MAX_STEM_BYTES = 160  # a name has 255 bytes, of which the rest goes to what is added to it
 
 
 def prepare() -> None:
@@ -207,8 +212,55 @@ def _locked(lock: Path, what: str | os.PathLike) -> io.BufferedRandom:
             file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            raise UserError(f"{what} is in use by {held}; wait for it, stop it, or choose another folder") from None
+            raise UserError(f"{what} is in use by {held}; wait for it, stop it, or name another output") from None
         file.close()
+
+
+def is_locked(lock: str | os.PathLike) -> bool:
+    """Returns whether a process holds the lock file `lock`."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
+class _Held(NamedTuple):
+    locks: contextlib.ExitStack
+    files: set[Path]  # lock files
+
+
+_HELD: ContextVar[_Held | None] = ContextVar("held outputs", default=None)
+
+
+@contextlib.contextmanager
+def outputs_held() -> Iterator[None]:
+    """Holds each file that `hold_output` names from there to the end: for the span of one command.
+
+    Another process that would make the same file meanwhile is refused. The lock is `.NAME.lock`
+    beside the file, and goes with the process, however that ends.
+    """
+    with contextlib.ExitStack() as locks:
+        token = _HELD.set(_Held(locks, set()))
+        try:
+            yield
+        finally:
+            _HELD.reset(token)
+
+
+def hold_output(path: Path) -> None:
+    """Takes the lock of a file that this command makes; outside of `outputs_held` does nothing."""
+    held, lock = _HELD.get(), path.parent.resolve() / f".{short_stem(path)}{path.suffix}.lock"
+    if held is not None and lock not in held.files:
+        held.locks.enter_context(only_writer(lock, path))
+        held.files.add(lock)
+
+
+def short_stem(path: Path) -> str:
+    """Returns the stem of a file's name, or a digest where what is added would make it too long."""
+    stem = os.fsencode(path.stem)
+    return path.stem if len(stem) <= _MAX_STEM_BYTES else hashlib.sha256(stem).hexdigest()[:16]
 
 
 def about_this_process() -> dict[str, str | int]:

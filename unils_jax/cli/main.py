@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from unils_jax import __version__
 from unils_jax.errors import UserError
-from unils_jax.runtime import disk_is_full, expand_home, no_room, prepare
+from unils_jax.runtime import disk_is_full, expand_home, no_room, outputs_held, prepare
 
 
 class Command(NamedTuple):
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parser, commands = make_parser(argv)
         args = parse(parser, commands, argv)
-        args.run(args)
+        with outputs_held():
+            args.run(args)
     except UserError as error:
         print("unils: error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
