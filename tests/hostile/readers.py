@@ -170,5 +170,6 @@ OTHERS = {
     "unils_jax.outputs.serving.page:page_files": _PACKAGED,
     "unils_jax.outputs.serving.protocol:_object": "messages, which tests/outputs/serving/test_hostile.py damages",
     "unils_jax.runtime:_holder": "reads a lock, whose damage it ignores by itself",
+    "unils_jax.runtime:is_locked": "opens a lock and reads nothing of it",
     "unils_jax.training.loop:_evaluate_and_save": "parses its own text",
 }
