@@ -239,7 +239,7 @@ def outputs_held() -> Iterator[None]:
     """Holds each file that `hold_output` names from there to the end: for the span of one command.
 
     Another process that would make the same file meanwhile is refused. The lock is `.NAME.lock`
-    beside the file, and goes with the process, however that ends.
+    next to the file, and goes with the process, however that ends.
     """
     with contextlib.ExitStack() as locks:
         token = _HELD.set(_Held(locks, set()))
