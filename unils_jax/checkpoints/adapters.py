@@ -25,6 +25,7 @@ from unils_jax.checkpoints.torch_keys import check_params, to_paths, to_torch
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
+from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
@@ -53,6 +54,7 @@ class AdapterInfo:
     # Frames of audio before and after a window that it attends to, see `PriorConfig`.
     past_audio_frames: int = 0
     lookahead_frames: int = 0
+    sampling: Sampling = Sampling()  # how bits of the dialogue are drawn where a decode does not say
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,12 @@ def base_hash(config: UniLSConfig, params: Mapping[str, Any]) -> str:
 
 
 def save_adapter(
-    path: str | os.PathLike, config: UniLSConfig, params: Mapping[str, Any], expression_basis: str, name: str
+    path: str | os.PathLike,
+    config: UniLSConfig,
+    params: Mapping[str, Any],
+    expression_basis: str,
+    name: str,
+    sampling: Sampling = DEFAULT_SAMPLING,
 ) -> Adapter:
     """Writes the adapter of a dialogue with unmerged parameters.
 
@@ -111,7 +118,7 @@ def save_adapter(
     prior, base = config.prior, base_hash(config, params)
     encoder = {"logmel": config.logmel, "ear": config.ear}
     audio = {name: getattr(prior, name) for name in AUDIO_FIELDS}
-    info = AdapterInfo(name, base, expression_basis, lora=config.lora, **encoder, **audio)
+    info = AdapterInfo(name, base, expression_basis, lora=config.lora, **encoder, **audio, sampling=sampling)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
     tensors = {
         re.sub(r"(audio_attn)\.", r"\1.modules_to_save.default.", key): np.ascontiguousarray(array, np.float32)

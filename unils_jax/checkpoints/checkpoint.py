@@ -11,6 +11,7 @@ from flax import nnx
 
 from unils_jax.checkpoints.adapters import apply_adapter, read_adapter
 from unils_jax.errors import UserError
+from unils_jax.inference.sampling import Sampling
 from unils_jax.nn.params import Params, abstract, merge
 from unils_jax.systems.base import System
 from unils_jax.systems.registry import SYSTEMS, system_of_config
@@ -31,6 +32,7 @@ class Checkpoint:
     source: dict[str, Any]  # where it came from
     run: Mapping[str, Any] | None = None  # resolved config of the run that made a workdir; None: a file
     meta_cfg: dict[str, Any] | None = None  # config tree of a release file; None: it has none
+    sampling: Sampling = Sampling()  # how its bits are drawn where a decode does not say
 
     @property
     def system(self) -> System:
@@ -75,7 +77,7 @@ class Checkpoint:
         if loaded.info.expression_basis != self.expression_basis:
             raise UserError(f"adapter {adapter} is of the {loaded.info.expression_basis!r} basis, its base of another")
         source = {**self.source, "stage": config.stage, "adapter": loaded.info.name}
-        dialogue = Checkpoint(config, params, self.expression_basis, source)
+        dialogue = Checkpoint(config, params, self.expression_basis, source, sampling=loaded.info.sampling)
         return dialogue.merged() if merge else dialogue
 
 

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from unils_jax.checkpoints.model_card import model_card
 from unils_jax.checkpoints.torch_keys import to_torch, torch_views
 from unils_jax.errors import UserError, install_hint
 from unils_jax.files import atomic_output, check_output
+from unils_jax.inference.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def make_meta_cfg(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns the config tree of a checkpoint; a release file's own is passed on as it is."""
     if checkpoint.meta_cfg is not None:
         return checkpoint.meta_cfg
-    return checkpoint.system.layout.json_of(checkpoint.config, checkpoint.expression_basis, checkpoint.run)
+    tree = checkpoint.system.layout.json_of(checkpoint.config, checkpoint.expression_basis, checkpoint.run)
+    own = {} if checkpoint.sampling == Sampling() else {"SAMPLING": asdict(checkpoint.sampling)}
+    return {**tree, **own}
 
 
 def _as_json(tree: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths, unwrapped
 from unils_jax.checkpoints.workdir import _load_ours
+from unils_jax.config import from_dict
 from unils_jax.errors import UserError
+from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
 from unils_jax.runtime import expand_home, refuse_url
@@ -112,4 +114,5 @@ def _from_file(path: Path, contents: dict[str, Any]) -> Checkpoint:
     check_params(expected, params, str(path))
     source = {"checkpoint": str(path), "stage": config.stage}
     meta_cfg = None if system.layout.bare else tree
-    return Checkpoint(config, as_float32(params), basis, source, meta_cfg=meta_cfg)
+    sampling = from_dict(Sampling, tree.get("SAMPLING", {}), f"{path}: meta_cfg.SAMPLING")
+    return Checkpoint(config, as_float32(params), basis, source, meta_cfg=meta_cfg, sampling=sampling)

@@ -14,6 +14,7 @@ from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_keys import check_params
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError, one_line
+from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import BASES
 from unils_jax.nn.params import Params
 from unils_jax.runtime import local_path
@@ -44,7 +45,8 @@ def _load_ours(path: Path, weights: str) -> Checkpoint:
     expected = {path: shape for path, shape in shapes.items() if not path.startswith("audio_encoder/")}
     check_params(expected, restored, str(step_folder))
     source = {"checkpoint": str(path), "step": meta["step"], "stage": config.stage}
-    return Checkpoint(config, restored, run["expression_basis"], source, run=run)
+    sampling = from_dict(Sampling, run.get("sampling", {}), "sampling")
+    return Checkpoint(config, restored, run["expression_basis"], source, run=run, sampling=sampling)
 
 
 def array_items(meta: Mapping[str, Any]) -> Sequence[str]:

@@ -33,6 +33,7 @@ from unils_jax.inference.recordings import (
     read_conversation,
     read_recordings,
 )
+from unils_jax.inference.sampling import Sampling
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_KIND, Window, load_motion, save_motion
 from unils_jax.outputs.annotations import read_template, save_annotation
@@ -77,11 +78,13 @@ def decode_one(request: DecodeRequest) -> None:
     for path, suffix in ((request.out, ".npz"), (request.video, ".mp4")):
         if path:
             check_output(path, suffix)
-    options = Options(request.sampling, request.seed, request.people or 1, request.dtype, request.fps)
+    request.sampling(Sampling())  # values that are out of range fail before the checkpoint is read
+    options = Options(Sampling(), request.seed, request.people or 1, request.dtype, request.fps)
     audio = read_conversation(request.tracks, request.channels, (request.track, request.track2))
     if options.people > len(audio):
         raise UserError("--people 2 needs both tracks; give the second one with --audio2")
     checkpoint = load_checkpoint(request)
+    options = replace(options, sampling=request.sampling(checkpoint.sampling))
     system = checkpoint.system
     refuse_useless(request, system)
     sees_partner, annotated = "other_motion" in system.inputs, "annotation" in system.inputs
@@ -170,8 +173,9 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
 
     Raises UserError at the end, naming those whose files cannot be read.
     """
-    settings = {"sampling": request.sampling, "seed": request.seed}
+    request.sampling(Sampling())
     checkpoint = load_checkpoint(request)
+    settings = {"sampling": request.sampling(checkpoint.sampling), "seed": request.seed}
     system = checkpoint.system
     # Only UniLS' networks have a program with slots for several conversations.
     if system.build is not UniLS:
@@ -232,14 +236,15 @@ def already_decoded(request: DecodeRequest, recording: Recording, source: dict[s
 
 def program_of(request: DecodeRequest, checkpoint: Checkpoint, people: int, slots: int) -> Program:
     """Builds the decode program for conversations of so many people."""
-    return make_program(checkpoint.model, slots=slots, people=people, guided=request.cfg > 1, dtype=request.dtype)
+    guided = request.sampling(checkpoint.sampling).cfg > 1
+    return make_program(checkpoint.model, slots=slots, people=people, guided=guided, dtype=request.dtype)
 
 
 def source_of(request: DecodeRequest, checkpoint: Checkpoint, system: System) -> dict[str, Any]:
     """Returns the origin that a motion file keeps: checkpoint, audio and settings."""
     source = {**checkpoint.source, "audio": request.tracks, "dtype": request.dtype, "version": __version__}
     if system.draws:
-        source |= {name: getattr(request, name) for name in ("seed", "tau", "cfg", "top_p")}
+        source |= {"seed": request.seed, **vars(request.sampling(checkpoint.sampling))}
         source["batch"] = request.batch or 1
     if (window := window_of(checkpoint.config)) != Window():
         source["window_frames"] = window.frames  # where the borders are that `finish_file` mends
@@ -289,7 +294,7 @@ def predicted_motion(
             f"{basis!r}; use one that was trained on the same data"
         )
     own, other = audio if len(audio) == 2 else (audio[0], np.zeros_like(audio[0]))
-    settings = {"sampling": request.sampling, "seed": request.seed, "dtype": request.dtype}
+    settings = {"sampling": checkpoint.sampling, "seed": request.seed, "dtype": request.dtype}
     return conversations.decode(checkpoint.model, own, other, people=2, **settings)
 
 

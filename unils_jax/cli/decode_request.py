@@ -56,9 +56,9 @@ class DecodeRequest(Request):
     flame: str | None = None  # head of the video; None: the stand-in
     style: str | None = None
     prev: str | None = None
-    tau: float = 1.0
-    cfg: float = 1.5
-    top_p: float = 0.97
+    tau: float | None = None  # this and the next two, None: the checkpoint's own
+    cfg: float | None = None
+    top_p: float | None = None
     seed: int = 0
     people: int | None = None  # None: as many as there are tracks, one where the partner's motion is seen
     batch: int | None = None  # conversations at a time; None: BATCH of several, else 1
@@ -110,10 +110,9 @@ class DecodeRequest(Request):
         """The outputs, for a summary line."""
         return ", ".join(path for path in (self.out, self.video) if path)
 
-    @property
-    def sampling(self) -> Sampling:
-        """How bits are drawn."""
-        return Sampling(self.tau, self.cfg, self.top_p)
+    def sampling(self, own: Sampling) -> Sampling:
+        """Returns how bits are drawn: `own`, the checkpoint's, but for the flags that are given."""
+        return own.but(self.tau, self.cfg, self.top_p)
 
 
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,13 +152,12 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", metavar="M.npz", help="motion file whose middle 100 frames set the style")
     parser.add_argument("--prev", metavar="M.npz", help="motion file whose last 100 frames come before the first")
     for name, kind, meaning in (
-        ("tau", float, "temperature, 0 is greedy"),
-        ("cfg", float, "guidance, up to 1 is off"),
-        ("top_p", float, "nucleus per bit"),
-        ("seed", int, "the same seed gives the same motion"),
+        ("tau", float, "temperature, 0 is greedy (default: the checkpoint's own)"),
+        ("cfg", float, "guidance, up to 1 is off (default: the checkpoint's own)"),
+        ("top_p", float, "nucleus per bit (default: the checkpoint's own)"),
+        ("seed", int, "the same seed gives the same motion (default: %(default)s)"),
     ):
-        default = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default: %(default)s)")
+        parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name), help=meaning)
     parser.add_argument("--people", type=int, choices=(1, 2), help="1 decodes the first person alone of two tracks")
     parser.add_argument(
         "--batch", type=int, metavar="N", help=f"conversations at a time (default: {BATCH} of several, else 1)"

@@ -43,6 +43,7 @@ class EvaluateRequest(Request):
     flame: str | None = None
     out: str = "report.json"
     finished: bool = False  # True: motion as it is drawn and exported; False: as it was decoded
+    own_sampling: bool = False  # True: bits are drawn as the checkpoint says; False: as the protocol does
     recordings: str | None = None  # folder of recordings instead of a store; None: a store
     sets: list[str] | None = None
     resources: str | None = None
@@ -57,6 +58,8 @@ class EvaluateRequest(Request):
             problems.append(f"--recordings {self.recordings} is no folder; give the one with the audio files")
         if self.motion and self.finished:
             problems.append("--finished is of --checkpoint; --motion holds what its files hold, leave --finished away")
+        if self.own_sampling and (self.motion or self.recordings):
+            problems.append("--own_sampling goes with --checkpoint and --data; leave it away")
         if self.protocol not in PROTOCOLS:
             problems.append(f"--protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.seeds < 1:
@@ -83,9 +86,8 @@ class EvaluateRequest(Request):
     @property
     def settings(self) -> EvaluationSettings:
         """How a store is scored."""
-        return EvaluationSettings(
-            self.protocol, self.split, self.seeds, self.limit, self.dtype, self.audio_encoder, self.flame, self.finished
-        )
+        settings = (self.protocol, self.split, self.seeds, self.limit, self.dtype, self.audio_encoder, self.flame)
+        return EvaluationSettings(*settings, finished=self.finished, own_sampling=self.own_sampling)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +115,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--finished", action="store_true", help="score motion as it is drawn and exported, not as it was decoded"
+    )
+    parser.add_argument(
+        "--own_sampling", action="store_true", help="draw bits as the checkpoint says, not as the protocol does"
     )
     parser.add_argument("--data", metavar="DIR", help="store with the truth")
     parser.add_argument("--split", default=defaults.split, help="train, val or test (default: %(default)s)")

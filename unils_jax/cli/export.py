@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 def export_adapter(path: Path, checkpoint: Checkpoint) -> None:
     """Writes what a dialogue learnt on top of its prior and prints a line."""
     parts = checkpoint.config, checkpoint.params, checkpoint.expression_basis
-    adapter = save_adapter(path, *parts, name=path.stem)
+    adapter = save_adapter(path, *parts, name=path.stem, sampling=checkpoint.sampling)
     size = sum(value.size for value in adapter.params.values())
     print(f"{path}: adapter {path.stem!r} of base {adapter.info.base[:12]}, {size:,} values, read back and equal")
 

@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> None:
     server = Server(
         program,
         checkpoint.expression_basis,
+        sampling=checkpoint.sampling,
         access=access,
         limits=limits,
         port=request.port,

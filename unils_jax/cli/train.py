@@ -1,6 +1,6 @@
 """`unils train`: one stage, from scratch, from a parent, or from where the workdir stands.
 
-Beside it `unils config`, which lists the settings of a stage.
+`unils config` is here, too: it lists the settings of a stage.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ class EvaluationSettings:
     audio_encoder: str | None = None  # for checkpoints that lack their published one
     flame: str | None = None  # FLAME's model file; None: FLAME motion has no vertex metrics
     finished: bool = False  # True: motion as it is drawn and exported; False: as it was decoded
+    own_sampling: bool = False  # True: bits are drawn as the checkpoint says; False: as the protocol does
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
@@ -100,6 +101,7 @@ def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
     audio_encoder: str | None = None,
     head: str | None = None,
     finished: bool = False,
+    own_sampling: bool = False,
     out: str | os.PathLike | None = None,
 ) -> Report:
     """Scores a checkpoint's motion against a store's truth; returns the report as plain values.
@@ -117,10 +119,11 @@ def evaluate(  # noqa: PLR0913  (every option has its name in the public call)
         dtype: Of the decode, "float32" or "bfloat16".
         audio_encoder: Folder or hub name, for a checkpoint that lacks its published encoder.
         finished: Scores motion as it is drawn and exported, see `finish`; False: as decoded.
+        own_sampling: Draws bits as the checkpoint says; False: as the protocol does.
         head: FLAME file; None: motion in FLAME's basis has no vertex metrics.
         out: JSON file to write, with Markdown and HTML next to it; None: nothing is written.
     """
-    settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head, finished)
+    settings = EvaluationSettings(protocol, split, seeds, limit, dtype, audio_encoder, head, finished, own_sampling)
     return evaluate_checkpoint(checkpoint, data, settings, out=out)
 
 
@@ -179,7 +182,7 @@ class CheckpointMotion:
         self.checkpoint = checkpoint.select(MOTION_KIND)
         self.source: dict[str, Any] = checkpoint.source
         self.dtype: str | None = settings.dtype
-        self.window = window_of(checkpoint.config)
+        self.window, self.sampling = window_of(checkpoint.config), checkpoint.sampling
         self.state = "finished" if settings.finished else "raw"
 
     def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
@@ -252,6 +255,8 @@ def _evaluate(
     """Scores all records that the protocol can score; puts the report together and writes it."""
     started = time.time()
     protocol = PROTOCOLS[settings.protocol].for_window(motion.window)
+    if settings.own_sampling:
+        protocol = replace(protocol, **vars(motion.sampling))
     chosen, skipped = choose_records(motion, store, settings)
     seeds = [protocol.seed + i for i in range(settings.num_seeds)]
     mesh, notes = find_mesh(settings.flame, store.expression_basis)

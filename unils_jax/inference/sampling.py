@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,14 @@ class Sampling:
             problems.append(f"top_p must be from 0.5 to 1, got {self.top_p}")
         if problems:
             raise UserError("; ".join(problems))
+
+    def but(self, tau: float | None = None, cfg: float | None = None, top_p: float | None = None) -> "Sampling":
+        """Returns the same with some values changed; None keeps one."""
+        given = {"tau": tau, "cfg": cfg, "top_p": top_p}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
+DEFAULT_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from unils_jax.errors import UserError
 from unils_jax.inference.finishing import Finisher
 from unils_jax.inference.program import Program
-from unils_jax.inference.sampling import Sampling
+from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.inference.slots import Clip, Slots, Turn, check_guidance, clip_of
 from unils_jax.motion import FPS, MOTION_DIM, SAMPLES_PER_FRAME, Window
 
@@ -235,7 +235,8 @@ class Streams:
     as many runs as give each open stream one turn, ceil(open / slots); a chunk that is next in its
     stream waits for one round at most. With `timed` the encoder runs in a jit apart, so that its
     time is known. `expression_basis` is the checkpoint's, for the limits of streams that are
-    smoothed; "" leaves their expression without.
+    smoothed; "" leaves their expression without. `sampling`, the checkpoint's own, is that of all
+    streams that are opened without one.
     """
 
     def __init__(
@@ -243,12 +244,14 @@ class Streams:
         program: Program,
         *,
         expression_basis: str = "",
+        sampling: Sampling = DEFAULT_SAMPLING,
         capacity: int | None = None,
         timed: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.program = program
         self.expression_basis = expression_basis
+        self.sampling = sampling
         self.slots = Slots(program, capacity or program.slots)
         self.clock = clock
         self.queue: deque[Stream] = deque()
@@ -287,7 +290,7 @@ class Streams:
         asked for.
 
         Args:
-            sampling: How bits are chosen; None: the defaults of `Sampling`.
+            sampling: How bits are chosen; None: as the streams' own `sampling` says.
             seed: Of all random draws of the stream.
             style: Style clip of one person for all or of each, of the program's
                 `window.context_frames`; None: zero motion.
@@ -301,7 +304,7 @@ class Streams:
             raise UserError(f"{self.slots.capacity} streams are open already; close one or give a larger capacity")
         if tracks not in (1, 2) or tracks < self.program.people:
             raise UserError(f"tracks must be {self.program.people} to 2, got {tracks}")
-        sampling = sampling or Sampling()
+        sampling = sampling or self.sampling
         check_guidance(self.program, sampling)
         people, window = self.program.people, self.program.window
         style, prev = (clip_of(name, clip, people, window) for name, clip in (("style", style), ("prev", prev)))

@@ -99,6 +99,7 @@ class Loaded(Protocol):
     expression_basis: str
     source: Mapping[str, Any]
     run: Mapping[str, Any] | None
+    sampling: Sampling
 
     def select(self, *annotations: str) -> "Loaded":
         """Returns the model of these annotations alone."""

@@ -18,9 +18,9 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
     other: Float[np.ndarray, " N2"] | None = None,
     *,
     seed: int = 0,
-    tau: float = 1.0,
-    cfg: float = 1.5,
-    top_p: float = 0.97,
+    tau: float | None = None,
+    cfg: float | None = None,
+    top_p: float | None = None,
     people: int | None = None,
     style: Float[np.ndarray, "P F 108"] | None = None,
     prev: Float[np.ndarray, "P4 F2 108"] | None = None,
@@ -42,7 +42,8 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
         own: The first person's track; None for a prior, which has no audio.
         other: The second person's track; None is silence.
         seed: Of systems that draw.
-        tau: Temperature; 0 is greedy.
+        tau: Temperature; 0 is greedy. None, here and below: the checkpoint's own, of a module the
+            defaults of `Sampling`.
         cfg: Guidance; up to 1 is off.
         top_p: Nucleus per bit.
         people: 1 or 2; None is 2 where `other` is given, else 1. DualTalk's None is 1.
@@ -59,17 +60,17 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
         dtype: "float32" or "bfloat16".
     """
     if isinstance(checkpoint, nnx.Module):
-        model, system = checkpoint, system_of_model(checkpoint)
+        model, system, own_sampling = checkpoint, system_of_model(checkpoint), Sampling()
     else:
         # Where a model has several annotations, only the one to predict needs all of its weights.
         chosen = checkpoint.select(*(() if annotation is None else (annotation,)))
-        model, system = chosen.model, chosen.system
+        model, system, own_sampling = chosen.model, chosen.system, chosen.sampling
     inputs = Inputs(own, other, other_motion, style, prev, annotation, identity, template, num_frames)
     if people is None:
         sees_partner = "other_motion" in system.inputs
         both = other is not None and (not sees_partner or (other_motion is not None and other_motion.ndim == 3))
         people = 2 if both else 1
-    options = Options(Sampling(tau, cfg, top_p), seed, people, dtype, fps)
+    options = Options(own_sampling.but(tau, cfg, top_p), seed, people, dtype, fps)
     return generate(system, model, inputs, options).values
 
 

@@ -270,6 +270,7 @@ FREE = (
     "data.num_workers",
     "data.max_bad_records",
     "mesh",
+    "sampling",
     "train.remat",
     "train.remat_policy",
     "train.scan_layers",

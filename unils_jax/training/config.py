@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
-from unils_jax.inference.sampling import DTYPES
+from unils_jax.inference.sampling import DTYPES, Sampling
 from unils_jax.models.codec_losses import CodecLossWeights
 from unils_jax.nn.stack import REMAT_POLICIES, Compute
 from unils_jax.systems.base import NoiseRates, Objective, Stage
@@ -68,6 +68,9 @@ class RunConfig:
     noise: NoiseRates = NoiseRates()  # the generators'
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    # How bits of the trained model are drawn where a decode does not say; its checkpoints and what
+    # is exported from them carry it. Nothing in training depends on it.
+    sampling: Sampling = Sampling()
     expression_basis: str = "flame"  # must equal the data's; "flame" or "standin"
     # The head whose vertices the codec's mesh losses compare: "standin", a FLAME file, or "" for no
     # mesh losses. Losses of annotations use it for `motion_108` and for FLAME parameters.

@@ -23,7 +23,6 @@ from unils_jax.evaluation.figures.speech import jaw_loudness, silent_frames, spr
 from unils_jax.evaluation.statistics import correlation
 from unils_jax.inference.finishing import finish
 from unils_jax.inference.recordings import Recording, find_recordings
-from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import FPS, JAW, MOTION_KIND, SAMPLE_RATE, STANDIN_SHAPES, WINDOW_FRAMES
 from unils_jax.outputs.trackers import read_tracker
 from unils_jax.systems.base import Inputs, Options, window_of
@@ -100,7 +99,7 @@ def score_recordings(
             "expression_basis": basis,
             "seeds": list(numbers),
             "dtype": dtype,
-            **vars(Sampling()),
+            **vars(checkpoint.sampling),
         },
     }
 
@@ -127,7 +126,7 @@ def decode(
     system, (own, *others) = checkpoint.system, audio
     held = {"other_audio": others[0] if others else None, "annotation": MOTION_KIND}
     read = {name: value for name, value in held.items() if name in system.inputs}
-    options = Options(Sampling(), seed, len(audio), dtype)
+    options = Options(checkpoint.sampling, seed, len(audio), dtype)
     return system.generate(checkpoint.model, Inputs(audio=own, **read), options).values
 
 

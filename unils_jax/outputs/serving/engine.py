@@ -16,6 +16,7 @@ import numpy as np
 from unils_jax.audio import Resampler
 from unils_jax.errors import UserError
 from unils_jax.inference.program import Program
+from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.inference.streaming import Streams
 from unils_jax.motion import MOTION_DIM, SAMPLE_RATE
 from unils_jax.outputs.serving.metrics import Metrics
@@ -55,7 +56,7 @@ class Conversation:
         # A program of two people takes two tracks: a client with one has silence for the other.
         self._num_fed = max(opened.tracks, streams.program.people)
         self._stream = streams.open(
-            sampling=opened.sampling,
+            sampling=opened.sampling(streams.sampling),
             seed=opened.seed,
             style=read_style(opened.style),
             tracks=self._num_fed,
@@ -127,8 +128,15 @@ class Engine:
     every conversation has been given a `StreamError`.
     """
 
-    def __init__(self, program: Program, expression_basis: str, capacity: int, metrics: Metrics):
-        self.streams = Streams(program, expression_basis=expression_basis, capacity=capacity)
+    def __init__(
+        self,
+        program: Program,
+        expression_basis: str,
+        capacity: int,
+        metrics: Metrics,
+        sampling: Sampling = DEFAULT_SAMPLING,
+    ):
+        self.streams = Streams(program, expression_basis=expression_basis, sampling=sampling, capacity=capacity)
         self.is_ready = threading.Event()
         self.failure = ""
         self._metrics = metrics

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from unils_jax.audio import MAX_AMPLITUDE
 from unils_jax.errors import UserError
-from unils_jax.inference.sampling import Sampling
+from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.inference.streaming import Streams
 from unils_jax.motion import MOTION_DIM, channel_names
 
@@ -62,15 +62,14 @@ class Open:
     format: str = "s16le"  # of samples, a key of `FORMATS`
     seed: int = 0  # of all random draws
     smoothed: bool = False  # True: finished for display, four frames later
-    tau: float = Sampling.tau
-    cfg: float = Sampling.cfg
-    top_p: float = Sampling.top_p
+    tau: float | None = None  # this and the next two, None: the checkpoint's own
+    cfg: float | None = None
+    top_p: float | None = None
     style: str | None = None  # base64 of float32 [frames, 108]; None: zero motion
 
-    @property
-    def sampling(self) -> Sampling:
-        """How bits are chosen."""
-        return Sampling(self.tau, self.cfg, self.top_p)
+    def sampling(self, own: Sampling = DEFAULT_SAMPLING) -> Sampling:
+        """Returns how bits are chosen: `own`, the checkpoint's, but for what the client gives."""
+        return own.but(self.tau, self.cfg, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def parse_open(text: str) -> Open:
     # JSON writes 1.0 as 1.
     opened = Open(**{name: float(value) if name in _NUMBERS else value for name, value in values.items()})
     try:
-        opened.sampling  # noqa: B018 (it checks its values)
+        opened.sampling()  # it checks the values
     except UserError as error:
         _refuse("open", str(error))
     return opened

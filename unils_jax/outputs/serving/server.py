@@ -15,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from unils_jax.errors import UserError
 from unils_jax.inference.program import Program
+from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.outputs.serving.access import Access
 from unils_jax.outputs.serving.app import House, make_app
 from unils_jax.outputs.serving.engine import Engine
@@ -69,11 +70,12 @@ class _Uvicorn(uvicorn.Server):
 class Server:
     """A server that is bound to its port; `run` serves until it is stopped."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (every part of a server has its name)
         self,
         program: Program,
         expression_basis: str,
         *,
+        sampling: Sampling = DEFAULT_SAMPLING,
         access: Access,
         limits: Limits,
         port: int = 8765,
@@ -81,7 +83,7 @@ class Server:
         tls: Tls | None = None,
     ):
         metrics = Metrics()
-        self.engine = Engine(program, expression_basis, limits.capacity, metrics)
+        self.engine = Engine(program, expression_basis, limits.capacity, metrics, sampling)
         self.house = House(self.engine, metrics, limits, access)
         self._socket = _bound(access.host, port)
         self.port: int = self._socket.getsockname()[1]
