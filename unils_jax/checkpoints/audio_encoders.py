@@ -9,26 +9,32 @@ from typing import Any
 import numpy as np
 
 from unils_jax.checkpoints.checkpoint import check_sizes
+from unils_jax.checkpoints.mimi_files import encoder_tensors, mimi_config
 from unils_jax.checkpoints.torch_files import _read_json, read_tensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.errors import UserError
 from unils_jax.models.encoder_noise import EncoderRates
+from unils_jax.models.mimi import Mimi, MimiConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.models.wavlm import WavLM, WavLMConfig
 from unils_jax.nn.params import Params, abstract, as_float32
 from unils_jax.pickles.torch_zip import open_archive, shown, state_dict
 from unils_jax.systems.unils.system import DEFAULT_ENCODER
 
+EncoderSizes = Wav2Vec2Config | WavLMConfig | MimiConfig
 
-def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[Wav2Vec2Config | WavLMConfig, Params]:
+
+def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[EncoderSizes, Params]:
     """Loads sizes and parameters (paths under `audio_encoder/`) of a published audio encoder.
 
-    It is a wav2vec2 of the stable-layer-norm family, or with family `wavlm` a WavLM of the base
-    family.
+    It is a wav2vec2 of the stable-layer-norm family, with family `wavlm` a WavLM of the base
+    family, or with family `mimi` the encoder of a Mimi.
     """
     folder = Path(name_or_folder)
     if not folder.exists():
         folder = _fetch(name_or_folder)
+    if family == "mimi":
+        return _load_mimi(folder)
     fields, state = read_transformers_folder(folder, family)
     sizes = {
         "width": fields["hidden_size"],
@@ -53,6 +59,17 @@ def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[W
     params = to_paths(state, "audio_encoder")
     # Used in pre-training only; files saved for inference may lack it.
     params.setdefault("audio_encoder/masked_spec_embed", np.zeros(config.width, np.float32))
+    check_params({f"audio_encoder/{path}": tuple(s.shape) for path, s in shapes.items()}, params, str(folder))
+    return config, as_float32(params)
+
+
+def _load_mimi(folder: Path) -> tuple[MimiConfig, Params]:
+    _check_folder(folder)
+    config = mimi_config(_read_json(folder / "config.json", "the config of a mimi model"), folder / "config.json")
+    state = encoder_tensors(_folder_weights(folder))
+    check_sizes(config, len(state), str(folder))
+    _, shapes = abstract(lambda rngs: Mimi(config, rngs=rngs))
+    params = to_paths(state, "audio_encoder")
     check_params({f"audio_encoder/{path}": tuple(s.shape) for path, s in shapes.items()}, params, str(folder))
     return config, as_float32(params)
 
@@ -142,10 +159,7 @@ def read_transformers_folder(
     here.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(
-            f"{path} is not a folder; name one with config.json and model.safetensors as transformers saves"
-        )
+    _check_folder(path)
     defaults, required, remedy = _FAMILIES[family]
     config = {**defaults, **_read_json(path / "config.json", f"the config of a {family} model")}
     problems = [
@@ -156,6 +170,13 @@ def read_transformers_folder(
     if problems:
         raise UserError(f"{path / 'config.json'}: {'; '.join(problems)}. Use a {remedy}")
     return config, _folder_weights(path)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is not a folder; name one with config.json and model.safetensors as transformers saves"
+        )
 
 
 def _size_problems(config: Mapping[str, Any]) -> list[str]:

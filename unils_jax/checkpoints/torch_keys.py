@@ -29,7 +29,8 @@ Item = TypeVar("Item")
 # `module.` only before a key: a model may have a part of that name. `_orig_mod` names no part.
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
-# What fine-tuned and pre-training files of wav2vec2 hold in addition to the encoder.
+# What fine-tuned and pre-training files of wav2vec2 hold in addition to the encoder; of Mimi's
+# quantisers the projections alone are read.
 IGNORED_HEADS = ("lm_head.", "project_hid.", "project_q.", "quantizer.", "projector.", "classifier.", "layer_weights")
 
 
@@ -146,7 +147,8 @@ def is_ignored(key: str, stage: str) -> bool:
     own files hold twice or use for nothing.
     """
     if stage == ENCODER:
-        return key.removeprefix("wav2vec2.").removeprefix("wavlm.").startswith(IGNORED_HEADS)
+        bare = key.removeprefix("wav2vec2.").removeprefix("wavlm.")
+        return bare.startswith(IGNORED_HEADS) and path_of(key, stage) is None
     return key.endswith(_derived(stage))
 
 

@@ -2,7 +2,7 @@
 
 A row is (torch's prefix, our prefix, kind of module); `{i}` counts, `{name}` is any name.
 `checkpoints.torch_keys` reads the rows in both directions. Source: the state dicts of the releases,
-transformers' names of wav2vec2 and WavLM, peft's names of adapters, `torch.nn`'s module names.
+transformers' names of wav2vec2, WavLM and Mimi, peft's of adapters, `torch.nn`'s of modules.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -105,6 +105,7 @@ LINEAR = (*PROJECTION, (".bias", "/bias", False))
 CONV = LINEAR
 LORA = ((".lora_A.default.weight", "/lora_a", True), (".lora_B.default.weight", "/lora_b", True))
 WEIGHT = ((".weight", "", False),)
+KERNEL = (("", "", True),)
 WEIGHT_NORM = (
     (".parametrizations.weight.original0", "/weight_g", False),
     (".parametrizations.weight.original1", "/weight_v", False),
@@ -139,6 +140,28 @@ WAVLM = (
     ("encoder.layers.0.attention.rel_attn_embed", "audio_encoder/position_table", WEIGHT),
     ("encoder.layers.{i}.attention.gru_rel_pos_linear", "audio_encoder/blocks/{i}/attn/gate", LINEAR),
     ("encoder.layers.{i}.attention.gru_rel_pos_const", "audio_encoder/blocks/{i}/attn/gate_scale", LEAF),
+)
+# Mimi's encoder. The rest of its files is the quantisers and the decoder.
+MIMI = (
+    ("encoder.layers.{i}.conv", "audio_encoder/seanet/{i}", CONV),
+    ("encoder.layers.{i}.block.1.conv", "audio_encoder/seanet/{i}/first", CONV),
+    ("encoder.layers.{i}.block.3.conv", "audio_encoder/seanet/{i}/second", CONV),
+    ("encoder_transformer.layers.{i}.input_layernorm", "audio_encoder/layers/{i}/attn_norm", NORM),
+    ("encoder_transformer.layers.{i}.post_attention_layernorm", "audio_encoder/layers/{i}/mlp_norm", NORM),
+    ("encoder_transformer.layers.{i}.self_attn.q_proj", "audio_encoder/layers/{i}/q", PROJECTION),
+    ("encoder_transformer.layers.{i}.self_attn.k_proj", "audio_encoder/layers/{i}/k", PROJECTION),
+    ("encoder_transformer.layers.{i}.self_attn.v_proj", "audio_encoder/layers/{i}/v", PROJECTION),
+    ("encoder_transformer.layers.{i}.self_attn.o_proj", "audio_encoder/layers/{i}/out", PROJECTION),
+    ("encoder_transformer.layers.{i}.self_attn_layer_scale.scale", "audio_encoder/layers/{i}/attn_scale", LEAF),
+    ("encoder_transformer.layers.{i}.mlp_layer_scale.scale", "audio_encoder/layers/{i}/mlp_scale", LEAF),
+    ("encoder_transformer.layers.{i}.mlp.fc1", "audio_encoder/layers/{i}/up", PROJECTION),
+    ("encoder_transformer.layers.{i}.mlp.fc2", "audio_encoder/layers/{i}/down", PROJECTION),
+    ("downsample.conv", "audio_encoder/downsample", PROJECTION),
+    *(
+        (f"quantizer.{kind}_residual_vector_quantizer.{name}.weight", f"audio_encoder/{kind}/{ours}", KERNEL)
+        for kind in ("semantic", "acoustic")
+        for name, ours in (("input_proj", "into"), ("output_proj", "back"))
+    ),
 )
 
 
@@ -190,7 +213,7 @@ def lstm_rows(key: str, path: str) -> tuple:
 
 
 # An audio encoder alone, as transformers saves it.
-ENCODER_ROWS = AUDIO_ENCODER + WAVLM
+ENCODER_ROWS = AUDIO_ENCODER + WAVLM + MIMI
 ENCODER_ALIASES = (
     (r"^(wav2vec2|wavlm)\.", ""),
     (r"^(encoder\.pos_conv_embed\.conv)\.weight_g$", r"\1.parametrizations.weight.original0"),
