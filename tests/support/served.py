@@ -28,19 +28,21 @@ def program() -> Program:
 
 
 @contextlib.contextmanager
-def serving(access: Access | None = None, page: Mapping | None = None, **limits: float) -> Iterator[Server]:
+def serving(
+    access: Access | None = None, page: Mapping | None = None, model: Program | None = None, **limits: float
+) -> Iterator[Server]:
     """A server on a free port of this machine; it is stopped, and its streams drained, at the end."""
     access = access or Access("127.0.0.1")
     chosen = Limits(**{"capacity": 4, "grace_s": 30.0, "streams_per_address": 100, **limits})
-    server = Server(program(), "standin", access=access, limits=chosen, port=0, page=page)
+    server = Server(model or program(), "standin", access=access, limits=chosen, port=0, page=page)
     thread = threading.Thread(target=server.run, kwargs={"handle_signals": False})
     thread.start()
     try:
-        assert server.engine.is_ready.wait(120), server.engine.failure
+        assert server.engine.is_ready.wait(300), server.engine.failure
         yield server
     finally:
         server.stop()
-        thread.join(60)
+        thread.join(300)
         assert not thread.is_alive()
 
 

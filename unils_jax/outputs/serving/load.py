@@ -69,7 +69,14 @@ class _Client:
         await asyncio.sleep(float(self.rng.uniform(0, 1)))  # windows of the clients are not complete at once
         protocols = [SUBPROTOCOL] + ([TOKEN_PREFIX + self.load.token] if self.load.token else [])
         try:
-            async with connect(url, compression=None, subprotocols=protocols, proxy=None, open_timeout=60) as socket:
+            # No pings: while the server pauses a client, its pong waits, and nothing is wrong.
+            options = {
+                "compression": None,
+                "proxy": None,
+                "ping_interval": None,
+                "open_timeout": 60,
+            }
+            async with connect(url, subprotocols=protocols, **options) as socket:
                 await socket.send(json.dumps({"type": "open", "version": 1, "seed": self.number}))
                 answer = json.loads(await socket.recv())
                 if answer["type"] == "error":

@@ -19,6 +19,7 @@ import { OrbitControls } from "three/addons/controls/OrbitControls.js";
 import { type HeadArrays, Poser } from "./pose";
 
 const FIELD_OF_VIEW = 22; // degrees, vertical
+const LONG_S = 0.06; // between two pictures
 
 /** One head in its own scene, shown in the tile of the page's grid that is handed in. */
 export class Figure {
@@ -85,6 +86,16 @@ export class Figure {
   }
 }
 
+/** Whether the browser draws 3D without a graphics card. */
+function drawsInSoftware(): boolean {
+  const canvas = document.createElement("canvas");
+  const context = canvas.getContext("webgl2");
+  const names = context?.getExtension("WEBGL_debug_renderer_info");
+  const name = context && names ? String(context.getParameter(names.UNMASKED_RENDERER_WEBGL)) : "";
+  context?.getExtension("WEBGL_lose_context")?.loseContext();
+  return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name);
+}
+
 export class Stage {
   private readonly renderer: WebGLRenderer;
   private readonly camera = new PerspectiveCamera(FIELD_OF_VIEW, 1, 0.05, 10);
@@ -92,15 +103,20 @@ export class Stage {
   private readonly home: Vector3;
   private detail = 1; // of the screen's pixels, per side
 
-  /** Throws where the browser has no WebGL. `changed` is called when the view was moved. */
+  /**
+   * Throws where the browser has no WebGL. `changed` is called when the view was moved. With `soon` pictures matter less
+   * than their time: edges are rough where no graphics card smooths them.
+   */
   constructor(
     element: HTMLElement,
     private readonly canvas: HTMLCanvasElement,
     private readonly head: HeadArrays,
     private readonly figures: Figure[],
     changed: () => void,
+    soon = false,
   ) {
-    this.renderer = new WebGLRenderer({ canvas, antialias: true, alpha: true, preserveDrawingBuffer: true });
+    const antialias = !(soon && drawsInSoftware());
+    this.renderer = new WebGLRenderer({ canvas, antialias, alpha: true, preserveDrawingBuffer: true });
     this.renderer.setScissorTest(true);
     const [x, y] = head.data.centre;
     this.home = new Vector3(x, y, (1.08 * head.data.half) / Math.tan((FIELD_OF_VIEW * Math.PI) / 360) + 0.06);
@@ -121,7 +137,11 @@ export class Stage {
   /** While it plays, coarser pictures where `seconds` between two of them are too many, so that lips stay in time. */
   pace(seconds: number | null): void {
     if (seconds === null) this.detail = 1;
-    else if (seconds > 0.06) this.detail = Math.max(0.3, this.detail * 0.8);
+    else if (seconds > LONG_S) {
+      // By the area that could be drawn in time, but for one long pause alone by half at most.
+      const share = Math.max(0.5, Math.min(0.8, Math.sqrt(LONG_S / seconds)));
+      this.detail = Math.max(0.3, this.detail * share);
+    }
   }
 
   draw(): void {

@@ -28,6 +28,14 @@ interface Drawn {
   head: number[][]; // rotations of both people
 }
 
+/** What a picture shows. */
+interface Posed {
+  conversation: Conversation;
+  at: number; // when it was begun
+  frame: number;
+  motion: Float32Array[];
+}
+
 function made<K extends keyof HTMLElementTagNameMap>(
   name: K,
   attributes: Record<string, string>,
@@ -124,6 +132,8 @@ class Page {
   private readonly view: Stage | null;
   private conversation: Conversation | null = null;
   private busy = false;
+  private heard: number[] = []; // loudness of both tracks
+  private posed: Posed | null = null; // of the picture that is being drawn
 
   constructor(
     private readonly data: LiveData,
@@ -135,7 +145,7 @@ class Page {
     this.figures.forEach((figure) => figure.pose(new Float32Array(data.numExpression + 8)));
     let view: Stage | null = null;
     try {
-      view = new Stage(stage, canvas, arrays, this.figures, () => undefined);
+      view = new Stage(stage, canvas, arrays, this.figures, () => undefined, true);
     } catch {
       stage.replaceChildren(made("p", { class: "failure" }, "This browser has no WebGL, so the heads are not drawn."));
     }
@@ -153,7 +163,7 @@ class Page {
     controls.status.textContent = "Connecting ...";
     try {
       const sound = await Sound.start((tracks) => {
-        tracks.forEach((samples, p) => (controls.meters[p]!.value = Math.sqrt(Math.min(1, 4 * loudness(samples)))));
+        this.heard = tracks.map(loudness);
         this.conversation?.take(tracks);
       });
       const connection = new Connection(address(this.data), controls.token.value.trim(), controls.smooth.checked, {
@@ -173,6 +183,7 @@ class Page {
         closed: (reason) => void this.stop(reason),
       });
       this.conversation = new Conversation(sound, connection);
+      this.view?.pace(null);
       controls.start.textContent = "Stop";
       controls.smooth.disabled = true;
       controls.pause.disabled = controls.file.disabled = false;
@@ -200,6 +211,7 @@ class Page {
     if (!conversation) return;
     const wasPaused = conversation.sound.paused;
     await (wasPaused ? conversation.sound.resume() : conversation.sound.pause());
+    this.view?.pace(null);
     controls.pause.textContent = wasPaused ? "Pause" : "Go on";
     controls.status.textContent = wasPaused ? "" : PAUSE_HINT;
   }
@@ -230,18 +242,24 @@ class Page {
     const { conversation } = this;
     const now = performance.now() / 1000;
     const playout = conversation?.playout;
+    // A picture is drawn when the browser asks for the next one: drawing takes its time, too.
+    if (this.posed && this.posed.conversation === conversation) this.note(now, this.posed);
+    this.posed = null;
     if (conversation && playout && !conversation.sound.paused) {
       const shown = playout.at(conversation.place(now - playout.delay));
       if (shown) {
         shown.motion.forEach((motion, p) => this.figures[p]?.pose(this.used(motion)));
-        this.note(conversation, now, shown.frame, shown.motion);
+        this.posed = { conversation, at: now, ...shown };
       }
     }
+    // Here and not with every 20 ms of sound: each change makes the browser paint.
+    this.heard.forEach((level, p) => (this.controls.meters[p]!.value = Math.sqrt(Math.min(1, 4 * level))));
     this.view?.draw();
   };
 
-  private note(conversation: Conversation, now: number, frame: number, motion: Float32Array[]): void {
+  private note(now: number, { conversation, at, frame, motion }: Posed): void {
     const { drawn } = conversation;
+    if (document.visibilityState === "visible") this.view?.pace(now - at);
     drawn.push({
       time: now,
       frame,

@@ -3,7 +3,11 @@
 const KEPT_FRAMES = 500;
 const MARGIN_S = 0.03; // beyond the slowest of the newest windows
 const WINDOWS = 20; // that the delay is chosen from
-const SHRINK = 0.02; // of the difference, a window: growing is at once, shrinking is not seen
+// Growing is at once. Shrinking takes a share of the difference a window: one that is not seen, or, after the browser
+// itself has stood still for long, one that is soon over.
+const SHRINK = 0.05;
+const FAST_SHRINK = 0.3;
+const MUCH_S = 0.5;
 
 /** Frames of all people by number, with the delay at which they are shown. Times are seconds of performance.now(). */
 export class Playout {
@@ -31,7 +35,8 @@ export class Playout {
     if (this.needed.length > WINDOWS) this.needed.shift();
     if (now - recorded > this.delay && first > 0) this.late++;
     const wanted = Math.max(...this.needed) + MARGIN_S;
-    this.delay = wanted > this.delay ? wanted : this.delay + SHRINK * (wanted - this.delay);
+    const excess = this.delay - wanted;
+    this.delay -= excess < 0 ? excess : (excess > MUCH_S ? FAST_SHRINK : SHRINK) * excess;
   }
 
   /** The motion at a place in frames, a mixture of the two around it; null before the first. The newest one is held. */
