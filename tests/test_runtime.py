@@ -1,6 +1,7 @@
 """Places, room and writers on the disk, and the one line for a machine that is at fault."""
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from unils_jax.cli import main as command_line
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, clear_partials
 from unils_jax.motion import save_motion
-from unils_jax.runtime import disk_is_full, local_path, only_writer, user_cache
+from unils_jax.runtime import disk_is_full, local_path, only_writer, prepare, user_cache
 
 
 @pytest.fixture
@@ -104,6 +105,35 @@ def test_a_name_of_bytes_is_written_and_shown(tmp_path, motion_file):
     assert b"caf\\udce9.csv: 1 x 30 frames" in done.stdout and os.path.exists(out)
 
 
+HOSTILE = "a\nb\x1b[31m\udce9"
+
+
+def test_a_name_ends_no_line_of_the_log_and_holds_no_code_for_the_terminal(capsys, motion_file, tmp_path):
+    prepare()
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    for existing in logging.getLogger().handlers:
+        assert runtime._in_one_line in existing.filters
+    handler.addFilter(runtime._in_one_line)
+    log = logging.getLogger("unils_jax.test")
+    log.addHandler(handler)
+    try:
+        log.warning("%s: %d of %s", HOSTILE, 3, Path(HOSTILE))
+        log.warning("%s", UserError(HOSTILE))
+        log.warning("two lines\nof ours " + HOSTILE[3:])
+    finally:
+        log.removeHandler(handler)
+    spelt = r"a\nb\x1b[31m\udce9"
+    assert records == [f"{spelt}: 3 of {spelt}", spelt.replace("\\n", " "), "two lines\nof ours \\x1b[31m\\udce9"]
+    out = tmp_path / f"{HOSTILE}.csv"
+    assert run_unils("convert-motion", tmp_path / f"{HOSTILE}.npz", "--out", out) == 2
+    assert run_unils("convert-motion", motion_file, "--out", out) == 0
+    told = capsys.readouterr()
+    for text in (told.out, told.err):
+        assert len(text.splitlines()) == 1 and "\x1b" not in text and r"b\x1b[31m\udce9" in text
+
+
 def test_a_name_at_the_limit_can_be_written(tmp_path):
     target = tmp_path / ("n" * 251 + ".bin")
     with atomic_output(target) as partial:
@@ -171,17 +201,17 @@ def test_other_errors_of_the_program_stay_tracebacks():
 
 
 HOLD = """
-import sys, time
+import sys
 from unils_jax.runtime import only_writer
 with only_writer(sys.argv[1], "the folder"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_a_second_writer_is_refused_by_name_and_a_killed_one_leaves_no_lock(tmp_path):
     lock = tmp_path / "new" / "run.lock"
-    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout.readline() == b"held\n"
             named = rf"in use by process {process.pid} on {os.uname().nodename}, since {time.strftime('%Y')}-"
@@ -233,14 +263,14 @@ def test_two_stores_at_once_and_two_decodes_at_once_are_refused(tmp_path, capsys
 
 
 HOLD_OUTPUTS = """
-import sys, time
+import sys
 from unils_jax.files import check_output
 from unils_jax.runtime import outputs_held
 with outputs_held():
     for name in sys.argv[1:]:
         check_output(name)
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -260,7 +290,9 @@ def test_a_file_has_one_writer_from_the_start_of_a_command(motion_file, tmp_path
     }
     (tmp_path / "link").symlink_to(tmp_path)
     outputs = [tmp_path / output for output in commands]
-    with subprocess.Popen([sys.executable, "-c", HOLD_OUTPUTS, *outputs], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_OUTPUTS, *outputs], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         try:
             assert process.stdout.readline() == b"held\n"
             (tmp_path / ".a.1-abc.partial.csv").touch()

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Float32
 from scipy.ndimage import binary_closing, binary_opening
 from scipy.signal import firwin, resample_poly
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.files import atomic_output
-from unils_jax.media import MAX_GAP_S, Block, decode_media, shown
+from unils_jax.media import MAX_GAP_S, Block, decode_media
 from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 log = logging.getLogger(__name__)

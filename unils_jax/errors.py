@@ -1,6 +1,14 @@
 """The exception for mistakes of the user: the command line prints it as one line and exits 2."""
 
 
+def shown(text: object) -> str:
+    """Returns text of strangers, as a path, for messages: one line of printable characters.
+
+    New lines, escape codes of terminals and bytes that are not UTF-8 are spelled out.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
 def one_line(error: Exception | str, length: int = 200) -> str:
     """Returns the text of an error in one line, or its type where it has no text."""
     return " ".join(str(error).split())[:length] or type(error).__name__

@@ -4,6 +4,7 @@ Arrays are read by `zipfile` and `np.lib.format`. All sizes are compared before 
 file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled.
 """
 
+import codecs
 import contextlib
 import io
 import math
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unils_jax.errors import UserError, one_line
+from unils_jax.errors import UserError, one_line, shown
 from unils_jax.runtime import hold_output, is_locked, refuse_url, room_on_disk, short_stem
 
 # Process numbers repeat on the machines that share a folder.
@@ -34,6 +35,7 @@ MAX_HEADER_BYTES = 4096
 DEFLATE_MAX_RATIO = 1032  # what zlib's format can unfold at most
 GET_ANOTHER = "get a fresh copy"
 MAX_INDEX_BYTES = 1 << 20
+MAX_TEXT_BYTES = 16 << 20
 _END = b"PK\5\6" + bytes(18)  # of a zip archive without members and comment
 # What zipfile, zlib and NumPy raise on damage; RuntimeError includes NotImplementedError and
 # RecursionError.
@@ -104,6 +106,29 @@ def sync_folder(folder: Path) -> None:
     """Puts the names in a folder on disk, after which a renamed file survives a power cut."""
     with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
         _sync(folder)
+
+
+def read_lines(path: str | os.PathLike, *, names: bool = False) -> list[str]:
+    """Reads the lines of a text file as any editor or shell may have written it.
+
+    That is UTF-8 or UTF-16, with a byte-order mark or without, lines ending as on any system, or in
+    a NUL as `find -print0` writes them. With `names`, bytes that are no text become what Python
+    keeps them as in a path. Raises OSError, UnicodeDecodeError, and UserError for a file of more
+    than `MAX_TEXT_BYTES`.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_TEXT_BYTES + 1)
+    if len(data) > MAX_TEXT_BYTES:
+        raise UserError(f"{shown(path)} has over {MAX_TEXT_BYTES} bytes, the limit of a list or table; cut it up")
+    encoding = "utf-8-sig"
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        encoding = "utf-16"
+    elif not len(data) % 2:
+        # Latin text in UTF-16 has a zero in nearly every pair of bytes, a list with NULs few.
+        for first, guess in ((1, "utf-16-le"), (0, "utf-16-be")):
+            encoding = guess if data[first::2].count(0) > len(data) // 4 else encoding
+    text = data.decode(encoding, "surrogateescape" if names and encoding == "utf-8-sig" else "strict")
+    return re.split("\r\n|\n|\r|\0", text.rstrip("\r\n\0"))
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> list[str]:

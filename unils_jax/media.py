@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -69,11 +69,6 @@ def media_extensions() -> frozenset[str]:
 def is_media(path: str | os.PathLike) -> bool:
     """Returns whether a file's suffix, in any case, is one of a format that holds sound."""
     return os.path.splitext(os.fspath(path))[1].lower() in media_extensions()
-
-
-def shown(path: str | os.PathLike) -> str:
-    """Returns a path for messages: one line of printable text, whatever bytes its name holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
 
 
 class NoSoundError(UserError):

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ def prepare() -> None:
     absl = logging.getLogger("absl")
     absl.setLevel(logging.ERROR)
     absl.addFilter(_is_news)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_in_one_line)
     # Names may hold bytes that are no text: shown escaped, they end no command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -76,6 +78,20 @@ def user_cache() -> Path | None:
     """
     chosen = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")
     return None if chosen.startswith("~") else Path(chosen)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    # A name is data: it ends no line and holds no code for the terminal.
+    if isinstance(record.args, tuple):
+        record.args = tuple(map(_printable, record.args))
+    record.msg = "\n".join(map(shown, str(record.msg).split("\n")))
+    return True
+
+
+def _printable(value: object) -> object:
+    if isinstance(value, BaseException):
+        return shown(" ".join(str(value).splitlines()))
+    return shown(value) if isinstance(value, str | os.PathLike) else value
 
 
 def _is_news(record: logging.LogRecord) -> bool:

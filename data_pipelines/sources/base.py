@@ -15,8 +15,8 @@ import numpy as np
 from data_pipelines.record import SPLITS, Record
 from data_pipelines.windows import is_long_enough
 from unils_jax.audio import MAX_AMPLITUDE, Sound, read_sound
-from unils_jax.errors import UserError
-from unils_jax.media import NoSoundError, shown
+from unils_jax.errors import UserError, shown
+from unils_jax.media import NoSoundError
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, WINDOW_FRAMES
 
 # Why an entry is left out, as the report of a conversion groups them.

@@ -32,8 +32,8 @@ from data_pipelines.sources.base import (
     read_people,
     split_of_files,
 )
-from unils_jax.errors import UserError
-from unils_jax.media import media_extensions, shown
+from unils_jax.errors import UserError, shown
+from unils_jax.media import media_extensions
 from unils_jax.motion import load_motion
 
 # Of several files with the same sound the first kind of these is read, then any sound, then video.

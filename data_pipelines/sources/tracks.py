@@ -48,8 +48,8 @@ from data_pipelines.tracks.pictures import picture_times
 from data_pipelines.tracks.pieces import MAX_GAP_S, Frames, even_times, on_grid, rate_hint, runs, together
 from data_pipelines.windows import is_long_enough
 from unils_jax.audio import Sound, read_sound
-from unils_jax.errors import UserError
-from unils_jax.media import NoSoundError, media_extensions, shown
+from unils_jax.errors import UserError, shown
+from unils_jax.media import NoSoundError, media_extensions
 from unils_jax.motion import FPS, SAMPLES_PER_FRAME, WINDOW_FRAMES
 
 INSPECTED = 20  # clips, evenly over the folder, that the mapping is found out from

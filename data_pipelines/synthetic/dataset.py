@@ -33,7 +33,7 @@ from data_pipelines.synthetic.conversation import Phrase, SynthConfig, plan_conv
 from data_pipelines.synthetic.faces import GRID_HZ, compose, tracked
 from data_pipelines.synthetic.recording import draw_recording, record_track
 from data_pipelines.synthetic.voice import BuiltinTalk, Voice, draw_voice, mix
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.motion import FPS
 
 log = logging.getLogger(__name__)
@@ -324,11 +324,11 @@ def write(
     described = f"{num_records} {what}, {num_records * config.duration_s / 3600:.2f} hours, seed {seed}"
     wanted = settings(config, seed, num_records, unpaired=unpaired, bank=bank)
     if _is_there(out, wanted):
-        return f"{out}: already there ({described})"
+        return f"{shown(out)}: already there ({described})"
     started = time.monotonic()
     records = (make_scenes if unpaired else make_records)(config, seed, num_records, bank)
     write_store(out, _counted(records, num_records, what), settings=wanted)
-    return f"{out}: {described}, made in {time.monotonic() - started:.1f} s"
+    return f"{shown(out)}: {described}, made in {time.monotonic() - started:.1f} s"
 
 
 def _is_there(out: str | os.PathLike, wanted: dict[str, Any]) -> bool:

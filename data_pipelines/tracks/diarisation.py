@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from unils_jax.errors import UserError, one_line
-from unils_jax.media import shown
+from unils_jax.errors import UserError, one_line, shown
+from unils_jax.files import read_lines
 from unils_jax.motion import FPS, SAMPLE_RATE
 
-MAX_BYTES, MAX_SECONDS = 16 << 20, 36_000.0
+MAX_SECONDS = 36_000.0
 _FADE_SAMPLES = 81  # 5 ms, so that a turn begins and ends without a click
 
 Turns = dict[str, list[tuple[float, float]]]  # speaker -> start and end in seconds
@@ -20,9 +20,7 @@ Turns = dict[str, list[tuple[float, float]]]  # speaker -> start and end in seco
 def read_rttm(path: Path) -> Turns:
     """Reads the turns of each speaker in the file's order. Raises UserError for a bad line."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has over {MAX_BYTES} bytes, the limit of RTTM; cut it up")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no RTTM that can be read ({one_line(error, 80)}); get a fresh copy") from None
     turns: Turns = {}

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unils_jax.errors import UserError, one_line
+from unils_jax.errors import UserError, one_line, shown
 from unils_jax.files import npz_names, read_npy_file, read_npz_file
-from unils_jax.media import shown
 from unils_jax.pickles.arrays import NUMPY_GLOBALS, unwrap
 from unils_jax.pickles.restricted import restricted_load
 from unils_jax.pickles.torch_zip import open_archive, with_arrays
@@ -124,7 +123,7 @@ def _read_json(path: Path) -> object:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path} has over {MAX_JSON_BYTES} bytes, the limit of JSON; save it as .npz")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except UserError:
         raise
     except (OSError, ValueError, RecursionError) as error:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unils_jax.errors import UserError, one_line
+from unils_jax.files import read_lines
 
 PEOPLE_FILE = "people.csv"
-MAX_BYTES = 16 << 20
 _COLUMNS = (("person",), ("person1", "person2"))
 
 
@@ -21,9 +21,9 @@ def read_people_table(folder: Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has over {MAX_BYTES} bytes, the limit of a table of people; cut it up")
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        lines = read_lines(path)
+        # Spreadsheets of many countries write semicolons, because theirs is the decimal comma.
+        rows = list(csv.DictReader(lines, delimiter=max(",;\t", key=lines[0].count)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no table that can be read ({one_line(error, 80)}); get a fresh copy") from None
     held = set(rows[0]) if rows else set()

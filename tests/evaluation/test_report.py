@@ -130,6 +130,11 @@ def test_a_record_name_cannot_run_a_script_in_the_report(report, scores):
     assert HOSTILE not in text and text.count("&lt;script&gt;") == 2 + 1 + 2 * len(traces)
 
 
+def test_a_record_name_is_text_in_the_page_whatever_its_bytes(report, scores):
+    text = page({**report, "skipped": [{"name": "a\x1b[31m\udce9", "reason": "r"}]}, scores.traces())
+    assert r"a\x1b[31m\udce9" in text and text.encode("utf-8")
+
+
 def test_a_record_name_cannot_run_a_script_in_the_page_of_a_store():
     values = {"min": 0.0, "max": 1.0, "mean": None, "std": 0.5}
     store = {

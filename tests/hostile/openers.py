@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 CALLS = set(
     "read_text read_bytes load fromfile memmap safe_open SoundFile info ArrayRecordReader ZipFile is_zipfile loads"
     " reader cat_file get_file exec_module restricted_load CheckpointManager PyTreeCheckpointHandler"
-    " read_npz read_npz_file read_npy_file npy_shape npz_names read_tensors open_archive".split()
+    " read_npz read_npz_file read_npy_file npy_shape npz_names read_lines read_tensors open_archive".split()
 )
 # `load` and `info` mean a file with these, `open` of others is our own.
 MODULES = {

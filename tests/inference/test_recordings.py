@@ -25,6 +25,44 @@ def test_any_media_in_any_case_is_found_and_the_rest_is_named(tmp_path, caplog):
     assert "left out" in caplog.text and "notes.txt" in caplog.text and "a.WAV" not in caplog.text
 
 
+def test_two_second_tracks_of_one_conversation_are_refused(tmp_path):
+    for name in ("a_speaker1.wav", "a_speaker2.wav", "a_Speaker2.flac"):
+        write(tmp_path / name, tone(200))
+    with pytest.raises(UserError, match=r"a_Speaker2\.flac and a_speaker2\.wav are second tracks of one conv"):
+        find_recordings(tmp_path)
+
+
+LISTED = "# mine\nké one.wav\n\n\"b 1.wav\"\t'b 2.wav'\n"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        LISTED.encode(),
+        LISTED.replace("\n", "\r\n").encode("utf-8-sig"),
+        LISTED.replace("\n", "\r").encode(),
+        LISTED.replace("\n", "\r\n").encode("utf-16"),
+        LISTED.encode("utf-16-le"),
+        (LISTED + "#").encode("utf-16-be"),
+        LISTED.replace("\n", "\0").encode(),
+        LISTED.rstrip().encode(),
+    ],
+    ids=["unix", "notepad", "old mac", "powershell", "utf-16-le", "utf-16-be", "print0", "no end"],
+)
+def test_a_list_may_come_from_any_editor_or_shell(tmp_path, written):
+    (tmp_path / "list.txt").write_bytes(written)
+    found = [[track.name for track in recording.tracks] for recording in find_recordings(tmp_path / "list.txt")]
+    assert found == [["b 1.wav", "b 2.wav"], ["ké one.wav"]]
+
+
+def test_a_list_holds_names_of_any_bytes_and_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / '"q".wav').touch()
+    (tmp_path / "list.txt").write_bytes(b'caf\xe9.wav\n~/x.wav\n"q".wav\n')
+    found = {str(recording.tracks[0]) for recording in find_recordings(tmp_path / "list.txt")}
+    assert found == {f"{tmp_path}/caf\udce9.wav", "/home/me/x.wav", f'{tmp_path}/"q".wav'}
+
+
 def test_two_channels_are_one_person_or_two(tmp_path, caplog):
     write(tmp_path / "call.wav", tone(200), tone(330))
     (mixed,) = read_conversation([tmp_path / "call.wav"])

@@ -100,8 +100,8 @@ def test_the_page_is_closed_to_the_outside_and_names_what_is_in_it(tmp_path):
         standin_asset(),
         audio,
         expression_basis="standin",
-        names=["<b>A</b>", "B"],
-        title="</title><script>alert(1)</script>",
+        names=["<b>A</b>", "B\n\x1b\udce9"],
+        title="</title><script>alert(1)</script>\udce9",
     )
     text = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "The MIT License" in text.partition("<head>")[0]
@@ -109,6 +109,7 @@ def test_the_page_is_closed_to_the_outside_and_names_what_is_in_it(tmp_path):
     assert not re.findall(r"(?:src|href)\s*=", text)
     data = embedded(tmp_path / "p.html")
     assert data["people"][0]["name"] == "<b>A</b>"
+    assert data["people"][1]["name"] == r"B\n\x1b\udce9" and data["title"].endswith(r"</script>\udce9")
     speaking = [unpacked(person["speaking"]) for person in data["people"]]
     assert speaking[0].all() and not speaking[1].any()
     assert unpacked(data["people"][0]["peaks"]).shape == (50,)

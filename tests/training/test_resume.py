@@ -228,6 +228,26 @@ def test_a_run_goes_on_and_saves_again_where_its_newest_checkpoint_is_damaged(ti
     assert sorted(entry.name for entry in (workdir / "checkpoints").iterdir()) == ["3", "6", "damaged-6", "damaged-6-2"]
 
 
+NOTES = (None, b"", b"[1", b"[]", b'{"item_handlers": 3, "commit_timestamp_nsecs": "x"}', b"\xff\xfe", b"[" * 100_000)
+
+
+@LEFT_BY_ORBAX
+@pytest.mark.parametrize("content", NOTES, ids=["missing", "empty", "cut", "list", "types", "bytes", "deep"])
+def test_what_orbax_notes_of_a_step_costs_at_most_that_step(tiny_runs, tmp_path, caplog, collected, content):
+    workdir = tiny_runs.copy("codec", tmp_path / "codec")
+    steps = workdir / "checkpoints"
+    for step in ("3", "6"):
+        note = steps / step / "_CHECKPOINT_METADATA"
+        note.unlink()
+        if content is not None:
+            note.write_bytes(content)
+    assert int(restore(tiny_runs, workdir).state.step) == 6 and "skipped" not in caplog.text
+    damage(largest_file(steps / "6" / "params"), "truncated")
+    assert int(restore(tiny_runs, workdir).state.step) == 3
+    (warning,) = [line for line in caplog.text.splitlines() if "skipped" in line]
+    assert f"checkpoint {steps / '6'} is skipped" in warning
+
+
 def test_nothing_is_renamed_where_no_checkpoint_can_be_read(tiny_runs, tmp_path):
     workdir = tiny_runs.copy("codec", tmp_path / "codec")
     for step in (3, 6):

@@ -85,7 +85,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path} is over {MAX_JSON_BYTES} bytes; a config is far smaller")
-        tree = json.loads(path.read_text("utf-8"))
+        tree = json.loads(path.read_bytes())
     except UserError:
         raise
     except OSError as error:

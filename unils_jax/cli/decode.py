@@ -20,7 +20,7 @@ from unils_jax.cli.arguments import (
     readers_of,
 )
 from unils_jax.cli.decode_request import BATCH, DEMO_MODEL, FLAG_INPUTS, DecodeRequest, add_request_arguments
-from unils_jax.errors import UserError, counted
+from unils_jax.errors import UserError, counted, shown
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output, clear_partials
 from unils_jax.inference import conversations
@@ -118,7 +118,7 @@ def decode_one(request: DecodeRequest) -> None:
         voices = audio[: options.people] if sees_partner or annotated else audio
         render_video(request.video, values, head, voices, expression_basis=basis)
     what = f"frames of {generated.annotation}, in" if annotated else "frames, decoded in"
-    print(f"{request.written}: {options.people} x {values.shape[1]} {what} {seconds:.1f} s with compilation")
+    print(f"{shown(request.written)}: {options.people} x {values.shape[1]} {what} {seconds:.1f} s with compilation")
 
 
 def finished_values(
@@ -211,8 +211,8 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     seconds, done = time.perf_counter() - started, len(missing) - len(failures)
     kept = f", {there} already there" if there else ""
     print(
-        f"{request.out}: {counted(done, 'conversation')}, {frames} frames, decoded in {seconds:.1f} s with compilation"
-        f"{kept}"
+        f"{shown(request.out)}: {counted(done, 'conversation')}, {frames} frames, "
+        f"decoded in {seconds:.1f} s with compilation{kept}"
     )
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")

@@ -98,7 +98,7 @@ class DecodeRequest(Request):
     @property
     def several(self) -> bool:
         """Whether --audio names several conversations."""
-        return Path(self.audio).is_dir() or Path(self.audio).suffix == ".txt"
+        return Path(self.audio).is_dir() or Path(self.audio).suffix.lower() == ".txt"
 
     @property
     def tracks(self) -> list[str]:

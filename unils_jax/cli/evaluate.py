@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
-from unils_jax.errors import UserError, counted
+from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation import lip_errors
 from unils_jax.evaluation.figures.recordings import score_recordings, table
 from unils_jax.evaluation.metrics import jsonable
@@ -165,7 +165,7 @@ def evaluate(request: EvaluateRequest) -> None:
     else:
         report = evaluate_files(request.motion, request.data, request.settings, out=request.out)
     paths = ", ".join(str(path) for path in report_paths(request.out).values())
-    print(f"{paths}: {counted(report['data']['conversations'], 'conversation')}, {headline(report)}")
+    print(f"{shown(paths)}: {counted(report['data']['conversations'], 'conversation')}, {headline(report)}")
 
 
 def evaluate_recordings(request: EvaluateRequest) -> None:
@@ -177,7 +177,9 @@ def evaluate_recordings(request: EvaluateRequest) -> None:
     scores |= {"versions": versions(), "host": host()}
     with atomic_output(request.out) as partial:
         partial.write_text(json.dumps(jsonable(scores), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{table(scores)}\n{request.out}: {len(scores['tracks'])} tracks, motion {scores['settings']['motion']}")
+    print(
+        f"{table(scores)}\n{shown(request.out)}: {len(scores['tracks'])} tracks, motion {scores['settings']['motion']}"
+    )
 
 
 def evaluate_sets(request: EvaluateRequest) -> None:
@@ -188,4 +190,5 @@ def evaluate_sets(request: EvaluateRequest) -> None:
     report = lip_errors.evaluate_sets(request.checkpoint, settings)
     with atomic_output(request.out) as partial:
         partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{request.out}: {counted(report['data']['records'], 'record')}; {lip_errors.headline(report['metrics'])}")
+    records = counted(report["data"]["records"], "record")
+    print(f"{shown(request.out)}: {records}; {lip_errors.headline(report['metrics'])}")

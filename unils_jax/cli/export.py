@@ -10,7 +10,7 @@ from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import Request
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.files import check_output
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,9 @@ def export_adapter(path: Path, checkpoint: Checkpoint) -> None:
     parts = checkpoint.config, checkpoint.params, checkpoint.expression_basis
     adapter = save_adapter(path, *parts, name=path.stem, sampling=checkpoint.sampling)
     size = sum(value.size for value in adapter.params.values())
-    print(f"{path}: adapter {path.stem!r} of base {adapter.info.base[:12]}, {size:,} values, read back and equal")
+    print(
+        f"{shown(path)}: adapter {path.stem!r} of base {adapter.info.base[:12]}, {size:,} values, read back and equal"
+    )
 
 
 def export_model(request: ExportRequest, checkpoint: Checkpoint) -> None:
@@ -97,5 +99,6 @@ def export_model(request: ExportRequest, checkpoint: Checkpoint) -> None:
     size = sum(array.size for array in exported.state.values())
     count = len(exported.state)
     print(
-        f"{request.out}: {checkpoint.config.stage}, {count} tensors, {size:,} values, read back and equal bit for bit"
+        f"{shown(request.out)}: {checkpoint.config.stage}, {count} tensors, {size:,} values, "
+        "read back and equal bit for bit"
     )

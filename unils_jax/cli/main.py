@@ -11,7 +11,7 @@ import tempfile
 from typing import NamedTuple, NoReturn
 
 from unils_jax import __version__
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.runtime import disk_is_full, expand_home, no_room, outputs_held, prepare
 
 
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends with exit status 2 and one line."""
-        print(f"unils: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        print(f"unils: error: {shown(message)} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         with outputs_held():
             args.run(args)
     except UserError as error:
-        print("unils: error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("unils: error:", shown(" ".join(str(error).splitlines())), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("unils: interrupted", file=sys.stderr)
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not (told := outside(error)):
             raise
-        print(f"unils: error: {told}", file=sys.stderr)
+        print(f"unils: error: {shown(told)}", file=sys.stderr)
         return 2
     return 0
 

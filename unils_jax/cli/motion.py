@@ -17,7 +17,7 @@ from unils_jax.cli.arguments import (
     add_people_arguments,
     add_raw_argument,
 )
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.face.flame import FlameAsset
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output
@@ -208,7 +208,7 @@ def run_render(args: argparse.Namespace) -> None:
     if people.notice:
         log.info(people.notice)
     print(
-        f"{request.video}: {len(file.motion)} head(s), {summary.num_frames / file.fps:.1f} s, "
+        f"{shown(request.video)}: {len(file.motion)} head(s), {summary.num_frames / file.fps:.1f} s, "
         f"{summary.frames_per_s:.1f} frames/s ({summary.graphics})"
     )
 
@@ -240,7 +240,7 @@ def view(request: ViewRequest) -> None:
         log.info(people.notice)
     num_people, frames = file.motion.shape[:2]
     print(
-        f"{request.out}: {num_people} x {frames} frames, {summary.total / 1e6:.1f} MB (head and motion "
+        f"{shown(request.out)}: {num_people} x {frames} frames, {summary.total / 1e6:.1f} MB (head and motion "
         f"{summary.motion / 1e6:.2f}, audio {summary.audio / 1e6:.2f}, script {summary.script / 1e6:.2f})"
     )
 
@@ -305,7 +305,7 @@ def run_convert(args: argparse.Namespace) -> None:
     if notice:
         log.info(notice)
     people, frames = file.motion.shape[:2]
-    print(f"{written}: {people} x {frames} frames")
+    print(f"{shown(written)}: {people} x {frames} frames")
 
 
 def read_motion(request: ConvertRequest) -> MotionFile:

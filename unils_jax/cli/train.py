@@ -13,7 +13,7 @@ import jax
 from unils_jax.benchmarks.ahead.machines import machine
 from unils_jax.cli.arguments import Request
 from unils_jax.config import described, load_config, override
-from unils_jax.errors import UserError, counted
+from unils_jax.errors import UserError, counted, shown
 from unils_jax.runtime import local_path
 from unils_jax.training.config import run_config
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
@@ -143,9 +143,10 @@ def run(args: argparse.Namespace) -> None:
     if request.dry_run:
         print(f"{request.config}: config, data, parent and shapes fit; nothing was trained")
     elif jax.process_index() == 0:
-        shown = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
+        losses = [f"{name} {metrics[name]:.4f}" for name in ("train/loss", "val/loss") if name in metrics]
         num_steps = json.loads((workdir / "config.json").read_text())["num_steps"]
-        print(f"{workdir}: trained {counted(num_steps, 'step')}, {', '.join(shown) or 'nothing was left to do'}")
+        reached = ", ".join(losses) or "nothing was left to do"
+        print(f"{shown(workdir)}: trained {counted(num_steps, 'step')}, {reached}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unils_jax.errors import counted
+from unils_jax.errors import counted, shown
 from unils_jax.files import atomic_output, markdown_table
 
 Report = dict[str, Any]
@@ -225,8 +225,13 @@ def render_page(title: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
     )
     return environment.get_template("report.html").render(title=title, sections=sections)
+
+
+def _printable(value: object) -> object:
+    return "\n".join(map(shown, value.split("\n"))) if type(value) is str else value
 
 
 matplotlib.use("Agg")  # before pyplot is imported: a machine without a display has no other backend

@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from unils_jax.audio import read_audio, read_tracks
-from unils_jax.errors import UserError
-from unils_jax.media import is_media, shown
+from unils_jax.errors import UserError, one_line, shown
+from unils_jax.files import read_lines
+from unils_jax.media import is_media
 from unils_jax.motion import load_motion
+from unils_jax.runtime import expand_home
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +36,10 @@ def find_recordings(source: Path, *, quiet: bool = False) -> list[Recording]:
 
     In a folder NAME_speaker1.EXT and NAME_speaker2.EXT are the two tracks of NAME, and every other
     audio file is a conversation of one track. A list has one conversation a line: one file, or two
-    with a tab between them. With `quiet` no line names a folder's other files. Raises UserError
-    where there is none, where a line of the list is of another form, and where two have the same
-    name.
+    with a tab between them, in quotes or without; any editor or shell may have written it. With
+    `quiet` no line names a folder's other files. Raises UserError where there is none, where a line
+    of the list is of another form, where two have the same name, and where a conversation has two
+    second tracks.
     """
     found = _in_folder(source, quiet) if source.is_dir() else _in_list(source)
     if not found:
@@ -60,7 +63,14 @@ def _in_folder(folder: Path, quiet: bool) -> list[Recording]:
     others = [shown(path.name) for path in there if not is_media(path)]
     if others and not quiet:
         log.warning("%s: left out, no audio or video by their names: %s", shown(folder), ", ".join(others))
-    second = {p.stem[: -len(SPEAKERS[1])]: p for p in files if p.stem.lower().endswith(SPEAKERS[1])}
+    second: dict[str, Path] = {}
+    for path in (p for p in files if p.stem.lower().endswith(SPEAKERS[1])):
+        one = second.setdefault(path.stem[: -len(SPEAKERS[1])], path)
+        if one != path:
+            raise UserError(
+                f"{shown(folder)}: {shown(one.name)} and {shown(path.name)} are second tracks of one conversation; "
+                "move one of them away"
+            )
     found, paired = [], set()
     for path in files:
         name = path.stem[: -len(SPEAKERS[0])]
@@ -72,9 +82,9 @@ def _in_folder(folder: Path, quiet: bool) -> list[Recording]:
 
 def _in_list(path: Path) -> list[Recording]:
     try:
-        lines = path.read_text().splitlines()
+        lines = read_lines(path, names=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list {path} cannot be read ({error}); give a text file") from None
+        raise UserError(f"list {path} cannot be read ({one_line(error)}); give a text file") from None
     found = []
     for number, line in enumerate(lines, 1):
         words = [word.strip() for word in line.split("\t")]
@@ -82,10 +92,17 @@ def _in_list(path: Path) -> list[Recording]:
             continue
         if len(words) > 2 or not all(words):
             raise UserError(f"{path} line {number} must be one file, or two with a tab between them, got {line!r:.80}")
-        tracks = tuple(path.parent / word for word in words)
+        tracks = tuple(_listed_file(path.parent, word) for word in words)
         name = tracks[0].stem
         found.append(Recording(name.removesuffix(SPEAKERS[0]) if len(tracks) == 2 else name, tracks))
     return found
+
+
+def _listed_file(folder: Path, word: str) -> Path:
+    """Returns the file that a list names, with quotes around it or without."""
+    file = folder / expand_home(word)
+    in_quotes = len(word) > 2 and word[0] == word[-1] and word[0] in "\"'"
+    return folder / expand_home(word[1:-1]) if in_quotes and not file.exists() else file
 
 
 def read_conversation(

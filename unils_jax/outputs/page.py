@@ -22,7 +22,7 @@ from jaxtyping import Float
 from scipy.signal import savgol_filter
 
 from unils_jax.audio import speaking_frames
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.face.flame import FlameAsset
 from unils_jax.files import atomic_output, check_output
 from unils_jax.inference.finishing import finish, log_limits
@@ -113,7 +113,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         motion = finished.motion
     num_people, num_frames = motion.shape[:2]
     head = drawn_head(asset)
-    shown = shown_motion(motion.astype(np.float32), asset, expression_basis)
+    displayed = shown_motion(motion.astype(np.float32), asset, expression_basis)
     notices = [FLAME_STAMP] if asset.name == "flame" else []
     if expression_basis != asset.name:
         notices.append(f"The motion has the {expression_basis} basis, this head has not: only jaw, gaze and head move.")
@@ -122,6 +122,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
     sound = None if audio is None else _fitted_audio(audio, num_frames)
     blinks = expression_basis == asset.name == "standin"
     lids = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
+    title = shown(title)
     data = {
         "title": title,
         "fps": FPS,
@@ -131,7 +132,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         "head": packed_head(head, num_expression),
         "numExpression": num_expression,
         "blink": {"channels": lids, "full": STANDIN_SHAPES["blink_left"]} if blinks else None,
-        "motion": _motion(shown, num_expression),
+        "motion": _motion(displayed, num_expression),
         "truth": None,
         "smoothing": savgol_filter(np.eye(9), 9, 3, axis=0).ravel().tolist() if state == "raw" else None,
         "audio": None if sound is None else {"type": "audio/flac", "data": _flac(sound)},
@@ -276,7 +277,7 @@ def _people(
     names: Sequence[str] | None, sound: list[np.ndarray] | None, num_people: int, num_frames: int
 ) -> list[dict[str, Any]]:
     people: list[dict[str, Any]] = [
-        {"name": f"person {p + 1}" if names is None else names[p], "peaks": None, "speaking": None}
+        {"name": f"person {p + 1}" if names is None else shown(names[p]), "peaks": None, "speaking": None}
         for p in range(num_people)
     ]
     if sound is None:

@@ -60,15 +60,15 @@ class Checkpoints:
         if jax.process_index() == 0:
             for unfinished in sorted(self.folder.glob("*.orbax-checkpoint-tmp*")):
                 log.info("removing %s: a save that was cut short", unfinished)
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints, cleanup_tmp_directories=True)
-        try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except DAMAGE as error:
-            # Orbax reads what it has noted of each step, and gives up at the first damage.
-            raise UserError(
-                f"the checkpoints of {self.folder} cannot be listed ({_one_line(error)}); copy back the file "
-                "_CHECKPOINT_METADATA of the step that is damaged, or move that step's folder away"
-            ) from None
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        # What Orbax notes of a step beside its arrays is of no use here. Read at the start, one
+        # note that is damaged or missing would cost all other steps, too.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.config.keep_checkpoints, cleanup_tmp_directories=True, lightweight_initialize=True
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -205,7 +205,9 @@ class Checkpoints:
                 log.warning("WARNING: %s is kept as %s", self.folder / str(step), target.name)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-        self._manager.reload()
+        # Its own `reload` reads the notes of all steps.
+        self._manager.close()
+        self._manager = self._open()
 
 
 def problem_of(step_folder: Path) -> str:
@@ -323,7 +325,7 @@ def saved_config(workdir: Path) -> dict[str, Any]:
     places = [step / "meta" / "metadata" for step in sorted(steps, key=lambda step: int(step.name), reverse=True)]
     for file in (workdir / "config.json", *places):
         try:
-            values = json.loads(file.read_text())
+            values = json.loads(file.read_bytes())
             values = values if file.name == "config.json" else values["config"]
             if not isinstance(values, dict) or "model" not in values:
                 raise ValueError("it is no config of a run")

@@ -275,7 +275,8 @@ def test_a_switch_of_tracks_is_reported(tmp_path):
 def write_people(folder):
     for i in range(12):
         write_clip(folder, f"r{i}", deca(truth(SECONDS, 25, i)))
-    (folder / "people.csv").write_text("name,person\n" + "".join(f"r{i},p{i // 3}\n" for i in range(12)))
+    rows = ["name;person", *(f"r{i};p{i // 3}" for i in range(12))]
+    (folder / "people.csv").write_bytes("\r\n".join(rows).encode("utf-16"))  # as a spreadsheet writes it
 
 
 def test_a_person_is_in_one_split_and_named_in_the_record(tmp_path):

@@ -17,7 +17,7 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from unils_jax.cli.arguments import Request
 from unils_jax.cli.data.progress import Progress
-from unils_jax.errors import UserError, counted
+from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files
 from unils_jax.files import atomic_output, check_output
@@ -133,7 +133,7 @@ def run_verify(args: argparse.Namespace) -> None:
     offset = report["alignment"]["offset_frames"]
     aligned = "" if offset is None else f", the jaw {offset:+.1f} frames after the voice"
     remarks = counted(warnings["count"], "warning")
-    print(f"{request.store}: sound, {hours:.2f} hours{aligned}, {remarks}; report {paths['html']}")
+    print(f"{shown(request.store)}: sound, {hours:.2f} hours{aligned}, {remarks}; report {shown(paths['html'])}")
 
 
 def run_stats(args: argparse.Namespace) -> None:
@@ -174,7 +174,7 @@ def run_pca(args: argparse.Namespace) -> None:
     out, started = check_output(request.out or one.folder / PCA_FILE, ".npz"), time.monotonic()
     frames = write_pca(out, one, request.components, request.batch_size, request.seed)
     seconds = time.monotonic() - started
-    print(f"{out}: {request.components} components of {frames} training frames, in {seconds:.1f} s")
+    print(f"{shown(out)}: {request.components} components of {frames} training frames, in {seconds:.1f} s")
 
 
 def run_imbalance(args: argparse.Namespace) -> None:
@@ -185,4 +185,4 @@ def run_imbalance(args: argparse.Namespace) -> None:
     report = imbalance.measure(Store(request.store), settings, log.info)
     text = imbalance_report.markdown(report)
     paths = write_files(out, report, text, imbalance_report.page(report))
-    print(f"{text}\nreport {paths['html']}")
+    print(f"{text}\nreport {shown(paths['html'])}")

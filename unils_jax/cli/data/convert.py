@@ -20,7 +20,7 @@ from data_pipelines.tracks.names import LAYOUTS
 from data_pipelines.tracks.rotations import WIDTHS
 from unils_jax.cli.arguments import Request
 from unils_jax.cli.data.progress import Progress
-from unils_jax.errors import UserError, counted
+from unils_jax.errors import UserError, counted, shown
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def run_convert(args: argparse.Namespace) -> None:
             left = (
                 f"{counted(outcome.missing, 'shard')} of other parts {'is' if outcome.missing == 1 else 'are'} missing"
             )
-        print(f"{out}: part {request.shard} is done; {left}")
+        print(f"{shown(out)}: part {request.shard} is done; {left}")
         return
     report = outcome.report
     if report.get("empty_splits") and not request.split:
@@ -147,7 +147,7 @@ def run_convert(args: argparse.Namespace) -> None:
             "left out %s: %s (see %s)", counted(counts["entries"], "sequence"), reason, out / conversion.SUMMARY
         )
     print(
-        f"{out}: {counted(report['records'], 'record')}, {report['hours']['out']:.2f} of "
+        f"{shown(out)}: {counted(report['records'], 'record')}, {report['hours']['out']:.2f} of "
         f"{report['hours']['in']:.2f} hours, {counted(len(report['dropped']), 'sequence')} left out, in "
         f"{time.monotonic() - started:.1f} s"
     )
