@@ -78,10 +78,15 @@ def test_a_small_disk_costs_one_line_and_nothing_else(disk, tmp_path, tiny_runs,
     told = capsys.readouterr()
     assert told.err.splitlines()[-1].startswith("unils: error: cannot write") and not told.out
     assert "no room is left on its disk" in told.err.splitlines()[-1] and "Traceback" not in told.err
-    # What is whole of a run or a conversion stays, for the rerun: its settings, rows and claim.
-    left = {path.name for path in disk.rglob("*") if path.is_file()}
-    assert left - {"config.json", "metrics.jsonl", "settings.json", "conversion.lock"} == {OLD}
-    assert not [name for name in left if "partial" in name or "tmp" in name]
+    left = {path.relative_to(disk) for path in disk.rglob("*") if path.is_file()}
+    assert not [path for path in left if "partial" in path.name or "orbax-checkpoint-tmp" in str(path)]
+    # What is whole of a run or a conversion stays for the rerun: settings, rows, the claim on the folder.
+    kept = {"config.json", "metrics.jsonl", "conversion.lock"}
+    assert {
+        path.name
+        for path in left
+        if path.name not in kept and path.parent.name != "conversion" and not path.name.startswith("events.out")
+    } == {OLD}
     assert (disk / OLD).read_bytes() == b"whole"
     resize(disk, "64m")
     with quick_compiles():
