@@ -5,17 +5,18 @@ import logging
 import re
 from dataclasses import dataclass, field, fields
 
+from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument
 from unils_jax.errors import UserError, install_hint
 from unils_jax.files import check_output
-from unils_jax.inference.program import make_program
+from unils_jax.inference.program import Program, make_program
 from unils_jax.models.unils import UniLS
 
 try:
     from unils_jax.outputs.serving.access import make_access
     from unils_jax.outputs.serving.limits import Limits
-    from unils_jax.outputs.serving.load import Load, run_load, table
+    from unils_jax.outputs.serving.load import Load, Started, run_load, table
     from unils_jax.outputs.serving.page import page_files, write_page
     from unils_jax.outputs.serving.server import Server, Tls
 except ModuleNotFoundError as error:
@@ -80,6 +81,8 @@ class LoadRequest(Request):
     stall: float = 0.0
     disconnect: float = 0.0
     slots: int | None = None
+    capacity: int | None = None  # None: a place for each client
+    check: bool = False
     token: str | None = None
     json: str | None = None
 
@@ -89,6 +92,11 @@ class LoadRequest(Request):
         problems = []
         if self.clients < 1:
             problems.append(f"--clients must be at least 1, got {self.clients}")
+        for name in ("slots", "capacity"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                problems.append(f"--{name} must be at least 1, got {value}")
+        if self.url and self.capacity:
+            problems.append("--capacity is of the server that is started here; leave it away with --url")
         if not 0 < self.seconds < 1e6:
             problems.append(f"--seconds must be above 0, got {self.seconds}")
         if not 0 <= self.jitter_ms <= 1000:
@@ -159,10 +167,7 @@ def run(args: argparse.Namespace) -> None:
     except UserError as error:
         log.warning("no page at /: %s", error)
         page = None
-    # A model of one audio decodes one person.
-    people = 2 if checkpoint.config.prior.audio_condition == "pair" else 1
-    slots = request.slots or min(limits.capacity, SLOTS)
-    program = make_program(checkpoint.model, slots=slots, people=people, dtype=request.dtype)
+    program = _program(checkpoint, request.slots or min(limits.capacity, SLOTS), request.dtype)
     server = Server(
         program,
         checkpoint.expression_basis,
@@ -180,12 +185,31 @@ def run(args: argparse.Namespace) -> None:
     server.run()
 
 
+def _program(checkpoint: Checkpoint, slots: int, dtype: str) -> Program:
+    # A model of one audio decodes one person.
+    people = 2 if checkpoint.config.prior.audio_condition == "pair" else 1
+    return make_program(checkpoint.model, slots=slots, people=people, dtype=dtype)
+
+
+def _checking_program(request: LoadRequest) -> Program:
+    """Builds the program of the server that is loaded."""
+    checkpoint = load(request.checkpoint or pretrained("live"), stage="dialogue")
+    return _program(checkpoint, request.slots or min(request.capacity or request.clients, SLOTS), "float32")
+
+
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils bench serve`."""
     defaults = LoadRequest
     parser.add_argument("--url", help="ws://HOST:PORT of a server (default: one is started here)")
     parser.add_argument("--checkpoint", metavar="PATH", help="of the server that is started (default: ours)")
-    parser.add_argument("--slots", type=int, metavar="S", help="of the server that is started")
+    parser.add_argument("--slots", type=int, metavar="S", help="of the server (default: as `unils serve` chooses)")
+    parser.add_argument("--capacity", type=int, metavar="N", help="of the server that is started (default: --clients)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="decode each stream's audio once more, alone, and compare every bit; with --url, --checkpoint and --slots "
+        "must be the server's",
+    )
     parser.add_argument("--token", help="of the server at --url")
     parser.add_argument("--json", metavar="FILE", help="write every figure to FILE")
     for name, kind, meaning in (
@@ -214,8 +238,11 @@ def run_bench(args: argparse.Namespace) -> None:
         stall=request.stall,
         disconnect=request.disconnect,
         token=request.token,
+        check=request.check,
     )
-    result = run_load(load_, request.url, checkpoint=request.checkpoint, slots=request.slots)
+    started = Started(request.checkpoint, request.slots, request.capacity)
+    program = _checking_program(request) if request.check else None
+    result = run_load(load_, request.url, started, program)
     print(table(result))
     if request.json:
         write_json(request.json, result)

@@ -28,13 +28,14 @@ from served import (
     one_shot,
     open_message,
     opened,
+    program,
     received,
     serving,
 )
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from unils_jax.outputs.serving.load import Load, run_load, table
+from unils_jax.outputs.serving.load import Load, Outcome, compared, run_load, table
 from unils_jax.outputs.serving.protocol import StreamError, parse_control, parse_open, read_samples, read_style
 
 pytestmark = [pytest.mark.usefixtures("unoptimised"), pytest.mark.slow]
@@ -191,8 +192,8 @@ def test_sigterm_under_load_gives_open_streams_what_is_theirs():
 
 def test_the_load_generator_counts_what_clients_see():
     with serving(capacity=4) as server:
-        load = Load(clients=6, seconds=2.0, stall=0.0, disconnect=0.2)
-        result = run_load(load, f"ws://127.0.0.1:{server.port}")
+        load = Load(clients=6, seconds=2.0, stall=0.0, disconnect=0.2, check=True)
+        result = run_load(load, f"ws://127.0.0.1:{server.port}", program=program())
     refused, vanished = result["closed"]["full"], sum("vanished" in reason for reason in result["closed"])
     assert refused >= 1 and vanished <= 1
     assert result["complete"] == 6 - sum(result["closed"].values()) and result["complete"] >= 3
@@ -200,6 +201,18 @@ def test_the_load_generator_counts_what_clients_see():
     latency = result["latency_s"]
     assert 0.1 < latency["p50"] <= latency["p95"] <= latency["p99"] < 60
     assert "6 clients, 2 s of audio each" in table(result)
+    assert result["streams_compared"] >= result["complete"] and result["streams_that_differ"] == 0
+
+
+def test_a_stream_with_one_other_bit_is_counted():
+    audio = np.random.default_rng(0).normal(0, 1000, (2, 16_000)).astype("<i2")
+    motion = one_shot(*(audio.astype(np.float32) / 32768), seed=0)
+    other = motion.copy()
+    other.view(np.uint32)[1, 7, 3] ^= 1
+    cut = Outcome(audio=[audio], motion=[motion[:, :10]])
+    for came, ended, wrong in ((motion, True, 0), (other, True, 1), (motion[:, :-1], True, 1)):
+        assert compared(program(), [Outcome(audio=[audio], motion=[came], ended=ended)]) == (1, wrong)
+    assert compared(program(), [cut]) == (1, 0)
 
 
 def test_a_client_that_reads_nothing_is_closed():

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from unils_jax.errors import UserError
+from unils_jax.inference.conversations import Request, decode_many
+from unils_jax.inference.program import Program
 from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
 from unils_jax.outputs.serving.access import TOKEN_PREFIX
 from unils_jax.outputs.serving.protocol import SUBPROTOCOL, unpack_motion
@@ -40,6 +42,7 @@ class Load:
     disconnect: float = 0.0  # share of clients that vanish half way
     token: str | None = None
     seed: int = 0
+    check: bool = False  # True: audio and motion are kept, to be compared with the one-shot decode
 
 
 @dataclass
@@ -51,6 +54,8 @@ class Outcome:
     seconds: float = 0.0  # from open to end
     ended: bool = False  # whether all motion came
     closed: str = ""  # code of the server's error; "": none
+    audio: list[np.ndarray] = field(default_factory=list)  # pieces [2, samples], int16, where they are kept
+    motion: list[np.ndarray] = field(default_factory=list)  # [people, frames, 108], what came
 
 
 class _Client:
@@ -101,10 +106,13 @@ class _Client:
                 socket.transport.abort()
                 self.outcome.closed = "vanished, as it was meant to"
                 return
+            speaks = (i // 50) % 2
+            scales = [[3000 if speaks else 30], [30 if speaks else 3000]]
+            piece = self.rng.normal(0, scales, (2, MESSAGE_SAMPLES)).astype("<i2")
+            if self.load.check:
+                self.outcome.audio.append(piece)
             for track in (0, 1):
-                speaks = (i // 50 + track) % 2
-                samples = self.rng.normal(0, 3000 if speaks else 30, MESSAGE_SAMPLES).astype("<i2")
-                await socket.send(bytes([track]) + samples.tobytes())
+                await socket.send(bytes([track]) + piece[track].tobytes())
             self.sent_at += [time.perf_counter()] * (MESSAGE_SAMPLES // SAMPLES_PER_FRAME)
         await socket.send('{"type": "flush"}')
         await listener
@@ -118,6 +126,8 @@ class _Client:
                 last = first + motion.shape[1]
                 self.outcome.latencies += [now - sent for sent in self.sent_at[first:last]]
                 self.outcome.frames = last
+                if self.load.check:
+                    self.outcome.motion.append(motion)
             elif (answer := json.loads(message))["type"] == "error":
                 self.outcome.closed = answer["code"]
             elif answer["type"] == "end":
@@ -125,16 +135,54 @@ class _Client:
                 return
 
 
-def run_load(load: Load, url: str | None, *, checkpoint: str | None = None, slots: int | None = None) -> dict[str, Any]:
-    """Runs all clients against a server, or one that is started; returns every figure."""
+@dataclass(frozen=True)
+class Started:
+    """The server that is started where none is named."""
+
+    checkpoint: str | None = None  # None: the package's live demo model
+    slots: int | None = None  # None: as `unils serve` chooses
+    capacity: int | None = None  # None: a place for each client
+
+
+def run_load(load: Load, url: str | None, started: Started = Started(), program: Program | None = None) -> dict:
+    """Runs all clients against a server, or one that is started; returns every figure.
+
+    `program` is the server's, for a load with `check`: what each client got is compared with the
+    one-shot decode of what it sent, once the clients are done.
+    """
     if url is not None:
-        return _measure(load, url, None)
-    with _server(checkpoint, load.clients, slots) as (url, process):
-        return _measure(load, url, process)
+        outcomes, memory = _run(load, url, None)
+    else:
+        with _server(started, load.clients) as (url, process):
+            outcomes, memory = _run(load, url, process)
+    result = _figures(load, outcomes, memory)
+    if program is not None:
+        result |= dict(zip(("streams_compared", "streams_that_differ"), compared(program, outcomes), strict=True))
+    return result
 
 
-def _measure(load: Load, url: str, process: subprocess.Popen | None) -> dict[str, Any]:
-    outcomes, memory = asyncio.run(_run_clients(load, url.rstrip("/") + "/v1/stream", process))
+def compared(program: Program, outcomes: Sequence[Outcome]) -> tuple[int, int]:
+    """Counts the streams that are compared with their one-shot decode, and those that differ.
+
+    A stream that ended must have all frames, one that was cut as many as came; each bit counts.
+    """
+    numbers = [number for number, outcome in enumerate(outcomes) if outcome.motion]
+    audio = [np.concatenate(outcomes[number].audio, axis=1).astype(np.float32) / 32768 for number in numbers]
+    requests = [Request(*tracks, seed=number) for number, tracks in zip(numbers, audio, strict=True)]
+    wrong = 0
+    for request, expected in decode_many(program, requests):
+        outcome = outcomes[request.seed]
+        motion = np.concatenate(outcome.motion, axis=1)
+        frames = expected.shape[1] if outcome.ended else motion.shape[1]
+        wrong += not np.array_equal(motion, expected[:, :frames])
+    return len(numbers), wrong
+
+
+def _run(load: Load, url: str, process: subprocess.Popen | None) -> tuple[list[Outcome], list[float]]:
+    return asyncio.run(_run_clients(load, url.rstrip("/") + "/v1/stream", process))
+
+
+def _figures(load: Load, outcomes: Sequence[Outcome], memory: Sequence[float]) -> dict[str, Any]:
     latencies = np.array([latency for outcome in outcomes for latency in outcome.latencies] or [np.nan])
     half = len(memory) // 2
     closed = [outcome.closed for outcome in outcomes if outcome.closed]
@@ -174,9 +222,10 @@ def _resident_mib(pid: int) -> float | None:
 
 
 @contextlib.contextmanager
-def _server(checkpoint: str | None, capacity: int, slots: int | None) -> Iterator[tuple[str, subprocess.Popen]]:
+def _server(started: Started, clients: int) -> Iterator[tuple[str, subprocess.Popen]]:
     """Starts `unils serve` on a free port and waits until it is ready; stops it at the end."""
-    limits = ["--capacity", str(capacity), "--streams_per_address", str(capacity + 1)]
+    checkpoint, slots = started.checkpoint, started.slots
+    limits = ["--capacity", str(started.capacity or clients), "--streams_per_address", str(clients + 1)]
     command = [sys.executable, "-m", "unils_jax.cli.main", "serve", "--port", "0", *limits]
     command += (["--checkpoint", checkpoint] if checkpoint else []) + (["--slots", str(slots)] if slots else [])
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -223,5 +272,9 @@ def table(result: dict[str, Any]) -> str:
     if result["memory_mib"] is not None:
         growth = result["memory_growth"]
         lines.append(f"memory {result['memory_mib']:.0f} MiB" + (f", second half {growth:+.2%}" if growth else ""))
+    if "streams_compared" in result:
+        lines.append(
+            f"not their one-shot decode: {result['streams_that_differ']} of {result['streams_compared']} streams"
+        )
     lines += [f"closed: {count} {reason}" for reason, count in result["closed"].items()]
     return "\n".join(lines)
