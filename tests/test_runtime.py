@@ -18,9 +18,9 @@ from unils_jax.checkpoints.exporting import export
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli import main as command_line
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, clear_partials
+from unils_jax.files import atomic_output, check_output, clear_partials
 from unils_jax.motion import save_motion
-from unils_jax.runtime import disk_is_full, local_path, only_writer, prepare, user_cache
+from unils_jax.runtime import disk_is_full, local_path, only_writer, outputs_held, prepare, user_cache
 
 
 @pytest.fixture
@@ -299,6 +299,10 @@ def test_a_file_has_one_writer_from_the_start_of_a_command(motion_file, tmp_path
             (tmp_path / ".z.1-abc.partial.csv").touch()
             clear_partials(tmp_path)
             assert (tmp_path / ".a.1-abc.partial.csv").exists() and not (tmp_path / ".z.1-abc.partial.csv").exists()
+            with outputs_held():
+                check_output(outputs[0], hold=False)
+                with pytest.raises(UserError, match="in use by process"):
+                    check_output(outputs[0])
             for output, command in commands.items():
                 assert run_unils(*command, tmp_path / "link" / output) == 2
                 (line,) = capsys.readouterr().err.splitlines()

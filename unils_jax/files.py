@@ -45,13 +45,14 @@ _BROKEN = (
 )  # fmt: skip
 
 
-def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
+def check_output(path: str | os.PathLike, *suffixes: str, hold: bool = True) -> Path:
     """Returns `path` as a Path after checking that a file can be written there.
 
     Called before the work starts, so that an hour of decoding is not lost to a typing mistake.
-    Missing parent folders are made. Within `outputs_held` it holds the file's lock from here on.
-    Raises UserError when the suffix is not one of `suffixes`, the folder is not writable, or
-    another process makes the file.
+    Missing parent folders are made. Within `outputs_held` it holds the file's lock from here on,
+    unless `hold` is false: for files that several processes of one run share. Raises UserError when
+    the suffix is not one of `suffixes`, the folder is not writable, or another process makes the
+    file.
     """
     refuse_url(path, "output")
     path = Path(path)
@@ -65,7 +66,8 @@ def check_output(path: str | os.PathLike, *suffixes: str) -> Path:
             pass
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}; choose another output folder") from None
-    hold_output(path)
+    if hold:
+        hold_output(path)
     return path
 
 

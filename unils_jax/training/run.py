@@ -140,7 +140,8 @@ def train_stage(
     config = fit(config, None, start)
     data, held_out = make_data(config, stage, mesh)
     config = count_epochs(fit(config, data, start), data.steps_per_epoch)
-    check_output(workdir / "config.json")
+    # All processes of the run come here; the first of them holds the workdir while it trains.
+    check_output(workdir / "config.json", hold=False)
     resumes = check_workdir(config, workdir, allow_changes=options.allow_changes)
     head = config_head(config) if stage.uses_head else None
     objective = make_objective(config, head)
