@@ -54,7 +54,7 @@ pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take w
 VIEWER := unils_jax/outputs/viewer
 viewer: $(VIEWER)/dist/viewer.js  ## the script of `unils view` from its TypeScript: Node 20.19 or newer
 
-$(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/* $(VIEWER)/src/live/*) $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts)
+$(VIEWER)/dist/viewer.js: $(wildcard $(VIEWER)/src/* $(VIEWER)/src/live/* $(VIEWER)/src/study/*) $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts)
 	@command -v npm >/dev/null || { echo "make viewer needs Node 20.19 or newer with npm: https://nodejs.org" >&2; exit 1; }
 	rm -rf build/viewer/src && mkdir -p build/viewer $(@D)
 	cp -R $(VIEWER)/src $(addprefix $(VIEWER)/,package.json package-lock.json tsconfig.json vite.config.ts .npmrc) build/viewer

@@ -33,6 +33,7 @@ COMMANDS = {
     "config": Command("train", "every setting of a config, its value and its meaning", "add_config_arguments"),
     "decode": Command("decode", "audio of a conversation in, motion and video out"),
     "evaluate": Command("evaluate", "every metric of a checkpoint or of motion files, as JSON, Markdown and HTML"),
+    "study": Command("study", "a page on which people compare two systems, and what their answers say"),
     "export": Command("export", "a checkpoint as a release file, or its adapter alone"),
     "render": Command("motion", "a motion file as a video", "add_render_arguments"),
     "bench": Command("bench", "throughput, latency, memory and utilisation of this machine"),

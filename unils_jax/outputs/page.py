@@ -47,6 +47,10 @@ FLAME_STAMP = (
     "This file contains geometry of the FLAME head model (https://flame.is.tue.mpg.de), which is licensed by its "
     "makers. Anyone who holds, shares or publishes this file is bound by that licence."
 )
+FLAME_REFUSED = (
+    "the page would contain FLAME's geometry, which is licensed: add --embed_flame if your licence allows it, "
+    "or leave --flame away and the stand-in head is shown"
+)
 # The page may run its own script and nothing from anywhere else.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src blob:"
 
@@ -119,7 +123,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         notices.append(f"The motion has the {expression_basis} basis, this head has not: only jaw, gaze and head move.")
     # Coefficients of another basis would deform this head at random: they are left out.
     num_expression = asset.skinning.num_expression if expression_basis == asset.name else 0
-    sound = None if audio is None else _fitted_audio(audio, num_frames)
+    sound = None if audio is None else fitted_audio(audio, num_frames)
     blinks = expression_basis == asset.name == "standin"
     lids = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
     title = shown(title)
@@ -132,29 +136,29 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         "head": packed_head(head, num_expression),
         "numExpression": num_expression,
         "blink": {"channels": lids, "full": STANDIN_SHAPES["blink_left"]} if blinks else None,
-        "motion": _motion(displayed, num_expression),
+        "motion": packed_motion(displayed, num_expression),
         "truth": None,
         "smoothing": savgol_filter(np.eye(9), 9, 3, axis=0).ravel().tolist() if state == "raw" else None,
-        "audio": None if sound is None else {"type": "audio/flac", "data": _flac(sound)},
+        "audio": None if sound is None else {"type": "audio/flac", "data": encode_flac(sound)},
     }
     if truth is not None:
         # The same length as the motion, so that one cursor serves both.
         fitted = truth.astype(np.float32)[:, :num_frames]
         fitted = np.pad(fitted, ((0, 0), (0, num_frames - fitted.shape[1]), (0, 0)), mode="edge")
-        data["truth"] = _motion(shown_motion(fitted, asset, expression_basis, quiet=True), num_expression)
-    page = _html(title, data, script, licence, asset.name == "flame")
+        data["truth"] = packed_motion(shown_motion(fitted, asset, expression_basis, quiet=True), num_expression)
+    page = page_html(title, data, script, licence, asset.name == "flame")
     with atomic_output(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return PageSummary(len(page.encode()), len(data["audio"]["data"]) if data["audio"] else 0, len(script.encode()))
 
 
-def page_script() -> tuple[str, str]:
-    """Returns the page's script and the licence of the library in it.
+def page_script(name: str = "viewer") -> tuple[str, str]:
+    """Returns a page's script and the licence of the library in it.
 
     Raises UserError where they have not been built.
     """
     folder = importlib.resources.files("unils_jax.outputs.viewer") / "dist"
-    script, licence = folder / "viewer.js", folder / "LICENSE.three.txt"
+    script, licence = folder / f"{name}.js", folder / "LICENSE.three.txt"
     # The licence of three.js asks to be in every copy: without it no page is made either.
     if not script.is_file() or not licence.is_file():
         raise UserError(
@@ -188,10 +192,7 @@ def _check(
     elif audio is not None and not all(np.isfinite(track).all() for track in audio):
         problems.append("audio holds NaN or infinite samples")
     if asset.name == "flame" and not embed_flame:
-        problems.append(
-            "the page would contain FLAME's geometry, which is licensed: add --embed_flame if your licence allows it, "
-            "or leave --flame away and the stand-in head is shown"
-        )
+        problems.append(FLAME_REFUSED)
     if problems:
         raise UserError("; ".join(problems))
 
@@ -221,7 +222,7 @@ def _quantised(values: np.ndarray, least: float = 1e-12) -> dict[str, Any]:
     return _packed(np.round(values / step).astype(np.int16), np.array([step]))
 
 
-def _motion(motion: np.ndarray, num_expression: int) -> dict[str, Any]:
+def packed_motion(motion: np.ndarray, num_expression: int) -> dict[str, Any]:
     """Packs the coefficients that the page uses, [P, T, K + 8].
 
     Each channel has its own step. Values are differences from frame to frame (modulo 2^16),
@@ -256,13 +257,14 @@ def packed_head(head: DrawnHead, num_expression: int) -> dict[str, Any]:
     }
 
 
-def _fitted_audio(audio: Sequence[np.ndarray], num_frames: int) -> list[np.ndarray]:
+def fitted_audio(audio: Sequence[np.ndarray], num_frames: int) -> list[np.ndarray]:
+    """Pads or cuts each track to so many frames."""
     num_samples = num_frames * SAMPLES_PER_FRAME
     tracks = [np.asarray(track, np.float32)[:num_samples] for track in audio]
     return [np.clip(np.pad(track, (0, num_samples - track.size)), -1, 1) for track in tracks]
 
 
-def _flac(tracks: list[np.ndarray]) -> str:
+def encode_flac(tracks: list[np.ndarray]) -> str:
     """Encodes the tracks as FLAC in base64.
 
     FLAC has no delay to make up for, exact seeking and half the size of PCM, and every browser
@@ -291,7 +293,7 @@ def _people(
     return people
 
 
-def _html(title: str, data: dict[str, Any], script: str, licence: str, flame: bool) -> str:
+def page_html(title: str, data: dict[str, Any], script: str, licence: str, flame: bool) -> str:
     """Joins page, data and script.
 
     In JSON a `<` is escaped, in scripts `</script`: nothing can end its element.

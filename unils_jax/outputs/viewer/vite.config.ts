@@ -6,6 +6,7 @@ const ENTRIES: Record<string, string> = {
   viewer: "src/main.ts",
   live: "src/live/main.ts",
   capture: "src/live/capture.ts",
+  study: "src/study/main.ts",
 };
 
 export default defineConfig(({ mode }) => ({

@@ -1,11 +1,12 @@
 // The page of `unils view`: reads what is embedded, builds the controls, and draws whenever something has changed.
 import { Clock } from "./clock";
 import { blobOf, type PageData, unpack } from "./data";
+import { made as element } from "./dom";
 import { unpackHead } from "./pose";
 import { Figure, Stage } from "./stage";
 import css from "./style.css?inline";
 import { type Lane, Timeline } from "./timeline";
-import { Track } from "./track";
+import { type Track, unpackTracks } from "./track";
 
 const COLORS = ["--first", "--second"];
 const DEGREES = 180 / Math.PI;
@@ -21,26 +22,6 @@ const KEYS: [string, string][] = [
   ["D", "dark or light"],
   ["M", "sound off or on"],
 ];
-
-function element<K extends keyof HTMLElementTagNameMap>(
-  name: K,
-  attributes: Record<string, string>,
-  ...children: (Node | string)[]
-): HTMLElementTagNameMap[K] {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-async function tracks(packed: PageData["motion"], page: PageData): Promise<Track[]> {
-  const values = await unpack(packed, page.numFrames);
-  const size = values.length / packed.shape[0]!;
-  return Array.from(
-    { length: packed.shape[0]! },
-    (_, p) => new Track(values.subarray(p * size, (p + 1) * size), page.numFrames, page.fps),
-  );
-}
 
 /** Lanes of the timeline with a scale that fits what is shown. */
 function lanesOf(page: PageData, shown: Track[]): Lane[] {
@@ -80,8 +61,8 @@ async function start(): Promise<void> {
   const page = JSON.parse(document.getElementById("page-data")!.textContent!) as PageData;
   const [arrays, raw, rawTruth, peaks, speaking] = await Promise.all([
     unpackHead(page.head, page.numExpression),
-    tracks(page.motion, page),
-    page.truth ? tracks(page.truth, page) : null,
+    unpackTracks(page.motion, page.numFrames, page.fps),
+    page.truth ? unpackTracks(page.truth, page.numFrames, page.fps) : null,
     Promise.all(page.people.map((person) => (person.peaks ? unpack(person.peaks) : null))),
     Promise.all(page.people.map((person) => (person.speaking ? unpack(person.speaking) : null))),
   ]);

@@ -1,4 +1,5 @@
 // A person's motion over time: frames between which the page interpolates.
+import { type Packed, unpack } from "./data";
 
 export class Track {
   readonly channels: number;
@@ -45,4 +46,14 @@ export class Track {
     }
     return new Track(result, T, this.fps);
   }
+}
+
+/** A track for each person of a packed motion. */
+export async function unpackTracks(packed: Packed, numFrames: number, fps: number): Promise<Track[]> {
+  const values = await unpack(packed, numFrames);
+  const size = values.length / packed.shape[0]!;
+  return Array.from(
+    { length: packed.shape[0]! },
+    (_, p) => new Track(values.subarray(p * size, (p + 1) * size), numFrames, fps),
+  );
 }

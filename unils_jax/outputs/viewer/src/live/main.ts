@@ -1,5 +1,6 @@
 // The live page: the user's microphone goes to a server, and two faces come back.
 import { type HeadData } from "../data";
+import { made } from "../dom";
 import { type HeadArrays, unpackHead } from "../pose";
 import { Figure, Stage } from "../stage";
 import css from "../style.css?inline";
@@ -34,17 +35,6 @@ interface Posed {
   at: number; // when it was begun
   frame: number;
   motion: Float32Array[];
-}
-
-function made<K extends keyof HTMLElementTagNameMap>(
-  name: K,
-  attributes: Record<string, string>,
-  ...children: (Node | string)[]
-): HTMLElementTagNameMap[K] {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
 }
 
 /** The address of the streams: what `?server=` says, else what the page was built for, else where it is from. */
