@@ -3,7 +3,8 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -60,13 +61,20 @@ def open_message(**fields) -> str:
 
 
 @contextlib.contextmanager
-def opened(server: Server, **fields) -> Iterator[ClientConnection]:
+def opened(server: Server, headers: Mapping[str, str] | None = None, **fields) -> Iterator[ClientConnection]:
     """A connection whose stream is ready."""
-    with connected(server) as client:
+    with connected(server, additional_headers=headers) as client:
         client.send(open_message(**fields))
         answer = json.loads(client.recv(timeout=60))
         assert answer["type"] == "ready", answer
         yield client
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def audio_message(track: int, samples: np.ndarray) -> bytes:

@@ -31,6 +31,7 @@ from served import (
     opened,
     received,
     serving,
+    until,
 )
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -46,13 +47,6 @@ pytestmark = pytest.mark.usefixtures("unoptimised")
 def server(unoptimised):
     with serving(max_ahead_s=30.0) as running:
         yield running
-
-
-def until(condition, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def send(client, own: np.ndarray, other: np.ndarray | None = None, size: int = 1000) -> None:
@@ -240,6 +234,8 @@ def test_stopping_gives_open_streams_what_is_theirs():
     with serving() as server, opened(server, tracks=1) as client:
         send(client, own)
         first = client.recv(timeout=60)
+        (session,) = server.house.sessions.values()
+        until(lambda: session._received_s[0] * 16_000 >= len(own))  # what was not read yet is not the stream's
         server.stop()
         parts = [np.frombuffer(first, "<f4", offset=12).reshape(2, -1, 108)]
         while not isinstance(message := client.recv(timeout=60), str):

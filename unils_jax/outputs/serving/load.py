@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
@@ -88,6 +88,8 @@ class _Client:
                     self.outcome.closed = answer["code"]
                     return self.outcome
                 await self._talk(socket)
+        except InvalidStatus as error:
+            self.outcome.closed = f"refused with {error.response.status_code}"
         except (ConnectionClosed, OSError, TimeoutError) as error:
             self.outcome.closed = self.outcome.closed or type(error).__name__
         return self.outcome

@@ -45,6 +45,7 @@ class Session:
         self._unread_frames = 0
         self._error: StreamError | None = None  # what ends the stream once the outbox is empty
         self._changed = asyncio.Event()
+        self._is_stuck = asyncio.Event()  # nothing can be written: the client does not read
         self._loop = asyncio.get_running_loop()
 
     def _clear_audio(self) -> None:
@@ -57,15 +58,18 @@ class Session:
         """Serves the connection to its end; returns the error that the server closed it with."""
         reader = asyncio.create_task(self._read(admit))
         writer = asyncio.create_task(self._write())
+        stuck = asyncio.create_task(self._is_stuck.wait())
         try:
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, stuck}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
                 await self._finish(reader, writer)
+            elif stuck.done():
+                await asyncio.wait({writer}, timeout=CLOSE_S)
         finally:
             self._engine.close(self.number)
-            for task in (reader, writer):
+            for task in (reader, writer, stuck):
                 task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await asyncio.gather(reader, writer, stuck, return_exceptions=True)
         return self._error
 
     async def _finish(self, reader: asyncio.Task[bool], writer: asyncio.Task[None]) -> None:
@@ -108,6 +112,7 @@ class Session:
         if self._unread_frames > self._limits.max_unread_s * self._engine.streams.fps:
             self._outbox.clear()
             self._fail(StreamError("slow_reader", f"more than {self._limits.max_unread_s:g} s of motion were not read"))
+            self._is_stuck.set()
         self._changed.set()
 
     def _fail(self, error: StreamError) -> None:
