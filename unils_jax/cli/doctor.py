@@ -28,6 +28,7 @@ EXTRAS = {
     "render": ("pyvista", "vtk"),
     "serve": ("starlette", "uvicorn", "websockets", "prometheus_client"),
     "torch": ("torch",),
+    "wandb": ("wandb",),
     "dev": ("pytest", "ruff", "selenium"),
 }
 OK, ABSENT, BROKEN = "ok", "--", "!!"

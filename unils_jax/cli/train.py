@@ -35,6 +35,7 @@ class TrainRequest(Request):
     slices: int = 1  # of the topology
     allow_changes: bool = False
     profile_steps: str | None = None  # FIRST:LAST; None: no trace
+    wandb: bool = False
     compile_cache: str | None = None  # None: where the environment says
     coordinator: str | None = None  # the three flags of several processes go together
     process_id: int | None = None
@@ -103,6 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile_steps", metavar="A:B", help="trace these steps into WORKDIR/profile, for xprof and Perfetto"
     )
+    parser.add_argument(
+        "--wandb", action="store_true", help="metrics to Weights & Biases, too; WANDB_MODE=offline keeps them here"
+    )
     parser.add_argument("--compile_cache", metavar="DIR", help="where compiled programs are kept between runs")
     several = parser.add_argument_group("several processes", "each is started with the same command but --process_id")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="an address of process 0 that all can reach")
@@ -134,7 +138,9 @@ def run(args: argparse.Namespace) -> None:
         jax.config.update("jax_compilation_cache_dir", _cache_folder(request.compile_cache))
     with PreemptionGuard() as stop:
         try:
-            options = Options(request.dry_run, request.allow_changes, request.profile_steps, cluster)
+            options = Options(
+                request.dry_run, request.allow_changes, request.profile_steps, cluster, wandb=request.wandb
+            )
             metrics = train_stage(config.to_dict(), workdir, request.parent, options, stop)
         except Preempted as preempted:
             waited = f", {stop.waited_s():.1f} s after the signal" if stop.requested else ""

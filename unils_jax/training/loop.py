@@ -30,6 +30,7 @@ from unils_jax.training.sharding import global_batch, replicated, shard_params, 
 from unils_jax.training.step import TrainState, hold_frozen, init_state, make_eval_step, make_train_step
 from unils_jax.training.throughput import flops
 from unils_jax.training.throughput.profiling import CompileWatch, StepTrace, Throughput
+from unils_jax.training.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class TrainOptions:
     profile_steps: tuple[int, int] | None = None  # first and last step to trace; None: none
     allow_changes: bool = False  # whether the data may differ from those of the checkpoint
     peak_flops: float | None = None  # matrix peak of all devices together, FLOP/s; None: unknown
+    wandb: bool = False  # whether the run has a page at Weights & Biases, too
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ def train(
         in_step = shard_params(setup.mesh, hold_frozen(on_host, config.train.compute_dtype))
         kept = KeptRows(first, evaluated=start.evaluated)
         with (
-            MetricsLog(workdir if is_main else None, kept) as metrics_log,
+            WandbRun(workdir, config.to_dict()) if is_main and options.wandb else nullcontext() as page,
+            MetricsLog(workdir if is_main else None, kept, page) as metrics_log,
             _progress_bar(config, first, shown=is_main) as progress,
         ):
             frames = data.mean_frames if stage.item_frames is None else stage.item_frames(config.model)

@@ -1,6 +1,6 @@
-"""Metrics of a run on disk: metrics.jsonl and TensorBoard events.
+"""Metrics of a run: metrics.jsonl and TensorBoard events, and its page at Weights & Biases.
 
-Both are cut to the step that a run resumes from.
+The files are cut to the step that a run resumes from.
 """
 
 import json
@@ -19,6 +19,7 @@ from unils_jax.files import atomic_output
 from unils_jax.systems.base import Metrics
 from unils_jax.training.config import RunConfig
 from unils_jax.training.throughput.profiling import Throughput
+from unils_jax.training.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,12 @@ class MetricsLog:
 
     Of several processes only the first has a workdir. Rows of the split `speed` hold wall-clock
     figures; all others are the same whenever and however often a run was interrupted. `last` holds
-    the newest values by `split/name`.
+    the newest values by `split/name`. Rows go to `page`, too, where there is one.
     """
 
-    def __init__(self, workdir: Path | None, kept: KeptRows = KeptRows()):
+    def __init__(self, workdir: Path | None, kept: KeptRows = KeptRows(), page: WandbRun | None = None):
         self.last: dict[str, float] = {}
+        self._page = page
         self.path = None if workdir is None else Path(workdir) / "metrics.jsonl"
         self._tensorboard = None
         if self.path is None:
@@ -87,6 +89,8 @@ class MetricsLog:
             file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._page is not None:
+            self._page.write(step, split, values)
 
 
 def _step_and_split(line: str) -> tuple[float, str]:

@@ -49,6 +49,7 @@ from unils_jax.training.sharding import DATA, FSDP, init_sharded, make_mesh, par
 from unils_jax.training.step import hold_frozen, make_train_step
 from unils_jax.training.throughput import flops
 from unils_jax.training.throughput.profiling import known_peak, parse_steps
+from unils_jax.training.wandb_run import check_wandb
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Options:
     allow_changes: bool = False  # resume with settings or data other than the workdir's
     profile_steps: str | None = None  # "FIRST:LAST" to trace; None: no trace
     cluster: Cluster | None = None  # what a dry run is checked for; None: this machine
+    wandb: bool = False  # whether the run has a page at Weights & Biases, too
 
 
 def train(  # noqa: PLR0913 (the public call: all but config and workdir are named and optional)
@@ -89,6 +91,7 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
     allow_changes: bool = False,
     profile_steps: str | None = None,
     stop: PreemptionGuard | None = None,
+    wandb: bool = False,
 ) -> dict[str, float]:
     """Trains one stage and returns its last metrics, none for a dry run.
 
@@ -104,12 +107,13 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
         allow_changes: Resume with settings or data other than the workdir's.
         profile_steps: "A:B" traces these steps into the workdir's folder `profile`.
         stop: A PreemptionGuard whose context is entered; None installs no signal handler.
+        wandb: Whether metrics go to a page at Weights & Biases, too.
     """
     named = isinstance(config, str | os.PathLike)
     settings = load_config(str(config)) if named else ml_collections.ConfigDict(config)
     for name, value in (overrides or {}).items():
         override(settings, [f"{name}={value}"])
-    options = Options(dry_run, allow_changes, profile_steps)
+    options = Options(dry_run, allow_changes, profile_steps, wandb=wandb)
     start = None if parent is None else str(parent)
     return train_stage(settings.to_dict(), local_path(workdir, "workdir"), start, options, stop)
 
@@ -132,6 +136,8 @@ def train_stage(
             f"probe_every must be 0 for the {stage.name}, which decodes nothing by itself; see its val rows"
         )
     profile_steps = None if options.profile_steps is None else parse_steps(options.profile_steps)
+    if options.wandb:
+        check_wandb()
     cluster = options.cluster
     mesh = make_mesh(config.mesh) if cluster is None else planned_mesh(config.mesh, cluster.num_devices)
     start = find_start(config, stage, workdir, parent)
@@ -161,7 +167,10 @@ def train_stage(
     if stage.without_head and head is None:
         log.warning(stage.without_head)
     look = make_probe(config, stage, workdir, graphdef) if config.probe_every else None
-    extras = TrainOptions(stop or PreemptionGuard(), look, profile_steps, options.allow_changes, matrix_peak(config))
+    peak = matrix_peak(config)
+    extras = TrainOptions(
+        stop or PreemptionGuard(), look, profile_steps, options.allow_changes, peak, wandb=options.wandb
+    )
     return train_loop(config, workdir, setup, data, held_out, extras)
 
 
