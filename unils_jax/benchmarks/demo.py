@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from data_pipelines.loader import inclusive, make_loader
 from data_pipelines.store.reader import Store
@@ -197,14 +198,20 @@ def plot_losses(out: Path) -> None:
 
 
 def draw_stills(out: Path) -> None:
-    """Writes stills.png: both people at four moments of the conversation of motion.npz."""
+    """Writes stills.png: both people at ten moments of the conversation of motion.npz."""
     file, _ = finish_file(load_motion(out / "motion.npz"), "motion.npz")
-    motion = file.motion
-    moments = [motion.shape[1] * part // 5 for part in range(1, 5)]
+    sheet = contact_sheet(file.motion, file.expression_basis)
+    with atomic_output(out / "stills.png") as partial:
+        matplotlib.image.imsave(partial, sheet)
+
+
+def contact_sheet(
+    motion: Float[np.ndarray, "P T 108"], expression_basis: str, size: int = 240
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draws the people of finished motion at ten moments as far apart as possible, five a row."""
+    moments = [motion.shape[1] * (2 * part + 1) // 20 for part in range(10)]
     frames = [
-        render_frame(motion[:, moment], standin_asset(), expression_basis=file.expression_basis, size=320)
+        render_frame(motion[:, moment], standin_asset(), expression_basis=expression_basis, size=size)
         for moment in moments
     ]
-    rows = [np.concatenate(frames[i : i + 2], axis=1) for i in (0, 2)]
-    with atomic_output(out / "stills.png") as partial:
-        matplotlib.image.imsave(partial, np.concatenate(rows, axis=0))
+    return np.concatenate([np.concatenate(frames[i : i + 5], axis=1) for i in (0, 5)])
