@@ -20,8 +20,7 @@ from unils_jax.checkpoints.loading import pretrained
 def main(store: str = "runs/pretrained/data") -> None:
     """Writes the picture and says what it shows."""
     checkpoint = unils.load(pretrained())
-    record = next(iter(Store(store).records("test")))
-    item = whole_sequence(record)
+    item = whole_sequence(Store(store).read("test", 0))
     motion = unils.decode(checkpoint, *item["audio"])
     shown = unils.finish(motion, checkpoint.expression_basis).motion
     sheet = contact_sheet(shown, checkpoint.expression_basis, size=200)

@@ -9,7 +9,8 @@ from tiny_models import CONFIGS, tiny_model
 from unils_jax.checkpoints.adapters import read_adapter, save_adapter
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.exporting import export, make_meta_cfg
-from unils_jax.checkpoints.loading import load
+from unils_jax.checkpoints.loading import load, pretrained
+from unils_jax.config import load_config
 from unils_jax.errors import UserError
 from unils_jax.inference.sampling import Sampling
 from unils_jax.nn.params import split
@@ -74,3 +75,7 @@ def test_a_decode_draws_by_it_unless_it_says_otherwise(checkpoint, monkeypatch):
     decode(checkpoint, np.zeros(640, np.float32))
     decode(checkpoint, np.zeros(640, np.float32), tau=0.5)
     assert used == [OWN, OWN.but(tau=0.5)]
+
+
+def test_the_packaged_model_has_the_sampling_of_its_config():
+    assert vars(load(pretrained()).sampling) == load_config("smoke/dialogue").sampling.to_dict()

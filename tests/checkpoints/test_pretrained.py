@@ -2,6 +2,7 @@
 
 import io
 import logging
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,7 +50,7 @@ def conversation():
 
 @pytest.fixture(scope="module")
 def decoded(conversation, tmp_path_factory) -> SimpleNamespace:
-    """Both people's motion, from their two tracks alone and without a checkpoint, and what the command said."""
+    """Both people's motion, from their two tracks alone and without a checkpoint, twice, and what the command said."""
     folder = tmp_path_factory.mktemp("decoded")
     for name, track in zip("ab", conversation.audio, strict=True):
         write_wav(folder / f"{name}.wav", track.astype(np.float32) / 32768)
@@ -60,9 +61,11 @@ def decoded(conversation, tmp_path_factory) -> SimpleNamespace:
     try:
         with quick_compiles():
             assert run_unils("decode", *tracks, "--out", folder / "m.npz") == 0
+            assert run_unils("decode", *tracks, "--out", folder / "again.npz", "--seed=1") == 0
     finally:
         logging.getLogger().removeHandler(handler)
-    return SimpleNamespace(**vars(load_motion(folder / "m.npz")), said=said.getvalue())
+    again = load_motion(folder / "again.npz").motion
+    return SimpleNamespace(**vars(load_motion(folder / "m.npz")), again=again, said=said.getvalue())
 
 
 def test_decode_without_a_checkpoint_says_what_it_takes(decoded):
@@ -73,10 +76,10 @@ def test_decode_without_a_checkpoint_says_what_it_takes(decoded):
 
 def test_its_jaw_follows_the_own_voice_of_people_it_has_never_met(conversation, decoded):
     own, other = [], []
-    for p in range(2):
+    for motion, p in product((decoded.motion, decoded.again), range(2)):
         for track, values in ((p, own), (1 - p, other)):
             loudness = frame_loudness(conversation.audio[track].astype(np.float32) / 32768)
-            values.append(jaw_loudness_correlation(decoded.motion[p], loudness, conversation.speech_mask[p]))
+            values.append(jaw_loudness_correlation(motion[p], loudness, conversation.speech_mask[p]))
     assert np.mean(own) > 0.4 and np.mean(own) > np.mean(other) + 0.3
 
 

@@ -60,6 +60,11 @@ def _training(checkpoint: Checkpoint, card: Card, raw: bool) -> str:
     if "adapter" in checkpoint.source:
         lines.append(f"- the adapter {checkpoint.source['adapter']!r} merged into its base")
     lines += [f"- {fact}" for fact in card.facts]
+    if checkpoint.system.draws and checkpoint.config.stage != "codec":
+        own = checkpoint.sampling
+        lines.append(
+            f"- decoded with `tau` {own.tau:g}, `cfg` {own.cfg:g}, `top_p` {own.top_p:g} where nothing else is said"
+        )
     size = sum(value.size for path, value in checkpoint.params.items() if not path.startswith("audio_encoder/"))
     lines.append(f"- {size:,} values in the file")
     return "\n".join(lines)
