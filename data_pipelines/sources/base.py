@@ -93,6 +93,17 @@ class Source(Protocol):
         """Opens the source; the reader raises SkippedEntry for an entry that cannot be a record."""
 
 
+@runtime_checkable
+class MappedSource(Source, Protocol):
+    """A source that finds out by itself what its files hold, and says so before a conversion."""
+
+    def table(self) -> str:
+        """Returns what was found, taken, missing and ignored, in Markdown."""
+
+    def check(self) -> None:
+        """Raises UserError, with all problems, where flags must decide which array is what."""
+
+
 @dataclass(frozen=True)
 class Track:
     """One person of an entry."""

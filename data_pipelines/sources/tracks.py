@@ -14,59 +14,41 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.record import Record
 from data_pipelines.sources.base import (
     DAMAGED,
-    LENGTHS,
     MISSING,
-    NO_FACE,
     PARTNER,
-    SHORT,
     Entry,
     Reading,
     Shares,
     SkippedEntry,
-    Track,
-    assemble,
     hashed_splits,
     mix_sound,
     split_of_files,
 )
 from data_pipelines.sources.folder import VIDEO, rank
-from data_pipelines.tracks.diarisation import gated, in_order, read_rttm, speech_mask
+from data_pipelines.sources.tracking import Person, TrackOptions, Whole, cut, mapping_of
+from data_pipelines.tracks.diarisation import gated, in_order, read_rttm
 from data_pipelines.tracks.files import SUFFIXES, read_clip
-from data_pipelines.tracks.mapping import Column, Mapping, find_mapping
+from data_pipelines.tracks.mapping import Mapping
 from data_pipelines.tracks.motion import Clip, extract
 from data_pipelines.tracks.people import group_by_person, read_people_table
 from data_pipelines.tracks.pictures import picture_times
-from data_pipelines.tracks.pieces import MAX_GAP_S, Frames, even_times, on_grid, rate_hint, runs, together
-from data_pipelines.windows import is_long_enough
+from data_pipelines.tracks.pieces import even_times, on_grid
 from unils_jax.audio import Sound, read_sound
 from unils_jax.errors import UserError, shown
 from unils_jax.media import NoSoundError, media_extensions
-from unils_jax.motion import FPS, SAMPLES_PER_FRAME, WINDOW_FRAMES
+from unils_jax.motion import FPS, SAMPLES_PER_FRAME
 
-INSPECTED = 20  # clips, evenly over the folder, that the mapping is found out from
 RATES_WITHIN = 5e-4  # a file's rate and its video's that differ by more are both said
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrackOptions:
-    """What flags say of a tracker's files."""
-
-    layout: str = "auto"  # a name of `LAYOUTS`; "auto": found out by the names
-    keys: dict[str, Column] = field(default_factory=dict)  # parts that are named
-    rotations: dict[str, str] = field(default_factory=dict)  # kinds of rotations by part
-    fps: float | None = None  # of all files; None: as they or their videos say
-    max_gap_s: float = MAX_GAP_S  # of lost tracking that is interpolated; longer gaps are cut out
 
 
 @functools.lru_cache(maxsize=1)
@@ -157,15 +139,11 @@ class TracksSource:
         Raises UserError where no clip can be read.
         """
         clips = [part for entry in self.entries() for part in entry.parts if self._has_motion(_alone(part))]
-        samples, problem = [], ""
-        for i in np.unique(np.linspace(0, len(clips) - 1, min(INSPECTED, len(clips))).round().astype(int)):
-            try:
-                samples.append(read_clip(self.folder / clips[i]))
-            except UserError as error:
-                problem = str(error)
-        if not samples:
-            raise UserError(f"none of the clips that were looked at can be read, the last: {problem}")
-        return find_mapping(samples, self.options.layout, self.options.keys, self.options.rotations)
+        return mapping_of([self.folder / clip for clip in clips], self.options)
+
+    def table(self) -> str:
+        """Returns what was found in the files and what is taken, in Markdown."""
+        return self.mapping.table()
 
     def check(self) -> None:
         """Raises UserError, with all problems, where flags must decide which array is what."""
@@ -201,10 +179,10 @@ class TracksSource:
         if len(names) not in (0, len(speakers)):
             notices.append(f"people.csv names {len(names)} persons of {len(speakers)}; they are not kept")
             names = ()
-        whole = _Whole(entry, people, audio, masks, names or ("",) * len(speakers))
+        whole = Whole(entry, people, audio, masks, names or ("",) * len(speakers))
         for notice in notices:
             log.warning("%s: %s", shown(entry.name), notice)
-        return _cut(whole, tuple(notices))
+        return cut(whole, tuple(notices), "tracks")
 
     def _sounds(self, files: _Files, notices: list[str]) -> tuple[dict[str, Sound], list[str]]:
         """Returns the sound of each speaker's best file that has any, and what cannot be read."""
@@ -224,7 +202,7 @@ class TracksSource:
             del sounds[""]  # each person's own file has what the mixture has
         return sounds, problems
 
-    def _frames(self, files: _Files, speaker: str, notices: list[str]) -> "_Person | None":
+    def _frames(self, files: _Files, speaker: str, notices: list[str]) -> Person | None:
         """Reads one person's motion and brings it to 25 frames a second; None without a file."""
         if speaker not in files.motions:
             return None
@@ -238,7 +216,7 @@ class TracksSource:
             raise UserError(f"{shown(part)}: {error}") from None
         notices += [f"{shown(part)}: {notice}" for notice in (*clip.notices, *said, *grid.notices)]
         # Zeros where the files have nothing, as the mask of channels says.
-        return _Person(grid, clip.observed, len(times))
+        return Person(grid, clip.observed, len(times))
 
     def _times(self, clip: Clip, media: list[str], said: list[str]) -> np.ndarray:
         """Returns the seconds of a clip's frames: by flag, file, video, or an assumed rate."""
@@ -296,68 +274,3 @@ def _all_files(path: Path) -> list[str]:
     if not path.is_dir():
         return [str(path)]
     return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-
-
-class _Person(NamedTuple):
-    grid: Frames
-    observed: np.ndarray  # [108] bool
-    num_frames: int  # of the tracker
-
-
-class _Whole(NamedTuple):
-    """An entry before it is cut: everything from the time 0 of its sound on."""
-
-    entry: Entry
-    people: "list[_Person | None]"
-    audio: list[np.ndarray | None]
-    turns: list[list[tuple[float, float]] | None]
-    names: tuple[str, ...]
-
-
-def _cut(whole: _Whole, notices: tuple[str, ...]) -> Reading:
-    """Returns the pieces of a recording between gaps. Raises SkippedEntry where there is none."""
-    tracked = [person for person in whole.people if person is not None]
-    counts = [len(person.grid.covered) for person in tracked]
-    frames_in = max(counts)
-    _check_lengths(whole, counts, frames_in)
-    kept, gaps = runs(together([person.grid for person in tracked]))
-    lost = [SkippedEntry(NO_FACE, f"frames {a} to {b - 1} without a face", b - a) for a, b in gaps]
-    records: list[Record] = []
-    for first, last in kept:
-        try:
-            records.append(_piece(whole, first, last, alone=len(kept) == 1))
-        except SkippedEntry as skipped:
-            lost.append(SkippedEntry(skipped.reason, f"frames {first} to {last - 1}: {skipped.detail}", last - first))
-    if not records:
-        reason = SHORT if kept else NO_FACE
-        detail = "; ".join(span.detail for span in lost[:5])
-        only = lost[0].reason if len(lost) == 1 else reason
-        raise SkippedEntry(only, detail, frames_in)
-    return Reading(records[0], frames_in, notices, tuple(records[1:]), tuple(lost))
-
-
-def _check_lengths(whole: _Whole, counts: list[int], frames_in: int) -> None:
-    seconds = [len(audio) / SAMPLES_PER_FRAME / FPS for audio in whole.audio if audio is not None]
-    wrong = [s for s in seconds if abs(s * FPS - frames_in) >= 2]
-    if wrong:
-        tracked = next(person.num_frames for person in whole.people if person is not None)
-        lengths = f"motion {frames_in / FPS:.2f} s, sound {wrong[0]:.2f} s"
-        raise SkippedEntry(LENGTHS, lengths + rate_hint(tracked, wrong[0]), frames_in)
-    if frames_in - min(counts) > 1:
-        raise SkippedEntry(LENGTHS, f"the motion of its people has {' and '.join(map(str, counts))} frames", frames_in)
-
-
-def _piece(whole: _Whole, first: int, last: int, *, alone: bool) -> Record:
-    if not is_long_enough(last - first):
-        raise SkippedEntry(SHORT, f"{last - first} frames, at least {WINDOW_FRAMES + 2} are needed")
-    tracks = []
-    for person, audio, turns, name in zip(whole.people, whole.audio, whole.turns, whole.names, strict=True):
-        motion = None if person is None else person.grid.motion[first:last]
-        # The grid begins with the sound, and a frame is a whole number of samples.
-        cut = None if audio is None else audio[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME]
-        mask = None if turns is None else speech_mask(turns, last)[first:]
-        observed = None if person is None or person.observed.all() else person.observed
-        tracks.append(Track(motion, cut, mask, observed, name))
-    name = whole.entry.name if alone else f"{whole.entry.name}_from{first}"
-    entry = dataclasses.replace(whole.entry, name=name, frames=None)
-    return assemble(entry, tracks, expression_basis="flame", source="tracks").record

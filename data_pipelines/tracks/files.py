@@ -106,7 +106,7 @@ def _read_file(path: Path) -> Arrays:
     if suffix in ("pt", "frame"):
         with open_archive(path) as archive:
             return _flat(with_arrays(archive, archive.load(NUMPY_GLOBALS)))
-    return _flat(_read_json(path) if suffix == "json" else _read_pickle(path))
+    return _flat(read_json(path) if suffix == "json" else _read_pickle(path))
 
 
 def _plain(path: Path, name: str) -> np.ndarray | None:
@@ -119,7 +119,8 @@ def _plain(path: Path, name: str) -> np.ndarray | None:
         raise
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: Path) -> object:
+    """Reads JSON of bounded size. Raises UserError, naming the file, where it cannot be read."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path} has over {MAX_JSON_BYTES} bytes, the limit of JSON; save it as .npz")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from foreign_data import release_value, talking, write_dualtalk, write_lmdb, write_motion, write_wav
 from hostile.reader import Reader
+from seamless_data import pack, write_participant
 from talker_data import write_set
 from tracked import truth, write_clip, write_pictures
 
@@ -14,6 +15,7 @@ from data_pipelines.conversion.convert import _checked as checked
 from data_pipelines.sources.base import SkippedEntry, Source
 from data_pipelines.sources.dualtalk import DualTalkSource
 from data_pipelines.sources.folder import FilesSource
+from data_pipelines.sources.seamless import SeamlessSource
 from data_pipelines.sources.tracks import TracksSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import TalkerSet, TalkerSplit
@@ -81,6 +83,23 @@ def make_tracks(folder: Path) -> None:
     write_pictures(folder / "d/v.mp4", 105)
 
 
+def make_seamless(folder: Path) -> None:
+    """Interactions in folders and an archive, one with a tracker's file, one without a partner."""
+    write_participant(folder / "d/train/A0", "V0_S0_I0_PA", 0.5)
+    for number in (1, 2):
+        for person in "AB":
+            write_participant(folder / f"d/train/{person}{number}", f"V0_S0_I{number}_P{person}", 4.2, seed=number)
+    pack(folder / "d/train/A1", folder / "d/train/A1.tar")
+    motion = truth(4.2, 30)
+    write_clip(folder / "t", "V0_S0_I2_PA", {"exp": motion[:, :10], "head": motion[:, 100:103]})
+
+
+def read_seamless(folder: Path) -> None:
+    source = SeamlessSource(folder / "d", motion_folder=folder / "t")
+    source.table()
+    read_source(source)
+
+
 def read_source(source: Source) -> None:
     """Reads all entries of a source, as a conversion does."""
     plan = make_plan(source)
@@ -134,6 +153,7 @@ READERS = {
     "DualTalk folder": Reader(make_dualtalk, lambda folder: read_source(DualTalkSource(folder / "d", "train"))),
     "folder of files": Reader(make_files, lambda folder: read_source(FilesSource(folder / "d", "train"))),
     "folder of tracks": Reader(make_tracks, lambda folder: read_source(TracksSource(folder / "d", "train"))),
+    "Seamless folder": Reader(make_seamless, read_seamless),
     "release LMDB": Reader(make_release, read_release),
     "conversion resumed": Reader(make_conversion, convert_again, only=("out/",)),
     "bank of voices": Reader(make_bank, lambda folder: bank_in(folder).utterances(0)),

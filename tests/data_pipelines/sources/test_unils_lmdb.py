@@ -47,6 +47,13 @@ def test_unpaired_motion_comes_as_it_is_stored(make, dtype, channels):
     assert reading.record.expression_basis == "flame" and reading.record.observed is None
 
 
+def test_an_index_of_people_alone_with_their_audio_as_artalk_has_it(make):
+    source = make({"one": release_value(140, 4, audio="float32")}, {"train": [["one", 140]]})
+    record = read_all(source)["one"].record
+    assert record.motion.shape == (1, 140, 108) and record.observed is None
+    np.testing.assert_array_equal(record.audio[0], talking(140, 4)[1])
+
+
 @pytest.mark.parametrize("audio", ["int16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_pairs_are_found_by_the_base_names_of_their_paths(make, audio, compressed):

@@ -24,6 +24,7 @@ EXAMPLES = {
     "  unils data convert --from dualtalk --source dualtalk --out data/dualtalk --workers 8\n"
     "  unils data convert --from files --source recordings --out data/own\n"
     "  unils data convert --from tracks --source tracked --layout smirk --fps 29.97 --out data/tracked\n"
+    "  unils data convert --from seamless --source seamless_interaction --motion_source tracked --out data/seamless\n"
     "  srun unils data convert ... --shard $((SLURM_PROCID + 1))/$SLURM_NTASKS",
     "verify": "unils data verify data/seamless",
     "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",

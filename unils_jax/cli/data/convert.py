@@ -9,10 +9,13 @@ from pathlib import Path
 
 from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion.report import empty_splits_note
+from data_pipelines.record import SPLITS
 from data_pipelines.resampling import check_rate
 from data_pipelines.sources import FOLDERS
-from data_pipelines.sources.base import Source, folders_left_out, parse_shares
-from data_pipelines.sources.tracks import TrackOptions, TracksSource
+from data_pipelines.sources.base import MappedSource, Shares, Source, folders_left_out, parse_shares
+from data_pipelines.sources.seamless import SeamlessSource
+from data_pipelines.sources.tracking import TrackOptions
+from data_pipelines.sources.tracks import TracksSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.store.writer import Dtypes
 from data_pipelines.tracks.mapping import parse_keys, parse_rotations
@@ -35,6 +38,7 @@ class ConvertRequest(Request):
     index: str | None = None  # the release's; None: the one beside the LMDB
     split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
     splits: str | None = None  # shares of train, val and test of a folder of files; None: 80/10/10
+    motion_source: str | None = None  # a tracker's files of Seamless; None: its own head alone
     tracker: str = TrackOptions.layout  # whose names a tracker's files have; auto: found out
     keys: str | None = None  # parts and arrays of a tracker's files; None: by their names
     rotations: str | None = None  # kinds of a tracker's rotations; None: by their widths
@@ -77,11 +81,15 @@ def add_convert_arguments(convert: argparse.ArgumentParser) -> None:
         "and fewer than three recordings are all train)",
     )
     convert.add_argument(
+        "--motion_source", metavar="DIR", help="a FLAME tracker's files named by ids, for `--from seamless`"
+    )
+    convert.add_argument(
         "--layout",
         dest="tracker",
         choices=("auto", *LAYOUTS),
         default=ConvertRequest.tracker,
-        help="whose names a tracker's files have (default: auto, by the names; `--from tracks`, as the next four)",
+        help="whose names a tracker's files have (default: auto, by the names; `--from tracks` or with "
+        "`--motion_source`, as the next four)",
     )
     convert.add_argument(
         "--keys", metavar="PART=NAME[A:B],...", help="arrays and columns, as expression=exp,jaw=pose[3:6]"
@@ -115,9 +123,9 @@ def run_convert(args: argparse.Namespace) -> None:
     source, out = open_source(request), Path(request.out)
     dtypes = Dtypes("float32", "float32") if request.dtype == "float32" else Dtypes()
     started = time.monotonic()
-    if isinstance(source, TracksSource):
+    if isinstance(source, MappedSource):
         # Before anything is converted, so that what was found out can be put right.
-        print(source.mapping.table())
+        print(source.table())
         source.check()
     plan = conversion.make_plan(source, num_shards=request.shards, dtypes=dtypes)
     workers = os.cpu_count() or 1 if request.workers is None else request.workers
@@ -136,8 +144,8 @@ def run_convert(args: argparse.Namespace) -> None:
     report = outcome.report
     if report.get("empty_splits") and not request.split:
         log.warning("%s: %s", out, empty_splits_note(report["empty_splits"]))
-    # A tracker's notes were printed as a table.
-    for note in () if isinstance(source, TracksSource) else plan.notes:
+    # What a source finds out by itself was printed as a table.
+    for note in () if isinstance(source, MappedSource) else plan.notes:
         log.warning("%s: %s", out, note)
     if report.get("notices"):
         count, where = counted(len(report["notices"]), "notice"), out / conversion.SUMMARY
@@ -158,8 +166,11 @@ def open_source(request: ConvertRequest) -> Source:
     source = Path(request.source)
     if not source.exists():
         raise UserError(f"--source {source} does not exist; check the path")
-    if request.layout != "tracks" and request.track_flags:
-        raise UserError(f"{', '.join(request.track_flags)} is of --from tracks, not of --from {request.layout}")
+    if request.motion_source is not None and request.layout != "seamless":
+        raise UserError(f"--motion_source is of --from seamless, not of --from {request.layout}; leave it out")
+    if request.layout != "tracks" and request.motion_source is None and request.track_flags:
+        where = f"--from tracks or --motion_source, not of --from {request.layout}"
+        raise UserError(f"{', '.join(request.track_flags)} is of {where}; leave it out")
     if request.layout not in FOLDERS:
         for flag, value in (("--split", request.split), ("--splits", request.splits)):
             if value is not None:
@@ -168,6 +179,8 @@ def open_source(request: ConvertRequest) -> Source:
     if request.index is not None:
         raise UserError(f"--index is of --from release, not of --from {request.layout}; leave it out")
     shares = None if request.splits is None else parse_shares(request.splits)
+    if request.layout == "seamless":
+        return _seamless(request, source, shares)
     others = [] if request.split else folders_left_out(source)
     if others:
         remedy = f"convert each apart, like --source {source / others[0]} --split test"
@@ -175,6 +188,20 @@ def open_source(request: ConvertRequest) -> Source:
     if request.layout == "tracks":
         return TracksSource(source, request.split or "", shares, _track_options(request))
     return FOLDERS[request.layout](source, request.split or "", shares)
+
+
+def _seamless(request: ConvertRequest, source: Path, shares: Shares | None) -> SeamlessSource:
+    """Returns the reader of Seamless Interaction with a tracker's files, where these are given."""
+    if request.split not in (None, *SPLITS):
+        raise UserError(f"--split must be one of {', '.join(SPLITS)}, got {request.split!r}")
+    motion = None if request.motion_source is None else Path(request.motion_source)
+    if motion is not None:
+        if not motion.is_dir():
+            raise UserError(f"--motion_source {motion} is no folder; check the path")
+        inner, outer = motion.resolve(), source.resolve()
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise UserError(f"--motion_source {motion} must lie apart from --source {source}; move one of them")
+    return SeamlessSource(source, request.split or "", shares, motion, _track_options(request))
 
 
 def _track_options(request: ConvertRequest) -> TrackOptions:
