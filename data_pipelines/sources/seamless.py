@@ -350,7 +350,7 @@ def _named(text: str, *folders: Path | None) -> str:
 def _fitted(entry: Entry, people: list[Participant], read: list[_Features], notices: list[str]) -> tuple[Whole, int]:
     """Cuts all to the shortest; also returns the frames of the longest motion.
 
-    Raises SkippedEntry where nobody has motion, and where lengths differ by too much.
+    Raises SkippedEntry where both lack motion, and where lengths differ by too much.
     """
     lengths = {f"sound of {p.name}": len(one.sound) // SAMPLES_PER_FRAME for p, one in zip(people, read, strict=True)}
     motions = {p.name: len(one.person.grid.covered) for p, one in zip(people, read, strict=True) if one.person}
