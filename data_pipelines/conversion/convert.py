@@ -18,12 +18,11 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from data_pipelines.conversion.report import ShardReport, checked_report, conversion_report, summary
-from data_pipelines.conversion.workers import Engine, run_here, run_in_processes
+from data_pipelines.conversion.workers import Engine, run_here
 from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.sources.base import DAMAGED, Entry, Reading, SkippedEntry, Source
 from data_pipelines.store.reader import MANIFEST, read_manifest
@@ -35,7 +34,7 @@ from data_pipelines.store.writer import (
     shard_summary,
     write_shard,
 )
-from unils_jax.errors import UserError, one_line
+from unils_jax.errors import UserError, counted, one_line
 from unils_jax.files import atomic_output
 from unils_jax.motion import FPS
 from unils_jax.runtime import about_this_process, describe_process, local_path
@@ -161,7 +160,7 @@ def convert(
     out: Path,
     plan: Plan,
     *,
-    num_workers: int = 1,
+    engine: Engine = run_here,
     part: tuple[int, int] = (1, 1),
     dtypes: Dtypes = DEFAULT_DTYPES,
     progress: Progress = lambda hours, share: None,
@@ -172,7 +171,8 @@ def convert(
         source: What is converted.
         out: The store's folder.
         plan: As `make_plan` made it from the source.
-        num_workers: Processes that write shards, which end when this one does; 0: this one does.
+        engine: Where shards are written: `workers.run_here`, or in what `workers.processes` and
+            `workers.ray_actors` return. All of its machines see `out` and the source.
         part: Part i of n, from 1.
         dtypes: What motion and audio are stored as.
         progress: Called with the hours and the share of all work that are done.
@@ -184,8 +184,6 @@ def convert(
     number, of = part
     if not 1 <= number <= of:
         raise UserError(f"shard must be i/n with i from 1 to n, got {number}/{of}")
-    if num_workers < 0:
-        raise UserError(f"workers must be at least 0 (no process of their own), got {num_workers}")
     out = local_path(out, "--out")
     with _writing(out):
         _claim(out, plan)
@@ -194,12 +192,12 @@ def convert(
         with _locked(out, mine), _no_leftovers(out, [shards[i] for i in mine]):
             if not (out / MANIFEST).exists():
                 todo = [shards[i] for i in mine if not shard_is_complete(out, *shards[i])]
-                _convert_shards(source, out, plan, todo, num_workers, dtypes, progress)
+                _convert_shards(source, out, plan, todo, engine, dtypes, progress)
         return _finish(out, plan, dtypes)
 
 
 def _convert_shards(
-    source: Source, out: Path, plan: Plan, todo: list[ShardId], num_workers: int, dtypes: Dtypes, progress: Progress
+    source: Source, out: Path, plan: Plan, todo: list[ShardId], engine: Engine, dtypes: Dtypes, progress: Progress
 ) -> None:
     total = sum(_weight(entry) for shard in todo for entry in plan.shards[shard])
     frames = weight = 0
@@ -211,8 +209,12 @@ def _convert_shards(
 
     task = ShardTask(source, out, dtypes)
     work = [(shard, plan.shards[shard]) for shard in todo]
-    engine: Engine = partial(run_in_processes, num_workers=num_workers) if num_workers else run_here
     engine(task, work, done=count)
+    if missing := [str(shard) for shard in todo if not shard_is_complete(out, *shard)]:
+        raise UserError(
+            f"{counted(len(missing), 'shard')}, the first {missing[0]}, went where this machine does not see it; {out} "
+            "must be on storage that all nodes share"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,103 +1,99 @@
 """Checks a store from its checksums to the lips, and reports what is wrong and what there is.
 
 A *problem* is data that must not be trained on; a *warning* names what deserves a check by eye. One
-record is in memory at a time.
+record is in memory at a time. Files and runs of records are checked apart, here or on a cluster,
+and what was counted is merged in their order: the report is the same.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.conversion.alignment import CLEAR_CHANCE, LAGS, align, peak
+from data_pipelines.conversion.tally import EDGES, Tally
 from data_pipelines.record import SPLITS, Record, validate
-from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from unils_jax.audio import frame_loudness
+from unils_jax.cluster import Actors, each
 from unils_jax.errors import UserError, counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names
 
-MAX_LISTED = 200
 MAX_ROTATION = float(np.pi)
 ODD_EXPRESSION = 30.0
 MAX_OFFSET_FRAMES = 5.0
-# Histograms: name -> the edges; what lies beyond falls into the outermost bins.
-EDGES = {
-    "expression": np.linspace(-5, 5, 101),
-    "head": np.linspace(-1, 1, 101),
-    "jaw": np.linspace(-0.2, 0.8, 101),
-    "eyes": np.linspace(-1, 1, 101),
-    "loudness_db": np.linspace(-80, 0, 81),
-    "seconds": np.linspace(0, 600, 61),
-    "speech_share": np.linspace(0, 1, 41),
-    "offset_frames": np.arange(LAGS[0] - 0.5, LAGS[-1] + 1),
-}
-
+RUN_FRAMES = 45_000  # of a run of records, half an hour
 # Called as work goes on with the hours of records checked and the share of all (0..1).
 Progress = Callable[[float, float], None]
 
 
-class _Findings:
-    """Problems or warnings: all are counted, the first `MAX_LISTED` are kept."""
+@dataclass(frozen=True)
+class _Run:
+    """Records of one split that are checked one after the other."""
 
-    def __init__(self) -> None:
-        self.count, self.first = 0, []
-
-    def add(self, text: str) -> None:
-        self.count += 1
-        if len(self.first) < MAX_LISTED:
-            self.first.append(text)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "first": self.first}
+    split: str
+    numbers: range
 
 
-class _Tally:
-    """All that is counted over the records."""
+class _Checker:
+    """Checks files and runs of records of a store."""
 
-    def __init__(self) -> None:
-        self.problems, self.warnings = _Findings(), _Findings()
-        self.statistics = ChannelStatistics.zero()
-        self.train = ChannelStatistics.zero()
-        self.low = np.full(MOTION_DIM, np.inf)
-        self.high = np.full(MOTION_DIM, -np.inf)
-        self.counts = {name: np.zeros(len(edges) - 1, np.int64) for name, edges in EDGES.items()}
-        self.masked_frames = self.speaking_frames = self.together_frames = self.dialogue_frames = 0
-        self.curve, self.curve_frames = np.zeros(len(LAGS)), 0
-        self.aligned, self.offsets = 0, []  # people whose lag was measured; the lags that are clear
+    def __init__(self, path: str | Path):
+        self.store = Store(path)
 
-    def count(self, name: str, values: np.ndarray) -> None:
-        edges = EDGES[name]
-        low, bins_per_unit = float(edges[0]), (len(edges) - 1) / float(edges[-1] - edges[0])
-        bins = (values.astype(np.float32) - low) * bins_per_unit
-        places = np.clip(bins, 0, len(edges) - 2).astype(np.int64)  # all bins of a histogram are equally wide
-        self.counts[name] += np.bincount(places.ravel(), minlength=len(edges) - 1)
+    def __call__(self, unit: str | _Run) -> Iterator[int | Tally]:
+        """Yields the frames of each record that was checked, at last all that was counted."""
+        tally = Tally()
+        if isinstance(unit, str):
+            _check_file(self.store, unit, tally)
+        else:
+            yield from self._records(unit, tally)
+        yield tally
 
-
-def verify(path: str | Path, progress: Progress = lambda hours, share: None) -> dict[str, Any]:
-    """Checks the store at `path`; returns the report, JSON-able.
-
-    Raises UserError only where there is no store to check.
-    """
-    store, tally = Store(path), _Tally()
-    _check_files(store, tally)
-    total, done = sum(int(np.sum(store.lengths(split))) for split in SPLITS), 0
-    names: dict[str, str] = {}
-    for split in SPLITS:
-        for i, entry in enumerate(store.records(split)):
-            _check_name(entry["name"], split, names, tally)
+    def _records(self, run: _Run, tally: Tally) -> Iterator[int]:
+        index = self.store.index(run.split)
+        for i in run.numbers:
+            entry = index.describe(i)
             try:
-                record = store.read(split, i)
+                record = self.store.read(run.split, i)
                 validate(record)
             except UserError as error:
                 tally.problems.add(str(error))
             else:
-                _check_record(record, split, entry, tally)
-            done += entry["frames"]
-            progress(done / FPS / 3600, done / total)
+                _check_record(record, run.split, entry, tally)
+            yield entry["frames"]
+
+
+def verify(
+    path: str | Path, progress: Progress = lambda hours, share: None, actors: Actors | None = None
+) -> dict[str, Any]:
+    """Checks the store at `path`; returns the report, JSON-able.
+
+    With `actors` those of a Ray cluster check, to the same report; None: this process. Raises
+    UserError only where there is no store to check.
+    """
+    store, tally = Store(path), Tally()
+    total, done = sum(int(np.sum(store.lengths(split))) for split in SPLITS), 0
+    units = [*sorted(store.manifest["files"]), *(run for split in SPLITS for run in _runs(store, split))]
+    parts: dict[int, Tally] = {}
+    for number, results in each(partial(_Checker, path), units, actors):
+        for result in results:
+            if isinstance(result, Tally):
+                parts[number] = result
+            else:
+                done += result
+                progress(done / FPS / 3600, done / total)
+    for number in range(len(units)):
+        tally.merge(parts[number])
+    names: dict[str, str] = {}
+    for split in SPLITS:
+        for entry in store.records(split):
+            _check_name(entry["name"], split, names, tally)
     _check_statistics(store, tally)
     alignment = _judge_alignment(tally)
     return {
@@ -119,25 +115,35 @@ def verify(path: str | Path, progress: Progress = lambda hours, share: None) -> 
     }
 
 
-def _check_files(store: Store, tally: _Tally) -> None:
-    for name, expected in sorted(store.manifest["files"].items()):
-        try:
-            with open(store.local_file(name), "rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-        except (UserError, OSError) as error:
-            tally.problems.add(str(error))
-            continue
-        if digest != expected["sha256"]:
-            tally.problems.add(f"{name} is not the file that was written (its checksum differs); make the store again")
+def _runs(store: Store, split: str) -> Iterator[_Run]:
+    """Yields the records of a split in runs of about `RUN_FRAMES`."""
+    first = frames = 0
+    lengths = store.lengths(split)
+    for i, length in enumerate(lengths, 1):
+        frames += int(length)
+        if frames >= RUN_FRAMES or i == len(lengths):
+            yield _Run(split, range(first, i))
+            first, frames = i, 0
 
 
-def _check_name(name: str, split: str, names: dict[str, str], tally: _Tally) -> None:
+def _check_file(store: Store, name: str, tally: Tally) -> None:
+    try:
+        with open(store.local_file(name), "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except (UserError, OSError) as error:
+        tally.problems.add(str(error))
+        return
+    if digest != store.manifest["files"][name]["sha256"]:
+        tally.problems.add(f"{name} is not the file that was written (its checksum differs); make the store again")
+
+
+def _check_name(name: str, split: str, names: dict[str, str], tally: Tally) -> None:
     other = names.setdefault(name, split)
     if other != split:
         tally.warnings.add(f"record {name!r} is in {other} and in {split}")
 
 
-def _check_record(record: Record, split: str, entry: dict[str, Any], tally: _Tally) -> None:
+def _check_record(record: Record, split: str, entry: dict[str, Any], tally: Tally) -> None:
     who = f"record {record.name!r} of {split}"
     read = {"name": record.name, "frames": record.num_frames, "people": record.num_people}
     wrong = {key: entry[key] for key, value in read.items() if entry[key] != value}
@@ -155,7 +161,7 @@ def _check_record(record: Record, split: str, entry: dict[str, Any], tally: _Tal
     _check_voices(record, who, tally)
 
 
-def _check_motion(record: Record, person: int, who: str, split: str, tally: _Tally) -> None:
+def _check_motion(record: Record, person: int, who: str, split: str, tally: Tally) -> None:
     observed = np.ones(MOTION_DIM, bool) if record.observed is None else record.observed[person]
     if not observed.any():
         return
@@ -181,7 +187,7 @@ def _check_motion(record: Record, person: int, who: str, split: str, tally: _Tal
         tally.train = tally.train.add(centred, observed)
 
 
-def _count_speech(record: Record, tally: _Tally) -> None:
+def _count_speech(record: Record, tally: Tally) -> None:
     mask = record.speech_mask
     tally.masked_frames += mask.size
     tally.speaking_frames += int(mask.sum())
@@ -191,7 +197,7 @@ def _count_speech(record: Record, tally: _Tally) -> None:
         tally.together_frames += int(mask.all(axis=0).sum())
 
 
-def _check_voices(record: Record, who: str, tally: _Tally) -> None:
+def _check_voices(record: Record, who: str, tally: Tally) -> None:
     """Checks loudness, that the mask is where the voice is, and that the mouth moves with it."""
     if record.audio is None:
         return
@@ -221,7 +227,7 @@ def _check_voices(record: Record, who: str, tally: _Tally) -> None:
                 tally.warnings.add(f"{who}: the jaw agrees best with the voice {offset:+.1f} frames away")
 
 
-def _check_statistics(store: Store, tally: _Tally) -> None:
+def _check_statistics(store: Store, tally: Tally) -> None:
     if not len(store.lengths("train")):
         return
     stated = store.channel_statistics()
@@ -233,7 +239,7 @@ def _check_statistics(store: Store, tally: _Tally) -> None:
         tally.problems.add("the manifest's channel statistics are not those of the train split; convert again")
 
 
-def _judge_alignment(tally: _Tally) -> dict[str, Any]:
+def _judge_alignment(tally: Tally) -> dict[str, Any]:
     """Judges the median of the people's clear offsets.
 
     It is a problem where most people have a clear offset. Where few have, it is a warning.
@@ -269,7 +275,7 @@ def _judge_alignment(tally: _Tally) -> dict[str, Any]:
     }
 
 
-def _speech(tally: _Tally) -> dict[str, Any]:
+def _speech(tally: Tally) -> dict[str, Any]:
     return {
         "hours_with_mask": tally.masked_frames / FPS / 3600,
         "share_speaking": tally.speaking_frames / tally.masked_frames if tally.masked_frames else None,
@@ -277,7 +283,7 @@ def _speech(tally: _Tally) -> dict[str, Any]:
     }
 
 
-def _channels(basis: str, tally: _Tally) -> dict[str, dict[str, float | None]]:
+def _channels(basis: str, tally: Tally) -> dict[str, dict[str, float | None]]:
     """Returns range, mean and deviation of every channel over the whole store.
 
     The range is that of the head as it is, mean and deviation are those of the centred head.

@@ -1,4 +1,4 @@
-"""Work shared out over processes that end when their parent does, however it ends."""
+"""Work shared out over processes that end when their parent does, however it ends, or over Ray."""
 
 import multiprocessing
 import os
@@ -8,10 +8,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Protocol, TypeVar, runtime_checkable
 
+from unils_jax.cluster import Actors, Work, on_ray
 from unils_jax.errors import UserError
 
 Item = TypeVar("Item")
@@ -72,6 +74,38 @@ def run_in_processes(task: Task, items: Sequence[Item], num_workers: int, done: 
         raise _death(workers, at) from None
 
 
+def processes(number: int) -> Engine:
+    """Returns the engine of so many processes; 0: this one does the work."""
+    if number < 0:
+        raise UserError(f"workers must be at least 0 (no process of their own), got {number}")
+    return partial(run_in_processes, num_workers=number) if number else run_here
+
+
+def ray_actors(actors: Actors) -> Engine:
+    """Returns the engine of the actors of a Ray cluster."""
+    return partial(run_on_ray, actors=actors)
+
+
+def run_on_ray(task: Task, items: Sequence[Item], actors: Actors, done: Callable[[Done], None]) -> None:
+    """Calls `task` for every item in actors of a Ray cluster; `done` is called here, item by item.
+
+    An item whose node is lost begins again on another one. Failures are as of
+    `run_in_processes`.
+    """
+    for _, messages in on_ray(partial(_collecting, task), items, actors):
+        for message in messages:
+            done(message)
+
+
+def _collecting(task: Task) -> Work:
+    def work(item: Item) -> list[Done]:
+        place, messages = ["its start"], []
+        _guarded(task, item, partial(place.__setitem__, 0), messages.append, lambda: place[0])
+        return messages
+
+    return work
+
+
 def _wait(pending: set[Future], messages: SimpleQueue, at: dict[int, str], done: Callable[[Done], None]) -> set[Future]:
     """Waits a moment and passes on what was done; returns the futures that are still pending."""
     finished, pending = wait(pending, _PROGRESS_S, FIRST_EXCEPTION)
@@ -120,14 +154,21 @@ def _end_with_parent() -> None:
 
 
 def _run(task: Task, item: Item) -> None:
+    _guarded(task, item, _report_work, lambda value: _messages.put((os.getpid(), True, value)), lambda: _in_work)
+
+
+def _guarded(
+    task: Task, item: Item, at: Callable[[str], None], done: Callable[[Done], None], place: Callable[[], str]
+) -> None:
+    """Runs a task; its failures travel between processes and name their place."""
     try:
-        task(item, _report_work, lambda value: _messages.put((os.getpid(), True, value)))
+        task(item, at, done)
     except UserError as error:
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"a worker cannot go on: {error}; free space or mend the disk, then run it again") from None
     except Exception:
-        raise RuntimeError(f"a worker failed at {_in_work}:\n{traceback.format_exc()}") from None
+        raise RuntimeError(f"a worker failed at {place()}:\n{traceback.format_exc()}") from None
 
 
 def _report_work(text: str) -> None:

@@ -132,7 +132,7 @@ def make_conversion(folder: Path) -> None:
 
 def convert_again(folder: Path) -> None:
     source = FilesSource(folder / "d", "train")
-    convert(source, folder / "out", make_plan(source, num_shards=2), num_workers=0)
+    convert(source, folder / "out", make_plan(source, num_shards=2))
 
 
 def bank_in(folder: Path) -> Bank:

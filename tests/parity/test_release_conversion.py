@@ -35,7 +35,7 @@ def stores(data, tmp_path_factory) -> dict[str, Store]:
     stores = {}
     for name, (held, index) in sets.items():
         source = ReleaseSource(*write_lmdb(folder / name, held, index))
-        assert convert(source, folder / f"{name}_store", make_plan(source), num_workers=0).finished
+        assert convert(source, folder / f"{name}_store", make_plan(source)).finished
         stores[name] = Store(folder / f"{name}_store")
     return stores
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from unils_jax.checkpoints.adapters import find_adapter
 from unils_jax.checkpoints.audio_encoders import load_audio_encoder
+from unils_jax.checkpoints.buckets import fetch
 from unils_jax.checkpoints.checkpoint import Checkpoint, param_shapes
 from unils_jax.checkpoints.torch_files import read_pt, read_safetensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths, unwrapped
@@ -20,6 +21,7 @@ from unils_jax.errors import UserError
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
+from unils_jax.remote import is_remote
 from unils_jax.runtime import expand_home, refuse_url
 from unils_jax.systems.registry import system_of_keys
 
@@ -43,8 +45,8 @@ def load(
     not fit (all named at once), and where the checkpoint is not of `stage`.
 
     Args:
-        path: A workdir, the folder of a step, a .pt or a .safetensors; None is the package's demo
-            model.
+        path: A workdir, the folder of a step, a .pt or a .safetensors, or the URL of one; None is
+            the package's demo model.
         audio_encoder: A transformers folder or a hub name, for models whose own files leave it out.
         stage: The kind of model that is needed, or several kinds; None takes any.
         adapter: A .safetensors, or a name in the checkpoint's folder `adapters`, that makes a
@@ -52,6 +54,10 @@ def load(
         merge: False leaves adapters apart from the kernels.
         raw: True takes a workdir's weights of the last step instead of the averaged ones.
     """
+    if path is not None and is_remote(path):
+        given = {"audio_encoder": audio_encoder, "stage": stage, "adapter": adapter, "merge": merge, "raw": raw}
+        checkpoint = load(fetch(os.fspath(path), "params" if raw else "ema"), **given)
+        return replace(checkpoint, source={**checkpoint.source, "checkpoint": os.fspath(path)})
     if path is not None:
         refuse_url(path, "checkpoint")
     path = pretrained() if path is None else Path(expand_home(os.fspath(path)))

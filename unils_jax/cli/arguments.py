@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from unils_jax.cluster import ENGINES
 from unils_jax.errors import UserError
 from unils_jax.motion import load_motion
 from unils_jax.systems.registry import SYSTEMS
@@ -71,6 +72,23 @@ def add_head_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> N
             action="store_true",
             help=f"put FLAME's geometry into the {embed_in}, which is then under FLAME's licence; with --flame",
         )
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser, what: str, actors: str) -> None:
+    """Adds --engine and --actors.
+
+    Args:
+        parser: Gets the flags.
+        what: What is done there, for the help.
+        actors: How many there are by default, in words.
+    """
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help=f"where {what}: on this machine, or by actors of a Ray cluster (default: %(default)s)",
+    )
+    parser.add_argument("--actors", type=int, metavar="N", help=f"of --engine ray (default: {actors})")
 
 
 def add_encoder_argument(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,13 @@
 import argparse
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
@@ -15,11 +18,9 @@ from data_pipelines.speech_loader import read_pca
 from unils_jax import __version__
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
-from unils_jax.cli.arguments import (
-    read_clip,
-    readers_of,
-)
+from unils_jax.cli.arguments import read_clip, readers_of
 from unils_jax.cli.decode_request import BATCH, DEMO_MODEL, FLAG_INPUTS, DecodeRequest, add_request_arguments
+from unils_jax.cluster import Actors, on_ray
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output, clear_partials
@@ -68,7 +69,10 @@ def decode(request: DecodeRequest) -> None:
         check_output(out / f"{recordings[0].name}.npz", ".npz")
         with only_writer(out / ".decode.lock", out):
             clear_partials(out)
-            decode_recordings(request, recordings)
+            try:
+                decode_recordings(request, recordings)
+            finally:
+                clear_partials(out)  # of nodes that were lost
     else:
         decode_one(request)
 
@@ -174,8 +178,9 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     Raises UserError at the end, naming those whose files cannot be read.
     """
     request.sampling(Sampling())
+    if request.engine == "ray":
+        jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are the actors'
     checkpoint = load_checkpoint(request)
-    settings = {"sampling": request.sampling(checkpoint.sampling), "seed": request.seed}
     system = checkpoint.system
     # Only UniLS' networks have a program with slots for several conversations.
     if system.build is not UniLS:
@@ -187,26 +192,18 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     missing = [r for r in recordings if not already_decoded(request, r, sources[r.name])]
     there = len(recordings) - len(missing)
     groups = {people: [r for r in missing if (request.people or len(r.tracks)) == people] for people in (1, 2)}
-    basis = checkpoint.expression_basis
     # Programs are compiled for a number of people: first all single ones, then all pairs.
-    clips = {people: read_clips(request, people, checkpoint) for people, group in groups.items() if group}
+    batches = [
+        Batch(people, group, read_clips(request, people, checkpoint), {r.name: sources[r.name] for r in group})
+        for people, group in groups.items()
+        if group
+    ]
     started, frames, failures = time.perf_counter(), 0, []
     progress = tqdm(total=len(recordings), initial=there, desc="decode", disable=None, unit="conversation")
-    for people in clips:
-        program = program_of(request, checkpoint, people, request.batch or BATCH)
-        waiting = (
-            conversations.Request(*audio, **clips[people], **settings, name=recording.name)
-            for recording, audio in read_recordings(groups[people], failures)
-        )
-        for conversation, motion in conversations.decode_many(program, waiting):
-            path = Path(request.out) / f"{conversation.name}.npz"
-            if not request.raw:
-                motion = finished_values(motion, checkpoint, str(path))
-            source = sources[conversation.name]
-            save_motion(path, motion, expression_basis=basis, source=source, finished=not request.raw)
-            frames += motion.shape[0] * motion.shape[1]
-            log.info("%s: %d x %d frames", path, *motion.shape[:2])
-            progress.update()
+    for decoded in decode_batches(request, checkpoint, batches):
+        frames += decoded.frames
+        failures += [decoded.failure] if decoded.failure else []
+        progress.update(not decoded.failure)
     progress.close()
     seconds, done = time.perf_counter() - started, len(missing) - len(failures)
     kept = f", {there} already there" if there else ""
@@ -216,6 +213,72 @@ def decode_recordings(request: DecodeRequest, recordings: list[Recording]) -> No
     )
     if failures:
         raise UserError(f"{len(failures)} of {len(recordings)} conversations failed: {'; '.join(failures)}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Recordings of the same number of people that one program decodes."""
+
+    people: int
+    recordings: list[Recording]
+    clips: dict[str, Float[np.ndarray, "P F 108"] | None]  # style and prev
+    sources: dict[str, dict[str, Any]]  # by a recording's name: what its motion file says of its origin
+
+    def cut(self, slots: int) -> "Iterator[Batch]":
+        """Yields batches of up to four times the slots, where that makes enough of them."""
+        number = max(slots, min(4 * slots, len(self.recordings) // 16))
+        for first in range(0, len(self.recordings), number):
+            yield replace(self, recordings=self.recordings[first : first + number])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of one recording."""
+
+    frames: int = 0  # of all its people
+    failure: str = ""  # its name and why it cannot be read; "": its motion is written
+
+
+class RecordingsDecoder:
+    """Writes the motion files of recordings, with one compiled program a number of people."""
+
+    def __init__(self, request: DecodeRequest, checkpoint: Checkpoint | None = None):
+        self.request, self.checkpoint = request, checkpoint or load_checkpoint(request)
+        self.programs: dict[int, Program] = {}
+
+    def __call__(self, batch: Batch) -> Iterator[Decoded]:
+        """Yields what became of each recording as it ends, those that cannot be read last."""
+        request, checkpoint, failures = self.request, self.checkpoint, []
+        sampling = request.sampling(checkpoint.sampling)
+        if batch.people not in self.programs:
+            self.programs[batch.people] = program_of(request, checkpoint, batch.people, request.batch or BATCH)
+        waiting = (
+            conversations.Request(*audio, **batch.clips, sampling=sampling, seed=request.seed, name=recording.name)
+            for recording, audio in read_recordings(batch.recordings, failures)
+        )
+        for conversation, motion in conversations.decode_many(self.programs[batch.people], waiting):
+            path = Path(request.out) / f"{conversation.name}.npz"
+            if not request.raw:
+                motion = finished_values(motion, checkpoint, str(path))
+            origin = {"expression_basis": checkpoint.expression_basis, "source": batch.sources[conversation.name]}
+            save_motion(path, motion, **origin, finished=not request.raw)
+            log.info("%s: %d x %d frames", path, *motion.shape[:2])
+            yield Decoded(motion.shape[0] * motion.shape[1])
+        yield from (Decoded(failure=failure) for failure in failures)
+
+
+def decode_batches(request: DecodeRequest, checkpoint: Checkpoint, batches: list[Batch]) -> Iterator[Decoded]:
+    """Yields what became of each recording, decoded here or by actors of a Ray cluster."""
+    if request.engine == "local":
+        decoder = RecordingsDecoder(request, checkpoint)
+        for batch in batches:
+            yield from decoder(batch)
+        return
+    pieces = [piece for batch in batches for piece in batch.cut(request.batch or BATCH)]
+    paths = (request.audio, request.out, request.checkpoint)
+    shared = tuple(Path(path) for path in paths if path and "://" not in path)
+    for _, decoded in on_ray(partial(RecordingsDecoder, request), pieces, Actors(request.actors, True, shared)):
+        yield from decoded
 
 
 def recording_source(request: DecodeRequest, checkpoint: Checkpoint, recording: Recording) -> dict[str, Any]:

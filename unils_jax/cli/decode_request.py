@@ -10,10 +10,12 @@ from unils_jax.cli.arguments import (
     Request,
     add_annotation_arguments,
     add_encoder_argument,
+    add_engine_arguments,
     add_partner_arguments,
     add_raw_argument,
     add_sound_arguments,
 )
+from unils_jax.cluster import check_engine
 from unils_jax.errors import UserError
 from unils_jax.inference.sampling import Sampling
 from unils_jax.systems.registry import SYSTEMS
@@ -70,8 +72,13 @@ class DecodeRequest(Request):
     template: str | None = None
     pca: str | None = None
     fps: int | None = None
+    engine: str = "local"  # of several conversations: this process, or actors of a Ray cluster
+    actors: int | None = None  # of Ray; None: one an accelerator, without any one a node
 
     def __post_init__(self):
+        check_engine(self.engine, self.actors)
+        if self.engine == "ray" and not self.several:
+            raise UserError("--engine ray decodes several conversations; give --audio a folder or a list")
         if not self.out and not self.video:
             raise UserError("nothing to write: give --out M.npz, --video V.mp4 or both")
         if self.flame and not self.video:
@@ -165,5 +172,6 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default=defaults.dtype, choices=DTYPES, help="of encoder and prior (default: %(default)s)"
     )
+    add_engine_arguments(parser, "several conversations are decoded", "one an accelerator, else one a node")
     add_partner_arguments(parser)
     add_annotation_arguments(parser)

@@ -29,6 +29,7 @@ EXTRAS = {
     "serve": ("starlette", "uvicorn", "websockets", "prometheus_client"),
     "torch": ("torch",),
     "wandb": ("wandb",),
+    "ray": ("ray",),
     "dev": ("pytest", "ruff", "selenium"),
 }
 OK, ABSENT, BROKEN = "ok", "--", "!!"

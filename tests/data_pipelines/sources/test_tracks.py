@@ -337,7 +337,7 @@ def test_every_fault_is_named_and_no_hour_is_lost(tmp_path):
         make(folder)
     # Flags keep the folder's faults from deciding what the arrays mean.
     source = TracksSource(folder, options=options("deca", rotations="axis-angle"))
-    outcome = convert(source, out, make_plan(source), num_workers=0)
+    outcome = convert(source, out, make_plan(source))
     report = outcome.report
     dropped = {}
     for item in report["dropped"]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from unils_jax.cli.data.checks import (
     add_imbalance_arguments,
     add_pca_arguments,
+    add_verify_arguments,
     run_imbalance,
     run_pca,
     run_stats,
@@ -75,16 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "be used is left out and listed, with its hours, in conversion.json and CONVERSION.md of the store.",
         )
     )
-    verify = kind(
-        "verify",
-        run_verify,
-        "checks a store",
-        "Checks checksums, schema, values, lengths, ranges, speech masks, and that mouths move with voices.\n"
-        "Writes a report (JSON, Markdown, HTML with histograms). Exit status 2 where there is a problem.",
-    )
-    verify.add_argument("store", metavar="DIR", help="the store")
-    verify.add_argument(
-        "--out", metavar="FILE.json", help="the report; .md and .html stand beside (default: DIR/verify.json)"
+    add_verify_arguments(
+        kind(
+            "verify",
+            run_verify,
+            "checks a store",
+            "Checks checksums, schema, values, lengths, ranges, speech masks, and that mouths move with voices.\n"
+            "Writes a report (JSON, Markdown, HTML with histograms). Exit status 2 where there is a problem.",
+        )
     )
     stats = kind(
         "stats",

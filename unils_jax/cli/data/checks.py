@@ -15,8 +15,9 @@ from data_pipelines.sources.unitalker import PCA_FILE
 from data_pipelines.speech_loader import parse_sets
 from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
-from unils_jax.cli.arguments import Request
+from unils_jax.cli.arguments import Request, add_engine_arguments
 from unils_jax.cli.data.progress import Progress
+from unils_jax.cluster import Actors, check_engine
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files
@@ -32,8 +33,11 @@ class VerifyRequest(Request):
 
     store: str
     out: str | None = None  # None: verify.json in the store
+    engine: str = "local"  # local: this process; ray: actors of a cluster
+    actors: int | None = None  # of Ray; None: one a CPU
 
     def __post_init__(self):
+        check_engine(self.engine, self.actors)
         if "://" in self.store and not self.out:
             raise UserError(f"the report on {self.store} needs a place on this machine; give --out FILE.json")
 
@@ -81,6 +85,15 @@ class ImbalanceRequest(Request):
             )
 
 
+def add_verify_arguments(verify: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unils data verify`."""
+    verify.add_argument("store", metavar="DIR", help="the store")
+    verify.add_argument(
+        "--out", metavar="FILE.json", help="the report; .md and .html stand beside (default: DIR/verify.json)"
+    )
+    add_engine_arguments(verify, "files and records are checked", "one a CPU")
+
+
 def add_pca_arguments(pca: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils data pca`."""
     pca.add_argument("set", metavar="DIR=SCALE", help="the set, scaled as in training")
@@ -120,8 +133,11 @@ def run_verify(args: argparse.Namespace) -> None:
     """
     request = VerifyRequest.from_args(args)
     out = check_output(request.out or Path(request.store) / "verify.json", ".json")
+    actors = None
+    if request.engine == "ray":
+        actors = Actors(request.actors, shared=() if "://" in request.store else (Path(request.store),))
     with Progress("checked") as progress:
-        report = verification.verify(request.store, progress)
+        report = verification.verify(request.store, progress, actors)
     summary = verification.summary(report)
     paths = write_files(out, report, summary, store_page(report, summary))
     problems, warnings = report["problems"], report["warnings"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion.report import empty_splits_note
+from data_pipelines.conversion.workers import Engine, processes, ray_actors
 from data_pipelines.record import SPLITS
 from data_pipelines.resampling import check_rate
 from data_pipelines.sources import FOLDERS
@@ -21,8 +22,9 @@ from data_pipelines.store.writer import Dtypes
 from data_pipelines.tracks.mapping import parse_keys, parse_rotations
 from data_pipelines.tracks.names import LAYOUTS
 from data_pipelines.tracks.rotations import WIDTHS
-from unils_jax.cli.arguments import Request
+from unils_jax.cli.arguments import Request, add_engine_arguments
 from unils_jax.cli.data.progress import Progress
+from unils_jax.cluster import Actors, check_engine
 from unils_jax.errors import UserError, counted, shown
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,13 @@ class ConvertRequest(Request):
     workers: int | None = None  # None: one a core
     shard: str = "1/1"  # part i/n of the work, for several machines
     dtype: str = "float16"  # of motion; audio is int16 with float16
+    engine: str = "local"  # local: processes of this machine; ray: actors of a cluster
+    actors: int | None = None  # of Ray; None: one a CPU
+
+    def __post_init__(self):
+        check_engine(self.engine, self.actors)
+        if self.engine == "ray" and self.workers is not None:
+            raise UserError("--workers is of this machine's processes; with --engine ray give --actors")
 
     @property
     def track_flags(self) -> dict[str, object]:
@@ -115,6 +124,14 @@ def add_convert_arguments(convert: argparse.ArgumentParser) -> None:
         default=ConvertRequest.dtype,
         help="of motion; audio is int16 with float16",
     )
+    add_engine_arguments(convert, "shards are written", "one a CPU")
+
+
+def _engine(request: ConvertRequest) -> Engine:
+    if request.engine == "ray":
+        read = [Path(path) for path in (request.source, request.index) if path]
+        return ray_actors(Actors(request.actors, shared=(*read, Path(request.out))))
+    return processes(os.cpu_count() or 1 if request.workers is None else request.workers)
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -128,10 +145,10 @@ def run_convert(args: argparse.Namespace) -> None:
         print(source.table())
         source.check()
     plan = conversion.make_plan(source, num_shards=request.shards, dtypes=dtypes)
-    workers = os.cpu_count() or 1 if request.workers is None else request.workers
+    engine = _engine(request)
     with Progress("converted") as progress:
         outcome = conversion.convert(
-            source, out, plan, num_workers=workers, part=request.part, dtypes=dtypes, progress=progress
+            source, out, plan, engine=engine, part=request.part, dtypes=dtypes, progress=progress
         )
     if not outcome.finished:
         left = "another part finishes it"
