@@ -34,7 +34,7 @@ COMMANDS = {
     "decode": Command("decode", "audio of a conversation in, motion and video out"),
     "evaluate": Command("evaluate", "every metric of a checkpoint or of motion files, as JSON, Markdown and HTML"),
     "study": Command("study", "a page on which people compare two systems, and what their answers say"),
-    "export": Command("export", "a checkpoint as a release file, or its adapter alone"),
+    "export": Command("export", "a checkpoint as a release file or as ONNX, or its adapter alone"),
     "render": Command("motion", "a motion file as a video", "add_render_arguments"),
     "bench": Command("bench", "throughput, latency, memory and utilisation of this machine"),
     "serve": Command("serve", "live conversations over WebSocket, and a page to talk to"),

@@ -56,6 +56,8 @@ class StepInputs:
     controls: Controls
     # Bits [S, P, L, C] to take as they are, as a teacher forces them; None: bits are chosen.
     bits: Input | None = None
+    # Uniform numbers [S, P, L, C] that choose the bits; None: they are drawn by the controls.
+    drawn: Input | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Constants:
     null_outputs: Input | None
 
 
-jax.tree_util.register_dataclass(StepInputs, ["audio", "style", "prev", "uncond_prev", "controls", "bits"], [])
+jax.tree_util.register_dataclass(StepInputs, ["audio", "style", "prev", "uncond_prev", "controls", "bits", "drawn"], [])
 jax.tree_util.register_dataclass(Chunk, ["motion", "bits", "logits"], [])
 jax.tree_util.register_dataclass(Constants, ["features", "null_outputs"], [])
 
@@ -317,7 +319,10 @@ def decode_chunk(
 
     # Drawn for all bits of the chunk at once: a bit's number depends on no other scale.
     bits_shape = (sum(model.prior.scales), model.prior.code_dim)
-    drawn = uniforms(inputs.controls, by_slot[1], bits_shape)
+    if inputs.drawn is None:
+        drawn = uniforms(inputs.controls, by_slot[1], bits_shape)
+    else:
+        drawn = inputs.drawn.reshape(-1, *bits_shape)
     given = None if inputs.bits is None else inputs.bits.reshape(-1, *inputs.bits.shape[2:])
 
     def choose(tokens: slice, logits: Array) -> tuple[Array, Array]:
