@@ -20,6 +20,7 @@ for size in ("baselines/", "smoke/"):
 for name, stage in (("scratch", "artalk"), ("mixed", "dialogue"), ("artalk_codec", "codec"), ("artalk", "artalk")):
     STAGE_OF[f"miniature/{name}"] = stage
 STAGE_OF |= {f"miniature/{stage}": stage for stage in ("codec", "prior", "dialogue", "dualtalk")}
+STAGE_OF["dialogue_mimi"] = "dialogue"
 for stage in ("codec", "prior", "dialogue"):
     STAGE_OF |= {f"{size}{stage}_{length}": stage for size in ("live/", "live/smoke/") for length in ("1s", "04s")}
 SHIPPED = list(STAGE_OF)

@@ -102,10 +102,10 @@ def check_torch_reference(config: object) -> None:
     if not isinstance(config, UniLSConfig):
         name = system_of_config(config).title
         raise UserError(f"--against torch: the PyTorch reference is of UniLS, {name} has none; leave it away")
-    if config.logmel is not None or config.ear is not None:
+    if config.logmel is not None or config.ear is not None or config.mimi is not None:
         raise UserError(
             "--against torch needs a model with wav2vec2 or without audio: the PyTorch reference has no log-mel "
-            "encoder and no ear"
+            "encoder, no ear and no Mimi"
         )
 
 

@@ -28,6 +28,7 @@ from unils_jax.files import atomic_output
 from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
+from unils_jax.models.mimi import MimiConfig
 from unils_jax.models.unils import LoRAConfig, UniLS, UniLSConfig
 from unils_jax.motion import AUDIO_CONDITIONS, BASES
 from unils_jax.nn.params import Params, abstract
@@ -51,6 +52,7 @@ class AdapterInfo:
     logmel: LogMelConfig | None = None  # the front end; None: a published audio encoder
     audio_condition: str = "pair"  # one of `AUDIO_CONDITIONS`
     ear: EarConfig | None = None  # the ear, whose weights the adapter holds; None: another encoder
+    mimi: MimiConfig | None = None  # the published encoder where it is a Mimi; None: a wav2vec2, or none
     # Frames of audio before and after a window that it attends to, see `PriorConfig`.
     past_audio_frames: int = 0
     lookahead_frames: int = 0
@@ -116,7 +118,7 @@ def save_adapter(
             "stage; in a .pt or .safetensors they are merged"
         )
     prior, base = config.prior, base_hash(config, params)
-    encoder = {"logmel": config.logmel, "ear": config.ear}
+    encoder = {"logmel": config.logmel, "ear": config.ear, "mimi": config.mimi}
     audio = {name: getattr(prior, name) for name in AUDIO_FIELDS}
     info = AdapterInfo(name, base, expression_basis, lora=config.lora, **encoder, **audio, sampling=sampling)
     adapter = Adapter(info, {path: np.asarray(value) for path, value in split_adapter(params)[1].items()})
@@ -187,10 +189,12 @@ def apply_adapter(config: UniLSConfig, params: Params, adapter: Adapter, source:
             "the prior that it was trained from, or its own dialogue workdir"
         )
     prior = replace(config.prior, **{name: getattr(adapter.info, name) for name in AUDIO_FIELDS})
-    config = UniLSConfig(config.codec, prior, logmel=adapter.info.logmel, lora=adapter.info.lora, ear=adapter.info.ear)
+    info = adapter.info
+    config = UniLSConfig(config.codec, prior, logmel=info.logmel, lora=info.lora, ear=info.ear, mimi=info.mimi)
     params = split_adapter(params)[0] | adapter.params
     _, shapes = abstract(lambda rngs: UniLS(config, rngs=rngs))
-    check_params({path: tuple(shape.shape) for path, shape in shapes.items()}, params, source)
+    expected = {p: tuple(shape.shape) for p, shape in shapes.items() if not p.startswith("audio_encoder/")}
+    check_params(expected, params, source)
     return config, {path: np.asarray(value, np.float32) for path, value in params.items()}
 
 

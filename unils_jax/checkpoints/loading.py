@@ -83,7 +83,7 @@ def load(
         )
     published = checkpoint.system.encoder
     if audio_encoder and published is not None and published.needed(checkpoint.config):
-        encoder, params = load_audio_encoder(audio_encoder)
+        encoder, params = load_audio_encoder(audio_encoder, published.family(checkpoint.config))
         config = published.put(checkpoint.config, encoder)
         checkpoint = replace(checkpoint, config=config, params={**checkpoint.params, **params})
     return checkpoint

@@ -20,6 +20,10 @@ consent, and do not use them to pretend that somebody said or agreed to somethin
 languages of its training data; on others it is worse in ways that nobody has measured."""
 
 
+# The published audio encoders, by family.
+ENCODERS = {"wav2vec2": "facebook/wav2vec2-xls-r-300m", "mimi": "kyutai/mimi"}
+
+
 def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = None, raw: bool = False) -> str:
     """Writes Markdown for a checkpoint exported as `file_name`.
 
@@ -107,7 +111,8 @@ def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]
 
 def _loading(checkpoint: Checkpoint, file_name: str) -> str:
     published = _needs_encoder(checkpoint)
-    encoder = ', audio_encoder="facebook/wav2vec2-xls-r-300m"' if published else ""
+    family = checkpoint.system.encoder.family(checkpoint.config) if published else ""
+    encoder = f', audio_encoder="{ENCODERS[family]}"' if published else ""
     reference_encoder = ', audio_encoder="wav2vec2"' if published else ""
     folder = "\n`wav2vec2` is the folder that `hf download facebook/wav2vec2-xls-r-300m --local-dir wav2vec2` writes.\n"
     in_jax = f"""In JAX:
@@ -118,6 +123,8 @@ from unils_jax.checkpoints.loading import load
 model = load("{file_name}"{encoder}).model
 ```
 """
+    if family == "mimi":
+        return f"{in_jax}\nOur PyTorch reference has no Mimi; the release's own code loads the file with one.\n"
     if checkpoint.system.layout.bare:
         return (
             in_jax
@@ -142,7 +149,8 @@ def _needs_encoder(checkpoint: Checkpoint) -> bool:
 def _inherited(checkpoint: Checkpoint) -> str:
     lines = ["The code is Apache-2.0; the terms of the training data and of what the weights started from bind, too."]
     if _needs_encoder(checkpoint):
-        lines.append("wav2vec2 comes from its own publisher, under its own licence.")
+        family = checkpoint.system.encoder.family(checkpoint.config)
+        lines.append(f"{family} comes from its own publisher, under its own licence.")
     if checkpoint.expression_basis == "flame":
         lines.append("FLAME is licensed by its makers and is no part of this file.")
     return "\n".join(lines)

@@ -93,7 +93,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, what: str, actors: str
 
 def add_encoder_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --audio_encoder, which a checkpoint without its own published encoder needs."""
-    parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2: transformers folder or hub name")
+    parser.add_argument("--audio_encoder", metavar="DIR", help="wav2vec2 or Mimi: transformers folder or hub name")
 
 
 def add_sound_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,15 +36,15 @@ class MimiConfig:
 
     width: int = 512  # of the transformer and of the features
     depth: int = 8  # blocks of the transformer
-    num_heads: int = 8
+    num_heads: int = 8  # of each block's attention
     hidden_dim: int = 2048  # of the feed-forward layers
     num_filters: int = 64  # channels of the first convolution; every stride doubles them
     # Strides of the convolutions in the decoder's order, as its files have them: the last is the
     # encoder's first.
     ratios: tuple[int, ...] = (8, 6, 5, 4)
-    first_kernel: int = 7  # widths of the first convolution, of those of the residual blocks and of the last
-    residual_kernel: int = 3
-    last_kernel: int = 3
+    first_kernel: int = 7  # width of the first convolution
+    residual_kernel: int = 3  # of the residual blocks' first
+    last_kernel: int = 3  # of the last
     residual_blocks: int = 1  # before every stride
     dilation_growth: int = 2  # of one residual block to the next
     compress: int = 2  # a residual block's inner channels are its own divided by this

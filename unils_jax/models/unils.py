@@ -11,13 +11,14 @@ from unils_jax.errors import UserError
 from unils_jax.models.codec import Codec, CodecConfig
 from unils_jax.models.ear import Ear, EarConfig
 from unils_jax.models.logmel import LogMel, LogMelConfig
+from unils_jax.models.mimi import Mimi, MimiConfig
 from unils_jax.models.prior import LORA_PATTERN, MotionPrior, PriorConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from unils_jax.motion import AUDIO_CONDITIONS, MOTION_DIM, Window
 from unils_jax.nn.lora import add_lora
 from unils_jax.nn.stack import FLOAT32, Compute
 
-EncoderConfig = Wav2Vec2Config | LogMelConfig | EarConfig
+EncoderConfig = Wav2Vec2Config | LogMelConfig | EarConfig | MimiConfig
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class UniLSConfig:
     logmel: LogMelConfig | None = None  # features without weights in place of `wav2vec2`
     lora: LoRAConfig | None = None  # None: no adapters, or merged ones
     ear: EarConfig | None = None  # a small trained encoder in place of `wav2vec2`; its weights are the model's own
+    mimi: MimiConfig | None = None  # the other published encoder of the release, in place of `wav2vec2`
 
     def __post_init__(self) -> None:
         """Raises UserError, with all problems at once, where parts or sizes do not fit together."""
         problems = []
-        for name, part in (("codec", self.codec), ("prior", self.prior), ("wav2vec2", self.wav2vec2)):
+        for name in ("codec", "prior", "wav2vec2"):
+            part = getattr(self, name)
             if part is None:
                 continue
             if min(part.width, part.depth, part.num_heads) < 1:
@@ -73,7 +76,7 @@ class UniLSConfig:
             )
         problems += _window_problems(self.prior)
         audio_dim = None if self.prior is None else self.prior.audio_dim
-        given = [name for name in ("wav2vec2", "logmel", "ear") if getattr(self, name) is not None]
+        given = [name for name in ("wav2vec2", "logmel", "ear", "mimi") if getattr(self, name) is not None]
         if len(given) > 1:
             problems.append(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
         elif self.stage != "ear" and self.audio_encoder is not None and self.audio_encoder.feature_dim != audio_dim:
@@ -84,7 +87,7 @@ class UniLSConfig:
     @property
     def audio_encoder(self) -> EncoderConfig | None:
         """The audio encoder's sizes; None without audio, and where they are not known."""
-        return self.wav2vec2 or self.logmel or self.ear
+        return self.wav2vec2 or self.logmel or self.ear or self.mimi
 
     @property
     def window(self) -> Window:
@@ -143,13 +146,15 @@ class UniLS(nnx.Module):
             add_lora(self.prior, LORA_PATTERN, **asdict(config.lora), rngs=rngs)
         if config.wav2vec2 is not None:
             self.audio_encoder = Wav2Vec2(config.wav2vec2, rngs=rngs)
+        elif config.mimi is not None:
+            self.audio_encoder = Mimi(config.mimi, rngs=rngs)
         else:
             self.audio_encoder = None if config.logmel is None else LogMel(config.logmel)
         # Apart from `audio_encoder`, whose parameters are published ones that no checkpoint holds.
         self.ear = None if config.ear is None else Ear(config.ear, rngs=rngs)
 
     @property
-    def encoder(self) -> Wav2Vec2 | LogMel | Ear | None:
+    def encoder(self) -> Wav2Vec2 | LogMel | Ear | Mimi | None:
         """The audio encoder, whichever kind it is; None without audio."""
         return self.audio_encoder if self.ear is None else self.ear
 

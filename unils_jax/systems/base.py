@@ -289,7 +289,8 @@ class PublishedEncoder:
 
     needed: Callable[[Any], bool]  # whether a model of this config needs it
     get: Callable[[Any], Any]  # its sizes in a config; None: not known, or none
-    put: Callable[[Any, Any], Any]  # the config with these sizes, or with None
+    put: Callable[[Any, Any], Any]  # the config with these sizes, or as it is without the encoder (None)
+    family: Callable[[Any], str] = lambda config: "wav2vec2"  # what kind of encoder a config needs
 
 
 @dataclass(frozen=True)

@@ -232,9 +232,10 @@ def published_params(config: RunConfig) -> Params:
     wanted = None if slot is None else slot.get(config.model)
     if wanted is None:
         return {}
-    encoder, params = load_audio_encoder(config.audio_encoder)
-    if encoder != wanted:
-        raise UserError(f"{config.audio_encoder} has other sizes than config.model.wav2vec2: {encoder}")
+    family = slot.family(config.model)
+    encoder, params = load_audio_encoder(config.audio_encoder, family)
+    if slot.put(config.model, encoder) != config.model:
+        raise UserError(f"{config.audio_encoder} has other sizes than config.model.{family}: {encoder}")
     return params
 
 

@@ -135,6 +135,8 @@ RULES: tuple[tuple[str, Callable[[tuple[int, ...], int], PartitionSpec]], ...] =
     (r"decoder/identity_embed|speech_encoder/(position_table|blocks/\d+/attn/gate_scale)|pca/[^/]+/mean", _whole),
     (r"pca/[^/]+/components", _cut),
     (r"(codec/motion|ear/channel)_(mean|std)|\w+_encoder/masked_spec_embed", _whole),
+    (r"audio_encoder/layers/\d+/(attn|mlp)_scale", _whole),
+    (r"audio_encoder/(semantic|acoustic)/(into|back)", _cut),
 )
 
 

@@ -9,6 +9,7 @@ from unils_jax.config import from_dict
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.ear import EarConfig
 from unils_jax.models.logmel import LogMelConfig
+from unils_jax.models.mimi import MimiConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.motion import FPS, SAMPLE_RATE, Window
@@ -17,7 +18,7 @@ from unils_jax.systems.torch_layout import TorchLayout
 from unils_jax.systems.unils.meta_cfg import EAR_LOADER, LOADERS, WINDOW_NAMES, model_sizes
 from unils_jax.systems.unils.rows import ALIASES, ROWS
 
-Part = TypeVar("Part", LogMelConfig, EarConfig)
+Part = TypeVar("Part", LogMelConfig, EarConfig, MimiConfig)
 
 NAMES = {"ear": "UniLSEar", "codec": "UniLSCodec", "prior": "UniLSFreeGen", "dialogue": "UniLSLoRAGen"}
 
@@ -51,13 +52,15 @@ def config_of(state: Mapping[str, np.ndarray], meta_cfg: Mapping[str, Any], sour
     if isinstance(tree, Mapping) and tree.get("LOADER") == EAR_LOADER:
         return UniLSConfig(ear=_part(EarConfig, tree, "EAR", source))
     sizes = model_sizes(meta_cfg, state)
-    prior = logmel = ear = None
+    prior = logmel = ear = mimi = None
     if sizes["prior"] is not None:
         audio = {"audio_dim": sizes["audio_width"], "audio_condition": sizes["audio_condition"]}
         prior = PriorConfig(**sizes["prior"], **audio, bit_chain="bit_chain" in state)
     if sizes["stage"] == "dialogue":
         logmel, ear = _part(LogMelConfig, tree, "LOGMEL", source), _part(EarConfig, tree, "EAR", source)
-    return UniLSConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel, ear=ear)
+        if sizes["audio_encoder"] == "mimi":
+            mimi = _part(MimiConfig, tree, "MIMI", source) or MimiConfig()
+    return UniLSConfig(CodecConfig(**sizes["codec"]), prior, logmel=logmel, ear=ear, mimi=mimi)
 
 
 def _part(kind: type[Part], tree: Mapping[str, Any], name: str, source: str) -> Part | None:
@@ -74,7 +77,8 @@ def json_of(config: UniLSConfig, expression_basis: str, run: Mapping[str, Any] |
 
     Sizes are the model's; TRAINER and LOSS_KWARGS are the run's, and empty where it is unknown.
     Paths are left out. These names are ours: EXPRESSION_BASIS, MODEL.LOGMEL or MODEL.EAR where the
-    model has that front end, MODEL.AUDIO_CONDITION where it has one audio cross-attention, and
+    model has that front end, MODEL.MIMI where its Mimi is not as the release has it,
+    MODEL.AUDIO_CONDITION where it has one audio cross-attention, and
     `WINDOW_NAMES` where it has another context or other audio than the release.
     """
     stage = config.stage
@@ -125,7 +129,8 @@ def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
     if prior is None:
         return tree | codec | vae_config
     if stage == "dialogue":
-        tree["AUDIO_ENCODER"] = "logmel" if config.logmel is not None else "wav2vec" if config.ear is None else "ear"
+        named = {"logmel": config.logmel, "ear": config.ear, "mimi": config.mimi}
+        tree["AUDIO_ENCODER"] = next((name for name, part in named.items() if part is not None), "wav2vec")
     tree |= {
         "T_DEPTH": prior.depth,
         "T_NUM_HEAD": prior.num_heads,
@@ -144,10 +149,12 @@ def _model_tree(config: UniLSConfig, noise: NoiseRates) -> dict[str, Any]:
             tree["LOGMEL"] = _fields(config.logmel)
         if config.ear is not None:
             tree["EAR"] = _fields(config.ear)
+        if config.mimi not in (None, MimiConfig()):
+            tree["MIMI"] = _fields(config.mimi)
     return tree | vae_config
 
 
-def _fields(part: LogMelConfig | EarConfig) -> dict[str, Any]:
+def _fields(part: LogMelConfig | EarConfig | MimiConfig) -> dict[str, Any]:
     return {key.upper(): value for key, value in vars(part).items()}
 
 
@@ -198,6 +205,8 @@ def _warnings(config: UniLSConfig) -> list[str]:
             "the model hears through our ear, which the release's code lacks: leave the keys `ear.*` out there, and "
             "speech means nothing to the weights"
         )
+    if config.mimi not in (None, MimiConfig()):
+        warnings.append("the model hears a Mimi of other sizes or features than the release's code loads")
     if config.prior is not None and config.prior.audio_condition != "pair":
         warnings.append(
             "the model has one audio cross-attention, under ARTalk's names; the release's code knows two: load it with "
@@ -230,6 +239,7 @@ LAYOUT = TorchLayout(
     config_of=config_of,
     json_of=json_of,
     bare=False,
+    optional=("audio_encoder/",),
     aliases=ALIASES,
     warnings=_warnings,
     release_refuses=_release_refuses,

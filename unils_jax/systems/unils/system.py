@@ -13,9 +13,11 @@ from unils_jax.face import flame
 from unils_jax.inference import conversations
 from unils_jax.models.codec_losses import SampleWeights, mesh_losses, motion_losses
 from unils_jax.models.ear import EarConfig
+from unils_jax.models.mimi import MimiConfig
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.models.quantizer import draw_flips, next_scale_inputs
 from unils_jax.models.unils import UniLS, UniLSConfig
+from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.layers import RandomKey
 from unils_jax.nn.lora import merge_lora
@@ -43,6 +45,7 @@ from unils_jax.systems.unils.ear import EAR, draw_gains, ear_of
 from unils_jax.systems.unils.layout import LAYOUT
 
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
+MIMI = "kyutai/mimi"
 TITLES = {
     "ear": "UniLS ear: the audio of one person to the articulators of the mouth",
     "codec": "UniLS motion codec: {frames} frames of facial motion to bits and back",
@@ -291,7 +294,8 @@ def card(config: UniLSConfig, expression_basis: str) -> Card:
     elif ear is not None:
         facts.append(f"{_ear_fact(ear)}. **The release's code has no such encoder** and does not read its keys")
     elif config.stage == "dialogue":
-        facts.append("audio: wav2vec2-xls-r-300m, frozen; not in this file")
+        name = "wav2vec2-xls-r-300m" if config.mimi is None else f"Mimi, its {config.mimi.features!r} features"
+        facts.append(f"audio: {name}, frozen; not in this file")
     if config.window != Window():
         facts.append(_live_fact(config.window))
     return Card(TITLES[config.stage].format(frames=config.window.frames), data, facts)
@@ -322,9 +326,10 @@ def lacks(config: UniLSConfig, params: Params, source: str) -> str:
     """Says what a dialogue needs whose published audio encoder was not given."""
     if not ENCODER.needed(config) or any(path.startswith("audio_encoder/") for path in params):
         return ""
+    name = DEFAULT_ENCODER if config.mimi is None else MIMI
     return (
-        f"{source} needs its audio encoder, {DEFAULT_ENCODER}; give --audio_encoder {DEFAULT_ENCODER} where there is "
-        f"a network, or the folder that `hf download {DEFAULT_ENCODER} --local-dir DIR` wrote"
+        f"{source} needs its audio encoder, {name}; give --audio_encoder {name} where there is a network, or the "
+        f"folder that `hf download {name} --local-dir DIR` wrote"
     )
 
 
@@ -332,14 +337,26 @@ def problems(config: UniLSConfig) -> list[str]:
     """Lists what is wrong with a config that is to be trained."""
     found = []
     if config.stage == "dialogue" and config.audio_encoder is None:
-        found.append("a dialogue model needs an audio encoder: model.wav2vec2, model.logmel or model.ear")
+        found.append("a dialogue model needs an audio encoder: model.wav2vec2, mimi, logmel or ear")
     return found
+
+
+def put_encoder(config: UniLSConfig, encoder: Wav2Vec2Config | MimiConfig | None) -> UniLSConfig:
+    """Returns the config with the sizes of a published encoder.
+
+    A Mimi's are part of the model's own config, without its weights too, and the choice of features
+    is in no published file.
+    """
+    if config.mimi is None:
+        return replace(config, wav2vec2=encoder)
+    return config if encoder is None else replace(config, mimi=replace(encoder, features=config.mimi.features))
 
 
 ENCODER = PublishedEncoder(
     needed=lambda config: config.stage == "dialogue" and config.logmel is None and config.ear is None,
-    get=lambda config: config.wav2vec2,
-    put=lambda config, encoder: replace(config, wav2vec2=encoder),
+    get=lambda config: config.wav2vec2 or config.mimi,
+    put=put_encoder,
+    family=lambda config: "wav2vec2" if config.mimi is None else "mimi",
 )
 INPUTS = frozenset({"audio", "other_audio", "style", "prev"})
 
