@@ -1,7 +1,9 @@
 """Files: outputs that appear whole or not at all, tables in Markdown, and untrusted .npz and .npy.
 
 Arrays are read by `zipfile` and `np.lib.format`. All sizes are compared before memory is taken: a
-file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled.
+file costs at most its own bytes and `MAX_BYTES` of arrays. Nothing is unpickled. Files behind URLs
+(gs://, s3://, all that fsspec knows) are found here, too; Google's and Amazon's stores need the
+packages `gcsfs` and `s3fs`.
 """
 
 import codecs
@@ -19,10 +21,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import fsspec
 import numpy as np
 
 from unils_jax.errors import UserError, one_line, shown
-from unils_jax.runtime import hold_output, is_locked, refuse_url, room_on_disk, short_stem
+from unils_jax.runtime import hold_output, is_locked, refuse_url, room_on_disk, short_stem, user_cache
 
 # Process numbers repeat on the machines that share a folder.
 _PROCESS = secrets.token_hex(3)
@@ -312,3 +315,52 @@ def _read_header(file: io.BufferedIOBase, name: str, size: int) -> tuple[np.dtyp
     if start + needed != size:
         raise UserError(f"holds {name!r} of {needed} bytes by its header and {size - start} in truth; {GET_ANOTHER}")
     return dtype, shape, fortran, start
+
+
+# The packages that fsspec needs for a scheme.
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a URL."""
+    return "://" in str(path)
+
+
+def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns the file system of a URL and the path there."""
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        package = _PACKAGES.get(url.partition("://")[0])
+        remedy = f"`pip install {package}`" if package else "use gs://, s3:// or a local folder"
+        raise UserError(f"cannot open {url} ({one_line(error, 120)}); {remedy}") from None
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Raises a UserError for the errors of their own that libraries have for keys and networks.
+
+    An OSError stays as it is: it may be of the local disk.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise unreadable(url, error) from None
+
+
+def unreadable(url: str, error: Exception) -> UserError:
+    """Returns the error of a URL that cannot be read."""
+    return UserError(f"cannot read {url} ({one_line(error, 160)}); check address and access")
+
+
+def cache_folder(kind: str) -> Path:
+    """Returns the folder of fetched files: in `UNILS_CACHE`, else in the user's cache folder."""
+    chosen = os.environ.get("UNILS_CACHE")
+    cache = user_cache()
+    if not chosen and cache is None:
+        raise UserError(f"no home folder is known to keep fetched {kind} in; set UNILS_CACHE to a folder")
+    folder = (Path(chosen) if chosen else cache / "unils_jax") / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.cluster import Actors, each
 from data_pipelines.conversion.alignment import CLEAR_CHANCE, LAGS, align, peak
 from data_pipelines.conversion.tally import EDGES, Tally
 from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.store.reader import Store
 from unils_jax.audio import frame_loudness
-from unils_jax.cluster import Actors, each
 from unils_jax.errors import UserError, counted
 from unils_jax.files import markdown_table
 from unils_jax.motion import FPS, GROUPS, JAW, MOTION_DIM, SAMPLES_PER_FRAME, center_head, channel_names

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Protocol, TypeVar, runtime_checkable
 
-from unils_jax.cluster import Actors, Work, on_ray
+from data_pipelines.cluster import Actors, Work, on_ray
 from unils_jax.errors import UserError
 
 Item = TypeVar("Item")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import fsspec
 
-from unils_jax import remote
+from unils_jax import files
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output
-from unils_jax.remote import is_remote
+from unils_jax.files import atomic_output, is_remote
 
 __all__ = ["cache_folder", "fetch", "is_remote", "read_text"]
 
@@ -22,12 +21,12 @@ def read_text(url: str, name: str) -> str:
     """Reads a small file of a remote store. Raises UserError where it is not there."""
     file_system, path = _locate(url, name)
     try:
-        with remote.reading(f"{url}/{name}"):
+        with files.reading(f"{url}/{name}"):
             return file_system.cat_file(path).decode()
     except FileNotFoundError:
         raise UserError(f"{url} is no store: it has no {name}; copy the whole store there") from None
     except OSError as error:
-        raise remote.unreadable(f"{url}/{name}", error) from None
+        raise files.unreadable(f"{url}/{name}", error) from None
 
 
 def fetch(url: str, name: str, sha256: str, num_bytes: int) -> Path:
@@ -49,7 +48,7 @@ def _copy(url: str, name: str, sha256: str, local: Path) -> None:
     try:
         # fsspec's caches show a file while it is being fetched, which other processes would read.
         with atomic_output(local) as partial:
-            with remote.reading(f"{url}/{name}"):
+            with files.reading(f"{url}/{name}"):
                 file_system.get_file(path, str(partial))
             with open(partial, "rb") as copy:
                 digest = hashlib.file_digest(copy, "sha256").hexdigest()
@@ -65,9 +64,9 @@ def _copy(url: str, name: str, sha256: str, local: Path) -> None:
 
 def cache_folder() -> Path:
     """Returns the folder of fetched files: in `UNILS_CACHE`, else in the user's cache folder."""
-    return remote.cache_folder("stores")
+    return files.cache_folder("stores")
 
 
 def _locate(url: str, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the file system of a store and the path of one of its files there."""
-    return remote.locate(f"{url.rstrip('/')}/{name}")
+    return files.locate(f"{url.rstrip('/')}/{name}")

@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from unils_jax import remote
+from unils_jax import files
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 
@@ -22,7 +22,7 @@ def bucket(tmp_path, monkeypatch):
 
 
 def cached() -> list[str]:
-    folder = remote.cache_folder("checkpoints")
+    folder = files.cache_folder("checkpoints")
     return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
 
 

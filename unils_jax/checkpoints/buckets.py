@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unils_jax import remote
 from unils_jax.errors import UserError, one_line
+from unils_jax.files import cache_folder, locate, reading, unreadable
 from unils_jax.runtime import room_on_disk
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ def fetch(url: str, weights: str) -> Path:
         url: The address.
         weights: The item of a workdir that holds the wanted weights.
     """
-    file_system, root = remote.locate(url.rstrip("/"))
+    file_system, root = locate(url.rstrip("/"))
     try:
-        with remote.reading(url):
+        with reading(url):
             if is_file := file_system.isfile(root):
                 both = [root, str(PurePosixPath(root).with_suffix(".json"))]
                 listed = {name: file_system.info(name) for name in both if file_system.isfile(name)}
@@ -42,21 +42,21 @@ def fetch(url: str, weights: str) -> Path:
             else:
                 listed = file_system.find(root, detail=True)
     except OSError as error:
-        raise remote.unreadable(url, error) from None
+        raise unreadable(url, error) from None
     files = {name[len(root) :].lstrip("/"): about for name, about in listed.items()}
     chosen = files if is_file else {name: files[name] for name in _chosen(files, weights)}
     if not chosen:
         raise UserError(f"{url} holds no checkpoint; give a workdir after its first save, a step's folder or a file")
     digest = hashlib.blake2b(repr([url, sorted(map(_marks, chosen.items()))]).encode(), digest_size=16).hexdigest()
     last = url.rstrip("/").rpartition("/")[2]
-    folder = remote.cache_folder("checkpoints") / digest
+    folder = cache_folder("checkpoints") / digest
     if not folder.is_dir():
         log.info("fetching %s: %.1f MB", url, sum(about.get("size") or 0 for about in chosen.values()) / 1e6)
         with _appearing(folder) as partial:
             for name in chosen:
                 copy = partial / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                with remote.reading(url):
+                with reading(url):
                     file_system.get_file(f"{root}/{name}", str(copy))
     return folder / last if last in chosen else folder
 

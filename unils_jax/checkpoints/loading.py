@@ -18,10 +18,10 @@ from unils_jax.checkpoints.torch_keys import check_params, to_paths, unwrapped
 from unils_jax.checkpoints.workdir import _load_ours
 from unils_jax.config import from_dict
 from unils_jax.errors import UserError
+from unils_jax.files import is_remote
 from unils_jax.inference.sampling import Sampling
 from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
-from unils_jax.remote import is_remote
 from unils_jax.runtime import expand_home, refuse_url
 from unils_jax.systems.registry import system_of_keys
 

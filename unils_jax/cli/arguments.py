@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from unils_jax.cluster import ENGINES
+from data_pipelines.cluster import ENGINES
 from unils_jax.errors import UserError
 from unils_jax.motion import load_motion
 from unils_jax.systems.registry import SYSTEMS

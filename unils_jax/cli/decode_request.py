@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data_pipelines.cluster import check_engine
 from unils_jax.cli.arguments import (
     DTYPES,
     Request,
@@ -15,7 +16,6 @@ from unils_jax.cli.arguments import (
     add_raw_argument,
     add_sound_arguments,
 )
-from unils_jax.cluster import check_engine
 from unils_jax.errors import UserError
 from unils_jax.inference.sampling import Sampling
 from unils_jax.systems.registry import SYSTEMS

@@ -10,10 +10,10 @@ from foreign_data import release_value, write_lmdb
 from slow_source import SlowSource
 from tiny_runs import run_unils
 
+from data_pipelines.cluster import Actors
 from data_pipelines.conversion.convert import convert, make_plan
 from data_pipelines.conversion.workers import ray_actors
 from data_pipelines.sources.unils_lmdb import ReleaseSource
-from unils_jax.cluster import Actors
 from unils_jax.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.cluster import Actors, check_engine
 from data_pipelines.conversion import verify as verification
 from data_pipelines.conversion.unitalker_pca import write_pca
 from data_pipelines.sources.unitalker import PCA_FILE
@@ -17,7 +18,6 @@ from data_pipelines.statistics import ChannelStatistics
 from data_pipelines.store.reader import Store
 from unils_jax.cli.arguments import Request, add_engine_arguments
 from unils_jax.cli.data.progress import Progress
-from unils_jax.cluster import Actors, check_engine
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files

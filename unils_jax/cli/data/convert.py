@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipelines.cluster import Actors, check_engine
 from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion.report import empty_splits_note
 from data_pipelines.conversion.workers import Engine, processes, ray_actors
@@ -24,7 +25,6 @@ from data_pipelines.tracks.names import LAYOUTS
 from data_pipelines.tracks.rotations import WIDTHS
 from unils_jax.cli.arguments import Request, add_engine_arguments
 from unils_jax.cli.data.progress import Progress
-from unils_jax.cluster import Actors, check_engine
 from unils_jax.errors import UserError, counted, shown
 
 log = logging.getLogger(__name__)
