@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of initialisation, data order and noise
     config.expression_basis = "flame"  # must equal the store's
     config.head = ""  # FLAME's generic_model.pkl, or "standin"; empty trains without mesh and lip losses
+    config.audio_features = ""  # folder of `unils data encode`; empty: the encoder runs in every step
     config.audio_encoder = ""  # folder or hub name of a published encoder; empty: none
     config.data = {
         "store": "",  # a folder that `unils data` wrote, or its URL

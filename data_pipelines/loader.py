@@ -24,6 +24,7 @@ from data_pipelines.mixture import CACHE_BYTES, Mixture
 from data_pipelines.partner_windows import Scale, audio_scale, cut_partners, partner_index
 from data_pipelines.record import SPLITS
 from data_pipelines.shared_memory import BUFFERED_BATCHES, fitting_workers, worker_died
+from data_pipelines.store.features import FeatureStore
 from data_pipelines.store.index import NO_AUDIO
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import RELEASE_WINDOW, cut_window, least_frames, training_index
@@ -58,6 +59,7 @@ class LoaderOptions:
     window: Window = RELEASE_WINDOW  # how long windows, their context and their audio are; of partners it is not used
     # Rows of each global batch that this process takes; (): the p-th n-th of them.
     rows: tuple[int, ...] = ()
+    features: str = ""  # a folder of features of the one store's audio, which take its place; "": none
 
     def __post_init__(self) -> None:
         problems = [
@@ -108,6 +110,7 @@ class WindowOf:
     ):
         self.stores, self.split, self.items, self.first_records = stores, split, items, first_records
         self.view, self.centre_head, self.window = options.view, options.centre_head, options.window
+        self.features = FeatureStore(options.features) if options.features else None
         self._scales: dict[tuple[int, int], Scale] = {}
         # All windows of a batch have the same arrays: one dialogue without a mask, none has one.
         self.has_mask = all(
@@ -138,7 +141,8 @@ class WindowOf:
         if self.view == "partners":
             return self._cut_partners(number, record, person, i)
         source = self.stores[number].source(self.split, record, None if person < 0 else person)
-        window = cut_window(source, i, randint, self.window, centred=self.centre_head)
+        cut = cut_window if self.features is None else partial(self.features.cut, place=(self.split, record))
+        window = cut(source, i, randint, self.window, centred=self.centre_head)
         window = {name: as_float32(array) for name, array in window.items()}
         window["observed"] = source.observed.astype(np.float32)
         if not self.has_mask:

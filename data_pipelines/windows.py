@@ -108,15 +108,21 @@ class RecordSource:
 
 
 def cut_window(
-    source: WindowSource, i: int, randint: RandInt, window: Window = RELEASE_WINDOW, *, centred: bool = True
+    source: WindowSource,
+    i: int,
+    randint: RandInt,
+    window: Window = RELEASE_WINDOW,
+    *,
+    centred: bool = True,
+    audio: bool = True,
 ) -> dict[str, np.ndarray]:
     """Cuts the jittered training window of item `i` (a multiple of 50 out of `training_index`).
 
     Returns `motion [P, T, 108]`, `prev` and `style` `[P, F, 108]` (F the `context_frames`) in the
     stored dtype, head rotation `centred` or as it was, and where the source has them `audio [P, N]`
-    float32 of the window's `audio_span` and `speech_mask [P, T]` bool. `randint(low, high)`
-    includes both ends and is called for the start, then for the style of each person in turn.
-    People share the start. Raises UserError for a record too short to cut.
+    float32 of the window's `audio_span`, if it is asked for, and `speech_mask [P, T]` bool.
+    `randint(low, high)` includes both ends and is called for the start, then for the style of each
+    person in turn. People share the start. Raises UserError for a record too short to cut.
     """
     frames, people, context = source.num_frames, range(source.num_people), window.context_frames
     _check_length(source.name, frames, window)
@@ -135,14 +141,14 @@ def cut_window(
         "prev": prev,
         "style": np.stack([motion for motion, _ in style]),
     }
-    if source.has_audio:
-        cut["audio"] = _audio(source, *window.audio_span(start))
+    if source.has_audio and audio:
+        cut["audio"] = padded_audio(source, *window.audio_span(start))
     if current[0][1] is not None:
         cut["speech_mask"] = np.stack([mask[before:] for _, mask in current])
     return cut
 
 
-def _audio(source: WindowSource, first: int, last: int) -> np.ndarray:
+def padded_audio(source: WindowSource, first: int, last: int) -> np.ndarray:
     """Returns samples `first`..`last` of a source, zero before the record and behind its end."""
     audio = source.audio(max(first, 0), last)
     return np.pad(audio, ((0, 0), (-first, 0))) if first < 0 else audio

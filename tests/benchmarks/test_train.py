@@ -80,7 +80,7 @@ def test_the_dialogue_torch_reference_has_the_same_loss_and_trains_the_same(torc
 def test_figures_follow_from_the_rounds(torch, monkeypatch):
     monkeypatch.setattr(bench, "MEASURED_S", 0.01)
     with quick_compiles():
-        row = bench_train(tiny_run("prior"), Objective(), against_torch=True, rounds=3, peak=1e12)
+        row = bench_train(tiny_run("prior"), Objective(), against="torch", rounds=3, peak=1e12)
     ours, references = row["seconds"]["ours"], row["seconds"]["torch"]
     assert len(ours) == len(references) == 3 and min(ours + references) > 0
     assert row["steps_per_s"] == 1 / statistics.median(ours)
@@ -134,10 +134,20 @@ def test_the_batches_of_the_family_are_those_of_its_loaders(tiny_store, stage):
 def test_the_family_s_steps_are_measured(monkeypatch, stage):
     monkeypatch.setattr(bench, "MEASURED_S", 0.01)
     with quick_compiles():
-        row = bench_train(tiny_run(stage), Objective(), against_torch=False, rounds=2, peak=1e12)
+        row = bench_train(tiny_run(stage), Objective(), against=None, rounds=2, peak=1e12)
     assert row["stage"] == stage and row["frames_per_s"] == pytest.approx(400 * row["steps_per_s"])
     assert 0 < row["encoder_flops"] < row["step_flops"]
     assert f"| {stage} | 2 |" in table({"stages": [row], "against": None})
+
+
+@pytest.mark.slow
+def test_a_step_on_kept_features_is_measured_in_turns(monkeypatch):
+    monkeypatch.setattr(bench, "MEASURED_S", 0.01)
+    with quick_compiles():
+        row = bench_train(tiny_run("dialogue"), Objective(), against="features", rounds=3, peak=1e12)
+    quotients = [ours / kept for ours, kept in zip(row["seconds"]["ours"], row["seconds"]["features"], strict=True)]
+    assert row["times_features"] == statistics.median(quotients)
+    assert "steps/s on features" in table({"stages": [row], "against": "features"})
 
 
 HLO = """

@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from unils_jax.motion import (
 from unils_jax.nn.params import abstract
 from unils_jax.systems.base import Batch, Objective, Start, window_of
 from unils_jax.systems.registry import STAGES, system_of_config
+from unils_jax.systems.unils.hearing import feature_shape
 from unils_jax.training.config import RunConfig, run_config
 from unils_jax.training.sharding import (
     MeshConfig,
@@ -102,7 +103,7 @@ def random_batch(config: RunConfig, seed: int = 0) -> Batch:
             continue
         # Motion is a random walk: the mesh losses and their gradients see plausible faces.
         draws = rng.standard_normal(shape.shape, np.float32)
-        batch[name] = draws if name.endswith("audio") else 0.3 * draws.cumsum(-2, dtype=np.float32)
+        batch[name] = draws if name.endswith(("audio", "features")) else 0.3 * draws.cumsum(-2, dtype=np.float32)
     return Batch(batch, shapes.annotation)
 
 
@@ -131,6 +132,8 @@ def batch_shapes(config: RunConfig) -> Batch:
     window = window_of(config.model)
     lengths = {"motion": window.frames, "prev": window.context_frames, "style": window.context_frames}
     shapes = {name: floats(*lead, frames, MOTION_DIM) for name, frames in lengths.items()}
+    if config.audio_features:
+        return Batch(shapes | {"audio_features": floats(size, *feature_shape(config.model))})
     return Batch(shapes | ({"audio": floats(*lead, window.num_samples)} if windows == "pair" else {}))
 
 
@@ -189,13 +192,13 @@ def _placed(shapes: PyTree, sharding: PyTree) -> PyTree:
 
 
 def bench_train(
-    config: RunConfig, objective: Objective, *, against_torch: bool, rounds: int, peak: float
+    config: RunConfig, objective: Objective, *, against: str | None, rounds: int, peak: float
 ) -> dict[str, Any]:
     """Returns one stage's figures.
 
     `peak` is the FLOP/s of all devices in matrix products, of which utilisation is a share.
     Weights and batch are random, noise and dropout are drawn as in training. Raises UserError
-    where the reference is wanted and cannot be had.
+    where the reference (`against` "torch") or kept features ("features") cannot be had.
     """
     compiled = compile_step(config, objective)
     _, params = random_params(config.model)
@@ -204,7 +207,11 @@ def bench_train(
     # Peak memory is read before the reference runs, which would add its own.
     contenders["ours"](1)
     peak_memory = peak_bytes()
-    if against_torch:
+    if against == "features":
+        kept = replace(config, audio_features="random")
+        contenders[against] = our_steps(kept, compile_step(kept, objective), params, random_batch(kept))
+        contenders[against](1)
+    if against == "torch":
         contenders["torch"] = torch_steps(config, objective, params, batch)
         contenders["torch"](1)
     log.info("measuring")
@@ -282,6 +289,9 @@ def speeds(config: RunConfig, work: Work, seconds: Mapping[str, list[float]], pe
         "utilisation_without_encoder": (work.model - encoder_work(work)) / step_s / peak,
         "seconds": {name: list(values) for name, values in seconds.items()},
     }
+    if "features" in seconds:
+        figures["features_steps_per_s"] = 1 / statistics.median(seconds["features"])
+        figures["times_features"] = ratio(seconds, "features", "ours")
     if "torch" in seconds:
         figures["torch_steps_per_s"] = 1 / statistics.median(seconds["torch"])
         figures["times_torch"] = ratio(seconds, "ours", "torch")
@@ -385,7 +395,9 @@ def table(result: Mapping[str, Any]) -> str:
                 "utilisation": f"{row['utilisation']:.1%}",
             }
         cells |= {"program GB": row["program_bytes"] / 1e9, "compile s": row["compile_s"]}
-        if result["against"]:
+        if result["against"] == "features":
+            cells |= {"steps/s on features": row["features_steps_per_s"], "x": row["times_features"]}
+        elif result["against"]:
             cells |= {"torch steps/s": row["torch_steps_per_s"], "x torch": row["times_torch"]}
         rows.append(cells)
     profiles = [f"{row['stage']}: {shares_line(row['profile'])}" for row in result["stages"] if "profile" in row]

@@ -60,7 +60,9 @@ class RoundsRequest(Request):
 class ModelRequest(RoundsRequest):
     """What the benches of a model are given."""
 
-    against: str | None = None  # "torch" measures the PyTorch reference in turns; None: nothing
+    # What is measured in turns: "torch", the PyTorch reference; "features", training on kept audio
+    # features; None: nothing.
+    against: str | None = None
     threads: int | None = None  # cores of the CPU; None: all
     # Machines that are compiled for instead of measuring, `v5e:4x4` or `h100:8`; None: measures.
     topology: list[str] | None = None
@@ -163,10 +165,14 @@ def add_rounds_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, against: tuple[str, ...] = ("torch",)) -> None:
     """Adds the flags of a `ModelRequest`."""
     add_rounds_arguments(parser)
-    parser.add_argument("--against", choices=["torch"], help="measure the PyTorch reference too, taking turns")
+    parser.add_argument(
+        "--against",
+        choices=against,
+        help="measure in turns too: torch, the PyTorch reference; of training features, a step on kept audio features",
+    )
     parser.add_argument(
         "--topology",
         nargs="+",
@@ -209,7 +215,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", nargs="+", required=True, metavar="NAME", help="codec, prior, ... or .py files")
     parser.add_argument("--batch_size", nargs="+", type=int, metavar="B", help="one a config (default: the config's)")
     parser.add_argument("--aot", action="store_true", help="compile only: memory and work of the step, nothing runs")
-    add_model_arguments(parser)
+    add_model_arguments(parser, ("torch", "features"))
     parser.set_defaults(run=run_train, overrides=[])
 
 
@@ -357,7 +363,7 @@ def measure_train(request: TrainBenchRequest) -> Measured:
     configs = [
         train_bench.random_data_config(*pair, request.overrides) for pair in zip(request.config, sizes, strict=True)
     ]
-    for config in configs if request.against else ():
+    for config in configs if request.against == "torch" else ():
         check_torch_reference(config.model)
     if request.aot and not request.topology:
         simulate(max((config.mesh for config in configs), key=lambda mesh: max(mesh.data, 1) * mesh.fsdp))
@@ -377,8 +383,8 @@ def measure_train(request: TrainBenchRequest) -> Measured:
             rows.append(train_bench.bench_aot(config, objective))
             continue
         peak = described["matrix_peak"][config.train.compute_dtype] * described["num_devices"]
-        against = request.against == "torch"
-        rows.append(train_bench.bench_train(config, objective, against_torch=against, rounds=request.rounds, peak=peak))
+        settings = {"against": request.against, "rounds": request.rounds, "peak": peak}
+        rows.append(train_bench.bench_train(config, objective, **settings))
     result = {"bench": "train", "against": request.against, "machine": described, "stages": rows}
     return result, f"{machine_line(described)}\n\n{train_bench.table(result)}"
 

@@ -82,6 +82,11 @@ class MimiConfig:
         """Samples of 24 kHz in a frame of the transformer."""
         return math.prod(self.ratios)
 
+    def num_frames(self, num_samples: int) -> int:
+        """Returns the number of frames of features of so many samples at 16 kHz."""
+        frames = -(-num_samples * UP // (DOWN * self.frame_samples))
+        return frames if self.features == "transformer" else frames + frames % LATENT_STRIDE
+
 
 @dataclass
 class _State:
@@ -235,17 +240,13 @@ class Mimi(nnx.Module):
     def at_frames(
         self, audio: Float[Array, "B N"], num_frames: int, compute: Compute = FLOAT32, noise: None = None
     ) -> Float[Array, "B T E"]:
-        """Returns the features at `num_frames` frames, as `Wav2Vec2.at_frames` does.
-
-        No noise acts on them, and the audio need not be normalised.
-        """
+        """Returns the features at `num_frames` frames; no noise acts on them."""
         features = self(audio, compute)
         return features if features.shape[1] == num_frames else resample(features, num_frames)
 
     def num_frames(self, num_samples: int) -> int:
         """Returns the number of frames of features of so many samples."""
-        frames = -(-num_samples * UP // (DOWN * self.config.frame_samples))
-        return frames if self.config.features == "transformer" else frames + frames % LATENT_STRIDE
+        return self.config.num_frames(num_samples)
 
     def encode(self, audio: Float[Array, "B N"], compute: Compute = FLOAT32) -> Float[Array, "B F E"]:
         """Encodes audio at 24 kHz to the transformer's frames."""

@@ -78,6 +78,9 @@ class RunConfig:
     # Folder or hub name of a published encoder; "" where the stage needs none. Encoders that train
     # start from it, or fresh where it is "".
     audio_encoder: str = ""
+    # Folder of `unils data encode`: features of the audio, with which the frozen encoder does not
+    # run; "": none.
+    audio_features: str = ""
     seed: int = 0  # of initialisation, data order and noise
 
     # Periods, in steps. probe_every 0 switches the free-running evaluation off; the others must be
@@ -166,6 +169,8 @@ class RunConfig:
             problems.append(f"data.centre_head is of codec and generators; leave it True for the {self.stage} stage")
         if len(self.noise.level_db) != 2 or not -100 <= self.noise.level_db[0] <= self.noise.level_db[1] <= 100:
             problems.append(f"noise.level_db must be a lowest and a highest gain in dB, got {self.noise.level_db}")
+        if self.audio_features and (self.data.stores or view not in ("pair", "") or self.stage == "ear"):
+            problems.append("audio_features are of one data.store, and of a dialogue; leave them away elsewhere")
         if self.data.clip_step_s < 0:
             problems.append(f"data.clip_step_s must not be negative, got {self.data.clip_step_s}")
         if not (self.data.store or self.data.stores or self.data.sets):

@@ -37,6 +37,7 @@ def make_data(config: RunConfig, stage: Stage, mesh: Mesh | AbstractMesh) -> tup
     stores = parse_stores(data.store, data.stores)
     options: dict[str, Any] = {"view": stage.windows, "batch_size": data.batch_size, "centre_head": data.centre_head}
     options |= {"max_bad_records": data.max_bad_records, "window": window_of(config.model), **_share(config, mesh)}
+    options["features"] = config.audio_features
     loader = make_loader(stores, "train", seed=config.seed, num_workers=data.num_workers, **options)
     check_basis(config, loader.mixture.expression_basis)
     with_val = [pair for pair, store in zip(stores, loader.mixture.stores, strict=True) if len(store.lengths("val"))]

@@ -31,10 +31,12 @@ from unils_jax.nn.params import Params, abstract
 from unils_jax.runtime import local_path
 from unils_jax.systems.base import Stage, Start, window_of
 from unils_jax.systems.registry import SYSTEMS, current_run
+from unils_jax.systems.unils.ear import ear_of
 from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
 from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
+from unils_jax.training.feature_cache import use_features
 from unils_jax.training.loop import (
     Data,
     FreeRunningEval,
@@ -144,6 +146,9 @@ def train_stage(
     # Some models follow from their data or their parent; the loader needs the parent's part of it.
     fit = stage.fit_config or (lambda config, data, start: config)
     config = fit(config, None, start)
+    published = published_params(config)
+    if config.audio_features:
+        use_features(config, published or ear_of(config, start))
     data, held_out = make_data(config, stage, mesh)
     config = count_epochs(fit(config, data, start), data.steps_per_epoch)
     # All processes of the run come here; the first of them holds the workdir while it trains.
@@ -154,7 +159,7 @@ def train_stage(
     graphdef, shapes = abstract(system.builder(config.model))
     given = {} if resumes or stage.init is None else stage.init(config, shapes, data, start)
     fresh = make_fresh(config, mesh, shapes, given)
-    setup = TrainSetup(mesh, graphdef, objective, InitialState(shapes, published_params(config), fresh))
+    setup = TrainSetup(mesh, graphdef, objective, InitialState(shapes, published, fresh))
     if options.dry_run:
         try_shapes(config, setup, data)
         for line in plan(config, setup, cluster or Cluster(jax.device_count())):
@@ -237,6 +242,11 @@ def published_params(config: RunConfig) -> Params:
     if slot.put(config.model, encoder) != config.model:
         raise UserError(f"{config.audio_encoder} has other sizes than config.model.{family}: {encoder}")
     return params
+
+
+def encoder_params(config: RunConfig) -> Params:
+    """Loads the frozen audio encoder that a dialogue's config names, by its paths in the model."""
+    return published_params(config) or ear_of(config, Start(None, None, load_audio_encoder, _load_part))
 
 
 def config_head(config: RunConfig) -> FlameAsset | None:

@@ -13,6 +13,7 @@ from unils_jax.cli.data.checks import (
     run_verify,
 )
 from unils_jax.cli.data.convert import add_convert_arguments, run_convert
+from unils_jax.cli.data.encode import add_encode_arguments, run_encode
 from unils_jax.cli.data.synth import SynthRequest, add_synth_arguments, chosen_bank, run_synth, synth
 
 __all__ = ["SynthRequest", "add_arguments", "chosen_bank", "synth"]
@@ -31,6 +32,8 @@ EXAMPLES = {
     "pca": "unils data pca D2_meshtalk=0.001 --components 647 --batch_size 1095",
     "stats": "unils data stats data/seamless data/talk --out stats.json",
     "imbalance": "unils data imbalance data/seamless --out imbalance.json",
+    "encode": "unils data encode --store data/seamless --out data/seamless-features\n"
+    "  unils data encode --store data/synthetic --config smoke/dialogue --audio_encoder runs/ear --out data/features",
 }
 
 
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = parser.add_subparsers(
-        dest="data_command", metavar="{synth,convert,verify,stats,pca,imbalance}", required=True
+        dest="data_command", metavar="{synth,convert,verify,stats,pca,imbalance,encode}", required=True
     )
 
     def kind(
@@ -111,5 +114,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "Predicts expression, jaw, head and eyes from own and other audio, while speaking and while listening,\n"
             "by a ridge regression and a small network (scikit-learn, extra `analysis`), tested on unseen people.\n"
             "Writes a report (JSON, Markdown, HTML) with the t-SNE picture of audio and motion.",
+        )
+    )
+    add_encode_arguments(
+        kind(
+            "encode",
+            run_encode,
+            "the features of a store's audio, for training without its encoder",
+            "Runs the frozen audio encoder of a dialogue's config over train and val once, and keeps what it makes.\n"
+            "Training with --config.audio_features=DIR skips the encoder. What it costs in exactness is said there.",
         )
     )

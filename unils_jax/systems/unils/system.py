@@ -42,6 +42,7 @@ from unils_jax.systems.base import (
     batch_sample_weights,
 )
 from unils_jax.systems.unils.ear import EAR, draw_gains, ear_of
+from unils_jax.systems.unils.hearing import heard_features
 from unils_jax.systems.unils.layout import LAYOUT
 
 DEFAULT_ENCODER = "facebook/wav2vec2-xls-r-300m"
@@ -151,10 +152,8 @@ def generator_logits(
     people = {name: flat(batch[name]) for name in ("motion", "prev", "style")}
     heard: tuple[Array, ...] = ()
     if model.encoder is not None:
-        audio = jnp.asarray(batch["audio"])
-        audio = audio if noise is None or noise.gains is None else audio * noise.gains
-        features = jax.lax.stop_gradient(model.encode_audio(audio, compute=compute))
-        heard = model.audio_of_people(features)
+        gains = None if noise is None else noise.gains
+        heard = model.audio_of_people(heard_features(model, batch, gains, compute))
     codec, exactly = model.codec, compute.in_float32()
     if noise is not None:
         noise = jax.tree.map(flat, replace(noise, gains=None))
@@ -187,7 +186,7 @@ def sample_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objecti
         jax.random.bernoulli(k, rate, (*people_shape, 1, 1)) for k, rate in zip(drop_keys, drop_rates, strict=True)
     ]
     flips = draw_flips(flip_key, people_shape, model.prior.code_dim, model.codec.scales, rates.max_flip_percent)
-    moves_level = model.encoder is not None and rates.level_db[0] != rates.level_db[1]
+    moves_level = "audio" in batch and model.encoder is not None and rates.level_db[0] != rates.level_db[1]
     # From a key that nothing else is drawn from: without it the other draws are the same.
     gains = draw_gains(jax.random.fold_in(layer_key, 1), batch, rates.level_db) if moves_level else None
     coded_prev = None
