@@ -29,6 +29,9 @@ MODES = ("window", "record")
 DTYPES = ("bf16", "int8", "float32")
 RECORDS_PER_SHARD = 8
 
+# What reading damaged JSON, or what is not of the expected form, raises.
+_DAMAGE = (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, UserError)
+
 Features = Float32[np.ndarray, "K A E"]
 # (split, record) -> its features: of all its windows one after another ("window"), or of its audio.
 Encode = Callable[[str, int], Features]
@@ -55,6 +58,10 @@ class FeatureFacts:
         return [words.get(name, f"{name} is {getattr(self, name)}, not {getattr(wanted, name)}") for name in different]
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
 def store_digest(store: Store) -> str:
     """Returns a digest of the store's records and audio."""
     files = {name: entry for name, entry in store.manifest["files"].items() if name.startswith(("index/", "audio/"))}
@@ -74,6 +81,11 @@ class _Error:
         self.squares += float(np.square(features, dtype=np.float64).sum())
         self.difference += float(np.square(error).sum())
         self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
+
+    def join(self, other: "_Error") -> None:
+        self.squares += other.squares
+        self.difference += other.difference
+        self.largest = max(self.largest, other.largest)
 
     @property
     def relative(self) -> float:
@@ -140,10 +152,7 @@ def write_features(
             stem = folder / f"{split}-{first // RECORDS_PER_SHARD:05d}"
             if not stem.with_suffix(".json").is_file():
                 _write_shard(stem, [partial(encode, split, record) for record in records], dtype)
-            kept = json.loads(stem.with_suffix(".json").read_text())["error"]
-            error.squares += kept["squares"]
-            error.difference += kept["difference"]
-            error.largest = max(error.largest, kept["largest"])
+            error.join(_kept_error(stem))
             done += len(records)
             progress(done, total)
     manifest = {**begun, "splits": dict(counts)}
@@ -153,6 +162,18 @@ def write_features(
     return manifest
 
 
+def _kept_error(stem: Path) -> _Error:
+    try:
+        values = json.loads(stem.with_suffix(".json").read_text())["error"]
+        return _Error(*(float(values[name]) for name in ("squares", "difference", "largest")))
+    except _DAMAGE as error:
+        raise _damaged(stem, error) from None
+
+
+def _damaged(stem: Path, error: Exception) -> UserError:
+    return UserError(f"features {stem} are damaged ({one_line(error)}); remove them and encode again")
+
+
 def _check_begun(folder: Path, begun: dict[str, Any]) -> None:
     file = folder / "begun.json"
     if not file.is_file():
@@ -160,7 +181,7 @@ def _check_begun(folder: Path, begun: dict[str, Any]) -> None:
             raise UserError(f"{folder} is not empty and holds no features; name a new folder")
         with atomic_output(file) as partial_file:
             partial_file.write_text(json.dumps(begun, indent=1) + "\n")
-    elif file.read_text() != json.dumps(begun, indent=1) + "\n":
+    elif file.read_text(errors="replace") != json.dumps(begun, indent=1) + "\n":
         raise UserError(f"{folder} holds features of another store, encoder or setting; name a new folder")
 
 
@@ -190,11 +211,15 @@ class FeatureStore:
             version, self.dtype, self.splits = (manifest[name] for name in ("format_version", "dtype", "splits"))
             self.error, values = manifest["error"], manifest["facts"]
             self.facts = FeatureFacts(**{**values, "window": Window(**values["window"])})
+            facts = vars(self.facts) | vars(self.facts.window)
+            sizes = [v for n, v in facts.items() if n not in ("mode", "store", "encoder", "tracks", "window")]
+            if self.facts.dim < 1 or not all(map(_is_size, (*sizes, *self.splits.values()))):
+                raise ValueError("sizes must be whole numbers")
         except FileNotFoundError:
             raise UserError(
                 f"{folder} holds no finished features ({MANIFEST} is missing); run `unils data encode --out {folder}`"
             ) from None
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except _DAMAGE as error:
             raise UserError(f"{self.folder / MANIFEST} is damaged ({one_line(error)}); encode again") from None
         if version != FORMAT_VERSION or self.dtype not in DTYPES or self.facts.mode not in MODES:
             raise UserError(f"{self.folder / MANIFEST} is of another format; encode again")
@@ -204,13 +229,16 @@ class FeatureStore:
         stem = self.folder / f"{split}-{number:05d}"
         try:
             shapes = json.loads(stem.with_suffix(".json").read_text())["shapes"]
+            count = min(RECORDS_PER_SHARD, self.splits[split] - number * RECORDS_PER_SHARD)
+            if len(shapes) != count or not all(_is_size(k) and _is_size(a) and k in (1, 2) for k, a in shapes):
+                raise ValueError(f"it must hold one or two tracks of each of {count} records")
             needed = sum(k * a for k, a in shapes) * frame_bytes(self.facts.dim, self.dtype)
             held = stem.with_suffix(".bin").stat().st_size
             if held != needed:
                 raise ValueError(f"{stem.name}.bin holds {held} bytes, must be {needed}")
             raw = np.memmap(stem.with_suffix(".bin"), np.uint8, "r") if held else np.zeros(0, np.uint8)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"features {stem} are damaged ({one_line(error)}); remove them and encode again") from None
+        except _DAMAGE as error:
+            raise _damaged(stem, error) from None
         return raw.reshape(-1, frame_bytes(self.facts.dim, self.dtype)), shapes
 
     def frames(self, split: str, record: int, first: int, count: int) -> Features:

@@ -7,7 +7,7 @@ MODULES = ("motions", "sounds", "stores", "layouts", "models", "runs")
 _NAMES = {
     "motions": ("motion table", "motion file", "motion of trackers", "motion of ARTalk"),
     "sounds": ("sound", "list of recordings"),
-    "stores": ("store manifest", "store index", "store chunks", "store files", "store behind a URL"),
+    "stores": ("store manifest", "store index", "store chunks", "store files", "store behind a URL", "audio features"),
     "layouts": (
         "UniTalker set",
         "DualTalk folder",
@@ -27,7 +27,7 @@ _NAMES = {
         "FLAME",
         "assets of annotations",
     ),
-    "runs": ("workdir", "workdir resumed"),
+    "runs": ("workdir", "workdir resumed", "answers of a study"),
     "broken": (
         "broken: raises",
         "broken: two lines",
@@ -66,7 +66,7 @@ SOURCES = {
 # Every function that opens a file, `module:function`, and a reader that calls it.
 OPENED_BY = {
     "data_pipelines.conversion.convert:_read_json": "conversion resumed",
-    "data_pipelines.conversion.verify:_check_files": "store files",
+    "data_pipelines.conversion.verify:_check_file": "store files",
     "data_pipelines.loader:set_state": "workdir resumed",
     "data_pipelines.sources.dualtalk:read_clip": "DualTalk folder",
     "data_pipelines.sources.seamless:_head": "Seamless folder",
@@ -93,6 +93,10 @@ OPENED_BY = {
     "data_pipelines.tracks.people:read_people_table": "folder of tracks",
     "data_pipelines.tracks.pictures:picture_times": "folder of tracks",
     "data_pipelines.store.chunks:events_of": "store chunks",
+    "data_pipelines.store.features:__init__": "audio features",
+    "data_pipelines.store.features:_check_begun": "audio features",
+    "data_pipelines.store.features:_kept_error": "audio features",
+    "data_pipelines.store.features:_shard": "audio features",
     "data_pipelines.store.index:load_index": "store index",
     "data_pipelines.store.manifest:_read_local": "store manifest",
     "data_pipelines.store.manifest:read_manifest": "store manifest",
@@ -141,6 +145,8 @@ OPENED_BY = {
     "unils_jax.training.checkpoint:saved_config": "workdir resumed",
     "unils_jax.training.metrics:__init__": "workdir resumed",
     "unils_jax.training.metrics:_step_and_split": "workdir resumed",
+    "unils_jax.training.wandb_run:_saved_id": "workdir resumed",
+    "unils_jax.evaluation.analyses.study:_read": "answers of a study",
 }
 
 # Functions whose files no stranger gives, and why.
@@ -166,6 +172,7 @@ OTHERS = {
     "unils_jax.benchmarks.timing:processor": "reads what Linux says of the processor",
     "unils_jax.benchmarks.trace:_events": _OWN,
     "unils_jax.checkpoints.exporting:_as_json": "parses its own text",
+    "unils_jax.checkpoints.buckets:fetch": "copies bytes, which are then read as weights or as a workdir",
     "unils_jax.cli.train:run": _OWN,
     "unils_jax.config:load_config": "runs the user's own Python, by design",
     "unils_jax.face.flame_file:flame_regions": _PACKAGED,

@@ -14,6 +14,7 @@ from tiny_models import CONFIGS
 from data_pipelines.loader import LoaderIterator
 from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import last_metrics
+from unils_jax.evaluation.analyses.study import analyse, read_answers, table
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
 from unils_jax.systems.registry import STAGES
@@ -23,6 +24,7 @@ from unils_jax.training.loop import check_position, first_state, state_shapes
 from unils_jax.training.metrics import KeptRows, MetricsLog
 from unils_jax.training.run import _saved_model
 from unils_jax.training.sharding import make_mesh
+from unils_jax.training.wandb_run import ID_FILE, _saved_id
 
 # It writes, and takes longer to start than all reading.
 sys.modules["tensorboardX"] = SimpleNamespace(SummaryWriter=lambda *_, **__: SimpleNamespace(close=lambda: None))
@@ -58,6 +60,7 @@ def make_workdir(folder: Path, chosen: dict) -> None:
         for step in (2, 4):
             checkpoints.save(step, first.state, first.frozen, {"step": step, "order": "abc"})
     (workdir / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    (workdir / ID_FILE).write_text("abcd1234\n")
     rows = [{"step": step, "split": split, "loss": 1.5} for step in (1, 2) for split in ("train", "val")]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -72,6 +75,7 @@ def resume(folder: Path) -> None:
     """Goes through all that `unils train` reads of a workdir before its first step."""
     workdir = folder / "run"
     _saved_model(workdir)
+    _saved_id(workdir)
     if not check_workdir(CONFIG, workdir):
         return
     with Checkpoints(workdir, CONFIG) as checkpoints:
@@ -82,8 +86,33 @@ def resume(folder: Path) -> None:
             jax.block_until_ready(restored.state.params)
 
 
-READ = ("run/config.json", "run/metrics.jsonl", "run/checkpoints/4/")  # the other step is for when these are damaged
+def make_answers(folder: Path) -> None:
+    """One rater's answers to a study of two clips and an attention check."""
+    choices = {"lips": "left", "head": "right"}
+    asked = [("one", None, "a", "b"), ("two", None, "b", "a"), ("one", "a", "moving", "frozen")]
+    given = [
+        {"clip": clip, "check": check, "left": left, "right": right, "choices": choices, "seconds": 9.5}
+        for clip, check, left, right in asked
+    ]
+    study = {"id": "s", "systems": {"a": "ours", "b": "theirs"}, "seed": 0, "clips": ["one", "two"], "num_checks": 1}
+    study["criteria"] = list(choices)
+    answers = {"format": "unils-study-answers", "study": study, "rater": "someone", "answers": given}
+    (folder / "someone.json").write_text(json.dumps(answers))
+
+
+def read_study(folder: Path) -> None:
+    """Reads and analyses them, as `unils study --answers` does."""
+    table(analyse(read_answers(folder)))
+
+
+READ = (
+    "run/config.json",
+    "run/wandb_id",
+    "run/metrics.jsonl",
+    "run/checkpoints/4/",
+)  # the other step is for when these are damaged
 READERS = {
-    "workdir": Reader(lambda folder: make_workdir(folder, shapes()), read_workdir, READ[1:]),
+    "workdir": Reader(lambda folder: make_workdir(folder, shapes()), read_workdir, READ[2:]),
     "workdir resumed": Reader(lambda folder: make_workdir(folder, few()), resume, READ),
+    "answers of a study": Reader(make_answers, read_study),
 }

@@ -15,7 +15,9 @@ from data_pipelines.conversion.verify import verify
 from data_pipelines.loader import LoaderOptions, WindowOf, window_items
 from data_pipelines.mixture import Mixture
 from data_pipelines.record import SPLITS, Record
+from data_pipelines.store.features import RECORDS_PER_SHARD, FeatureFacts, FeatureStore, write_features
 from data_pipelines.store.reader import Store, write_store
+from unils_jax.motion import Window
 
 
 def make_store(folder: Path) -> None:
@@ -106,10 +108,33 @@ def change_message(value: bytes, rng: random.Random) -> bytes:
     return value.replace(name, name[::-1], 1)
 
 
+FACTS = FeatureFacts("window", "s", "e", "each", 4, 6, 320, Window())
+
+
+def encode(split: str, record: int) -> np.ndarray:
+    return np.random.default_rng(record).normal(0, 2, (2, 12, FACTS.dim)).astype(np.float32)
+
+
+def make_features(folder: Path) -> None:
+    """Two splits of audio features, one of two shards."""
+    write_features(folder / "features", FACTS, {"train": RECORDS_PER_SHARD + 1, "val": 1}, encode, dtype="bf16")
+
+
+def read_features(folder: Path) -> None:
+    """Goes on with them, and reads windows as training does where the facts fit."""
+    features = FeatureStore(folder / "features")
+    if not features.facts.problems(FACTS):
+        for split, count in features.splits.items():
+            for record in range(min(count, 2 * RECORDS_PER_SHARD)):
+                features.frames(split, record, 4, FACTS.frames_per_window)
+    write_features(folder / "features", FACTS, {"train": RECORDS_PER_SHARD + 1, "val": 1}, encode, dtype="bf16")
+
+
 READERS = {
     "store manifest": Reader(make_store, read_store, only=("store/manifest.json",)),
     "store index": Reader(make_store, read_store, only=("store/index/",), mend=with_sizes),
     "store chunks": Reader(make_store, read_store, damage=damaged_chunks, mend=with_sizes),
     "store files": Reader(make_store, read_store, damage=lambda sample, seed: mutated(sample, seed), mend=with_sizes),
     "store behind a URL": Reader(make_store, read_remote, only=("store/manifest.json", "store/train", "store/index")),
+    "audio features": Reader(make_features, read_features),
 }

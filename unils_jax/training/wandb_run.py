@@ -6,12 +6,13 @@ WANDB_ENTITY, WANDB_MODE=offline.
 
 import importlib.util
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unils_jax.errors import UserError, install_hint, one_line
+from unils_jax.errors import UserError, install_hint, one_line, shown
 from unils_jax.files import atomic_output
 from unils_jax.training.distributed import Preempted
 
@@ -66,5 +67,7 @@ class WandbRun:
 
 def _saved_id(workdir: Path) -> str | None:
     path = workdir / ID_FILE
-    text = path.read_text().strip() if path.exists() else ""
+    text = path.read_text(errors="replace").strip() if path.exists() else ""
+    if text and not re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", text):
+        raise UserError(f"{path} names no page ({shown(text[:40])}); remove it, and the run begins a new one")
     return text or None
