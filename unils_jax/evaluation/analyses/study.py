@@ -81,14 +81,14 @@ def _read(path: Path) -> Answers:
             (answer["clip"], name): answer[side] == "a" for answer in pairs for name, side in answer["choices"].items()
         }
         passed = sum(_passes(answer) for answer in checks)
-        rater = data["rater"].strip()
+        rater, identity = data["rater"].strip(), str(study["id"])
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"is no file of answers ({one_line(error, 80)})") from None
     if not rater:
         raise UserError("names no rater")
-    return Answers(path, str(study["id"]), systems, criteria, rater, chosen, passed, len(checks))
+    return Answers(path, identity, systems, criteria, rater, chosen, passed, len(checks))
 
 
 def _check_complete(pairs: list[dict[str, Any]], checks: list[dict[str, Any]], study: dict[str, Any]) -> None:
