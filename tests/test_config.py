@@ -137,7 +137,7 @@ def test_decay_steps_follow_num_steps_until_they_are_set():
     [
         ("num_step=3", "unknown config key 'num_step'; did you mean num_steps?"),
         ("model.codec.widht=3", "did you mean model.codec.width?"),
-        ("zzz=3", "unknown config key 'zzz'; known are audio_encoder, checkpoint_every"),
+        ("zzz=3", "unknown config key 'zzz'; known are audio_encoder, audio_features"),
         ("num_steps", "--config.num_steps needs a value: --config.num_steps=VALUE"),
         ("num_steps=1.5", "config key num_steps is int (now 200000), got '1.5'"),
         ("num_steps=many", "config key num_steps is int (now 200000), got 'many'"),
