@@ -1,5 +1,6 @@
 """The live page hears speech: how late its faces move, by its own clock and from outside."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -25,7 +26,13 @@ from unils_jax.inference.program import make_program
 from unils_jax.outputs.serving.page import page_files
 from unils_jax.outputs.serving.session import Session
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("UNILS_TIMED"),
+        reason="times a browser: set UNILS_TIMED=1 on a machine that does nothing else",
+    ),
+]
 
 TEXT = (
     "I have been looking for you all morning.  Where did you go?   We wanted to talk about the garden, "
