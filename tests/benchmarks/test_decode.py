@@ -27,7 +27,7 @@ HOW = Measurement(rounds=2, latencies=3, peak=1e12)
 
 @pytest.fixture
 def torch():
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
     torch.set_num_threads(1)
     return torch
 

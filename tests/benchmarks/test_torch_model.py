@@ -18,7 +18,7 @@ from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
 from unils_jax.inference.sampling import Sampling, nucleus_probability
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.benchmarks.torch_encoder import build_encoder, load_encoder  # noqa: E402

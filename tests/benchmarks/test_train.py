@@ -34,7 +34,7 @@ from unils_jax.training.throughput.flops import count
 
 @pytest.fixture
 def torch():
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
     torch.set_num_threads(1)
     return torch
 

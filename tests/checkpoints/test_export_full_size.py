@@ -24,7 +24,7 @@ from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import split
 from unils_jax.training.config import run_config
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 
 from unils_jax.benchmarks import torch_model as torch_model  # noqa: E402
 from unils_jax.benchmarks import torch_runs  # noqa: E402

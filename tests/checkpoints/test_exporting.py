@@ -18,7 +18,7 @@ from unils_jax.errors import UserError
 from unils_jax.training.config import run_config
 
 RELEASED = json.loads((Path(__file__).parents[1] / "support" / "meta_cfg.json").read_text())
-NEEDS_TORCH = "needs PyTorch: pip install 'unils-jax[torch]'"
+NEEDS_TORCH = "needs PyTorch: pip install '.[torch]'"
 
 
 def same(first: dict, second: dict) -> bool:

@@ -156,7 +156,7 @@ def checkpoint_of(name: str) -> Checkpoint:
 
 @pytest.mark.parametrize("audio_condition", ["own", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_the_torch_reference_of_an_exported_file_gives_the_same_logits_and_motion(audio_condition, tmp_path):
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
     from unils_jax.benchmarks import torch_runs
     from unils_jax.benchmarks.torch_model import load_torch_reference
 

@@ -68,7 +68,7 @@ def test_a_file_keeps_the_chain_and_the_torch_reference_decodes_by_it(tmp_path):
     assert again.config == CHAINED
     np.testing.assert_array_equal(again.params["prior/bit_chain"], checkpoint().params["prior/bit_chain"])
     assert "bits of a token depend on each other" in (tmp_path / "x.safetensors.md").read_text()
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
     from unils_jax.benchmarks import torch_runs
     from unils_jax.benchmarks.torch_model import load_torch_reference
 

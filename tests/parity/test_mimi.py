@@ -34,8 +34,8 @@ SIZES = {
 
 def random_mimi(size: str, folder: str):
     """A model with features of about one, saved as transformers does."""
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
-    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'unils-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install '.[torch]'")
     torch.manual_seed(0)
     config = transformers.MimiConfig(codebook_size=16, num_quantizers=2, **SIZES[size])
     model = transformers.MimiModel(config).eval()

@@ -20,7 +20,7 @@ from parity.test_codec import TERMS, WEIGHTS
 from parity.updates import schedule
 from unils_jax.face.flame import vertices
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 torch.set_num_threads(1)  # the models are tiny and the other cores are busy with other tests
 
 from unils_jax.benchmarks.torch_encoder import load_strictly  # noqa: E402

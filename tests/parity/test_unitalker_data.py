@@ -86,7 +86,7 @@ def test_scaled_annotations_and_normalised_audio_match(golden, sets):
 
 @pytest.mark.parametrize("name", ["D0", "D1", "D2"])
 def test_the_incremental_pca_matches(golden, name):
-    pytest.importorskip("sklearn", reason="fits a PCA: pip install 'unils-jax[pca]'")
+    pytest.importorskip("sklearn", reason="fits a PCA: pip install '.[pca]'")
     case = golden("unitalker/pca")
     rows, outputs = case.inputs[f"{name}.data"].copy(), case.outputs
     found = fit_pca(rows, case.config["components"][name], case.config["batch_size"][name], case.inputs[f"{name}.perm"])

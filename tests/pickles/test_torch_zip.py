@@ -14,7 +14,7 @@ from unils_jax.checkpoints.torch_files import read_pt
 from unils_jax.errors import UserError
 
 META_CFG = {"MODEL": {"LOADER": "unils_codec.UniLSCodec", "V_PATCH_NUMS": [1, 100], "RATE": 0.3, "X": None, "Y": True}}
-NEEDS_TORCH = "needs PyTorch: pip install 'unils-jax[torch]'"
+NEEDS_TORCH = "needs PyTorch: pip install '.[torch]'"
 
 
 def checkpoint(**tensors) -> dict:

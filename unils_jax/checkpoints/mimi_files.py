@@ -11,9 +11,8 @@ from unils_jax.errors import UserError
 from unils_jax.models.mimi import MimiConfig
 from unils_jax.pickles.torch_zip import shown
 
-# What transformers takes for a field that config.json leaves out.
-DEFAULTS: dict[str, Any] = {
-    "model_type": None,
+REQUIRED = {
+    "model_type": "mimi",
     "sampling_rate": 24_000,
     "audio_channels": 1,
     "use_causal_conv": True,
@@ -21,6 +20,11 @@ DEFAULTS: dict[str, Any] = {
     "use_conv_shortcut": False,
     "attention_bias": False,
     "hidden_act": "gelu",
+}
+# What transformers takes for a field that config.json leaves out.
+DEFAULTS: dict[str, Any] = {
+    **REQUIRED,
+    "model_type": None,
     "hidden_size": 512,
     "num_hidden_layers": 8,
     "num_attention_heads": 8,
@@ -35,16 +39,6 @@ DEFAULTS: dict[str, Any] = {
     "sliding_window": 250,
     "vector_quantization_hidden_dimension": 256,
     "norm_eps": 1e-5,
-}
-REQUIRED = {
-    "model_type": "mimi",
-    "sampling_rate": 24_000,
-    "audio_channels": 1,
-    "use_causal_conv": True,
-    "pad_mode": "constant",
-    "use_conv_shortcut": False,
-    "attention_bias": False,
-    "hidden_act": "gelu",
 }
 COUNTS = {
     "hidden_size": "width",

@@ -162,7 +162,7 @@ def test_templates_of_other_subjects_are_refused(two_sets):
 
 
 def test_a_pca_of_a_set_is_written_and_read(tmp_path):
-    pytest.importorskip("sklearn", reason="fits a PCA: pip install 'unils-jax[pca]'")
+    pytest.importorskip("sklearn", reason="fits a PCA: pip install '.[pca]'")
     template = noise(1, 6)
     basis, weights = noise(2, 6), 5 * noise(100, 2)
     annotation = template + weights @ basis + 0.3
@@ -178,7 +178,7 @@ def test_a_pca_of_a_set_is_written_and_read(tmp_path):
 
 
 def test_the_command_line_puts_a_pca_into_its_set(tmp_path, capsys):
-    pytest.importorskip("sklearn", reason="fits a PCA: pip install 'unils-jax[pca]'")
+    pytest.importorskip("sklearn", reason="fits a PCA: pip install '.[pca]'")
     annotation, template, short = noise(60, 6), noise(1, 6), (0, 25, noise(5, 6), noise(64_000))
     one = write_set(tmp_path / "a", "one", [(0, 25, annotation, noise(64_000)), short], template)
     flags = ("--components", "2", "--batch_size", "30")
@@ -205,6 +205,6 @@ def test_a_pca_file_of_another_shape_is_refused(tmp_path):
 
 
 def test_a_pca_needs_a_full_batch():
-    pytest.importorskip("sklearn", reason="fits a PCA: pip install 'unils-jax[pca]'")
+    pytest.importorskip("sklearn", reason="fits a PCA: pip install '.[pca]'")
     with pytest.raises(UserError, match="a batch must be full"):
         fit_pca(noise(10, 4), 2, 20, np.arange(10))

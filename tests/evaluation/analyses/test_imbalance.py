@@ -14,7 +14,7 @@ from unils_jax.errors import UserError
 from unils_jax.evaluation.analyses import imbalance
 from unils_jax.motion import JAW
 
-pytest.importorskip("sklearn", reason="the regressions are scikit-learn's: pip install 'unils-jax[analysis]'")
+pytest.importorskip("sklearn", reason="the regressions are scikit-learn's: pip install '.[analysis]'")
 
 
 def conversation(seed: int, frames: int = 300) -> tuple[str, Record]:

@@ -69,7 +69,7 @@ def test_an_exported_file_returns_bit_for_bit_with_its_config(checkpoint, tmp_pa
 
 
 def test_an_exported_pt_is_the_bare_state_dict_with_its_config_beside(checkpoint, tmp_path):
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'unils-jax[torch]'")
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
     path = tmp_path / "ours.pt"
     export(checkpoint, path)
     state = torch.load(path, weights_only=True)
