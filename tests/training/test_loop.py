@@ -212,6 +212,12 @@ def test_metrics_of_a_run_that_was_cut_are_dropped_on_resume(tmp_path):
     assert reported == [(1, 1.1), (2, 2.1), (3, 3.1), (4, 0.25)] and metrics(tmp_path)[-1]["grad_norm"] is None
 
 
+def test_a_folder_where_the_metrics_should_be_is_refused_in_a_line(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl cannot be read .*; move it away"), MetricsLog(tmp_path):
+        pass
+
+
 def test_an_evaluation_that_is_still_to_come_is_not_logged_twice(tmp_path):
     with MetricsLog(tmp_path) as log:
         for step in (1, 2):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, shown
 from unils_jax.files import atomic_output
 from unils_jax.systems.base import Metrics
 from unils_jax.training.config import RunConfig
@@ -59,8 +59,12 @@ class MetricsLog:
         if self.path is None:
             return
         if self.path.exists():
-            rows = [(line, _step_and_split(line)) for line in self.path.read_text(errors="replace").splitlines()]
-            lines = [line for line, of_line in rows if kept.holds(*of_line)]
+            try:
+                text = self.path.read_text(errors="replace")
+            except OSError as problem:
+                remedy = "move it away or choose another workdir"
+                raise UserError(f"{shown(self.path)} cannot be read ({problem.strerror}); {remedy}") from problem
+            lines = [line for line in text.splitlines() if kept.holds(*_step_and_split(line))]
             with atomic_output(self.path) as partial:
                 partial.write_text("".join(line + "\n" for line in lines))
         # Imports PyTorch where that is installed: seconds that only a training run should pay.
