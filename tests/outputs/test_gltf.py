@@ -1,7 +1,10 @@
 """The .glb as VTK's importer sees it: skinned and morphed by VTK, it must be the head that we pose."""
 
 import json
+import shutil
 import struct
+import subprocess
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,10 @@ from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW, STANDIN_SHAPES
 from unils_jax.outputs.drawn_head import standin_head
 from unils_jax.outputs.gltf import DISTANCE, write_glb
 from unils_jax.outputs.video import _frames_of_vertices
+
+VALIDATOR = Path(__file__).parents[2] / "build/viewer/node_modules/gltf-validator"
+VALIDATE = """require(process.argv[1]).validateBytes(new Uint8Array(fs.readFileSync(process.argv[2])))
+  .then((report) => console.log(JSON.stringify(report)))"""
 
 
 def moving(num_people: int, num_frames: int, used: int) -> np.ndarray:
@@ -124,3 +131,45 @@ def test_motion_of_another_basis_moves_jaw_gaze_and_head_only(tmp_path, caplog):
     accessor = file["accessors"][file["animations"][0]["samplers"][weights["sampler"]]["output"]]
     assert accessor["min"] == accessor["max"] == [0.0]
     assert "only jaw, gaze and head" in caplog.text
+
+
+def findings(path) -> tuple[list[str], dict]:
+    """The errors and warnings of Khronos' validator, and what it counted in the file."""
+    if not shutil.which("node") or not VALIDATOR.exists():
+        pytest.skip("needs Khronos' glTF validator: run `make viewer` (needs Node)")
+    done = subprocess.run(
+        ["node", "-e", VALIDATE, str(VALIDATOR), str(path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    report = json.loads(done.stdout)
+    issues = [issue for issue in report["issues"]["messages"] if issue["severity"] < 2]
+    return [f"{issue['code']} {issue['pointer']}" for issue in issues], report["info"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("people", "frames"), [(1, 1), (1, 5), (2, 5)])
+def test_khronos_validator_finds_nothing_in_the_stand_in(tmp_path, people, frames):
+    motion = moving(people, frames, len(STANDIN_SHAPES))
+    write_glb(tmp_path / "m.glb", motion, standin_asset(), expression_basis="standin")
+    said, info = findings(tmp_path / "m.glb")
+    assert said == []
+    assert (info["drawCallCount"], info["animationCount"], info["hasSkins"]) == (people, 1, True)
+
+
+@pytest.mark.slow
+def test_khronos_validator_finds_nothing_in_flames_head(tmp_path, golden):
+    asset = golden_flame_asset(golden)
+    write_glb(tmp_path / "m.glb", moving(2, 3, 100), asset, expression_basis="flame", embed_flame=True)
+    said, info = findings(tmp_path / "m.glb")
+    assert said == [] and info["hasMorphTargets"]
+
+
+@pytest.mark.slow
+def test_khronos_validator_finds_what_is_wrong(tmp_path):
+    """A joint beyond the skin's: the validator reads the numbers, not the JSON alone."""
+    write_glb(tmp_path / "m.glb", moving(1, 2, 24), standin_asset(), expression_basis="standin")
+    file, data = document(tmp_path / "m.glb"), bytearray((tmp_path / "m.glb").read_bytes())
+    accessor = file["accessors"][file["meshes"][0]["primitives"][0]["attributes"]["JOINTS_0"]]
+    start = 28 + struct.unpack_from("<I", data, 12)[0] + file["bufferViews"][accessor["bufferView"]]["byteOffset"]
+    data[start] = 200
+    (tmp_path / "m.glb").write_bytes(data)
+    assert any("JOINTS" in issue for issue in findings(tmp_path / "m.glb")[0])

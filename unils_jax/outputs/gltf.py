@@ -94,7 +94,7 @@ def write_glb(
     head, file = drawn_head(asset), _File()
     shared = _shared(file, head, motion.shape[1])
     places = (np.arange(len(motion)) - (len(motion) - 1) / 2) * DISTANCE
-    roots = [_person(file, head, shared, motion[p], p, float(x)) for p, x in enumerate(places)]
+    roots = [node for p, x in enumerate(places) for node in _person(file, head, shared, motion[p], p, float(x))]
     licence = {"copyright": "Geometry: FLAME, licensed by its makers"} if asset.name == "flame" else {}
     document = {
         "asset": {"version": "2.0", "generator": f"unils_jax {__version__}", **licence},
@@ -197,8 +197,8 @@ def _linear(colors: np.ndarray) -> np.ndarray:
     return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], axis=1)
 
 
-def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, person: int, x: float) -> int:
-    """Adds one person's nodes, mesh, skin and keys; returns the number of the node that holds them.
+def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, person: int, x: float) -> list[int]:
+    """Adds one person's nodes, mesh, skin and keys; returns the nodes at the top: joints and mesh.
 
     The person is at `x` metres; number `person` picks the palette and the names.
     """
@@ -218,7 +218,8 @@ def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, p
     file.skins.append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
     template = head.asset.skinning.joint_template.astype(np.float64)
     places = [template[0], np.zeros(3), *(template[1:] - template[0])]  # each in its parent's frame
-    nodes.append({"name": f"person {person + 1}", "translation": [x, 0.0, 0.0], "children": [mesh, joints[0]]})
+    nodes.append({"name": f"person {person + 1}", "translation": [x, 0.0, 0.0], "children": joints[:1]})
+    # A skinned mesh is where its joints are, whatever it hangs on: the format asks for it at the top.
     nodes.append({"name": f"face {person + 1}", "mesh": len(file.meshes) - 1, "skin": len(file.skins) - 1})
     children = ([joints[1]], joints[2:], [], [], [])
     for name, place, below in zip(JOINTS, places, children, strict=True):
@@ -231,7 +232,7 @@ def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, p
         # Joints follow the expression in FLAME, not in the stand-in, whose keys would say nothing.
         if np.ptp(places_T, axis=0).max() > 1e-7:
             file.animate(joint, "translation", shared.times, places_T)
-    return first
+    return [first, mesh]
 
 
 def _tracks(
