@@ -219,7 +219,7 @@ def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, p
     template = head.asset.skinning.joint_template.astype(np.float64)
     places = [template[0], np.zeros(3), *(template[1:] - template[0])]  # each in its parent's frame
     nodes.append({"name": f"person {person + 1}", "translation": [x, 0.0, 0.0], "children": joints[:1]})
-    # A skinned mesh is where its joints are, whatever it hangs on: the format asks for it at the top.
+    # Its joints alone place a skinned mesh: the format wants it at the top of the scene.
     nodes.append({"name": f"face {person + 1}", "mesh": len(file.meshes) - 1, "skin": len(file.skins) - 1})
     children = ([joints[1]], joints[2:], [], [], [])
     for name, place, below in zip(JOINTS, places, children, strict=True):
