@@ -1,4 +1,4 @@
-"""Motion of other frame rates brought to 25 a second, and the rate that times of frames tell.
+"""Motion brought from one frame rate to another, and the rate that times of frames tell.
 
 Expression is interpolated linearly, rotations along the shortest arc (slerp). NumPy and SciPy only.
 """
@@ -46,16 +46,16 @@ def at_our_rate(motion: Float[np.ndarray, "P T 108"], fps: float, name: str) -> 
     return resampled
 
 
-def resample(motion: Float[np.ndarray, "P T 108"], fps: float) -> Float32[np.ndarray, "P U 108"]:
-    """Returns motion of `fps` frames a second at 25, as long in seconds; at least one frame.
+def resample(motion: Float[np.ndarray, "P T 108"], fps: float, to: float = FPS) -> Float32[np.ndarray, "P U 108"]:
+    """Returns motion of `fps` frames a second at `to`, as long in seconds; at least one frame.
 
-    Frame t is at t / fps seconds. A frame whose time is that of a frame before is the same bit for
+    Frame t is at t / to seconds. A frame whose time is that of a frame before is the same bit for
     bit; after the last one its values are held.
     """
     num_frames = motion.shape[1]
-    num_resampled = max(1, round(num_frames * FPS / fps))
+    num_resampled = max(1, round(num_frames * to / fps))
     # Rounded, so that times which agree but for the last bit give whole positions.
-    return at_positions(motion, np.minimum(np.round(np.arange(num_resampled) * fps / FPS, 6), num_frames - 1))
+    return at_positions(motion, np.minimum(np.round(np.arange(num_resampled) * fps / to, 6), num_frames - 1))
 
 
 def fill_gaps(

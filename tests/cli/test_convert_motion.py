@@ -110,6 +110,8 @@ def test_a_glb_is_written(tmp_path, file, capsys):
         (("m.npz", "--out", "m.csv", "--layout", "dualtalk"), "must end in .npz"),
         (("m.npz", "m.npz", "--out", "m.csv"), "2 files were given"),
         (("m.npz", "--out", "m.csv", "--arkit_basis", "b.npz"), "--layout arkit"),
+        (("m.npz", "--out", "m.csv", "--out_fps", "60"), "--layout arkit"),
+        (("m.npz", "--out", "m.csv", "--layout", "arkit", "--out_fps", "101"), "1 to 100"),
         (("m.npz", "--out", "m.csv", "--flame", "f.pkl"), "--flame"),
         (("m.npz", "--out", "m.glb", "--embed_flame"), "--flame"),
         (("m.npz", "--out", "b.npz", "--from", "dualtalk"), "exp"),

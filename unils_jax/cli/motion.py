@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data_pipelines.resampling import at_our_rate, check_rate
+from data_pipelines.resampling import at_our_rate, check_rate, resample
 from unils_jax.audio import read_audio, speaking_frames
 from unils_jax.cli.arguments import (
     PeopleRequest,
@@ -26,7 +26,7 @@ from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion
 from unils_jax.outputs import arkit
 from unils_jax.outputs.arkit import write_live_link
 from unils_jax.outputs.gltf import write_glb
-from unils_jax.outputs.layouts import LAYOUTS
+from unils_jax.outputs.layouts import LAYOUTS, warn_of_losses
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.tables import read_csv, write_csv
 from unils_jax.outputs.video import FULL_HD, render_video
@@ -79,6 +79,7 @@ class ConvertRequest(Request):
     source: str = "unils"  # layout of what is read
     basis: str = "flame"  # of what is read in another layout than ours
     fps: float | None = None  # frames a second of what is read; None: what the file says, or 25
+    out_fps: int = round(FPS)  # frames a second of ARKit's table
     arkit_basis: str | None = None  # shapes to fit by least squares; None: by name
     flame: str | None = None
     embed_flame: bool = False
@@ -88,6 +89,10 @@ class ConvertRequest(Request):
         check_output(self.out, *SUFFIXES[self.layout])
         if self.fps is not None:
             check_rate(self.fps, "--fps")
+        if self.out_fps != FPS and self.layout != "arkit":
+            raise UserError(f"--out_fps is of --layout arkit; motion is of {FPS:g} otherwise, leave it away")
+        if not 1 <= self.out_fps <= 100:  # a timecode has two digits
+            raise UserError(f"--out_fps must be 1 to 100 frames a second, got {self.out_fps}")
         if self.arkit_basis and self.layout != "arkit":
             raise UserError("--arkit_basis is what --layout arkit fits; add --layout arkit or leave it away")
         if self.flame and self.out.suffix != ".glb" and not self.arkit_basis:
@@ -148,7 +153,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """examples:
   unils convert-motion motion.npz --out motion.csv
   unils convert-motion motion.npz --out motion.glb
-  unils convert-motion motion.npz --out arkit.csv --layout arkit
+  unils convert-motion motion.npz --out arkit.csv --layout arkit --out_fps 60
   unils convert-motion motion.npz --out talk.npz --layout artalk
   unils convert-motion talk.npz --from artalk --fps 30 --out motion.npz"""
     parser.add_argument("motion", nargs="+", metavar="FILE", help="motion file (.npz) or table (.csv); see --from")
@@ -177,6 +182,13 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="RATE",
         help="frames a second of what is read, resampled to 25 (default: what the file says, else 25)",
+    )
+    parser.add_argument(
+        "--out_fps",
+        type=int,
+        default=ConvertRequest.out_fps,
+        metavar="RATE",
+        help="frames a second of ARKit's table, such as 30 or 60 (default: %(default)s)",
     )
     parser.add_argument(
         "--arkit_basis", metavar="B.npz", help="names [K], shapes [K, V, 3] in metres, on the head's mesh"
@@ -296,6 +308,8 @@ def run_convert(args: argparse.Namespace) -> None:
     notice = ""
     if not request.imports:
         file, notice = finish_file(file, request.motion[0], raw=request.raw)
+    if request.out_fps != FPS:
+        file = replace(file, motion=resample(file.motion, FPS, float(request.out_fps)))
     if request.out.suffix == ".glb":
         written = convert_to_glb(request, file)
     elif request.layout == "arkit":
@@ -341,19 +355,6 @@ def convert_channels(request: ConvertRequest, file: MotionFile) -> str:
     return str(request.out)
 
 
-def warn_of_losses(layout: str, file: MotionFile) -> None:
-    """Warns of channels that another project's layout cannot hold or takes for something else."""
-    if file.expression_basis != "flame":
-        log.warning(
-            "motion has the %s basis: in %s's layout the channels keep their numbers, not the meaning of FLAME's",
-            file.expression_basis,
-            layout,
-        )
-    for name, channels in LAYOUTS[layout].lacks.items():
-        if np.any(file.motion[..., channels]):
-            log.warning("%s's layout has no room for %s, which is left out", layout, name)
-
-
 def convert_to_glb(request: ConvertRequest, file: MotionFile) -> str:
     """Writes glTF; returns its path."""
     if request.embed_flame and not request.flame:
@@ -390,5 +391,5 @@ def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
             ", ".join(f"{name} at {value:.3g}" for name, value in worst[:3]),
             " and others" if len(worst) > 3 else "",
         )
-    paths = write_live_link(request.out, found.coefficients, file.motion)
+    paths = write_live_link(request.out, found.coefficients, file.motion, request.out_fps)
     return f"{', '.join(map(str, paths))} ({how})"

@@ -256,11 +256,15 @@ def live_link_paths(path: str | os.PathLike, num_people: int) -> list[Path]:
 
 
 def write_live_link(
-    path: str | os.PathLike, coefficients: Float[np.ndarray, "P T 52"], motion: Float[np.ndarray, "P T 108"]
+    path: str | os.PathLike,
+    coefficients: Float[np.ndarray, "P T 52"],
+    motion: Float[np.ndarray, "P T 108"],
+    fps: int = round(FPS),
 ) -> list[Path]:
     """Writes one table a person, whole or not at all; returns their paths.
 
-    `coefficients` are in the order of `ARKIT_NAMES`; the angles are those of `motion`.
+    `coefficients` are in the order of `ARKIT_NAMES`; the angles are those of `motion`. Row t has
+    the timecode of t / fps seconds.
     """
     columns = [ARKIT_NAMES.index(name) for name in _ORDER]
     paths = live_link_paths(path, len(motion))
@@ -270,7 +274,7 @@ def write_live_link(
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["Timecode", "BlendShapeCount", *COLUMNS])
             for t, row in enumerate(rows):
-                writer.writerow([_timecode(t), len(COLUMNS), *(f"{value:.8f}" for value in row)])
+                writer.writerow([_timecode(t, fps), len(COLUMNS), *(f"{value:.8f}" for value in row)])
     return paths
 
 
@@ -286,6 +290,7 @@ def angles(motion: Float[np.ndarray, "T 108"]) -> Float[np.ndarray, "T 9"]:
     return Rotation.from_rotvec(vectors.reshape(-1, 3)).as_euler("YXZ").reshape(-1, 9)
 
 
-def _timecode(frame: int) -> str:
-    seconds, rest = divmod(frame, round(FPS))
+def _timecode(frame: int, fps: int) -> str:
+    """Returns hours, minutes, seconds and frames; the last part is thousandths of a frame."""
+    seconds, rest = divmod(frame, fps)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}:{rest:02d}.000"

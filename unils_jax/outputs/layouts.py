@@ -17,7 +17,7 @@ from data_pipelines.resampling import at_our_rate, check_rate
 from data_pipelines.tracks.names import RATE_KEYS, TIME_KEYS
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output, read_npy_file, read_npz_file
-from unils_jax.motion import EYES, FPS, MOTION_DIM, to_56_channels
+from unils_jax.motion import EYES, FPS, MOTION_DIM, MotionFile, to_56_channels
 from unils_jax.outputs.trackers import file_rate, finite, read_tracker, say_losses
 from unils_jax.pickles.torch_zip import open_archive, state_dict
 
@@ -152,3 +152,16 @@ LAYOUTS = {
     "dualtalk": Layout(read_dualtalk, write_dualtalk, 2, {"eyes": EYES, "expression 50 to 99": slice(50, 100)}),
     "artalk": Layout(read_artalk, write_artalk, 1, {"eyes": EYES}),
 }
+
+
+def warn_of_losses(layout: str, file: MotionFile) -> None:
+    """Warns of channels that another project's layout cannot hold or takes for something else."""
+    if file.expression_basis != "flame":
+        log.warning(
+            "motion has the %s basis: in %s's layout the channels keep their numbers, not the meaning of FLAME's",
+            file.expression_basis,
+            layout,
+        )
+    for name, channels in LAYOUTS[layout].lacks.items():
+        if np.any(file.motion[..., channels]):
+            log.warning("%s's layout has no room for %s, which is left out", layout, name)
