@@ -52,10 +52,14 @@ def resample(motion: Float[np.ndarray, "P T 108"], fps: float, to: float = FPS) 
     Frame t is at t / to seconds. A frame whose time is that of a frame before is the same bit for
     bit; after the last one its values are held.
     """
-    num_frames = motion.shape[1]
+    return at_positions(motion, positions(motion.shape[1], fps, to))
+
+
+def positions(num_frames: int, fps: float, to: float = FPS) -> Float[np.ndarray, " U"]:
+    """Returns where frames at `to` a second lie among frames of `fps`, as long in seconds."""
     num_resampled = max(1, round(num_frames * to / fps))
     # Rounded, so that times which agree but for the last bit give whole positions.
-    return at_positions(motion, np.minimum(np.round(np.arange(num_resampled) * fps / to, 6), num_frames - 1))
+    return np.minimum(np.round(np.arange(num_resampled) * fps / to, 6), num_frames - 1)
 
 
 def fill_gaps(

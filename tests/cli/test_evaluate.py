@@ -184,6 +184,8 @@ def test_a_release_file_is_scored_with_its_audio_encoder(tmp_path, stores, relea
         (["--split", "tset"], "split must be one of"),
         (["--out", "report.txt"], "must end in .json"),
         (["--flame", "generic_model.pkl"], "leave --flame away"),
+        (["--fps", "0"], "--fps must be 1 to 1000"),
+        (["--keys", "mouth=x"], "--keys must be PART=NAME"),
         (["--checkpoint", "x"], "not allowed with argument"),
     ],
 )
@@ -212,7 +214,7 @@ def test_missing_and_foreign_motion_files_are_named(tmp_path, stores, capsys):
     assert "of the 'flame' expression basis" in capsys.readouterr().err
     victim.write_bytes(b"no motion")
     assert run("--motion", folder, "--data", store, "--out", out) == 2
-    assert "synthetic_0_00003.npz is not a motion file" in capsys.readouterr().err
+    assert "synthetic_0_00003.npz is no .npz archive" in capsys.readouterr().err
     assert not out.exists()
 
 

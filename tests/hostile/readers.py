@@ -27,7 +27,7 @@ _NAMES = {
         "FLAME",
         "assets of annotations",
     ),
-    "runs": ("workdir", "workdir resumed", "answers of a study"),
+    "runs": ("workdir", "workdir resumed", "answers of a study", "motion to score"),
     "broken": (
         "broken: raises",
         "broken: two lines",
@@ -147,6 +147,7 @@ OPENED_BY = {
     "unils_jax.training.metrics:_step_and_split": "workdir resumed",
     "unils_jax.training.wandb_run:_saved_id": "workdir resumed",
     "unils_jax.evaluation.analyses.study:_read": "answers of a study",
+    "unils_jax.evaluation.motion_files:_is_ours": "motion to score",
 }
 
 # Functions whose files no stranger gives, and why.

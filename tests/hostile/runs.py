@@ -12,10 +12,15 @@ from hostile.reader import Reader
 from tiny_models import CONFIGS
 
 from data_pipelines.loader import LoaderIterator
+from data_pipelines.sources.tracking import TrackOptions
 from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.model_card import last_metrics
 from unils_jax.evaluation.analyses.study import analyse, read_answers, table
+from unils_jax.evaluation.motion_files import FolderMotion
+from unils_jax.evaluation.protocols import PROTOCOLS
+from unils_jax.evaluation.unils_metrics import Mesh
 from unils_jax.models.unils import UniLS
+from unils_jax.motion import save_motion
 from unils_jax.nn.params import abstract
 from unils_jax.systems.registry import STAGES
 from unils_jax.training.checkpoint import Checkpoints, check_workdir
@@ -105,6 +110,27 @@ def read_study(folder: Path) -> None:
     table(analyse(read_answers(folder)))
 
 
+REST = np.random.default_rng(0).standard_normal((120, 3)).astype(np.float32) * 0.08
+MESH = Mesh(lambda motion: np.repeat(REST[None], len(motion), 0), np.arange(8), np.arange(60, 120))
+
+
+def make_scored(folder: Path) -> None:
+    """A record in our file, one in another system's parameters, one in vertices."""
+    motion = (np.random.default_rng(0).standard_normal((1, 30, 108)) * 0.1).astype(np.float32)
+    save_motion(folder / "a.npz", motion, expression_basis="flame", source={"window_frames": 25})
+    np.savez(folder / "b.npz", exp=motion[0, :, :50], pose=motion[0, :, 98:104], fps=30.0)
+    np.save(folder / "c.npy", np.repeat(REST[None], 30, 0))
+
+
+def read_scored(folder: Path) -> None:
+    """Reads them as `unils evaluate --motion` does."""
+    store = SimpleNamespace(expression_basis="flame", path="store")
+    for path in sorted(folder.iterdir()):
+        motion = FolderMotion(folder, store, TrackOptions())
+        motion.open(PROTOCOLS["unils-release"], [path.stem], MESH)(SimpleNamespace(name=path.stem), 0)
+        motion.window_frames(path.stem)
+
+
 READ = (
     "run/config.json",
     "run/wandb_id",
@@ -115,4 +141,5 @@ READERS = {
     "workdir": Reader(lambda folder: make_workdir(folder, shapes()), read_workdir, READ[2:]),
     "workdir resumed": Reader(lambda folder: make_workdir(folder, few()), resume, READ),
     "answers of a study": Reader(make_answers, read_study),
+    "motion to score": Reader(make_scored, read_scored, apart=True),
 }

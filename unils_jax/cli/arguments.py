@@ -8,6 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.cluster import ENGINES
+from data_pipelines.resampling import check_rate
+from data_pipelines.sources.tracking import TrackOptions
+from data_pipelines.tracks.mapping import parse_keys, parse_rotations
+from data_pipelines.tracks.names import LAYOUTS
+from data_pipelines.tracks.rotations import WIDTHS
 from unils_jax.errors import UserError
 from unils_jax.motion import load_motion
 from unils_jax.systems.registry import SYSTEMS
@@ -39,6 +44,45 @@ class PeopleRequest(Request):
     truth: str | None = None  # motion file to compare with
     flame: str | None = None  # FLAME's model file; None: the stand-in head
     raw: bool = False  # True: motion as the file has it; False: finished, unless the file says it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackRequest(Request):
+    """What flags say of arrays in files of face trackers, and of systems that write as these do."""
+
+    tracker: str = TrackOptions.layout  # whose names the files have; auto: found out
+    keys: str | None = None  # parts and arrays; None: by their names
+    rotations: str | None = None  # kinds of rotations; None: by their widths
+    fps: float | None = None  # None: as the files or their videos say
+
+    @property
+    def track_flags(self) -> dict[str, object]:
+        """The flags that only such files take, as far as they are given."""
+        given = {"--layout": self.tracker, "--keys": self.keys, "--rotations": self.rotations, "--fps": self.fps}
+        return {flag: value for flag, value in given.items() if value not in (None, TrackOptions.layout)}
+
+    def track_options(self, max_gap_s: float = TrackOptions.max_gap_s) -> TrackOptions:
+        """Returns the flags' values. Raises UserError for a wrong one."""
+        if self.fps is not None:
+            check_rate(self.fps, "--fps")
+        keys, rotations = parse_keys(self.keys or ""), parse_rotations(self.rotations or "")
+        return TrackOptions(self.tracker, keys, rotations, self.fps, max_gap_s)
+
+
+def add_track_arguments(parser: argparse.ArgumentParser, where: str) -> None:
+    """Adds the flags of a `TrackRequest`; `where` says for the help what they go with."""
+    parser.add_argument(
+        "--layout",
+        dest="tracker",
+        choices=("auto", *LAYOUTS),
+        default=TrackRequest.tracker,
+        help=f"whose names the arrays have (default: auto, by the names; {where})",
+    )
+    parser.add_argument(
+        "--keys", metavar="PART=NAME[A:B],...", help="arrays and columns, as expression=exp,jaw=pose[3:6]"
+    )
+    parser.add_argument("--rotations", metavar="[PART=]KIND,...", help=f"kinds of rotations: {', '.join(WIDTHS)}")
+    parser.add_argument("--fps", type=float, metavar="F", help="frames a second (default: as files or videos say)")
 
 
 def add_people_arguments(parser: argparse.ArgumentParser, embed_in: str = "") -> None:

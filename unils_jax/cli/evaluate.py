@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unils_jax.checkpoints.loading import load
-from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument, readers_of
+from unils_jax.cli.arguments import DTYPES, TrackRequest, add_encoder_argument, add_track_arguments, readers_of
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation import lip_errors
 from unils_jax.evaluation.figures.recordings import score_recordings, table
@@ -28,7 +28,7 @@ NOTHING = "name what is scored: --checkpoint PATH, --motion DIR, or --recordings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateRequest(Request):
+class EvaluateRequest(TrackRequest):
     """The flags of `unils evaluate`."""
 
     checkpoint: str | None = None
@@ -74,6 +74,8 @@ class EvaluateRequest(Request):
             problems.append(f"--motion {self.motion} is no folder; give the one with the motion files")
         if self.seeds > 1 and not self.data and not self.recordings:
             problems.append(f"--seeds {self.seeds} goes with --data DIR; on its own sets a system draws nothing")
+        if self.track_flags and not self.motion:
+            problems.append(f"{', '.join(self.track_flags)} is of --motion DIR; leave it out")
         if self.motion and not self.data:
             problems.append("--motion is scored on a store; name it with --data DIR")
         if self.data and (self.sets or self.resources):
@@ -87,19 +89,22 @@ class EvaluateRequest(Request):
     def settings(self) -> EvaluationSettings:
         """How a store is scored."""
         settings = (self.protocol, self.split, self.seeds, self.limit, self.dtype, self.audio_encoder, self.flame)
-        return EvaluationSettings(*settings, finished=self.finished, own_sampling=self.own_sampling)
+        sampling = {"finished": self.finished, "own_sampling": self.own_sampling}
+        return EvaluationSettings(*settings, **sampling, files=self.track_options())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils evaluate`, with working examples."""
     parser.description = (
         "Scores motion against the truth of a store, per role, under a named protocol: the motion that a checkpoint "
-        "gives, or with --motion a folder of motion files by any system, one NAME.npz a record. Writes JSON, and "
-        "beside it a Markdown table with the published rows and an HTML page with plots. Without --data a model of "
-        f"annotations ({readers_of('annotation')}) is scored on its own sets: lip errors per annotation, as JSON."
+        "gives, or with --motion a folder of files by any system: NAME.npz of ours, or FLAME parameters or vertices of "
+        "other layouts in NAME_speaker1 and NAME_speaker2. Writes JSON, and beside it a Markdown table with the "
+        "published rows and an HTML page with plots. Without --data a model of annotations "
+        f"({readers_of('annotation')}) is scored on its own sets: lip errors per annotation, as JSON."
     )
     parser.epilog = """example:
   unils evaluate --checkpoint runs/demo/dialogue --data runs/demo/data --out runs/demo/report.json
+  unils evaluate --motion theirs --data data/tracked --flame generic_model.pkl --protocol unils-clean
   unils evaluate --recordings recordings/ --seeds 2
   unils evaluate --checkpoint runs/annotations --resources resources/binary_resources --out lips.json"""
     names = ", ".join(system.title for system in SYSTEMS.values())
@@ -130,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, default=defaults.seeds, metavar="N", help="decodes a conversation (default: %(default)s)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="score the first N conversations only")
+    add_track_arguments(parser, "with --motion, as the next three; vertices take --fps alone")
     add_encoder_argument(parser)
     parser.add_argument("--dtype", default=defaults.dtype, choices=DTYPES, help="of the decode (default: %(default)s)")
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the vertex metrics")

@@ -22,7 +22,7 @@ from unils_jax.evaluation.dualtalk_metrics import WITH_PARTNER, dualtalk_metrics
 from unils_jax.evaluation.figures.names import missing_groups, needed_groups, unit
 from unils_jax.evaluation.figures.speech import Voice, speech_figures
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
-from unils_jax.evaluation.unils_metrics import ROLES, Mesh, role_masks, unils_metrics
+from unils_jax.evaluation.unils_metrics import MESH_METRICS, ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
 from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, WINDOW_FRAMES, to_56_channels
 
@@ -46,7 +46,7 @@ def _without_head_rotation(asset: FlameAsset, motion: Float[Array, "t 108"]) -> 
 class Person:
     """One person of one conversation to score: prediction, truth and the partner's truth.
 
-    Head rotation is centred as the protocol says. In channels that the truth lacks, truth and
+    Head rotation is centred as the protocol says. In channels that one of them lacks, truth and
     prediction are zero, and figures that rest on a group without any of its channels are undefined.
     """
 
@@ -56,17 +56,19 @@ class Person:
     speaking: Bool[np.ndarray, " T"]
     loudness_db: Float[np.ndarray, " T"] | None  # of the own track; None where there is no audio
     head_offset: float  # mean head rotation in radians that centring took from the prediction
-    channel_mask: Bool[np.ndarray, "108"] | None = None  # channels that the truth has; None: all
-    partner_channel_mask: Bool[np.ndarray, "108"] | None = None  # the same for the partner's truth
+    channel_mask: Bool[np.ndarray, "108"] | None = None  # channels that both have; None: all
+    partner_channel_mask: Bool[np.ndarray, "108"] | None = None  # those of the partner's truth
     window_frames: int = WINDOW_FRAMES  # of the model's windows, at whose borders steps are compared
     first_frame: int = 0  # number of the first scored frame in the recording
     phones: PhoneTracks | None = None  # the own ones, when lips say them; None where not known
+    vertices: Float[np.ndarray, "T V 3"] | None = None  # of the prediction, metres; None: by its channels
 
 
 def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tuple[Figures, Figures]:
     """Returns all figures of a person, and those of the truth that need one motion alone."""
     figures, true = {}, {}
-    for role, values in unils_metrics(person.prediction, person.truth, person.speaking, mesh).items():
+    motions = (person.prediction, person.truth, person.speaking)
+    for role, values in unils_metrics(*motions, mesh, person.vertices).items():
         figures |= {f"unils/{role}/{name}": value for name, value in values.items()}
     channels = [to_56_channels(x) for x in (person.prediction, person.truth, person.partner)]
     for name, groups in dualtalk_metrics(*channels).items():
@@ -85,13 +87,18 @@ def score_person(person: Person, mesh: Mesh | None, expression_basis: str) -> tu
 def _without_missing(figures: Figures, person: Person) -> Figures:
     """Returns the figures with NaN for those that rest on channels which the truth lacks.
 
-    Figures against the partner's motion also need the partner's channels.
+    Figures against the partner's motion also need the partner's channels, those of vertices need
+    none where the prediction gives vertices.
     """
+    of_vertices = MESH_METRICS if person.vertices is not None else ()
     own, partner = missing_groups(person.channel_mask), missing_groups(person.partner_channel_mask)
     if not own and not partner:
         return figures
     return {
-        name: NAN if needed_groups(name) & (own | partner if name.startswith(WITH_PARTNER) else own) else value
+        name: NAN
+        if needed_groups(name) & (own | partner if name.startswith(WITH_PARTNER) else own)
+        and name.rpartition("/")[2] not in of_vertices
+        else value
         for name, value in figures.items()
     }
 
@@ -221,9 +228,12 @@ class ScoreTable:
 
     def _keep_trace(self, name: str, person: Person) -> None:
         """Keeps jaw and head of the first person of the best and the worst conversation so far."""
+        shown = np.stack([person.prediction, person.truth], axis=-1)
+        if person.channel_mask is not None:
+            shown = np.where(person.channel_mask[:, None], shown, np.float32(NAN))  # a gap, not a line at zero
         self._traces[name] = {
-            "jaw": np.concatenate([person.prediction[:, JAW], person.truth[:, JAW]], axis=1),
-            "head pitch": np.stack([person.prediction[:, HEAD][:, 0], person.truth[:, HEAD][:, 0]], axis=1),
+            "jaw": shown[:, JAW.start],
+            "head pitch": shown[:, HEAD.start],
             "speaking": person.speaking,
         }
         # Traces are large: those of conversations that are neither best nor worst are let go.

@@ -17,12 +17,13 @@ from data_pipelines.record import Record
 from data_pipelines.windows import is_long_enough, least_frames, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
+from unils_jax.evaluation.figures.names import missing_groups, needed_groups
 from unils_jax.evaluation.figures.speech import cut_phones, lip_phones
 from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.finishing import finish
 from unils_jax.inference.sampling import Sampling
-from unils_jax.motion import FPS, HEAD, MOTION_KIND, WINDOW_FRAMES, Window, center_head
+from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, Window, center_head
 from unils_jax.nn.params import Params, merge
 from unils_jax.outputs.video import render_video
 from unils_jax.systems.base import Inputs, Options, System
@@ -122,6 +123,15 @@ class Conversation:
     phones: tuple[PhoneTracks, ...] = ()  # of each person, when lips say them; () where not known
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """Motion of a conversation's people as anybody's files give it."""
+
+    motion: Float[np.ndarray, "P T 108"]  # zero in channels that the files lack
+    observed: Bool[np.ndarray, "P 108"] | None = None  # channels that they have; None: all
+    vertices: Float[np.ndarray, "P T V 3"] | None = None  # metres, unturned; None: those of `motion`
+
+
 # A conversation and a seed -> motion [P, T, 108], the people in the order of the conversation.
 Predict = Callable[[Conversation, int], Float[np.ndarray, "P T 108"]]
 
@@ -195,18 +205,19 @@ def generate_with(system: System, model: nnx.Module, protocol: Protocol, dtype: 
 
 def people_to_score(
     conversation: Conversation,
-    prediction: Float[np.ndarray, "P T2 108"],
+    prediction: Float[np.ndarray, "P T2 108"] | Prediction,
     protocol: Protocol,
     window_frames: int | None = None,
 ) -> list[Person]:
     """Returns the protocol's people and frames, prediction and truth cut to the shorter.
 
-    Channels that the truth lacks are zero in both. `window_frames` are of the model that made the
-    prediction; None: the protocol's. Raises UserError where the prediction holds too
-    few people, differs from the truth by more than a second, or holds NaN or infinite values.
+    Channels that the truth or the prediction lacks are zero in both. `window_frames` are of the
+    model that made the prediction; None: the protocol's. Raises UserError where the prediction
+    holds too few people, differs from the truth by more than a second, or holds NaN or infinite
+    values.
     """
-    frames = conversation.motion.shape[1]
-    problems = []
+    given = prediction if isinstance(prediction, Prediction) else Prediction(prediction)
+    prediction, frames, problems = given.motion, conversation.motion.shape[1], []
     if len(prediction) < protocol.num_people:
         problems.append(f"holds {len(prediction)} person, protocol {protocol.name} scores {protocol.num_people}")
     if abs(prediction.shape[1] - frames) > MAX_LENGTH_DIFFERENCE_FRAMES:
@@ -225,15 +236,22 @@ def people_to_score(
         loudness_db = None
         if conversation.audio is not None:
             loudness_db = frame_loudness(conversation.audio[person])[scored]
+        observed = conversation.observed[person]
+        both = observed if given.observed is None else observed & given.observed[person]
+        vertices = None
+        if given.vertices is not None and not missing_groups(observed) & needed_groups("LVE"):
+            vertices, both = given.vertices[person, scored], np.zeros(MOTION_DIM, bool)
         people.append(
             Person(
-                prediction=np.where(conversation.observed[person], scores[person, scored], np.float32(0)),
-                truth=conversation.motion[person, scored],
+                prediction=np.where(both, scores[person, scored], np.float32(0)),
+                # Against vertices, all channels of the truth pose the head.
+                truth=np.where(both if vertices is None else observed, conversation.motion[person, scored], 0),
                 partner=conversation.motion[1 - person, scored],
                 speaking=conversation.speaking[person, scored],
                 loudness_db=loudness_db,
                 head_offset=float(np.abs(prediction[person, :, HEAD].mean(axis=0, dtype=np.float64)).mean()),
-                channel_mask=conversation.observed[person],
+                channel_mask=both,
+                vertices=vertices,
                 partner_channel_mask=conversation.observed[1 - person],
                 window_frames=window_frames or protocol.window.frames,
                 first_frame=protocol.first_frame,

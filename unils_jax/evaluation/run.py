@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32
 from tqdm import tqdm
 
 from data_pipelines.loader import make_loader
+from data_pipelines.sources.tracking import TrackOptions
 from data_pipelines.store.reader import Store
 from unils_jax import __version__
 from unils_jax.checkpoints.checkpoint import Checkpoint
@@ -29,9 +30,9 @@ from unils_jax.errors import UserError
 from unils_jax.evaluation.behaviour_metrics import NO_LIDS
 from unils_jax.evaluation.likelihood import bits_changed
 from unils_jax.evaluation.metrics import Mesh, ScoreTable, jsonable, mesh_of
+from unils_jax.evaluation.motion_files import FolderMotion, check_basis
 from unils_jax.evaluation.protocols import (
     PROTOCOLS,
-    Conversation,
     Predict,
     Protocol,
     conversation_of,
@@ -43,9 +44,9 @@ from unils_jax.evaluation.report import report_paths, write_report
 from unils_jax.face.flame_file import load_flame
 from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
-from unils_jax.inference.finishing import finish, window_frames_of
+from unils_jax.inference.finishing import finish
 from unils_jax.models.unils import UniLSConfig
-from unils_jax.motion import FPS, MOTION_KIND, Window, load_motion
+from unils_jax.motion import FPS, MOTION_KIND, center_head
 from unils_jax.systems.base import System, window_of
 from unils_jax.systems.registry import models_with_audio
 
@@ -83,6 +84,7 @@ class EvaluationSettings:
     flame: str | None = None  # FLAME's model file; None: FLAME motion has no vertex metrics
     finished: bool = False  # True: motion as it is drawn and exported; False: as it was decoded
     own_sampling: bool = False  # True: bits are drawn as the checkpoint says; False: as the protocol does
+    files: TrackOptions = TrackOptions()  # of motion files in other layouts than ours
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
@@ -146,12 +148,12 @@ def evaluate_files(
     *,
     out: str | os.PathLike | None = None,
 ) -> Report:
-    """Scores a folder of motion files, NAME.npz of each record, against the truth of a store.
+    """Scores a folder of motion files of any system against the truth of a store.
 
     Raises UserError for missing files, motion of another basis, and where no record can be scored.
     """
     store = _open(data, out)
-    return _evaluate(FolderMotion(Path(folder), store), store, settings, out)
+    return _evaluate(FolderMotion(Path(folder), store, settings.files), store, settings, out)
 
 
 def _open(data: str | os.PathLike, out: str | os.PathLike | None) -> Store:
@@ -185,7 +187,7 @@ class CheckpointMotion:
         self.window, self.sampling = window_of(checkpoint.config), checkpoint.sampling
         self.state = "finished" if settings.finished else "raw"
 
-    def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
+    def open(self, protocol: Protocol, names: Sequence[str], mesh: Mesh | None) -> Predict:
         """Returns what gives a conversation's motion."""
         predict = generate_with(self.system, self.checkpoint.model, protocol, self.dtype)
         if self.state == "raw":
@@ -196,6 +198,10 @@ class CheckpointMotion:
     def window_frames(self, name: str) -> int:
         """Returns the frames of the windows that a conversation's motion is decoded in."""
         return self.window.frames
+
+    def notes(self) -> list[str]:
+        """Returns nothing: a checkpoint's motion has all channels."""
+        return []
 
     def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> float | None:
         """Measures the share of bits that the dtype changes, in a window each of eight records.
@@ -209,46 +215,6 @@ class CheckpointMotion:
         return bits_changed(self.checkpoint.model, next(iter(windows)), settings.dtype)
 
 
-class FolderMotion:
-    """Motion files of any system, named as the records of a store."""
-
-    needs_audio = False
-    system: System | None = None
-    dtype: str | None = None
-    window = Window()
-
-    def __init__(self, folder: Path, store: Store):
-        self.folder, self.store, self.name = folder, store, str(folder)
-        self.source: dict[str, Any] = {}
-        self.state = "unknown"
-
-    def open(self, protocol: Protocol, names: Sequence[str]) -> Predict:
-        """Returns what reads a conversation's motion. Raises UserError where files are missing."""
-        files = {name: self.folder / f"{name}.npz" for name in names}
-        missing = [path.name for path in files.values() if not path.is_file()]
-        if missing:
-            raise UserError(
-                f"{self.folder} lacks {len(missing)} of {len(files)} motion files: {', '.join(missing[:5])}"
-                f"{', ...' if len(missing) > 5 else ''}; make them, or score fewer with --limit"
-            )
-        first = load_motion(files[names[0]])
-        self.source, self.state = first.source, "finished" if first.finished else "raw"
-
-        def predict(conversation: Conversation, seed: int) -> Float[np.ndarray, "P T 108"]:
-            file = load_motion(files[conversation.name])
-            check_basis(files[conversation.name], file.expression_basis, self.store)
-            return file.motion
-
-        return predict
-
-    def window_frames(self, name: str) -> int:
-        """Returns the frames of the windows that a conversation's file says it was decoded in."""
-        return window_frames_of(load_motion(self.folder / f"{name}.npz").source)
-
-    def bits_changed(self, settings: EvaluationSettings, store: Store, conversations: int) -> None:
-        """Returns None: nothing is decoded here."""
-
-
 def _evaluate(
     motion: CheckpointMotion | FolderMotion, store: Store, settings: EvaluationSettings, out: str | os.PathLike | None
 ) -> Report:
@@ -260,9 +226,9 @@ def _evaluate(
     chosen, skipped = choose_records(motion, store, settings)
     seeds = [protocol.seed + i for i in range(settings.num_seeds)]
     mesh, notes = find_mesh(settings.flame, store.expression_basis)
-    predict = motion.open(protocol, [name for _, name in chosen])
+    predict = motion.open(protocol, [name for _, name in chosen], mesh)
     changed = motion.bits_changed(settings, store, len(chosen))
-    table = ScoreTable(mesh, store.expression_basis, *store.statistics())
+    table = ScoreTable(mesh, store.expression_basis, *channel_scale(store, settings.split, chosen))
     for done, (i, name) in enumerate(tqdm(chosen, "evaluate", disable=None, unit="conversation"), 1):
         conversation = conversation_of(store.read(settings.split, i), protocol)
         motions = [predict(conversation, seed) for seed in seeds]
@@ -295,7 +261,7 @@ def _evaluate(
             "made_with": store.manifest["settings"],
         },
         "skipped": skipped,
-        "notes": [*NOTES, *notes],
+        "notes": [*NOTES, *notes, *motion.notes()],
         "versions": versions(),
         "per_conversation": table.per_conversation(),
         "pictures": table.pictures(),
@@ -338,6 +304,22 @@ def choose_records(
     return chosen, skipped
 
 
+def channel_scale(
+    store: Store, split: str, chosen: Sequence[tuple[int, str]]
+) -> tuple[Float32[np.ndarray, "108"], Float32[np.ndarray, "108"]]:
+    """Returns the mean and deviation in which distributions are drawn: the training split's.
+
+    A store without one, as recordings for evaluation alone are, has those of the chosen records.
+    """
+    statistics = store.channel_statistics()
+    if not statistics.count.any():
+        for i, _ in chosen:
+            record = store.read(split, i)
+            for person, motion in enumerate(center_head(record.motion.astype(np.float32))):
+                statistics = statistics.add(motion, None if record.observed is None else record.observed[person])
+    return statistics.normalisation(str(store.path))
+
+
 def find_mesh(flame: str | None, expression_basis: str) -> tuple[Mesh | None, list[str]]:
     """Returns the mesh that fits the basis, or None, and notes on what is left out."""
     if expression_basis == "standin":
@@ -350,15 +332,6 @@ def find_mesh(flame: str | None, expression_basis: str) -> tuple[Mesh | None, li
     if flame is None:
         return None, [*notes, "LVE, MHD and FDD are left out: they need vertices; give --flame generic_model.pkl."]
     return mesh_of(load_flame(flame)), notes
-
-
-def check_basis(what: str | os.PathLike, expression_basis: str, store: Store) -> None:
-    """Raises UserError where the expression channels of motion and truth mean different things."""
-    if expression_basis != store.expression_basis:
-        raise UserError(
-            f"{what} is of the {expression_basis!r} expression basis, the store {store.path} of "
-            f"{store.expression_basis!r}; score it on data of its own basis"
-        )
 
 
 def versions() -> dict[str, str]:
@@ -380,5 +353,6 @@ def host() -> dict[str, Any]:
 def headline(report: Report) -> str:
     """Returns the main figures for a summary line."""
     metrics, changed = report["metrics"], report["settings"]["bits_changed"]
-    shown = [f"{name} {metrics[path]['mean']:.4g}" for name, path in HEADLINE.items() if path in metrics]
+    means = {name: metrics[path]["mean"] for name, path in HEADLINE.items() if path in metrics}
+    shown = [f"{name} {mean:.4g}" for name, mean in means.items() if mean is not None]
     return ", ".join(shown if changed is None else [*shown, f"{changed:.2%} of the bits changed by the dtype"])

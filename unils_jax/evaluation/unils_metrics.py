@@ -47,6 +47,7 @@ def unils_metrics(
     truth: Float[np.ndarray, "T 108"],
     speaking: Bool[np.ndarray, " T"],
     mesh: Mesh | None = None,
+    vertices: Float[np.ndarray, "T V 3"] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Returns LVE, MHD, FDD, PDD and JDD of each role; PDD and JDD alone without a mesh.
 
@@ -58,11 +59,18 @@ def unils_metrics(
 
     Deviations are unbiased, so that at least two frames are needed. The paper reports speaking LVE,
     MHD, FDD, PDD, JDD and listening FDD, PDD, JDD.
+
+    Args:
+        prediction: Motion to score.
+        truth: What the person did.
+        speaking: Frames of the role `speaking`.
+        mesh: A head to measure on.
+        vertices: Of the prediction, in metres and without head rotation; None: those of the mesh.
     """
     masks = role_masks(speaking)
     scores = {role: _pose_metrics(prediction[mask], truth[mask]) for role, mask in masks.items()}
     if mesh is not None:
-        for role, values in _mesh_metrics(prediction, truth, masks, mesh).items():
+        for role, values in _mesh_metrics(prediction if vertices is None else vertices, truth, masks, mesh).items():
             scores[role] = values | scores[role]
     return scores
 
@@ -137,7 +145,7 @@ def _mesh_metrics(
 def _vertex_pieces(
     prediction: np.ndarray, truth: np.ndarray, vertices: Vertices
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yields frames and both sides' vertices in millimetres.
+    """Yields frames and both sides' vertices in millimetres; a side may be vertices already.
 
     Every piece has one length, so that a jit compiles once.
     """
@@ -146,6 +154,9 @@ def _vertex_pieces(
         pieces = []
         for motion in (prediction, truth):
             piece = np.asarray(motion[start:stop], np.float32)
+            if piece.ndim == 3:
+                pieces.append(piece * np.float32(1000))
+                continue
             # Edge frames fill the last piece: any motion would do, for their vertices are cut off.
             padded = np.pad(piece, ((0, CHUNK_FRAMES - len(piece)), (0, 0)), mode="edge")
             pieces.append(np.asarray(vertices(padded))[: stop - start] * np.float32(1000))

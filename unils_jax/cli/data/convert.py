@@ -12,7 +12,6 @@ from data_pipelines.conversion import convert as conversion
 from data_pipelines.conversion.report import empty_splits_note
 from data_pipelines.conversion.workers import Engine, processes, ray_actors
 from data_pipelines.record import SPLITS
-from data_pipelines.resampling import check_rate
 from data_pipelines.sources import FOLDERS
 from data_pipelines.sources.base import MappedSource, Shares, Source, folders_left_out, parse_shares
 from data_pipelines.sources.seamless import SeamlessSource
@@ -20,10 +19,7 @@ from data_pipelines.sources.tracking import TrackOptions
 from data_pipelines.sources.tracks import TracksSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.store.writer import Dtypes
-from data_pipelines.tracks.mapping import parse_keys, parse_rotations
-from data_pipelines.tracks.names import LAYOUTS
-from data_pipelines.tracks.rotations import WIDTHS
-from unils_jax.cli.arguments import Request, add_engine_arguments
+from unils_jax.cli.arguments import TrackRequest, add_engine_arguments, add_track_arguments
 from unils_jax.cli.data.progress import Progress
 from unils_jax.errors import UserError, counted, shown
 
@@ -31,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertRequest(Request):
+class ConvertRequest(TrackRequest):
     """The flags of `unils data convert`."""
 
     layout: str
@@ -41,10 +37,6 @@ class ConvertRequest(Request):
     split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
     splits: str | None = None  # shares of train, val and test of a folder of files; None: 80/10/10
     motion_source: str | None = None  # a tracker's files of Seamless; None: its own head alone
-    tracker: str = TrackOptions.layout  # whose names a tracker's files have; auto: found out
-    keys: str | None = None  # parts and arrays of a tracker's files; None: by their names
-    rotations: str | None = None  # kinds of a tracker's rotations; None: by their widths
-    fps: float | None = None  # of a tracker's files; None: as they or their videos say
     max_gap: float = TrackOptions.max_gap_s  # seconds of lost tracking that are interpolated
     shards: int | None = None  # None: by the hours
     workers: int | None = None  # None: one a core
@@ -61,10 +53,8 @@ class ConvertRequest(Request):
     @property
     def track_flags(self) -> dict[str, object]:
         """The flags that only a tracker's files take, as far as they are given."""
-        given = {"--layout": self.tracker, "--keys": self.keys, "--rotations": self.rotations}
-        given |= {"--fps": self.fps, "--max_gap": self.max_gap}
-        usual = {"--layout": TrackOptions.layout, "--max_gap": TrackOptions.max_gap_s}
-        return {flag: value for flag, value in given.items() if value != usual.get(flag)}
+        gap = {} if self.max_gap == TrackOptions.max_gap_s else {"--max_gap": self.max_gap}
+        return super().track_flags | gap
 
     @property
     def part(self) -> tuple[int, int]:
@@ -92,19 +82,7 @@ def add_convert_arguments(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--motion_source", metavar="DIR", help="a FLAME tracker's files named by ids, for `--from seamless`"
     )
-    convert.add_argument(
-        "--layout",
-        dest="tracker",
-        choices=("auto", *LAYOUTS),
-        default=ConvertRequest.tracker,
-        help="whose names a tracker's files have (default: auto, by the names; `--from tracks` or with "
-        "`--motion_source`, as the next four)",
-    )
-    convert.add_argument(
-        "--keys", metavar="PART=NAME[A:B],...", help="arrays and columns, as expression=exp,jaw=pose[3:6]"
-    )
-    convert.add_argument("--rotations", metavar="[PART=]KIND,...", help=f"kinds of rotations: {', '.join(WIDTHS)}")
-    convert.add_argument("--fps", type=float, metavar="F", help="frames a second (default: as files or videos say)")
+    add_track_arguments(convert, "`--from tracks` or with `--motion_source`, as the next four")
     convert.add_argument(
         "--max_gap",
         type=float,
@@ -223,9 +201,6 @@ def _seamless(request: ConvertRequest, source: Path, shares: Shares | None) -> S
 
 def _track_options(request: ConvertRequest) -> TrackOptions:
     """Returns what the flags say of a tracker's files. Raises UserError for a wrong one."""
-    if request.fps is not None:
-        check_rate(request.fps, "--fps")
     if not 0 <= request.max_gap <= 10:
         raise UserError(f"--max_gap must be 0 to 10 seconds, got {request.max_gap:g}")
-    keys, rotations = parse_keys(request.keys or ""), parse_rotations(request.rotations or "")
-    return TrackOptions(request.tracker, keys, rotations, request.fps, request.max_gap)
+    return request.track_options(request.max_gap)
