@@ -37,7 +37,7 @@ from unils_jax.training.loop import state_shapes
 from unils_jax.training.sharding import make_mesh
 
 PARENTS = {"codec": None, "prior": "codec", "dialogue": "prior"}
-LONG = 60  # steps of a run that is interrupted; it saves every second one
+LONG = 40  # steps of a run that is interrupted; it saves every second one
 
 
 def command(runs, stage: str, workdir: Path) -> list:
@@ -46,7 +46,7 @@ def command(runs, stage: str, workdir: Path) -> list:
     often = ["num_steps", "checkpoint_every", "eval_every"]
     steps = [f"--config.{name}={value}" for name, value in zip(often, (LONG, 2, 7), strict=True)]
     program = [sys.executable, "-m", "unils_jax.cli.main", "train", "--config", runs.configs[stage]]
-    return [*program, "--workdir", workdir, *parent, *steps, "--config.optimizer.decay_steps=60"]
+    return [*program, "--workdir", workdir, *parent, *steps, f"--config.optimizer.decay_steps={LONG}"]
 
 
 def killed(command: list, workdir: Path, step: int, number: int, cache: Path, saved: int = 0) -> int:
