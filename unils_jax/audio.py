@@ -188,12 +188,14 @@ def frame_loudness(audio: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " T"
     return (10 * np.log10(np.maximum(power, 10 ** (SILENCE_DB / 10)))).astype(np.float32)
 
 
-def speaking_frames(tracks: Sequence[Float[np.ndarray, " _"]]) -> Bool[np.ndarray, "P T"]:
-    """Guesses who speaks when from loudness, for display: [P, T] at 25 frames/s.
+def speaking_frames(
+    tracks: Sequence[Float[np.ndarray, " _"]], voiced: Sequence[Bool[np.ndarray, " _"]] | None = None
+) -> Bool[np.ndarray, "P T"]:
+    """Guesses who speaks when from loudness: [P, T] at 25 frames/s.
 
-    A person speaks while their track is within 24 dB of its loud parts, above -50 dB, and not so
-    much quieter than the loudest one (9 dB) that it may be that person's voice in the other
-    microphone.
+    A person speaks while their track is within 24 dB of its loud parts and above -50 dB, or where
+    `voiced` has a voice in it, and not so much quieter than the loudest one (9 dB) that it may be
+    that person's voice in the other microphone.
     Pauses under 0.4 s belong to speech, sounds under 0.12 s do not. Shorter tracks are silent after
     their end.
     """
@@ -201,8 +203,11 @@ def speaking_frames(tracks: Sequence[Float[np.ndarray, " _"]]) -> Bool[np.ndarra
     num_frames = max(level.size for level in levels)
     loudness = np.stack([np.pad(lvl, (0, num_frames - lvl.size), constant_values=SILENCE_DB) for lvl in levels])
     loud = np.percentile(loudness, 95, axis=1, keepdims=True)
-    voiced = (loudness > np.maximum(loud - 24, -50)) & (loudness > loudness.max(axis=0, keepdims=True) - 9)
-    joined = binary_closing(np.pad(voiced, ((0, 0), (10, 10))), np.ones((1, 10)))[:, 10:-10]
+    speech = loudness > np.maximum(loud - 24, -50)
+    if voiced is not None:
+        speech = np.stack([np.pad(frames, (0, num_frames - len(frames))) for frames in voiced])
+    speech &= loudness > loudness.max(axis=0, keepdims=True) - 9
+    joined = binary_closing(np.pad(speech, ((0, 0), (10, 10))), np.ones((1, 10)))[:, 10:-10]
     return binary_opening(joined, np.ones((1, 3)))
 
 

@@ -30,6 +30,7 @@ class TrackOptions:
     rotations: dict[str, str] = field(default_factory=dict)  # kinds of rotations by part
     fps: float | None = None  # of all files; None: as they or their videos say
     max_gap_s: float = MAX_GAP_S  # of lost tracking that is interpolated; longer gaps are cut out
+    vad: str | None = None  # of `DETECTORS`, which finds turns that no file gives; None: none
 
 
 def mapping_of(clips: Sequence[Path], options: TrackOptions) -> Mapping:

@@ -3,7 +3,7 @@
 `NAME.npz` (or .npy, .pkl, .json, .pt, .frame), or a folder `NAME/` with a file for each frame, or
 with a file for each array; of two people `NAME_speaker1` and `NAME_speaker2`. The sound is
 `NAME.wav`, any other sound or the video; for two people each one's own file, one of two channels,
-or one microphone with `NAME.rttm`. `people.csv` may name the persons.
+or one microphone with `NAME.rttm` or a detector of voices. `people.csv` may name the persons.
 """
 
 import contextlib
@@ -41,10 +41,11 @@ from data_pipelines.tracks.motion import Clip, extract
 from data_pipelines.tracks.people import group_by_person, read_people_table
 from data_pipelines.tracks.pictures import picture_times
 from data_pipelines.tracks.pieces import even_times, on_grid
+from data_pipelines.tracks.voice_activity import Turns, find_speech, share_by_jaws, turns_of
 from unils_jax.audio import Sound, read_sound
 from unils_jax.errors import UserError, shown
 from unils_jax.media import NoSoundError, media_extensions
-from unils_jax.motion import FPS, SAMPLES_PER_FRAME
+from unils_jax.motion import FPS, JAW, SAMPLES_PER_FRAME
 
 RATES_WITHIN = 5e-4  # a file's rate and its video's that differ by more are both said
 
@@ -99,6 +100,7 @@ class TracksSource:
     def describe(self) -> dict[str, Any]:
         """Returns a checksum of the names and sizes of all files, and how they are read."""
         options = {"fps": self.options.fps, "max_gap_s": self.options.max_gap_s}
+        options |= {"vad": self.options.vad} if self.options.vad else {}
         parts = {part: [str(column), column.kind] for part, column in self.mapping.parts.items()}
         return {"layout": "tracks", "files": self._digest(), "parts": parts, **options}
 
@@ -170,7 +172,7 @@ class TracksSource:
             raise SkippedEntry(PARTNER, "a recording of two people needs files of _speaker1 and _speaker2", frames)
         try:
             people = [self._frames(files, speaker, notices) for speaker in speakers]
-            audio, masks = ([], []) if problems else self._audio(entry, files, sounds, len(speakers), notices)
+            audio, masks = ([], []) if problems else self._audio(entry, files, sounds, people, notices)
         except UserError as error:
             raise SkippedEntry(DAMAGED, str(error).replace(f"{self.folder}/", ""), frames) from None
         if problems:
@@ -240,10 +242,11 @@ class TracksSource:
         return even_times(count, clip.fps or FPS)
 
     def _audio(
-        self, entry: Entry, files: _Files, sounds: dict[str, Sound], num_people: int, notices: list[str]
-    ) -> tuple[list[np.ndarray | None], list[list[tuple[float, float]] | None]]:
+        self, entry: Entry, files: _Files, sounds: dict[str, Sound], people: list[Person | None], notices: list[str]
+    ) -> tuple[list[np.ndarray | None], list[Turns | None]]:
         """Returns the sound and the turns of each person, None where there are none."""
-        turns: list[list[tuple[float, float]] | None] = [None] * num_people
+        num_people = len(people)
+        turns: list[Turns | None] = [None] * num_people
         if files.rttm is not None:
             turns, assumed = in_order(read_rttm(self.folder / files.rttm), num_people, shown(files.rttm))
             notices += assumed
@@ -253,16 +256,39 @@ class TracksSource:
         if "" not in sounds:
             if len(sounds) != num_people:
                 raise SkippedEntry(PARTNER, f"sound of {len(sounds)} people, {num_people} are needed")
-            return [mix_sound(entry, sounds[speaker], notices) for speaker in sorted(sounds)], turns
+            audio = [mix_sound(entry, sounds[speaker], notices) for speaker in sorted(sounds)]
+            return audio, self._found(audio, turns)
         if num_people == 1:
-            return [mix_sound(entry, sounds[""], notices)], turns
+            audio = [mix_sound(entry, sounds[""], notices)]
+            return audio, self._found(audio, turns)
         channels, _ = sounds[""].split()
         if len(channels) == 2:
-            return list(channels), turns
-        if turns[0] is None:
-            raise SkippedEntry(PARTNER, f"sound of {len(channels)} channels for two people, and no .rttm")
+            return list(channels), self._found(list(channels), turns)
+        if turns[0] is None and self.options.vad is None:
+            raise SkippedEntry(
+                PARTNER, f"sound of {len(channels)} channels for two people, no .rttm, and no --vad to find their turns"
+            )
         mixed = mix_sound(entry, sounds[""], notices)
-        return [gated(mixed, spoken) for spoken in turns if spoken is not None], turns
+        shared = self._shared(mixed, people, notices) if turns[0] is None else turns
+        return [gated(mixed, spoken) for spoken in shared if spoken is not None], shared
+
+    def _found(self, audio: list[np.ndarray], turns: list[Turns | None]) -> list[Turns | None]:
+        """Returns the turns, found in each person's own sound where no file gives them."""
+        if self.options.vad is None or turns[0] is not None:
+            return turns
+        return [turns_of(speech) for speech in find_speech(audio, self.options.vad)]
+
+    def _shared(self, mixed: np.ndarray, people: list[Person | None], notices: list[str]) -> list[Turns | None]:
+        """Returns the turns found in one microphone's sound, each given to the jaw that moves."""
+        tracked = [person for person in people if person is not None and person.observed[JAW].all()]
+        if len(tracked) < len(people):
+            raise SkippedEntry(PARTNER, "one microphone for two people, no .rttm, and no jaws to tell who speaks")
+        frames = min(len(person.grid.motion) for person in tracked)
+        jaws = np.stack([person.grid.motion[:frames, JAW.start] for person in tracked])
+        speech = share_by_jaws(find_speech([mixed], self.options.vad or "")[0], jaws)
+        seconds = " and ".join(f"{count / FPS:.1f}" for count in speech.sum(axis=1))
+        notices.append(f"one microphone: the moving jaw says who speaks, {seconds} s of speech")
+        return [turns_of(person) for person in speech]
 
 
 def _alone(part: str) -> Entry:

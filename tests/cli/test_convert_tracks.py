@@ -43,6 +43,7 @@ def test_what_is_taken_is_printed_before_anything_is_converted(tmp_path, capsys)
     ("flags", "message"),
     [
         (["--from", "files", "--fps", "30"], "--fps is of --from tracks"),
+        (["--from", "files", "--vad", "loudness"], "--vad is of --from tracks"),
         (["--from", "tracks", "--fps", "0"], "--fps must be 1 to 1000"),
         (["--from", "tracks", "--max_gap", "-1"], "--max_gap must be 0 to 10 seconds"),
         (["--from", "tracks", "--keys", "mouth=x"], "--keys must be PART=NAME"),

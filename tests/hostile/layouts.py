@@ -16,6 +16,7 @@ from data_pipelines.sources.base import SkippedEntry, Source
 from data_pipelines.sources.dualtalk import DualTalkSource
 from data_pipelines.sources.folder import FilesSource
 from data_pipelines.sources.seamless import SeamlessSource
+from data_pipelines.sources.tracking import TrackOptions
 from data_pipelines.sources.tracks import TracksSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.sources.unitalker import TalkerSet, TalkerSplit
@@ -24,6 +25,7 @@ from data_pipelines.store.writer import DEFAULT_DTYPES
 from data_pipelines.synthetic.bank.bank import Bank
 from data_pipelines.synthetic.bank.speakers import SPEAKERS
 
+VAD = TrackOptions(vad="loudness")
 SPEECH = {"seed": 0, "clip_step_s": 0.0, "normalize": True, "as_pivot": False, "process_index": 0, "process_count": 1}
 
 
@@ -152,7 +154,9 @@ READERS = {
     "UniTalker set": Reader(make_talkers, read_talkers),
     "DualTalk folder": Reader(make_dualtalk, lambda folder: read_source(DualTalkSource(folder / "d", "train"))),
     "folder of files": Reader(make_files, lambda folder: read_source(FilesSource(folder / "d", "train"))),
-    "folder of tracks": Reader(make_tracks, lambda folder: read_source(TracksSource(folder / "d", "train"))),
+    "folder of tracks": Reader(
+        make_tracks, lambda folder: read_source(TracksSource(folder / "d", "train", options=VAD))
+    ),
     "Seamless folder": Reader(make_seamless, read_seamless),
     "release LMDB": Reader(make_release, read_release),
     "conversion resumed": Reader(make_conversion, convert_again, only=("out/",)),

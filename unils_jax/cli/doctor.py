@@ -30,6 +30,7 @@ EXTRAS = {
     "torch": ("torch",),
     "wandb": ("wandb",),
     "ray": ("ray",),
+    "vad": ("silero-vad", "onnxruntime"),
     "dev": ("pytest", "ruff", "selenium"),
 }
 OK, ABSENT, BROKEN = "ok", "--", "!!"

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipelines.cluster import Actors, check_engine
@@ -19,6 +19,7 @@ from data_pipelines.sources.tracking import TrackOptions
 from data_pipelines.sources.tracks import TracksSource
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index
 from data_pipelines.store.writer import Dtypes
+from data_pipelines.tracks.voice_activity import DETECTORS, check_detector
 from unils_jax.cli.arguments import TrackRequest, add_engine_arguments, add_track_arguments
 from unils_jax.cli.data.progress import Progress
 from unils_jax.errors import UserError, counted, shown
@@ -37,6 +38,7 @@ class ConvertRequest(TrackRequest):
     split: str | None = None  # of a whole folder of files; None: as its folders or hashes tell
     splits: str | None = None  # shares of train, val and test of a folder of files; None: 80/10/10
     motion_source: str | None = None  # a tracker's files of Seamless; None: its own head alone
+    vad: str | None = None  # what finds turns of speech that no file gives; None: nothing
     max_gap: float = TrackOptions.max_gap_s  # seconds of lost tracking that are interpolated
     shards: int | None = None  # None: by the hours
     workers: int | None = None  # None: one a core
@@ -89,6 +91,12 @@ def add_convert_arguments(convert: argparse.ArgumentParser) -> None:
         default=ConvertRequest.max_gap,
         metavar="S",
         help="seconds of lost tracking that are interpolated; longer gaps are cut out (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--vad",
+        choices=DETECTORS,
+        help="finds who speaks when, where no .rttm says it: by loudness, or by Silero's detector of voices (extra "
+        "`vad`); `--from tracks`",
     )
     convert.add_argument("--out", required=True, metavar="DIR", help="folder of the store: new, empty or unfinished")
     convert.add_argument("--shards", type=int, metavar="N", help="about so many (default: by the hours)")
@@ -166,6 +174,8 @@ def open_source(request: ConvertRequest) -> Source:
     if request.layout != "tracks" and request.motion_source is None and request.track_flags:
         where = f"--from tracks or --motion_source, not of --from {request.layout}"
         raise UserError(f"{', '.join(request.track_flags)} is of {where}; leave it out")
+    if request.vad and request.layout != "tracks":
+        raise UserError(f"--vad is of --from tracks, not of --from {request.layout}; leave it out")
     if request.layout not in FOLDERS:
         for flag, value in (("--split", request.split), ("--splits", request.splits)):
             if value is not None:
@@ -203,4 +213,6 @@ def _track_options(request: ConvertRequest) -> TrackOptions:
     """Returns what the flags say of a tracker's files. Raises UserError for a wrong one."""
     if not 0 <= request.max_gap <= 10:
         raise UserError(f"--max_gap must be 0 to 10 seconds, got {request.max_gap:g}")
-    return request.track_options(request.max_gap)
+    if request.vad:
+        check_detector(request.vad)
+    return replace(request.track_options(request.max_gap), vad=request.vad)
