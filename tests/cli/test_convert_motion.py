@@ -100,6 +100,9 @@ def test_a_motion_file_of_another_rate_is_resampled(tmp_path, caplog):
 def test_a_glb_is_written(tmp_path, file, capsys):
     assert convert(file, "--out", tmp_path / "m.glb") == 0
     assert (tmp_path / "m.glb").read_bytes()[:4] == b"glTF"
+    assert convert(file, "--out", tmp_path / "a.glb", "--layout", "arkit") == 0
+    assert b'"targetNames":["eyeBlinkLeft"' in (tmp_path / "a.glb").read_bytes()
+    assert capsys.readouterr().out.endswith("a.glb (by name): 2 x 5 frames\n")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,9 @@ def test_a_glb_is_written(tmp_path, file, capsys):
         (("m.npz", "--out", "m.csv", "--arkit_basis", "b.npz"), "--layout arkit"),
         (("m.npz", "--out", "m.csv", "--out_fps", "60"), "--layout arkit"),
         (("m.npz", "--out", "m.csv", "--layout", "arkit", "--out_fps", "101"), "1 to 100"),
+        (("m.npz", "--out", "m.glb", "--layout", "arkit", "--out_fps", "60"), "arkit's .csv"),
+        (("m.npz", "--out", "m.glb", "--layout", "arkit", "--arkit_basis", "b.npz"), "ARKit shapes of its own"),
+        (("m.npz", "--out", "m.glb", "--layout", "arkit", "--flame", "f.pkl"), "--flame is the head of"),
         (("m.npz", "--out", "m.csv", "--flame", "f.pkl"), "--flame"),
         (("m.npz", "--out", "m.glb", "--embed_flame"), "--flame"),
         (("m.npz", "--out", "b.npz", "--from", "dualtalk"), "exp"),

@@ -15,8 +15,9 @@ from unils_jax.errors import UserError
 from unils_jax.face.flame import vertices
 from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EXPRESSION, EYES, HEAD, JAW, STANDIN_SHAPES
+from unils_jax.outputs import arkit
 from unils_jax.outputs.drawn_head import standin_head
-from unils_jax.outputs.gltf import DISTANCE, write_glb
+from unils_jax.outputs.gltf import DISTANCE, Morphs, write_glb
 from unils_jax.outputs.video import _frames_of_vertices
 
 VALIDATOR = Path(__file__).parents[2] / "build/viewer/node_modules/gltf-validator"
@@ -133,6 +134,44 @@ def test_motion_of_another_basis_moves_jaw_gaze_and_head_only(tmp_path, caplog):
     assert "only jaw, gaze and head" in caplog.text
 
 
+def test_arkits_shapes_fully_expressed_are_the_head_that_we_pose(tmp_path):
+    """Between its ends a jaw that is a shape goes straight and not round; two of our shapes are one of ARKit's."""
+    motion = moving(1, 4, len(STANDIN_SHAPES)) * 0.9
+    motion[..., list(STANDIN_SHAPES).index("nose_wrinkle")] = 0
+    motion[..., EYES.start :: 2] = 0
+    motion[0, :, JAW] = 0
+    motion[0, 2], motion[0, 3] = 0, 0
+    motion[0, 2, JAW], motion[0, 3, EYES.start :: 2] = arkit.JAW_OPEN, [0.5, -0.5]
+    names, shapes = arkit.standin_basis(standin_head().asset)
+    morphs = Morphs(names, shapes, arkit.by_name(motion).of(names))
+    write_glb(tmp_path / "m.glb", motion, standin_asset(), expression_basis="standin", morphs=morphs)
+    reader = opened(tmp_path / "m.glb")
+    for t, (expected,) in enumerate(_frames_of_vertices(standin_head(), motion)):
+        np.testing.assert_allclose(posed(reader, t / 25)[0], expected, atol=2e-5)
+    file = document(tmp_path / "m.glb")
+    assert [node["name"] for node in file["nodes"]][2:] == ["shoulders 1", "head 1", "eye_left 1", "eye_right 1"]
+    assert file["meshes"][0]["extras"]["targetNames"] == names
+    assert [name for name in arkit.ARKIT_NAMES if name not in names] == [
+        *("eyeLookInLeft", "eyeLookOutLeft", "eyeLookInRight", "eyeLookOutRight"),
+        *("jawForward", "jawLeft", "jawRight", "mouthClose", "mouthFunnel", "mouthDimpleLeft", "mouthDimpleRight"),
+        *("mouthShrugUpper", "tongueOut"),
+    ]
+
+
+def test_a_fit_on_flames_head_is_written_with_the_users_shapes(tmp_path, golden):
+    asset, names = golden_flame_asset(golden), ["jawOpen", "mouthSmileLeft"]
+    shapes = asset.expression_basis[:, :, :2].transpose(2, 0, 1)
+    motion = moving(1, 3, 2)
+    motion[..., JAW] = motion[..., EYES] = 0
+    found = arkit.by_fit(motion, asset, names, shapes)
+    morphs = Morphs(names, shapes, found.of(names))
+    write_glb(tmp_path / "m.glb", motion, asset, expression_basis="flame", embed_flame=True, morphs=morphs)
+    reader = opened(tmp_path / "m.glb")
+    expected = np.asarray(vertices(asset, jnp.asarray(motion[0]), head_rotation=True))
+    for t in range(3):
+        np.testing.assert_allclose(posed(reader, t / 25)[0], expected[t], atol=2e-5)
+
+
 def findings(path) -> tuple[list[str], dict]:
     """The errors and warnings of Khronos' validator, and what it counted in the file."""
     if not shutil.which("node") or not VALIDATOR.exists():
@@ -153,6 +192,15 @@ def test_khronos_validator_finds_nothing_in_the_stand_in(tmp_path, people, frame
     said, info = findings(tmp_path / "m.glb")
     assert said == []
     assert (info["drawCallCount"], info["animationCount"], info["hasSkins"]) == (people, 1, True)
+
+
+@pytest.mark.slow
+def test_khronos_validator_finds_nothing_in_arkits_shapes(tmp_path):
+    motion, (names, shapes) = moving(2, 3, 24), arkit.standin_basis(standin_head().asset)
+    morphs = Morphs(names, shapes, arkit.by_name(motion).of(names))
+    write_glb(tmp_path / "m.glb", motion, standin_asset(), expression_basis="standin", morphs=morphs)
+    said, info = findings(tmp_path / "m.glb")
+    assert said == [] and info["hasMorphTargets"]
 
 
 @pytest.mark.slow

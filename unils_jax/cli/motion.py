@@ -24,8 +24,8 @@ from unils_jax.files import check_output
 from unils_jax.inference.finishing import finish_file
 from unils_jax.motion import BASES, FPS, MotionFile, load_motion, save_motion
 from unils_jax.outputs import arkit
-from unils_jax.outputs.arkit import write_live_link
-from unils_jax.outputs.gltf import write_glb
+from unils_jax.outputs.drawn_head import standin_head
+from unils_jax.outputs.gltf import Morphs, write_glb
 from unils_jax.outputs.layouts import LAYOUTS, warn_of_losses
 from unils_jax.outputs.page import FLAME_STAMP, make_page, page_script
 from unils_jax.outputs.tables import read_csv, write_csv
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # Layouts that can be written, with the suffixes of their files; all but ARKit's can be read back.
 READABLE = ("unils", *LAYOUTS)
-SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "arkit": (".csv",), **dict.fromkeys(LAYOUTS, (".npz",))}
+SUFFIXES = {"unils": (".csv", ".npz", ".glb"), "arkit": (".csv", ".glb"), **dict.fromkeys(LAYOUTS, (".npz",))}
 TABLES = (".csv", ".tsv", ".txt")
 
 
@@ -89,13 +89,15 @@ class ConvertRequest(Request):
         check_output(self.out, *SUFFIXES[self.layout])
         if self.fps is not None:
             check_rate(self.fps, "--fps")
-        if self.out_fps != FPS and self.layout != "arkit":
-            raise UserError(f"--out_fps is of --layout arkit; motion is of {FPS:g} otherwise, leave it away")
+        if self.out_fps != FPS and (self.layout, self.out.suffix) != ("arkit", ".csv"):
+            raise UserError(f"--out_fps is of --layout arkit's .csv; motion is of {FPS:g} otherwise, leave it away")
         if not 1 <= self.out_fps <= 100:  # a timecode has two digits
             raise UserError(f"--out_fps must be 1 to 100 frames a second, got {self.out_fps}")
         if self.arkit_basis and self.layout != "arkit":
             raise UserError("--arkit_basis is what --layout arkit fits; add --layout arkit or leave it away")
-        if self.flame and self.out.suffix != ".glb" and not self.arkit_basis:
+        if self.arkit_basis and self.out.suffix == ".glb" and not self.flame:
+            raise UserError("a .glb of the stand-in has ARKit shapes of its own; leave --arkit_basis away")
+        if self.flame and (self.layout, self.out.suffix) != ("unils", ".glb") and not self.arkit_basis:
             raise UserError("--flame is the head of a .glb or of --arkit_basis; leave it away here")
 
     @property
@@ -146,7 +148,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Takes motion elsewhere, and back. The suffix of --out chooses the kind of file, --layout the channels: our "
         "108 (unils: .csv, .npz, .glb), those of another project (.npz; some have one file a person), ARKit's 52 "
-        "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person). "
+        "blendshapes with the angles of head and eyes (.csv as Live Link Face records it, one file a person; .glb). "
         "Motion in the stand-in basis becomes ARKit's by name; with "
         "--arkit_basis any motion does, by least squares on the vertices of the head."
     )
@@ -310,10 +312,10 @@ def run_convert(args: argparse.Namespace) -> None:
         file, notice = finish_file(file, request.motion[0], raw=request.raw)
     if request.out_fps != FPS:
         file = replace(file, motion=resample(file.motion, FPS, float(request.out_fps)))
-    if request.out.suffix == ".glb":
-        written = convert_to_glb(request, file)
-    elif request.layout == "arkit":
+    if request.layout == "arkit":
         written = convert_to_arkit(request, file)
+    elif request.out.suffix == ".glb":
+        written = convert_to_glb(request, file)
     else:
         written = convert_channels(request, file)
     if notice:
@@ -355,19 +357,20 @@ def convert_channels(request: ConvertRequest, file: MotionFile) -> str:
     return str(request.out)
 
 
-def convert_to_glb(request: ConvertRequest, file: MotionFile) -> str:
-    """Writes glTF; returns its path."""
+def convert_to_glb(request: ConvertRequest, file: MotionFile, morphs: Morphs | None = None) -> str:
+    """Writes glTF, with other shapes than the head's where they are given; returns its path."""
     if request.embed_flame and not request.flame:
         raise UserError("--embed_flame puts the geometry of --flame into the file; name the model with --flame")
     head = load_head(request.flame)
     if request.embed_flame:
         log.warning("licence: the file contains FLAME's geometry; all who hold or share it are bound by its licence")
-    write_glb(request.out, file.motion, head, expression_basis=file.expression_basis, embed_flame=request.embed_flame)
+    about = {"expression_basis": file.expression_basis, "embed_flame": request.embed_flame, "morphs": morphs}
+    write_glb(request.out, file.motion, head, **about)
     return str(request.out)
 
 
 def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
-    """Writes Live Link Face's tables; returns the paths and, for a fit, what remains."""
+    """Writes ARKit's shapes as tables or glTF; returns the paths and, for a fit, what remains."""
     basis = file.expression_basis
     if request.arkit_basis is None:
         if basis != "standin":
@@ -375,21 +378,18 @@ def convert_to_arkit(request: ConvertRequest, file: MotionFile) -> str:
                 f"motion has the {basis} basis, whose channels have no names: give --arkit_basis, 52 shapes on FLAME's "
                 "mesh, and --flame"
             )
-        found, how = arkit.by_name(file.motion), "by name"
+        found, how, shapes = arkit.by_name(file.motion), "by name", None
     else:
         head = load_head(request.flame)
         if head.name != basis:
             remedy = "give --flame" if basis == "flame" else "leave --flame away"
             raise UserError(f"motion has the {basis} basis, the head is {head.name}: {remedy}")
-        found = arkit.by_fit(file.motion, head, *arkit.read_basis(request.arkit_basis, head))
+        shapes = arkit.read_basis(request.arkit_basis, head)
+        found = arkit.by_fit(file.motion, head, *shapes)
         how = f"fit: {found.residual_mm:.2f} mm of {found.motion_mm:.2f} mm remain"
-    if found.cut:
-        worst = sorted(found.cut.items(), key=lambda item: -abs(item[1] - 0.5))
-        log.warning(
-            "ARKit's shapes go from 0 to 1: %d of them are cut there, %s%s",
-            len(worst),
-            ", ".join(f"{name} at {value:.3g}" for name, value in worst[:3]),
-            " and others" if len(worst) > 3 else "",
-        )
-    paths = write_live_link(request.out, found.coefficients, file.motion, request.out_fps)
+    arkit.say_cuts(found)
+    if request.out.suffix == ".glb":
+        names, moved = shapes or arkit.standin_basis(standin_head().asset)
+        return f"{convert_to_glb(request, file, Morphs(names, moved, found.of(names)))} ({how})"
+    paths = arkit.write_live_link(request.out, found.coefficients, file.motion, request.out_fps)
     return f"{', '.join(map(str, paths))} ({how})"

@@ -9,6 +9,7 @@ method. ARKit names sides as the person has them.
 
 import csv
 import functools
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +23,11 @@ from scipy.spatial.transform import Rotation
 
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset, vertices
+from unils_jax.face.standin_mesh import MOUTH_Y, smoothstep
 from unils_jax.files import atomic_output, read_npz_file
 from unils_jax.motion import EYES, FPS, HEAD, JAW, MOTION_DIM, STANDIN_SHAPES
+
+log = logging.getLogger(__name__)
 
 _SIDES = ("Left", "Right")
 _EYES = ("eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide")
@@ -81,6 +85,10 @@ class Blendshapes:
     # Shapes whose values left 0..1 and were cut there, with the value farthest outside.
     cut: dict[str, float] = field(default_factory=dict)
 
+    def of(self, names: list[str]) -> Float32[np.ndarray, "P T K"]:
+        """Returns the coefficients of some shapes, in their order."""
+        return self.coefficients[..., [ARKIT_NAMES.index(name) for name in names]]
+
 
 def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
     """Returns the coefficients of motion in the stand-in basis, by the names of its shapes.
@@ -97,6 +105,34 @@ def by_name(motion: Float[np.ndarray, "P T 108"]) -> Blendshapes:
     return Blendshapes(
         np.clip(coefficients, 0, 1).astype(np.float32), float("nan"), float("nan"), _outside(coefficients)
     )
+
+
+def standin_basis(asset: FlameAsset) -> tuple[list[str], Float[np.ndarray, "K V 3"]]:
+    """Returns ARKit's shapes on a head of the stand-in basis: names, and metres fully expressed.
+
+    They are those that `by_name` has coefficients for and the head can show; of the gaze the lids
+    that follow it, as eyes turn by joints. A shape that is two of ARKit's is cut between left and
+    right or between the lips; of two that are the same one of ARKit's the later is taken.
+    """
+    x, y, _ = asset.v_template.T
+    left, upper = smoothstep(x / 0.012 + 0.5), smoothstep((y - MOUTH_Y) / 0.005 + 0.5)
+    parts = {"Left": left, "Right": 1 - left, "Upper": upper, "Lower": 1 - upper}
+    found = {}
+    for channel, (name, full) in enumerate(STANDIN_SHAPES.items()):
+        for target in (targets := STANDIN_TO_ARKIT[name]):
+            part = next((part for end, part in parts.items() if target.endswith(end)), 1.0)
+            whole = full * asset.expression_basis[:, :, channel]
+            found[target] = whole if len(targets) == 1 else whole * part[:, None]
+    ends = np.zeros((2, MOTION_DIM), np.float32)
+    ends[1, JAW] = JAW_OPEN
+    neutral, opened = np.asarray(_posed(asset, jnp.asarray(ends)))
+    found["jawOpen"] = opened - neutral
+    for name, pitch in (("eyeLookDown", GAZE_FULL), ("eyeLookUp", -GAZE_FULL)):
+        turn = Rotation.from_rotvec([pitch, 0, 0]).as_matrix() - np.eye(3)
+        for side, first in zip(_SIDES, (18, 27), strict=True):  # columns of the eyes' correctives
+            found[name + side] = asset.posedirs[:, :, first : first + 9] @ turn.ravel()
+    names = [name for name in ARKIT_NAMES if np.any(found.get(name, 0))]
+    return names, np.stack([found[name] for name in names])
 
 
 def by_fit(
@@ -232,6 +268,18 @@ def read_basis(path: str | os.PathLike, asset: FlameAsset) -> tuple[list[str], F
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     return names, shapes
+
+
+def say_cuts(found: Blendshapes) -> None:
+    """Warns of shapes that were cut at 0 and 1, the farthest first."""
+    worst = sorted(found.cut.items(), key=lambda item: -abs(item[1] - 0.5))
+    if worst:
+        log.warning(
+            "ARKit's shapes go from 0 to 1: %d of them are cut there, %s%s",
+            len(worst),
+            ", ".join(f"{name} at {value:.3g}" for name, value in worst[:3]),
+            " and others" if len(worst) > 3 else "",
+        )
 
 
 ANGLE_NAMES = tuple(part + angle for part in ("Head", "LeftEye", "RightEye") for angle in ("Yaw", "Pitch", "Roll"))

@@ -3,7 +3,8 @@
 Frame t is a key at t/25 s. Morph targets are the named shapes fully expressed (the stand-in's)
 or a unit of coefficient (FLAME's), with pose correctives as further targets; their weights and
 the rotations of head, jaw and eyes are keyed in every frame. A reader that skins and morphs as
-the specification says gets the vertices of `face.flame.vertices`.
+the specification says gets the vertices of `face.flame.vertices`. With other `Morphs` (ARKit's)
+the targets are those, and the jaw is one of them and no joint.
 """
 
 import json
@@ -71,6 +72,15 @@ class _File:
         self.channels.append({"sampler": len(self.samplers) - 1, "target": {"node": node, "path": path}})
 
 
+@dataclass(frozen=True)
+class Morphs:
+    """Morph targets of the drawn head, and their weights over time."""
+
+    names: list[str]
+    shapes: Float[np.ndarray, "K V 3"]  # displacements in metres at weight 1
+    weights: Float[np.ndarray, "P T K"]
+
+
 def write_glb(
     path: str | os.PathLike,
     motion: Float[np.ndarray, "P T 108"],
@@ -78,11 +88,13 @@ def write_glb(
     *,
     expression_basis: str,
     embed_flame: bool = False,
+    morphs: Morphs | None = None,
 ) -> None:
     """Writes people side by side, 0.42 m apart, metres, y up, facing +z.
 
-    Motion of another basis than the head's moves jaw, gaze and head only. Raises UserError for
-    an output that cannot be written, and for FLAME geometry without `embed_flame`.
+    Motion of another basis than the head's moves jaw, gaze and head only. `morphs` replace the
+    head's own shapes and the jaw's joint; of `motion` head and eyes are left then. Raises UserError
+    for an output that cannot be written, and for FLAME geometry without `embed_flame`.
     """
     path = check_output(path, ".glb")
     if asset.name == "flame" and not embed_flame:
@@ -92,9 +104,15 @@ def write_glb(
         )
     motion = shown_motion(motion.astype(np.float32), asset, expression_basis)
     head, file = drawn_head(asset), _File()
-    shared = _shared(file, head, motion.shape[1])
+    own = morphs is None
+    morphs = _own_morphs(head.asset, motion) if morphs is None else morphs
+    shared = _shared(file, head, morphs, [j for j, name in enumerate(JOINTS) if own or name != "jaw"])
     places = (np.arange(len(motion)) - (len(motion) - 1) / 2) * DISTANCE
-    roots = [node for p, x in enumerate(places) for node in _person(file, head, shared, motion[p], p, float(x))]
+    for p, x in enumerate(places):
+        _person(file, head, shared, motion[p], p, float(x))
+    # Its joints alone place a skinned mesh: the format wants it at the top of the scene.
+    below = {child for node in file.nodes for child in node.get("children", ())}
+    roots = [node for node in range(len(file.nodes)) if node not in below]
     licence = {"copyright": "Geometry: FLAME, licensed by its makers"} if asset.name == "flame" else {}
     document = {
         "asset": {"version": "2.0", "generator": f"unils_jax {__version__}", **licence},
@@ -122,32 +140,22 @@ def write_glb(
 
 @dataclass(frozen=True)
 class _Shared:
-    """The accessors that the meshes of all people share."""
+    """The accessors that the meshes of all people share, and what they are made of."""
 
+    morphs: Morphs
+    kept: list[int]  # of `JOINTS`
     attributes: dict[str, int]
     indices: int
     targets: list[dict[str, int]]  # morph targets
-    names: list[str]  # of the targets
-    per_coefficient: np.ndarray  # what a coefficient of 1 is worth in weights of its target
     inverse_bind: int
     times: int  # seconds of the keys
 
 
-def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
+def _shared(file: _File, head: DrawnHead, morphs: Morphs, kept: list[int]) -> _Shared:
     asset, s = head.asset, head.asset.skinning
     points = asset.v_template
-    joints, weights = _skin(head)
-    shapes = s.basis.reshape(len(s.basis), 3, -1).transpose(0, 2, 1)
-    per_coefficient = np.ones(len(shapes))
-    names = [f"expression_{k:02d}" for k in range(s.num_expression)]
-    if asset.name == "standin":
-        names = list(STANDIN_SHAPES)
-        per_coefficient[: len(names)] = 1 / np.array(list(STANDIN_SHAPES.values()))
-    names += [f"pose_{c:02d}" for c in s.pose_columns]
-    targets = [
-        {"POSITION": file.add((shape / per_coefficient[k]).astype(np.float32), _VERTEX_BUFFER)}
-        for k, shape in enumerate(shapes)
-    ]
+    joints, weights = _skin(head, kept)
+    targets = [{"POSITION": file.add(shape.astype(np.float32), _VERTEX_BUFFER)} for shape in morphs.shapes]
     attributes = {
         "POSITION": file.add(points, _VERTEX_BUFFER),
         "NORMAL": file.add(_normals(points, asset.faces), _VERTEX_BUFFER),
@@ -155,24 +163,43 @@ def _shared(file: _File, head: DrawnHead, num_frames: int) -> _Shared:
         "WEIGHTS_0": file.add(weights, _VERTEX_BUFFER),
     }
     indices = file.add(asset.faces.astype(np.uint32).ravel(), _INDEX_BUFFER)
-    places = np.concatenate([s.joint_template[:1], s.joint_template])  # the shoulders' joint is where the head turns
+    # The shoulders' joint is where the head turns.
+    places = np.concatenate([s.joint_template[:1], s.joint_template])[kept]
     matrices = np.tile(np.eye(4, dtype=np.float32), (len(places), 1, 1))
     matrices[:, 3, :3] = -places  # column-major, so that the last row is the translation
     inverse_bind = file.add(matrices.reshape(-1, 16))
-    times = file.add((np.arange(num_frames) / FPS).astype(np.float32))
-    return _Shared(attributes, indices, targets, names, per_coefficient, inverse_bind, times)
+    times = file.add((np.arange(morphs.weights.shape[1]) / FPS).astype(np.float32))
+    return _Shared(morphs, kept, attributes, indices, targets, inverse_bind, times)
 
 
-def _skin(head: DrawnHead) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the four strongest of the five joints for every vertex, and their weights.
+def _own_morphs(asset: FlameAsset, motion: Float[np.ndarray, "P T 108"]) -> Morphs:
+    """Returns the head's expression and its pose correctives."""
+    s = asset.skinning
+    shapes = s.basis.reshape(len(s.basis), 3, -1).transpose(0, 2, 1)
+    per_coefficient = np.ones(len(shapes))  # weights of a target
+    names = [f"expression_{k:02d}" for k in range(s.num_expression)]
+    if asset.name == "standin":
+        names = list(STANDIN_SHAPES)
+        per_coefficient[: len(names)] = 1 / np.array(list(STANDIN_SHAPES.values()))
+    names += [f"pose_{c:02d}" for c in s.pose_columns]
+    turns = _turns(motion.reshape(-1, motion.shape[-1]))[1:]
+    less_identity = np.stack([turn.as_matrix() - np.eye(3) for turn in turns], axis=1)
+    correctives = less_identity.reshape(*motion.shape[:2], 27)[..., s.pose_columns]
+    expression = motion[..., EXPRESSION][..., : s.num_expression].astype(np.float64)
+    weights = np.concatenate([expression, correctives], axis=-1) * per_coefficient
+    return Morphs(names, shapes / per_coefficient[:, None, None], weights)
+
+
+def _skin(head: DrawnHead, kept: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the four strongest of the kept joints for every vertex, and their weights.
 
     The weights sum to one.
     """
     s = head.asset.skinning
-    moved = s.weights.T.astype(np.float64)
+    moved = np.where(np.isin([2, 3, 4], kept), s.weights.T.astype(np.float64), 0.0)
     rest = np.clip(1.0 - moved.sum(axis=1), 0.0, None)
     follow = head.follow.astype(np.float64)
-    weights = np.column_stack([(1.0 - follow) * rest, follow * rest, moved])
+    weights = np.column_stack([(1.0 - follow) * rest, follow * rest, moved])[:, kept]
     # Readers support four joints a vertex; a stable sort gives the same file every time.
     order = np.argsort(-weights, axis=1, kind="stable")[:, :4]
     strongest = np.take_along_axis(weights, order, axis=1)
@@ -197,12 +224,12 @@ def _linear(colors: np.ndarray) -> np.ndarray:
     return np.concatenate([rgb, np.full((len(rgb), 1), 255, np.uint8)], axis=1)
 
 
-def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, person: int, x: float) -> list[int]:
-    """Adds one person's nodes, mesh, skin and keys; returns the nodes at the top: joints and mesh.
+def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, person: int, x: float) -> None:
+    """Adds one person's nodes, mesh, skin and keys.
 
     The person is at `x` metres; number `person` picks the palette and the names.
     """
-    nodes, colors = file.nodes, head.colors[person % len(head.colors)]
+    nodes, colors, morphs = file.nodes, head.colors[person % len(head.colors)], shared.morphs
     attributes = {**shared.attributes, "COLOR_0": file.add(_linear(colors), _VERTEX_BUFFER, normalized=True)}
     primitive = {"attributes": attributes, "indices": shared.indices, "targets": shared.targets, "material": 0}
     file.meshes.append(
@@ -210,43 +237,32 @@ def _person(file: _File, head: DrawnHead, shared: _Shared, motion: np.ndarray, p
             "name": f"person {person + 1}",
             "primitives": [primitive],
             "weights": [0.0] * len(shared.targets),
-            "extras": {"targetNames": shared.names},
+            "extras": {"targetNames": morphs.names},
         }
     )
-    first = len(nodes)
-    mesh, joints = first + 1, [first + 2 + j for j in range(len(JOINTS))]
+    mesh = len(nodes) + 1
+    joints = [mesh + 1 + j for j in range(len(shared.kept))]
     file.skins.append({"inverseBindMatrices": shared.inverse_bind, "joints": joints, "skeleton": joints[0]})
     template = head.asset.skinning.joint_template.astype(np.float64)
     places = [template[0], np.zeros(3), *(template[1:] - template[0])]  # each in its parent's frame
     nodes.append({"name": f"person {person + 1}", "translation": [x, 0.0, 0.0], "children": joints[:1]})
-    # Its joints alone place a skinned mesh: the format wants it at the top of the scene.
     nodes.append({"name": f"face {person + 1}", "mesh": len(file.meshes) - 1, "skin": len(file.skins) - 1})
-    children = ([joints[1]], joints[2:], [], [], [])
-    for name, place, below in zip(JOINTS, places, children, strict=True):
-        node = {"name": f"{name} {person + 1}", "translation": place.tolist()}
-        nodes.append({**node, "children": below} if below else node)
-    turns, weights, translations = _tracks(head.asset, motion, shared.per_coefficient)
-    file.animate(mesh, "weights", shared.times, weights.reshape(-1))
-    for joint, turn, places_T in zip(joints[1:], turns, translations, strict=True):
-        file.animate(joint, "rotation", shared.times, turn.as_quat(canonical=True))
+    below = {0: joints[1:2], 1: joints[2:]}
+    for j in shared.kept:
+        node = {"name": f"{JOINTS[j]} {person + 1}", "translation": places[j].tolist()}
+        nodes.append({**node, "children": below[j]} if j in below else node)
+    file.animate(mesh, "weights", shared.times, morphs.weights[person].reshape(-1))
+    turns = _turns(motion)
+    translations = _translations(head.asset, motion, turns)
+    for joint, j in zip(joints[1:], shared.kept[1:], strict=True):
+        file.animate(joint, "rotation", shared.times, turns[j - 1].as_quat(canonical=True))
         # Joints follow the expression in FLAME, not in the stand-in, whose keys would say nothing.
-        if np.ptp(places_T, axis=0).max() > 1e-7:
-            file.animate(joint, "translation", shared.times, places_T)
-    return [first, mesh]
+        if np.ptp(translations[j - 1], axis=0).max() > 1e-7:
+            file.animate(joint, "translation", shared.times, translations[j - 1])
 
 
-def _tracks(
-    asset: FlameAsset, motion: np.ndarray, per_coefficient: np.ndarray
-) -> tuple[list[Rotation], np.ndarray, list[np.ndarray]]:
-    """Returns rotations, translations and the targets' weights over time.
-
-    Rotations and translations, in the parent's frame, are those of head, jaw and both eyes. A
-    joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its
-    node applies R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the
-    head's J0, that less this J0.
-    """
-    s = asset.skinning
-    expression = motion[:, EXPRESSION][:, : s.num_expression].astype(np.float64)
+def _turns(motion: Float[np.ndarray, "T 108"]) -> list[Rotation]:
+    """Returns the rotations of head, jaw and both eyes over time."""
     zero = np.zeros((len(motion), 1))
     eyes = motion[:, EYES].astype(np.float64)
     axes = [
@@ -255,10 +271,20 @@ def _tracks(
         np.concatenate([eyes[:, :2], zero], axis=1),
         np.concatenate([eyes[:, 2:], zero], axis=1),
     ]
-    turns = [Rotation.from_rotvec(axis) for axis in axes]
+    return [Rotation.from_rotvec(axis) for axis in axes]
+
+
+def _translations(
+    asset: FlameAsset, motion: Float[np.ndarray, "T 108"], turns: list[Rotation]
+) -> list[Float[np.ndarray, "T 3"]]:
+    """Returns the translations of head, jaw and both eyes over time, in the parent's frame.
+
+    A joint J that has moved from J0 with the expression turns a vertex v to R (v - J) + J. Its
+    node applies R (v - J0) + t, so t = J - R (J - J0); below the head, whose frame begins at the
+    head's J0, that less this J0.
+    """
+    s = asset.skinning
+    expression = motion[:, EXPRESSION][:, : s.num_expression].astype(np.float64)
     offsets = np.einsum("te,ejc->jtc", expression, s.joint_basis.astype(np.float64))
     origins = s.joint_template.astype(np.float64)
-    translations = [origins[j] + offsets[j] - turns[j].apply(offsets[j]) - origins[0] for j in range(4)]
-    less_identity = np.stack([turn.as_matrix() - np.eye(3) for turn in turns[1:]], axis=1).reshape(len(motion), 27)
-    weights = np.concatenate([expression, less_identity[:, s.pose_columns]], axis=1) * per_coefficient
-    return turns, weights, translations
+    return [origins[j] + offsets[j] - turns[j].apply(offsets[j]) - origins[0] for j in range(4)]
