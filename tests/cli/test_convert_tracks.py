@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from documented import commands
 from foreign_data import talking, write_wav
 from tiny_runs import quick_compiles, run_unils
 from tracked import smirk, truth, write_clip
@@ -60,20 +61,19 @@ def test_wrong_flags_are_refused_in_a_line(tmp_path, capsys, flags, message):
 
 
 @pytest.mark.slow
-def test_twenty_clips_become_a_trained_codec_in_three_commands(tmp_path):
-    """The commands of docs/data.md, with fewer steps."""
+def test_twenty_clips_become_a_trained_codec_in_three_commands(tmp_path, monkeypatch):
+    """The commands as docs/data.md has them, the last with fewer steps."""
+    monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "tracked", 20)
-    store = tmp_path / "store"
-    flags = ["--from", "tracks", "--source", tmp_path / "tracked", "--out", store, "--splits", "0.8,0.1,0.1"]
-    assert run_unils("data", "convert", *flags) == 0
-    assert [len(Store(store).lengths(split)) for split in ("train", "val", "test")] == [16, 2, 2]
-    assert run_unils("data", "verify", store) == 0
-    config = {"data.store": store, "expression_basis": "flame", "head": "", "num_steps": 6, "eval_every": 3}
-    config |= {"checkpoint_every": 6, "log_every": 3, "eval_batches": 1}
+    convert, verify, train = commands("data.md", "Tracked faces")
+    assert run_unils(*convert) == 0
+    lengths = [len(Store("data/tracked").lengths(split)) for split in ("train", "val", "test")]
+    assert lengths == [16, 2, 2]
+    assert run_unils(*verify) == 0
+    fewer = {"num_steps": 6, "eval_every": 3, "checkpoint_every": 6, "log_every": 3, "eval_batches": 1}
     with quick_compiles():
-        values = [f"--config.{name}={value}" for name, value in config.items()]
-        assert run_unils("train", "--config", "smoke/codec", "--workdir", tmp_path / "run", *values) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+        assert run_unils(*train, *(f"--config.{name}={value}" for name, value in fewer.items())) == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs/tracked/metrics.jsonl").read_text().splitlines()]
     assert {"train", "val"} <= {row["split"] for row in rows}
     losses = [row["loss"] for row in rows if row["split"] == "train"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
