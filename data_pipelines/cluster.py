@@ -39,8 +39,8 @@ class Actors:
 
     number: int | None = None  # None: one a device; without devices one a node, or one a CPU, see `compute`
     compute: bool = False  # True: each computes with a device of its own, or all CPUs of its node; False: on one CPU
-    # Paths that every node must see: checked by each actor before it begins.
-    shared: tuple[Path, ...] = ()
+    # Paths that every node must see: an actor checks them at its start; None and URLs are left out.
+    shared: tuple[str | Path | None, ...] = ()
 
     def __post_init__(self):
         if self.number is not None and self.number < 1:
@@ -125,12 +125,12 @@ def _connected(ray: ModuleType) -> Iterator[None]:
 class _Actor:
     """Holds a worker on one node."""
 
-    def start(self, make: Callable[[], Work], folder: str, shared: tuple[Path, ...]) -> None:
+    def start(self, make: Callable[[], Work], folder: str, shared: tuple[str | Path | None, ...]) -> None:
         """Makes the worker, in the folder where the command runs, where this node has it."""
         prepare()
         with contextlib.suppress(OSError):
             os.chdir(folder)
-        missing = [path for path in shared if not path.exists()]
+        missing = [path for path in shared if path and "://" not in str(path) and not Path(path).exists()]
         if missing:
             raise UserError(
                 f"node {socket.gethostname()} does not see {missing[0]}; give paths on storage that all nodes share"

@@ -19,6 +19,7 @@ os.environ.setdefault(
 import jax
 import numpy as np
 import pytest
+from ray_nodes import nodes  # noqa: F401 (fixture)
 from safetensors.numpy import load_file
 from tiny_runs import compile_cache, release, tiny_runs, tiny_store, unoptimised  # noqa: F401 (fixtures)
 

@@ -29,7 +29,8 @@ def refusal(capsys, *argv) -> str:
 
 def test_without_ray_one_line_says_how_to_get_it(no_ray, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (CONVERT, ["decode", "--audio", tmp_path, "--out", "out"]):
+    evaluate = ["evaluate", "--checkpoint", "model", "--data", "store"]
+    for command in (CONVERT, ["decode", "--audio", tmp_path, "--out", "out"], evaluate):
         line = refusal(capsys, *command, "--engine", "ray")
         assert "--engine ray needs Ray: run pip install '.[ray]' in a checkout" in line
     assert not list(tmp_path.iterdir())
@@ -42,6 +43,7 @@ def test_flags_that_do_not_go_together_are_named(stub_ray, tmp_path, monkeypatch
         ([*CONVERT, "--engine", "ray", "--actors", "0"], "--actors must be at least 1, got 0"),
         ([*CONVERT, "--engine", "ray", "--workers", "2"], "with --engine ray give --actors"),
         (["decode", "--audio", "a.wav", "--out", "a.npz", "--engine", "ray"], "give --audio a folder or a list"),
+        (["evaluate", "--motion", ".", "--data", "d", "--engine", "ray"], "--engine ray scores a --checkpoint on the"),
     ):
         assert message in refusal(capsys, *argv)
     assert not list(tmp_path.iterdir())

@@ -275,9 +275,8 @@ def decode_batches(request: DecodeRequest, checkpoint: Checkpoint, batches: list
             yield from decoder(batch)
         return
     pieces = [piece for batch in batches for piece in batch.cut(request.batch or BATCH)]
-    paths = (request.audio, request.out, request.checkpoint)
-    shared = tuple(Path(path) for path in paths if path and "://" not in path)
-    for _, decoded in on_ray(partial(RecordingsDecoder, request), pieces, Actors(request.actors, True, shared)):
+    actors = Actors(request.actors, True, (request.audio, request.out, request.checkpoint))
+    for _, decoded in on_ray(partial(RecordingsDecoder, request), pieces, actors):
         yield from decoded
 
 

@@ -5,8 +5,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
+from data_pipelines.cluster import Actors, check_engine
 from unils_jax.checkpoints.loading import load
-from unils_jax.cli.arguments import DTYPES, TrackRequest, add_encoder_argument, add_track_arguments, readers_of
+from unils_jax.cli.arguments import (
+    DTYPES,
+    TrackRequest,
+    add_encoder_argument,
+    add_engine_arguments,
+    add_track_arguments,
+    readers_of,
+)
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation import lip_errors
 from unils_jax.evaluation.figures.recordings import score_recordings, table
@@ -47,11 +57,16 @@ class EvaluateRequest(TrackRequest):
     recordings: str | None = None  # folder of recordings instead of a store; None: a store
     sets: list[str] | None = None
     resources: str | None = None
+    engine: str = "local"  # of a store: this process, or actors of a Ray cluster
+    actors: int | None = None  # of Ray; None: one an accelerator, without any one a node
 
     def __post_init__(self):
+        check_engine(self.engine, self.actors)
         problems = [] if self.checkpoint or self.motion or self.recordings else [NOTHING]
         if self.recordings and (self.motion or self.data or self.sets or self.resources):
             problems.append("--recordings goes with --checkpoint alone; leave --motion, --data, --sets and --resources")
+        if self.engine == "ray" and not (self.checkpoint and self.data):
+            problems.append("--engine ray scores a --checkpoint on the conversations of a store, --data DIR; give both")
         if self.recordings and self.limit is not None:
             problems.append("--limit goes with --data DIR; all --recordings are scored")
         if self.recordings and not Path(self.recordings).is_dir():
@@ -140,6 +155,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default=defaults.dtype, choices=DTYPES, help="of the decode (default: %(default)s)")
     parser.add_argument("--flame", metavar="FILE", help="generic_model.pkl of FLAME 2020, for the vertex metrics")
     parser.add_argument("--out", default=defaults.out, metavar="R.json", help="report to write (default: %(default)s)")
+    add_engine_arguments(
+        parser, "a checkpoint's conversations are decoded and scored", "one an accelerator, else one a node"
+    )
     sets = parser.add_argument_group(readers_of("annotation"), "its own sets instead of a store, without --data")
     sets.add_argument(
         "--sets", nargs="+", metavar="DIR=SCALE", help="in the order of training (default: those it was trained on)"
@@ -167,7 +185,11 @@ def evaluate(request: EvaluateRequest) -> None:
         evaluate_sets(request)
         return
     if request.checkpoint:
-        report = evaluate_checkpoint(request.checkpoint, request.data, request.settings, out=request.out)
+        actors = None
+        if request.engine == "ray":
+            jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine are the actors'
+            actors = Actors(request.actors, True, (request.data, request.checkpoint, request.flame))
+        report = evaluate_checkpoint(request.checkpoint, request.data, request.settings, out=request.out, actors=actors)
     else:
         report = evaluate_files(request.motion, request.data, request.settings, out=request.out)
     paths = ", ".join(str(path) for path in report_paths(request.out).values())

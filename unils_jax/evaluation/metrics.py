@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from data_pipelines.phones import PhoneTracks
+from unils_jax.errors import UserError
 from unils_jax.evaluation import behaviour_metrics as behaviour
 from unils_jax.evaluation.dualtalk_metrics import WITH_PARTNER, dualtalk_metrics
 from unils_jax.evaluation.figures.names import missing_groups, needed_groups, unit
@@ -24,6 +25,8 @@ from unils_jax.evaluation.figures.speech import Voice, speech_figures
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import MESH_METRICS, ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices
+from unils_jax.face.flame_file import load_flame
+from unils_jax.face.standin import standin_asset
 from unils_jax.motion import EXPRESSION, GROUPS, HEAD, JAW, WINDOW_FRAMES, to_56_channels
 
 Figures = dict[str, float]  # by path: family/role or metric/name
@@ -36,6 +39,20 @@ NAN = float("nan")
 def mesh_of(asset: FlameAsset) -> Mesh:
     """Returns the mesh of a head to measure on."""
     return Mesh(jax.jit(partial(_without_head_rotation, asset)), asset.lips, asset.upper_face)
+
+
+def find_mesh(flame: str | None, expression_basis: str) -> tuple[Mesh | None, list[str]]:
+    """Returns the mesh that fits the basis, or None, and notes on what is left out."""
+    if expression_basis == "standin":
+        if flame:
+            raise UserError(f"--flame {flame} measures FLAME's basis, the store is of 'standin'; leave --flame away")
+        return mesh_of(standin_asset()), [
+            "Vertices are of the stand-in head: millimetres of another face than FLAME's."
+        ]
+    notes = [f"Blinks are left out: {behaviour.NO_LIDS}."]
+    if flame is None:
+        return None, [*notes, "LVE, MHD and FDD are left out: they need vertices; give --flame generic_model.pkl."]
+    return mesh_of(load_flame(flame)), notes
 
 
 def _without_head_rotation(asset: FlameAsset, motion: Float[Array, "t 108"]) -> Float[Array, "t V 3"]:
@@ -149,13 +166,20 @@ def _mean_figures(rows: list[Figures]) -> Figures:
 
 
 @dataclass
-class _Conversation:
+class ConversationScores:
+    """The scores of one conversation, as a `ScoreTable` gathers them; picklable."""
+
     name: str
+    frames: int  # of all scored people
     seeds: list[Figures] = field(default_factory=list)
     mean: Figures = field(default_factory=dict)  # over seeds
     truth: Figures = field(default_factory=dict)
     predicted: list[dict[str, Moments]] = field(default_factory=list)  # a seed each, by "role/fid"
     true: dict[str, Moments] = field(default_factory=dict)
+    # Of all people and seeds, prediction and truth: counts in BINS by group; spectra by role/what.
+    counts: dict[str, Int[np.ndarray, "2 bins"]] = field(default_factory=dict)
+    spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    trace: dict[str, np.ndarray] = field(default_factory=dict)  # jaw and head of the first person
 
 
 def _united_moments(people: list[Person], which: str) -> dict[str, Moments]:
@@ -190,15 +214,15 @@ class ScoreTable:
     ):
         self.mesh, self.expression_basis = mesh, expression_basis
         self.mean, self.std = mean, std
-        self.conversations: list[_Conversation] = []
-        self.frames = 0
-        self._counts = {group: np.zeros((2, len(BINS) - 1), np.int64) for group in GROUPS}  # prediction, truth
-        self._spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        self._traces: dict[str, dict[str, np.ndarray]] = {}
+        self.conversations: list[ConversationScores] = []
 
     def add(self, name: str, people_by_seed: list[list[Person]]) -> None:
+        """Scores a conversation and takes it in."""
+        self.take(self.score(name, people_by_seed))
+
+    def score(self, name: str, people_by_seed: list[list[Person]]) -> ConversationScores:
         """Scores a conversation: for every seed, the people that the protocol scores."""
-        conversation = _Conversation(name)
+        conversation = ConversationScores(name, sum(len(person.truth) for person in people_by_seed[0]))
         for people in people_by_seed:
             rows = [score_person(person, self.mesh, self.expression_basis) for person in people]
             conversation.seeds.append(_mean_figures([row for row, _ in rows]))
@@ -206,17 +230,26 @@ class ScoreTable:
             conversation.predicted.append(_united_moments(people, "prediction"))
             conversation.true = _united_moments(people, "truth")
             for person in people:
-                self._add_pictures(person)
+                self._add_pictures(conversation, person)
         conversation.mean = _mean_figures(conversation.seeds)
-        self.conversations.append(conversation)
-        self.frames += sum(len(person.truth) for person in people_by_seed[0])
-        self._keep_trace(name, people_by_seed[0][0])
+        conversation.trace = _trace(people_by_seed[0][0])
+        return conversation
 
-    def _add_pictures(self, person: Person) -> None:
+    def take(self, conversation: ConversationScores) -> None:
+        """Takes in the next conversation of the split."""
+        self.conversations.append(conversation)
+        # Traces are large: those of conversations that are neither best nor worst are let go.
+        kept = set(self.extremes().values())
+        for other in self.conversations:
+            if other.name not in kept:
+                other.trace = {}
+
+    def _add_pictures(self, conversation: ConversationScores, person: Person) -> None:
         for group, channels in GROUPS.items():
             if group in missing_groups(person.channel_mask):
                 continue
-            for row, motion in zip(self._counts[group], (person.prediction, person.truth), strict=True):
+            counts = conversation.counts.setdefault(group, np.zeros((2, len(BINS) - 1), np.int64))
+            for row, motion in zip(counts, (person.prediction, person.truth), strict=True):
                 scaled = (motion[:, channels] - self.mean[None, channels]) / (self.std[None, channels] + 1e-8)
                 row += np.histogram(scaled.clip(BINS[0], BINS[-1]), BINS)[0]
         for role in ("speaking", "listening"):
@@ -224,21 +257,12 @@ class ScoreTable:
                 if np.isfinite(pair).all() and not needed_groups(f"{what}_spectrum") & missing_groups(
                     person.channel_mask
                 ):
-                    self._spectra.setdefault(f"{role}/{what}", []).append(pair)
+                    conversation.spectra.setdefault(f"{role}/{what}", []).append(pair)
 
-    def _keep_trace(self, name: str, person: Person) -> None:
-        """Keeps jaw and head of the first person of the best and the worst conversation so far."""
-        shown = np.stack([person.prediction, person.truth], axis=-1)
-        if person.channel_mask is not None:
-            shown = np.where(person.channel_mask[:, None], shown, np.float32(NAN))  # a gap, not a line at zero
-        self._traces[name] = {
-            "jaw": shown[:, JAW.start],
-            "head pitch": shown[:, HEAD.start],
-            "speaking": person.speaking,
-        }
-        # Traces are large: those of conversations that are neither best nor worst are let go.
-        kept = set(self.extremes().values())
-        self._traces = {name: trace for name, trace in self._traces.items() if name in kept}
+    @property
+    def frames(self) -> int:
+        """The scored frames of all people."""
+        return sum(conversation.frames for conversation in self.conversations)
 
     @property
     def ranking(self) -> str:
@@ -259,7 +283,8 @@ class ScoreTable:
 
         Each has columns of prediction and truth, and the speech mask.
         """
-        return {which: {"name": name, **self._traces[name]} for which, name in self.extremes().items()}
+        traces = {conversation.name: conversation.trace for conversation in self.conversations}
+        return {which: {"name": name, **traces[name]} for which, name in self.extremes().items()}
 
     def metrics(self) -> dict[str, dict[str, object]]:
         """Returns every figure of the split: mean, interval, spread over seeds, truth.
@@ -312,22 +337,36 @@ class ScoreTable:
 
     def pictures(self) -> dict[str, object]:
         """Returns distributions (counts per bin) and mean spectra of both sides, for plots."""
+        counts = {group: np.zeros((2, len(BINS) - 1), np.int64) for group in GROUPS}
+        spectra: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for conversation in self.conversations:
+            for group, more in conversation.counts.items():
+                counts[group] += more
+            for name, pairs in conversation.spectra.items():
+                spectra.setdefault(name, []).extend(pairs)
         return {
             "distributions": {
                 "bins": BINS.tolist(),
                 **{
-                    group: dict(zip(("prediction", "truth"), counts.tolist(), strict=True))
-                    for group, counts in self._counts.items()
+                    group: dict(zip(("prediction", "truth"), both.tolist(), strict=True))
+                    for group, both in counts.items()
                 },
             },
             "spectra": {
                 "frequencies_hz": behaviour.FREQUENCIES.tolist(),
                 **{
                     name: dict(zip(("prediction", "truth"), np.mean(pairs, axis=0).tolist(), strict=True))
-                    for name, pairs in self._spectra.items()
+                    for name, pairs in spectra.items()
                 },
             },
         }
+
+
+def _trace(person: Person) -> dict[str, np.ndarray]:
+    shown = np.stack([person.prediction, person.truth], axis=-1)
+    if person.channel_mask is not None:
+        shown = np.where(person.channel_mask[:, None], shown, np.float32(NAN))  # a gap, not a line at zero
+    return {"jaw": shown[:, JAW.start], "head pitch": shown[:, HEAD.start], "speaking": person.speaking}
 
 
 def _entry(name: str, values: np.ndarray, by_seed: list[float]) -> dict[str, object]:

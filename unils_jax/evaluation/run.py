@@ -9,8 +9,9 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from data_pipelines.cluster import Actors, each
 from data_pipelines.loader import make_loader
 from data_pipelines.sources.tracking import TrackOptions
 from data_pipelines.store.reader import Store
@@ -27,9 +29,8 @@ from unils_jax import __version__
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.errors import UserError
-from unils_jax.evaluation.behaviour_metrics import NO_LIDS
 from unils_jax.evaluation.likelihood import bits_changed
-from unils_jax.evaluation.metrics import Mesh, ScoreTable, jsonable, mesh_of
+from unils_jax.evaluation.metrics import ConversationScores, Mesh, ScoreTable, find_mesh, jsonable
 from unils_jax.evaluation.motion_files import FolderMotion, check_basis
 from unils_jax.evaluation.protocols import (
     PROTOCOLS,
@@ -41,8 +42,6 @@ from unils_jax.evaluation.protocols import (
     skip_reason,
 )
 from unils_jax.evaluation.report import report_paths, write_report
-from unils_jax.face.flame_file import load_flame
-from unils_jax.face.standin import standin_asset
 from unils_jax.files import check_output
 from unils_jax.inference.finishing import finish
 from unils_jax.models.unils import UniLSConfig
@@ -135,10 +134,13 @@ def evaluate_checkpoint(
     settings: EvaluationSettings,
     *,
     out: str | os.PathLike | None = None,
+    actors: Actors | None = None,
 ) -> Report:
-    """Does what `evaluate` does, with its options in one value."""
-    store = _open(data, out)
-    return _evaluate(CheckpointMotion(checkpoint, settings, store), store, settings, out)
+    """Does what `evaluate` does, with its options in one value.
+
+    With `actors` those of a Ray cluster decode and score, to the same figures; None: this process.
+    """
+    return _evaluate(partial(CheckpointMotion, checkpoint, settings), data, settings, out, actors)
 
 
 def evaluate_files(
@@ -152,15 +154,7 @@ def evaluate_files(
 
     Raises UserError for missing files, motion of another basis, and where no record can be scored.
     """
-    store = _open(data, out)
-    return _evaluate(FolderMotion(Path(folder), store, settings.files), store, settings, out)
-
-
-def _open(data: str | os.PathLike, out: str | os.PathLike | None) -> Store:
-    """Opens the store, once it is sure that the report can be written."""
-    for path in () if out is None else report_paths(out).values():
-        check_output(path)
-    return Store(data)
+    return _evaluate(partial(FolderMotion, Path(folder), options=settings.files), data, settings, out)
 
 
 class CheckpointMotion:
@@ -215,33 +209,67 @@ class CheckpointMotion:
         return bits_changed(self.checkpoint.model, next(iter(windows)), settings.dtype)
 
 
+class Scorer:
+    """The conversations of a store to score, and what scores them, with its compiled programs."""
+
+    def __init__(
+        self,
+        open_motion: Callable[..., CheckpointMotion | FolderMotion],
+        data: str | os.PathLike,
+        settings: EvaluationSettings,
+    ):
+        self.store, self.split = Store(data), settings.split
+        self.motion = open_motion(store=self.store)
+        self.chosen, self.skipped = choose_records(self.motion, self.store, settings)
+        self.protocol = PROTOCOLS[settings.protocol].for_window(self.motion.window)
+        if settings.own_sampling:
+            self.protocol = replace(self.protocol, **vars(self.motion.sampling))
+        self.seeds = [self.protocol.seed + i for i in range(settings.num_seeds)]
+        basis, scale = self.store.expression_basis, channel_scale(self.store, self.split, self.chosen)
+        self.mesh, self.notes = find_mesh(settings.flame, basis)
+        self.table = ScoreTable(self.mesh, basis, *scale)
+        self.predict = self.motion.open(self.protocol, [name for _, name in self.chosen], self.mesh)
+
+    def __call__(self, number: int) -> list[ConversationScores]:
+        """Returns the scores of one of the chosen conversations, alone in a list."""
+        i, name = self.chosen[number]
+        conversation = conversation_of(self.store.read(self.split, i), self.protocol)
+        motions = [self.predict(conversation, seed) for seed in self.seeds]
+        frames = self.motion.window_frames(name)  # of each: files of one folder may be of several models
+        people = [people_to_score(conversation, motion, self.protocol, frames) for motion in motions]
+        return [self.table.score(name, people)]
+
+
 def _evaluate(
-    motion: CheckpointMotion | FolderMotion, store: Store, settings: EvaluationSettings, out: str | os.PathLike | None
+    open_motion: Callable[..., CheckpointMotion | FolderMotion],
+    data: str | os.PathLike,
+    settings: EvaluationSettings,
+    out: str | os.PathLike | None,
+    actors: Actors | None = None,
 ) -> Report:
     """Scores all records that the protocol can score; puts the report together and writes it."""
     started = time.time()
-    protocol = PROTOCOLS[settings.protocol].for_window(motion.window)
-    if settings.own_sampling:
-        protocol = replace(protocol, **vars(motion.sampling))
-    chosen, skipped = choose_records(motion, store, settings)
-    seeds = [protocol.seed + i for i in range(settings.num_seeds)]
-    mesh, notes = find_mesh(settings.flame, store.expression_basis)
-    predict = motion.open(protocol, [name for _, name in chosen], mesh)
-    changed = motion.bits_changed(settings, store, len(chosen))
-    table = ScoreTable(mesh, store.expression_basis, *channel_scale(store, settings.split, chosen))
-    for done, (i, name) in enumerate(tqdm(chosen, "evaluate", disable=None, unit="conversation"), 1):
-        conversation = conversation_of(store.read(settings.split, i), protocol)
-        motions = [predict(conversation, seed) for seed in seeds]
-        frames = motion.window_frames(name)  # of each: files of one folder may be of several models
-        table.add(name, [people_to_score(conversation, motion, protocol, frames) for motion in motions])
-        if done % 10 == 0 or done == len(chosen):
-            log.info("scored %d of %d conversations", done, len(chosen))
+    for path in () if out is None else report_paths(out).values():
+        check_output(path)
+    make = partial(Scorer, open_motion, data, settings)
+    scorer = make()
+    motion, store, mesh, table = scorer.motion, scorer.store, scorer.mesh, scorer.table
+    count = len(scorer.chosen)
+    changed = motion.bits_changed(settings, store, count)
+    waiting: dict[int, ConversationScores] = {}  # until those before them are done
+    units = each(make if actors else lambda: scorer, range(count), actors)
+    for done, (number, (scores,)) in enumerate(tqdm(units, "evaluate", count, disable=None, unit="conversation"), 1):
+        waiting[number] = scores
+        while len(table.conversations) in waiting:
+            table.take(waiting.pop(len(table.conversations)))
+        if done % 10 == 0 or done == count:
+            log.info("scored %d of %d conversations", done, count)
     report = {
         "metrics": table.metrics(),
         "clips": {"ranked_by": table.ranking, **table.extremes()},
         "settings": {
-            "protocol": protocol.settings(motion.system),
-            "seeds": seeds if motion.system is not None and motion.system.draws else [],
+            "protocol": scorer.protocol.settings(motion.system),
+            "seeds": scorer.seeds if motion.system is not None and motion.system.draws else [],
             "limit": settings.limit,
             "motion_from": motion.name,
             "source": motion.source,
@@ -256,12 +284,12 @@ def _evaluate(
         "data": {
             "store": str(store.path),
             "split": settings.split,
-            "conversations": len(chosen),
+            "conversations": count,
             "scored_hours": table.frames / FPS / 3600,
             "made_with": store.manifest["settings"],
         },
-        "skipped": skipped,
-        "notes": [*NOTES, *notes, *motion.notes()],
+        "skipped": scorer.skipped,
+        "notes": [*NOTES, *scorer.notes, *motion.notes()],
         "versions": versions(),
         "per_conversation": table.per_conversation(),
         "pictures": table.pictures(),
@@ -269,7 +297,7 @@ def _evaluate(
             "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
             "seconds": time.time() - started,
         },
-        "host": host(),
+        "host": host() | {"engine": "ray" if actors else "local"},
     }
     report = jsonable(report)
     if out is not None:
@@ -318,20 +346,6 @@ def channel_scale(
             for person, motion in enumerate(center_head(record.motion.astype(np.float32))):
                 statistics = statistics.add(motion, None if record.observed is None else record.observed[person])
     return statistics.normalisation(str(store.path))
-
-
-def find_mesh(flame: str | None, expression_basis: str) -> tuple[Mesh | None, list[str]]:
-    """Returns the mesh that fits the basis, or None, and notes on what is left out."""
-    if expression_basis == "standin":
-        if flame:
-            raise UserError(f"--flame {flame} measures FLAME's basis, the store is of 'standin'; leave --flame away")
-        return mesh_of(standin_asset()), [
-            "Vertices are of the stand-in head: millimetres of another face than FLAME's."
-        ]
-    notes = [f"Blinks are left out: {NO_LIDS}."]
-    if flame is None:
-        return None, [*notes, "LVE, MHD and FDD are left out: they need vertices; give --flame generic_model.pkl."]
-    return mesh_of(load_flame(flame)), notes
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ending_task import Ends
 from foreign_data import release_value, write_lmdb
+from ray_nodes import wait_for
 from slow_source import SlowSource
 from tiny_runs import run_unils
 
@@ -18,14 +19,6 @@ from unils_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
 SHARDS = 12
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    from ray_nodes import two_nodes
-
-    with two_nodes() as nodes:
-        yield nodes
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +85,6 @@ def test_a_node_killed_in_the_middle_does_not_show_in_the_bytes(nodes, source, l
     out, slow = tmp_path / "store", SlowSource(source.lmdb_path, source.index, delay_s=0.5)
 
     def kill_when_both_write():
-        from ray_nodes import wait_for
-
         # A file under way has the number of its process in its name.
         wait_for(lambda: len({re.search(r"\.(\d+)-", path.name)[1] for path in out.rglob(".*.partial*")}) == 2)
         nodes.kill_second()

@@ -133,9 +133,7 @@ def run_verify(args: argparse.Namespace) -> None:
     """
     request = VerifyRequest.from_args(args)
     out = check_output(request.out or Path(request.store) / "verify.json", ".json")
-    actors = None
-    if request.engine == "ray":
-        actors = Actors(request.actors, shared=() if "://" in request.store else (Path(request.store),))
+    actors = Actors(request.actors, shared=(request.store,)) if request.engine == "ray" else None
     with Progress("checked") as progress:
         report = verification.verify(request.store, progress, actors)
     summary = verification.summary(report)

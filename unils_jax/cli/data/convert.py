@@ -115,8 +115,7 @@ def add_convert_arguments(convert: argparse.ArgumentParser) -> None:
 
 def _engine(request: ConvertRequest) -> Engine:
     if request.engine == "ray":
-        read = [Path(path) for path in (request.source, request.index) if path]
-        return ray_actors(Actors(request.actors, shared=(*read, Path(request.out))))
+        return ray_actors(Actors(request.actors, shared=(request.source, request.index, request.out)))
     return processes(os.cpu_count() or 1 if request.workers is None else request.workers)
 
 
