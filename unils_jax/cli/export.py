@@ -130,5 +130,6 @@ def export_program(request: ExportRequest, checkpoint: Checkpoint) -> None:
     written = export_onnx(checkpoint, Path(request.out), people=request.people)
     print(
         f"{shown(request.out)}: {written.nodes:,} nodes, {written.bytes / 1e6:.1f} MB; onnxruntime decodes "
-        f"{written.different} of {written.bits:,} bits otherwise, motion within {written.motion_error:.1e}"
+        f"{written.different} of {written.bits:,} bits otherwise, motion within {written.motion_error:.1e}, "
+        f"{written.frames_per_s:.0f} frames/s next to our {written.our_frames_per_s:.0f}"
     )

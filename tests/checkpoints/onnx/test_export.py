@@ -1,5 +1,7 @@
 """The decode program as an ONNX file: windows by onnxruntime are windows by us."""
 
+import re
+
 import numpy as np
 import pytest
 from decode_tools import recorded_chunks
@@ -85,5 +87,6 @@ def test_the_packaged_model_is_exported_and_compared(tmp_path, capsys):
     )
     said = capsys.readouterr().out
     assert "decodes 0 of 11,584 bits otherwise" in said
+    assert min(map(int, re.search(r"(\d+) frames/s next to our (\d+)$", said.strip()).groups())) > 0
     notes = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
     assert notes["frames"] == "100" and notes["expression_basis"] == "standin" and "jaw" in notes["channels"]

@@ -1,6 +1,8 @@
 """Writes the decode program of one conversation as an ONNX file, and compares both."""
 
 import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,8 @@ class Written:
     bits: int  # that were compared: greedy and sampled ones
     different: int
     motion_error: float  # the largest difference where the bits are equal
+    frames_per_s: float  # of all people together, by onnxruntime on this machine's processor
+    our_frames_per_s: float  # by JAX, on its device
 
 
 def step_inputs(program: Program) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -145,7 +149,20 @@ def _compare(program: Program, path: Path, nodes: int) -> Written:
             f"onnxruntime decodes {different} of {bits} bits otherwise, motion by {error:.1e}; no file was written, "
             "report this with the versions that `unils doctor` lists"
         )
-    return Written(nodes, path.stat().st_size, bits, different, error)
+    runs = (lambda: session.run(list(OUTPUTS), given), lambda: jax.block_until_ready(ours(program.params, given)))
+    speeds = [program.people * program.window.frames / best for best in _fastest(runs)]
+    return Written(nodes, path.stat().st_size, bits, different, error, *speeds)
+
+
+def _fastest(runs: Sequence[Callable[[], object]], rounds: int = 3) -> list[float]:
+    """Returns the seconds of each run's fastest round; they take turns."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, found in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - start)
+    return [min(found) for found in seconds]
 
 
 def example(program: Program, sampling: Sampling, seed: int = 0) -> dict[str, np.ndarray]:
