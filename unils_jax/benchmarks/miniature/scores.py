@@ -26,20 +26,22 @@ def score(
     mesh: Mesh,
     mean: Float[np.ndarray, "108"],
     std: Float[np.ndarray, "108"],
+    window_frames: int | None = None,
 ) -> dict[str, Any]:
     """Scores a system; returns its figures as plain values.
 
     `motions` holds for every record one motion a training seed; `mean` and `std` are the training
-    split's. The result has `metrics` as in a report of `unils evaluate`, `values` of every record
-    by seed, `reactions` (rate of answers, chance, 95 % interval of the rate less chance), and
-    `liveliness` of the system's listeners over time (see there) and of the truth's.
+    split's; `window_frames` are the system's, None: the protocol's. The result has `metrics` as in
+    a report of `unils evaluate`, `values` of every record by seed, `reactions` (rate of answers,
+    chance, 95 % interval of the rate less chance), and `liveliness` of the system's listeners over
+    time (see there) and of the truth's.
     """
     tally = ScoreTable(mesh, "standin", mean, std)
     answers: dict[str, list[Reactions]] = {"nods": [], "smiles": []}
     curves = {"system": Curve(), "truth": Curve()}
     for record, by_seed in zip(records, motions, strict=True):
         conversation = conversation_of(record, PROTOCOL)
-        people_by_seed = [people_to_score(conversation, motion, PROTOCOL) for motion in by_seed]
+        people_by_seed = [people_to_score(conversation, motion, PROTOCOL, window_frames) for motion in by_seed]
         tally.add(record.name, people_by_seed)
         for name, counts in answers.items():
             counts.append(_sum([_answers(record, p, people[p])[name] for people in people_by_seed for p in range(2)]))
