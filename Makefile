@@ -10,16 +10,16 @@ PYTEST := OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The versions to install; `make LOCK= ...` takes what pip finds instead.
 LOCK ?= uv.lock
+VERSIONS := export --frozen --all-extras --no-emit-project --no-hashes
 
-.PHONY: demo miniature pretrained test parity slow lint format lock docs bench gpu-smoke viewer viewer-if-node
+.PHONY: demo miniature pretrained test parity lowest slow lint format lock docs bench gpu-smoke viewer viewer-if-node
 .DEFAULT_GOAL := test
 
-# uv only reads the lock; pip installs, so that a machine's own wheels (a torch without CUDA, say) are found.
+# uv only says the versions; pip installs, so that a machine's own wheels (a torch without CUDA, say) are found.
 $(STAMP): pyproject.toml $(LOCK)
 	@test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	@: > $(VENV)/constraints.txt
-	$(if $(LOCK),$(PIP) uv && $(BIN)/uv export --quiet --frozen --all-extras --no-emit-project --no-hashes --no-header \
-	  --no-annotate --output-file $(VENV)/constraints.txt)
+	$(if $(LOCK),$(PIP) uv && $(BIN)/uv $(VERSIONS) --quiet --no-header --no-annotate --output-file $(VENV)/constraints.txt)
 	$(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -70,7 +70,13 @@ test: $(STAMP)  ## the fast tests without parity: under 7 minutes on two cores
 
 # As users' programs compile; UNILS_GOLDENS names another folder of the authors' results.
 parity: $(STAMP)  ## all comparisons with the authors' code, fast and slow: under 6 minutes on two cores
-	$(PYTEST) --dist loadfile -m "slow or not slow" tests/parity
+	$(PYTEST) --dist loadfile -m "slow or not slow" $(COMPARED)
+
+COMPARED := tests/parity
+lowest:  ## parity, resume and sharding on the lowest versions that pyproject.toml allows, in .venv-lowest
+	@$(MAKE) --no-print-directory parity VENV=.venv-lowest EXTRAS=dev \
+	  VERSIONS="pip compile pyproject.toml --extra dev --resolution lowest-direct --python .venv-lowest/bin/python" \
+	  COMPARED="tests/parity tests/training/test_resume.py tests/training/test_sharding.py"
 
 slow: $(STAMP)  ## the other tests that take minutes: under 22 minutes
 	$(PYTEST) -m slow --ignore=tests/parity
