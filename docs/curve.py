@@ -38,10 +38,10 @@ FIGURES = {
     "P-FID": "fid/both/pose_fid",
     "blinks a minute": "behaviour/both/blinks_per_minute",
     "bilabial closure, correlation": "behaviour/speaking/bilabial_closure",
-    "border step, expression (times the inside)": "behaviour/both/border_jump_expression",
+    "border step, expression": "behaviour/both/border_jump_expression",
     "border step, head": "behaviour/both/border_jump_head",
 }
-DRAWN = ("LVE, speaking (mm)", "FDD, listening", "F-FID", "border step, expression (times the inside)")
+DRAWN = ("LVE, speaking (mm)", "FDD, listening", "F-FID", "border step, expression")
 
 
 def decoded(workdir: Path, records: list[Record], seed: int) -> list[np.ndarray]:
