@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load, pretrained
@@ -191,10 +192,11 @@ def _program(checkpoint: Checkpoint, slots: int, dtype: str) -> Program:
     return make_program(checkpoint.model, slots=slots, people=people, dtype=dtype)
 
 
-def _checking_program(request: LoadRequest) -> Program:
-    """Builds the program of the server that is loaded."""
+def _to_check_with(request: LoadRequest) -> dict[str, Any]:
+    """Returns program and sampling of the server that is loaded."""
     checkpoint = load(request.checkpoint or pretrained("live"), stage="dialogue")
-    return _program(checkpoint, request.slots or min(request.capacity or request.clients, SLOTS), "float32")
+    slots = request.slots or min(request.capacity or request.clients, SLOTS)
+    return {"program": _program(checkpoint, slots, "float32"), "sampling": checkpoint.sampling}
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,8 +243,7 @@ def run_bench(args: argparse.Namespace) -> None:
         check=request.check,
     )
     started = Started(request.checkpoint, request.slots, request.capacity)
-    program = _checking_program(request) if request.check else None
-    result = run_load(load_, request.url, started, program)
+    result = run_load(load_, request.url, started, **(_to_check_with(request) if request.check else {}))
     print(table(result))
     if request.json:
         write_json(request.json, result)

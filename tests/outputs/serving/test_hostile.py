@@ -37,8 +37,9 @@ from served import (
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
+from unils_jax.inference.sampling import Sampling
 from unils_jax.outputs.serving.access import Access
-from unils_jax.outputs.serving.load import Load, Outcome, compared, run_load, table
+from unils_jax.outputs.serving.load import Load, Outcome, _growth, compared, run_load, table
 from unils_jax.outputs.serving.protocol import StreamError, parse_control, parse_open, read_samples, read_style
 
 pytestmark = [pytest.mark.usefixtures("unoptimised"), pytest.mark.slow]
@@ -251,6 +252,15 @@ def test_a_stream_with_one_other_bit_is_counted():
     for came, ended, wrong in ((motion, True, 0), (other, True, 1), (motion[:, :-1], True, 1)):
         assert compared(program(), [Outcome(audio=[audio], motion=[came], ended=ended)]) == (1, wrong)
     assert compared(program(), [cut]) == (1, 0)
+    # As a server with a sampling of its own decodes it, the same audio has another motion.
+    assert compared(program(), [Outcome(audio=[audio], motion=[motion], ended=True)], Sampling(tau=3.0)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "growth"), [([], None), ([1.0, 2.0], None), ([9, 9, 4, 5, 4, 5, 5, 4], 0.0), ([9, 9, 4, 5, 4, 8], 0.6)]
+)
+def test_memory_grows_where_its_last_peak_is_higher(memory, growth):
+    assert _growth([float(now) for now in memory]) == pytest.approx(growth)
 
 
 def test_a_client_that_reads_nothing_is_closed(monkeypatch):

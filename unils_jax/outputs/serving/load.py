@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, decode_many
 from unils_jax.inference.program import Program
+from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
 from unils_jax.motion import SAMPLE_RATE, SAMPLES_PER_FRAME
 from unils_jax.outputs.serving.access import TOKEN_PREFIX
 from unils_jax.outputs.serving.protocol import SUBPROTOCOL, unpack_motion
@@ -146,11 +147,17 @@ class Started:
     capacity: int | None = None  # None: a place for each client
 
 
-def run_load(load: Load, url: str | None, started: Started = Started(), program: Program | None = None) -> dict:
+def run_load(
+    load: Load,
+    url: str | None,
+    started: Started = Started(),
+    program: Program | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> dict:
     """Runs all clients against a server, or one that is started; returns every figure.
 
-    `program` is the server's, for a load with `check`: what each client got is compared with the
-    one-shot decode of what it sent, once the clients are done.
+    `program` and `sampling` are the server's, for a load with `check`: what each client got is
+    compared with the one-shot decode of what it sent, once the clients are done.
     """
     if url is not None:
         outcomes, memory = _run(load, url, None)
@@ -159,18 +166,20 @@ def run_load(load: Load, url: str | None, started: Started = Started(), program:
             outcomes, memory = _run(load, url, process)
     result = _figures(load, outcomes, memory)
     if program is not None:
-        result |= dict(zip(("streams_compared", "streams_that_differ"), compared(program, outcomes), strict=True))
+        result |= dict(
+            zip(("streams_compared", "streams_that_differ"), compared(program, outcomes, sampling), strict=True)
+        )
     return result
 
 
-def compared(program: Program, outcomes: Sequence[Outcome]) -> tuple[int, int]:
+def compared(program: Program, outcomes: Sequence[Outcome], sampling: Sampling = DEFAULT_SAMPLING) -> tuple[int, int]:
     """Counts the streams that are compared with their one-shot decode, and those that differ.
 
     A stream that ended must have all frames, one that was cut as many as came; each bit counts.
     """
     numbers = [number for number, outcome in enumerate(outcomes) if outcome.motion]
     audio = [np.concatenate(outcomes[number].audio, axis=1).astype(np.float32) / 32768 for number in numbers]
-    requests = [Request(*tracks, seed=number) for number, tracks in zip(numbers, audio, strict=True)]
+    requests = [Request(*tracks, sampling=sampling, seed=i) for i, tracks in zip(numbers, audio, strict=True)]
     wrong = 0
     for request, expected in decode_many(program, requests):
         outcome = outcomes[request.seed]
@@ -186,7 +195,6 @@ def _run(load: Load, url: str, process: subprocess.Popen | None) -> tuple[list[O
 
 def _figures(load: Load, outcomes: Sequence[Outcome], memory: Sequence[float]) -> dict[str, Any]:
     latencies = np.array([latency for outcome in outcomes for latency in outcome.latencies] or [np.nan])
-    half = len(memory) // 2
     closed = [outcome.closed for outcome in outcomes if outcome.closed]
     result = {
         "bench": "serve",
@@ -196,12 +204,21 @@ def _figures(load: Load, outcomes: Sequence[Outcome], memory: Sequence[float]) -
         "complete": sum(outcome.ended for outcome in outcomes),
         "closed": {reason: closed.count(reason) for reason in sorted(set(closed))},
         "memory_mib": max(memory) if memory else None,
-        "memory_growth": memory[-1] / memory[half] - 1 if len(memory) > 2 else None,  # in the second half
+        "memory_growth": _growth(memory),
     }
     spoken = [outcome for outcome in outcomes if outcome.ended]
     # Above 1 a stream's motion falls behind its audio.
     result["real_time_factor"] = max((o.seconds / load.seconds for o in spoken), default=None)
     return result
+
+
+def _growth(memory: Sequence[float]) -> float | None:
+    """Returns by how much the last quarter's peak is above that of the quarter before it.
+
+    Peaks, because what one run of the program takes comes and goes. None: too few readings.
+    """
+    third, last = (memory[len(memory) * part // 4 : len(memory) * (part + 1) // 4] for part in (2, 3))
+    return max(last) / max(third) - 1 if third and last else None
 
 
 async def _run_clients(load: Load, url: str, process: subprocess.Popen | None) -> tuple[list[Outcome], list[float]]:
