@@ -23,8 +23,7 @@ EXAMPLES = {
     "  unils data synth --out data/alone --unpaired 200 --minutes 0.5\n"
     "  unils data synth --out data/plain --voices builtin",
     "convert": "unils data convert --from release --source seamless/lmdb --index seamless.json --out data/seamless\n"
-    "  unils data convert --from dualtalk --source dualtalk --out data/dualtalk --workers 8\n"
-    "  unils data convert --from files --source recordings --out data/own\n"
+    "  unils data convert --from files --source recordings --out data/own --workers 8\n"
     "  unils data convert --from tracks --source tracked --layout smirk --fps 29.97 --out data/tracked\n"
     "  unils data convert --from seamless --source seamless_interaction --motion_source tracked --out data/seamless\n"
     "  srun unils data convert ... --shard $((SLURM_PROCID + 1))/$SLURM_NTASKS",
@@ -100,8 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind(
             "pca",
             run_pca,
-            "the PCA of a large annotation, for UniTalker",
-            "Fits scikit-learn's incremental PCA (extra `pca`) to the training frames of a set in UniTalker's layout,\n"
+            "the PCA of a set of large annotations",
+            "Fits scikit-learn's incremental PCA (extra `pca`) to the training frames of a set of annotations,\n"
             "less their subjects' templates, and writes it into the set, where training and evaluation find it.",
         )
     )
