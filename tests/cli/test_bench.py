@@ -9,8 +9,11 @@ from tiny_runs import quick_compiles, run_unils, write_tiny_config
 
 from unils_jax.benchmarks.gpu_smoke import STAGES, gpu_smoke
 from unils_jax.benchmarks.train import random_data_config
+from unils_jax.checkpoints.loading import load, pretrained
+from unils_jax.cli.serve import LoadRequest, _to_check_with
 from unils_jax.config import load_config
 from unils_jax.errors import UserError
+from unils_jax.inference.sampling import DEFAULT_SAMPLING
 from unils_jax.models.unils import UniLS
 from unils_jax.nn.params import abstract
 from unils_jax.systems.registry import STAGES as STAGE_DATA
@@ -83,6 +86,11 @@ def test_gpu_smoke_starts_from_nothing(tmp_path):
     (tmp_path / "old").touch()
     with pytest.raises(UserError, match="not empty"):
         gpu_smoke(tmp_path, allow_cpu=True)
+
+
+def test_a_load_is_checked_with_what_the_server_decodes_by():
+    given, own = _to_check_with(LoadRequest(clients=2, check=True)), load(pretrained("live")).sampling
+    assert given["sampling"] == own != DEFAULT_SAMPLING and given["program"].slots == 2
 
 
 @pytest.mark.slow
