@@ -43,6 +43,7 @@ FUNCTIONS = {
     "a batch of products": lambda x: jnp.einsum("bij,bkj->bik", x.reshape(2, 2, 6), x.reshape(2, 2, 6)),
     "two summed axes": lambda x: jnp.einsum("abc,bcd->ad", x.reshape(2, 2, 6), jnp.asarray(X.reshape(2, 6, 2))),
     "shapes": lambda x: (x.T.reshape(3, 8), jnp.stack([x, 2 * x], -1), jnp.tile(x, (2, 1)), jnp.split(x, 2, axis=1)),
+    "rows and columns": lambda x: (list(x), jnp.unstack(x, axis=1)),
     "slices": lambda x: (x[1:3, ::2], x[:, -1], x[::-1], jax.lax.dynamic_slice(x, (1, 2), (2, 3))),
     "joined": lambda x: jnp.concatenate([x[:0], x, jnp.broadcast_to(x[:1], (2, 6))]),
     "padded": lambda x: (jnp.pad(x, ((1, 2), (0, 1))), jnp.pad(x, ((0, 0), (2, 0)), mode="edge")),

@@ -156,6 +156,11 @@ def _split(graph: Graph, eqn: JaxprEqn, inputs: list[Tensor]) -> list[Tensor]:
     return graph.split(inputs[0], eqn.params["axis"], [int(size) for size in eqn.params["sizes"]])
 
 
+def _unstack(graph: Graph, eqn: JaxprEqn, inputs: list[Tensor]) -> list[Tensor]:
+    axis, shape = eqn.params["axis"], eqn.outvars[0].aval.shape
+    return [graph.reshape(x, shape) for x in graph.split(inputs[0], axis, [1] * len(eqn.outvars))]
+
+
 def _tile(graph: Graph, eqn: JaxprEqn, inputs: list[Tensor]) -> list[Tensor]:
     reps = constant(np.array(eqn.params["reps"], np.int64))
     return [graph.node("Tile", [inputs[0], reps], eqn.outvars[0].aval.shape, inputs[0].dtype)]
@@ -299,6 +304,7 @@ STRICT: dict[str, Rule] = {
     "concatenate": _concatenate,
     "stack": _stack,
     "split": _split,
+    "unstack": _unstack,
     "tile": _tile,
     **{name: partial(_reduce, kind) for name, kind in _REDUCTIONS.items()},
     "sort": _sort,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from unils_jax.checkpoints.onnx.graph import Graph, Tensor, constant
 from unils_jax.checkpoints.onnx.operations import LAZY, STRICT, absolute
@@ -60,7 +60,10 @@ def _fold(eqn: JaxprEqn, inputs: list[Tensor]) -> list[Tensor]:
 
 def _unroll(graph: Graph, eqn: JaxprEqn, inputs: list[Tensor]) -> list[Tensor]:
     p, body = eqn.params, eqn.params["jaxpr"]
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    # JAX's releases say differently which inputs are constants, carry and rows. In all of them the
+    # body's rows have one axis less than what the scan takes and returns.
+    last = _unsliced(eqn.invars, body.jaxpr.invars)
+    first = last - _unsliced(eqn.outvars, body.jaxpr.outvars)
     fixed, carry, length = inputs[:first], inputs[first:last], p["length"]
     shapes = [variable.aval.shape for variable in eqn.invars[last:]]
     columns = [_rows(graph, graph.full(x, shape)) for x, shape in zip(inputs[last:], shapes, strict=True)]
@@ -73,6 +76,11 @@ def _unroll(graph: Graph, eqn: JaxprEqn, inputs: list[Tensor]) -> list[Tensor]:
         for k, variable in enumerate(eqn.outvars[len(carry) :])
     ]
     return [*carry, *stacked]
+
+
+def _unsliced(outer: Sequence[Var], inner: Sequence[Var | Literal]) -> int:
+    """Counts the values that a scan and its body have alike, which come first."""
+    return sum(o.aval.ndim == i.aval.ndim for o, i in zip(outer, inner, strict=True))
 
 
 def _rows(graph: Graph, x: Tensor) -> list[Tensor]:
