@@ -32,7 +32,6 @@ WHOLE = jnp.ones(1)  # the one item's share
 KINDS = dict(zip(SETS, talker_config("xlsr_conv").annotations, strict=True))
 
 
-# Zero in exact arithmetic: what is left is rounding.
 def slow_but(*quick: str) -> list:
     """All cases, those that are not named here slow: their programs take long to compile."""
     return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
@@ -44,7 +43,11 @@ RUNS = [
     for case in CASES
     for name in SETS
 ]
+# Zero in exact arithmetic: what is left is rounding.
 ZERO_GRADIENT = "attention.k_proj.bias"
+# The terms of a gate's gradient cancel: their sizes add up to 87 times their sum (wavlm_conv D0). float32 leaves an
+# error of 3.4e-6 with jax 0.10.2 and of 1.1e-5 with 0.12.0.1.
+GATE, GATE_GRADIENT = "attention.gru_rel_pos", 3e-5
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +186,7 @@ def test_gradients_match(golden, run_of, case, name):
         if ZERO_GRADIENT in key:
             assert np.abs(by_key[key]).max() < 1e-7
         else:
-            assert_relative(by_key[key], value, GRADIENT)
+            assert_relative(by_key[key], value, GATE_GRADIENT if GATE in key else GRADIENT)
     without = set(case_golden.config["no_grad_params"][name])
     assert all(not by_key[key].any() for key in without & set(by_key))
 
