@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK ?= uv.lock
 VERSIONS := export --frozen --all-extras --no-emit-project --no-hashes
 
-.PHONY: demo miniature pretrained test parity lowest slow lint format lock docs bench gpu-smoke viewer viewer-if-node
+.PHONY: demo miniature pretrained test parity lowest newest slow lint format lock docs bench gpu-smoke viewer viewer-if-node
 .DEFAULT_GOAL := test
 
 # uv only says the versions; pip installs, so that a machine's own wheels (a torch without CUDA, say) are found.
@@ -73,10 +73,16 @@ parity: $(STAMP)  ## all comparisons with the authors' code, fast and slow: unde
 	$(PYTEST) --dist loadfile -m "slow or not slow" $(COMPARED)
 
 COMPARED := tests/parity
+# What a version can break: numbers, files of checkpoints, meshes.
+OF_VERSIONS := tests/parity tests/training/test_resume.py tests/training/test_sharding.py
 lowest:  ## parity, resume and sharding on the lowest versions that pyproject.toml allows, in .venv-lowest
-	@$(MAKE) --no-print-directory parity VENV=.venv-lowest EXTRAS=dev \
-	  VERSIONS="pip compile pyproject.toml --extra dev --resolution lowest-direct --python .venv-lowest/bin/python" \
-	  COMPARED="tests/parity tests/training/test_resume.py tests/training/test_sharding.py"
+	@$(MAKE) --no-print-directory parity VENV=.venv-lowest EXTRAS=dev COMPARED="$(OF_VERSIONS)" \
+	  VERSIONS="pip compile pyproject.toml --extra dev --resolution lowest-direct --python .venv-lowest/bin/python"
+
+NEWEST := python3.13
+newest:  ## the same on the newest versions that pip finds for Python 3.13, in .venv-newest; NEWEST= names another Python
+	@command -v $(NEWEST) >/dev/null || { echo "make newest needs $(NEWEST); NEWEST=/path/to/python is another" >&2; exit 1; }
+	@$(MAKE) --no-print-directory parity VENV=.venv-newest EXTRAS=dev COMPARED="$(OF_VERSIONS)" PYTHON=$(NEWEST) LOCK=
 
 slow: $(STAMP)  ## the other tests that take minutes: under 22 minutes
 	$(PYTEST) -m slow --ignore=tests/parity
