@@ -14,6 +14,6 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("codec")
-    config.model.codec.scales = (1, 2, 5, 10)
+    config.model.codec.scales = (1, 2, 4, 7, 10)
     config.data.batch_size = 640
     return config

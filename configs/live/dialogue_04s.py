@@ -15,6 +15,6 @@ from unils_jax.config import load_config
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config."""
     config = load_config("dialogue")
-    config.model.codec.scales = (1, 2, 5, 10)
+    config.model.codec.scales = (1, 2, 4, 7, 10)
     config.model.prior.update({"context_windows": 10, "past_audio_frames": 90, "lookahead_frames": 3})
     return config

@@ -118,7 +118,7 @@ def test_a_full_chunk_has_at_most_the_stated_work(people, sound, most):
     def shape(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
-    clip, controls = shape(1, people, 100, 32), make_controls([Sampling()], [0], [0])
+    clip, controls = shape(1, people, 100, 32), make_controls([Sampling()], [0], [0], len(config.codec.scales))
     inputs = StepInputs(shape(*sound), clip, clip, clip, controls)
     work = count(chunk, params, shape(100, 32), shape(8, 2, 512), inputs)
     assert work.within("wav2vec2") == pytest.approx(2 * 147.3e9 if len(sound) == 3 else 0, rel=1e-3)

@@ -207,11 +207,18 @@ def test_the_lower_the_temperature_the_nearer_to_greedy(model):
         ({"top_p": 1.01}, "top_p must be from 0.5 to 1, got 1.01"),
         ({"top_p": float("nan")}, "top_p must be"),
         ({"tau": -1.0, "cfg": -1.0}, "tau must be.*cfg must be"),
+        ({"tau": (1.0, -0.5)}, r"tau must be 0 \(greedy\) or positive, got 1,-0.5"),
+        ({"cfg": (float("inf"), 1.0)}, "cfg must be 0 or positive, got inf,1"),
     ],
 )
 def test_impossible_sampling_is_refused(values, message):
     with pytest.raises(UserError, match=message):
         Sampling(**values)
+
+
+def test_values_of_other_scales_than_the_models_are_refused(model):
+    with pytest.raises(UserError, match="tau has 7 values; give one, or"):
+        decode(model, speech(640), sampling=Sampling(tau=(1.0,) * 7))
 
 
 @pytest.mark.parametrize("stage", ["codec", "prior"])

@@ -79,7 +79,7 @@ def test_a_cached_window_is_the_training_forward(config):
     logits, bits = jitted(model, generator_logits, batch)
     style, prev = (ready.features(np.asarray(clips[name][0]))[None] for name in ("style", "prev"))
     uncond_prev = ready.features(np.asarray(random_motion(2, window.context_frames, seed=5)))[None]
-    controls = make_controls([Sampling()], [0], [0])
+    controls = make_controls([Sampling()], [0], [0], len(ready.scales))
     chunk, after = ready.chunk(StepInputs(batch["audio"], style, jnp.array(prev), uncond_prev, controls, bits))
     known = [x[0] for x in (style, prev, uncond_prev, bits)]
     conditional, unconditional, motion = jitted(model, uncached, batch["audio"][0], *known)

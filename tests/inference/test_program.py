@@ -30,7 +30,7 @@ ALL_SCALES = dataclasses.replace(CODEC, scales=(1, 5, 25, 50, 100))
 
 def run(program: Program, audio, style, prev, uncond_prev, samplings=None, seed: int = 0) -> Chunk:
     slots = program.slots
-    controls = make_controls(samplings or [Sampling()] * slots, [seed] * slots, [0] * slots)
+    controls = make_controls(samplings or [Sampling()] * slots, [seed] * slots, [0] * slots, len(program.scales))
     return program.chunk(StepInputs(audio, *(jnp.array(x) for x in (style, prev, uncond_prev)), controls))[0]
 
 
@@ -97,7 +97,7 @@ def test_what_a_chain_draws_by_is_what_training_scores():
 
 def test_bits_of_a_chain_follow_each_other_and_nothing_that_comes_later():
     drawn = jnp.asarray(np.random.default_rng(0).random((1, 500, 3)), jnp.float32)
-    controls = jax.tree.map(jnp.asarray, make_controls([Sampling(tau=0.5, cfg=1.0, top_p=1.0)], [0], [0]))
+    controls = jax.tree.map(jnp.asarray, make_controls([Sampling(tau=0.5, cfg=1.0, top_p=1.0)], [0], [0], 1))
     chain = jnp.array([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0], [0.0, -50.0, 0.0]])
     zero = jnp.zeros((1, 500, 3, 2))
     bits, logits = choose_bits(zero, drawn, controls, (1, 1), chain)
@@ -121,9 +121,25 @@ def test_audio_encoded_apart_gives_the_same_chunk(program):
     np.testing.assert_allclose(together.motion, apart.motion, atol=1e-5)
 
 
+def test_every_scale_has_its_own_temperature_and_guidance(program):
+    given, count = inputs(program), len(program.scales)
+    last = slice(sum(program.scales[:-1]), None)
+    same = run(program, *given, samplings=[Sampling(1.2, 1.5, 1.0)] * program.slots)
+    tuples = run(program, *given, samplings=[Sampling((1.2,) * count, (1.5,) * count, 1.0)] * program.slots)
+    np.testing.assert_array_equal(tuples.bits, same.bits)
+    greedy = run(program, *given, samplings=[Sampling((1.2,) * (count - 1) + (0.0,), 1.5, 1.0)] * program.slots)
+    np.testing.assert_array_equal(greedy.bits[..., : last.start, :], same.bits[..., : last.start, :])
+    logits = np.asarray(greedy.logits)[..., last, :, :]
+    np.testing.assert_array_equal(greedy.bits[..., last, :], logits[..., 1] > logits[..., 0])
+    assert np.any(greedy.bits[..., last, :] != same.bits[..., last, :])
+    guided = run(program, *given, samplings=[Sampling(1.2, (1.5,) * (count - 1) + (4.0,), 1.0)] * program.slots)
+    np.testing.assert_array_equal(guided.logits[..., : last.start, :, :], same.logits[..., : last.start, :, :])
+    assert np.any(guided.logits[..., last, :, :] != same.logits[..., last, :, :])
+
+
 def test_what_follows_are_the_features_of_the_motion(program):
     audio, *conditions = inputs(program)
-    controls = make_controls([Sampling()], [0], [0])
+    controls = make_controls([Sampling()], [0], [0], len(program.scales))
     chunk, after = program.chunk(StepInputs(audio, *map(jnp.array, conditions), controls))
     np.testing.assert_array_equal(after[0], program.features(np.asarray(chunk.motion[0])))
 
@@ -176,7 +192,7 @@ def full_size_work(people: int, audio: tuple[int, ...]) -> Work:
         return decode_chunk(merge(graphdef, params), Constants(features, silent), inputs, guided=True, dtype="float32")
 
     conditions = [shape((1, people, 100, 32))] * 3
-    controls = jax.tree.map(jnp.asarray, make_controls([Sampling()], [0], [0]))
+    controls = jax.tree.map(jnp.asarray, make_controls([Sampling()], [0], [0], len(CodecConfig().scales)))
     inputs = StepInputs(shape(audio), *conditions, controls)
     return count(chunk, params, shape((8, 2, 512)), shape((100, 32)), inputs)
 
@@ -196,7 +212,7 @@ def draw(sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     slots, people, shape = 20, 2, (100, 250)
     level = np.random.default_rng(0).integers(0, 16, (slots * people, *shape))
     gap = np.linspace(-3, 3, 16, dtype=np.float32)[level]
-    controls = make_controls([sampling] * slots, range(slots), range(7, 7 + slots))
+    controls = make_controls([sampling] * slots, range(slots), range(7, 7 + slots), 1)
     logits = jnp.stack([jnp.zeros_like(gap), jnp.asarray(gap)], axis=-1)
     choose = jax.jit(
         lambda logits, controls: choose_bits(logits, uniforms(controls, people, shape), controls, (slots, people))[0]
@@ -227,10 +243,10 @@ def test_temperature_divides_the_logits_of_the_draw():
 
 
 def test_every_seed_chunk_and_person_draws_its_own_numbers():
-    controls = make_controls([Sampling()] * 3, [5, 5, 6], [0, 1, 0])
+    controls = make_controls([Sampling()] * 3, [5, 5, 6], [0, 1, 0], 1)
     numbers = np.asarray(uniforms(controls, 2, (3, 4))).reshape(6, -1)
     assert len(np.unique(numbers)) == numbers.size
-    alone = make_controls([Sampling()], [5], [1])
+    alone = make_controls([Sampling()], [5], [1], 1)
     np.testing.assert_array_equal(uniforms(alone, 1, (3, 4))[0], numbers.reshape(6, 3, 4)[2])
 
 

@@ -71,7 +71,7 @@ def test_cached_logits_are_those_of_the_training_forward(audio_condition, people
     model, audio = merge(ready.graphdef, ready.params), tracks()
     clips = [np.asarray(random_motion(people, 100, seed=seed)) for seed in range(3)]
     style, prev, uncond_prev = (ready.features(clip)[None] for clip in clips)
-    controls = make_controls([Sampling()], [0], [0])
+    controls = make_controls([Sampling()], [0], [0], len(ready.scales))
     chunk, _ = ready.chunk(StepInputs(audio[None], style, jnp.array(prev), uncond_prev, controls))
     known = [x[0] for x in (style, prev, uncond_prev, chunk.bits)]
     conditional, unconditional, motion = jitted(model, uncached, jnp.asarray(audio), *known)

@@ -78,7 +78,7 @@ def test_decoding_computes_codec_and_head_in_float32():
     program = make_program(model, people=2, dtype="bfloat16")
     features = jnp.zeros((1, 2, 100, CONFIGS["merged"].codec.code_dim))
     audio = np.zeros((1, 2, 64_000), np.float32)
-    inputs = StepInputs(audio, features, features, features, make_controls([Sampling()], [0], [0]))
+    inputs = StepInputs(audio, features, features, features, make_controls([Sampling()], [0], [0], len(program.scales)))
     graphdef, _ = abstract(lambda rngs: UniLS(CONFIGS["merged"], rngs=rngs))
 
     def decode(params, inputs):

@@ -33,7 +33,7 @@ def test_onnxruntime_decodes_the_goldens_greedily_to_equal_bits(golden, session,
     if variant == "prevonly":
         given["prev"][:] = inputs["prev_motion_code"]
     settings = {"tau": 0.0, "cfg": 1.0 if variant == "cfg1" else 1.5, "one_minus_top_p": 0.03}
-    given |= {name: np.array(value, np.float32) for name, value in settings.items()}
+    given |= {name: np.full(shapes[name], value, np.float32) for name, value in settings.items()}
     motions, bits = [], []
     length = shapes["audio"][1]
     for first in range(0, tracks.shape[1], length):

@@ -165,7 +165,9 @@ class OurDecode:
         window = self.program.window
         self.audio = np.random.default_rng(0).standard_normal((slots, 2, window.num_samples), np.float32) / 10
         self.sound: Any = self.audio if case.encodes else jax.block_until_ready(self.program.encode(self.audio))
-        self.controls: Controls = make_controls([Sampling()] * slots, range(slots), [0] * slots)
+        self.controls: Controls = make_controls(
+            [Sampling()] * slots, range(slots), [0] * slots, len(self.program.scales)
+        )
         self.clips = np.zeros((people, window.context_frames, MOTION_DIM), np.float32)
         zero = self._features()
         self.free = jnp.array(zero)

@@ -10,6 +10,7 @@ from typing import Any
 
 from unils_jax import __version__
 from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.inference.sampling import written
 from unils_jax.systems.base import Card
 
 NO_LICENSE = (
@@ -67,7 +68,8 @@ def _training(checkpoint: Checkpoint, card: Card, raw: bool) -> str:
     if checkpoint.system.draws and checkpoint.config.stage != "codec":
         own = checkpoint.sampling
         lines.append(
-            f"- decoded with `tau` {own.tau:g}, `cfg` {own.cfg:g}, `top_p` {own.top_p:g} where nothing else is said"
+            f"- decoded with `tau` {written(own.tau)}, `cfg` {written(own.cfg)}, `top_p` {own.top_p:g} "
+            "where nothing else is said"
         )
     size = sum(value.size for path, value in checkpoint.params.items() if not path.startswith("audio_encoder/"))
     lines.append(f"- {size:,} values in the file")

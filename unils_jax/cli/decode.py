@@ -298,7 +298,7 @@ def already_decoded(request: DecodeRequest, recording: Recording, source: dict[s
 
 def program_of(request: DecodeRequest, checkpoint: Checkpoint, people: int, slots: int) -> Program:
     """Builds the decode program for conversations of so many people."""
-    guided = request.sampling(checkpoint.sampling).cfg > 1
+    guided = request.sampling(checkpoint.sampling).guided
     return make_program(checkpoint.model, slots=slots, people=people, guided=guided, dtype=request.dtype)
 
 

@@ -17,7 +17,7 @@ from unils_jax.cli.arguments import (
     add_sound_arguments,
 )
 from unils_jax.errors import UserError
-from unils_jax.inference.sampling import Sampling
+from unils_jax.inference.sampling import ByScale, Sampling, parse_by_scale
 from unils_jax.systems.registry import SYSTEMS
 
 DEMO_MODEL = (
@@ -25,6 +25,7 @@ DEMO_MODEL = (
     "for one that does"
 )
 BATCH = 4
+BY_SCALE = "one, or one for each scale with commas between (default: the checkpoint's own)"
 # Which input of a system a flag gives; a system without that input has no use for the flag.
 FLAG_INPUTS = {
     "style": "style",
@@ -58,8 +59,8 @@ class DecodeRequest(Request):
     flame: str | None = None  # head of the video; None: the stand-in
     style: str | None = None
     prev: str | None = None
-    tau: float | None = None  # this and the next two, None: the checkpoint's own
-    cfg: float | None = None
+    tau: ByScale | None = None  # this and the next two, None: the checkpoint's own
+    cfg: ByScale | None = None
     top_p: float | None = None
     seed: int = 0
     people: int | None = None  # None: as many as there are tracks, one where the partner's motion is seen
@@ -159,8 +160,8 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", metavar="M.npz", help="motion file whose middle 100 frames set the style")
     parser.add_argument("--prev", metavar="M.npz", help="motion file whose last 100 frames come before the first")
     for name, kind, meaning in (
-        ("tau", float, "temperature, 0 is greedy (default: the checkpoint's own)"),
-        ("cfg", float, "guidance, up to 1 is off (default: the checkpoint's own)"),
+        ("tau", parse_by_scale, f"temperature, 0 is greedy; {BY_SCALE}"),
+        ("cfg", parse_by_scale, f"guidance, up to 1 is off; {BY_SCALE}"),
         ("top_p", float, "nucleus per bit (default: the checkpoint's own)"),
         ("seed", int, "the same seed gives the same motion (default: %(default)s)"),
     ):

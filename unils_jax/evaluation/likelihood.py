@@ -83,7 +83,7 @@ def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: 
     pairs, people = batch["motion"].shape[:2]
     # Both programs see the same features: only the decoding's precision differs.
     programs = [
-        make_program(model, slots=pairs, people=people, guided=sampling.cfg > 1, dtype=name)
+        make_program(model, slots=pairs, people=people, guided=sampling.guided, dtype=name)
         for name in ("float32", dtype)
     ]
 
@@ -94,7 +94,7 @@ def bits_changed(model: UniLS, batch: Batch, dtype: str = "bfloat16", sampling: 
     graphdef, params = split(model)
     # Teacher forcing: a bit that flips must not change what later scales are decoded from.
     bits = _bits(graphdef, params, jnp.asarray(batch["motion"]))
-    controls = make_controls([sampling] * pairs, [0] * pairs, [0] * pairs)
+    controls = make_controls([sampling] * pairs, [0] * pairs, [0] * pairs, len(programs[0].scales))
     style, prev = features("style"), features("prev")
     chunks = [p.chunk(StepInputs(batch["audio"], style, jnp.array(prev), prev, controls, bits))[0] for p in programs]
     first, second = (np.asarray(chunk.logits[..., 1] > chunk.logits[..., 0]) for chunk in chunks)

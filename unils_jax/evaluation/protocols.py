@@ -22,7 +22,7 @@ from unils_jax.evaluation.figures.speech import cut_phones, lip_phones
 from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.finishing import finish
-from unils_jax.inference.sampling import Sampling
+from unils_jax.inference.sampling import ByScale, Sampling
 from unils_jax.motion import FPS, HEAD, MOTION_DIM, MOTION_KIND, WINDOW_FRAMES, Window, center_head
 from unils_jax.nn.params import Params, merge
 from unils_jax.outputs.video import render_video
@@ -51,8 +51,8 @@ class Protocol:
     # small leak).
     held_out_style: bool
     seed: int = 42  # the first one; further ones count up from it
-    tau: float = 1.0  # temperature; 0 is greedy
-    cfg: float = 1.5  # guidance; up to 1 is off
+    tau: ByScale = 1.0  # temperature; 0 is greedy
+    cfg: ByScale = 1.5  # guidance; up to 1 is off
     top_p: float = 0.97  # nucleus per bit
     # True: head rotation of prediction and truth is centred per sequence, and what that takes away
     # is reported as `head_offset`. False: it is left as it is.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from unils_jax.errors import UserError
 from unils_jax.inference.program import Chunk, Program, make_program
 from unils_jax.inference.sampling import Sampling
-from unils_jax.inference.slots import Slots, Turn, check_guidance, clip_of
+from unils_jax.inference.slots import Slots, Turn, check_sampling, clip_of
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import MOTION_DIM, SAMPLES_PER_FRAME, Window
 
@@ -92,7 +92,7 @@ def decode(  # noqa: PLR0913 - the one public call: each parameter is a keyword 
     check_decodes_audio(model)
     sampling = sampling or Sampling()
     people = people or (1 if other_audio is None else 2)
-    program = make_program(model, people=people, guided=sampling.cfg > 1, dtype=dtype)
+    program = make_program(model, people=people, guided=sampling.guided, dtype=dtype)
     request = Request(audio, other_audio, style, prev, sampling, seed)
     return next(decode_many(program, [request]))[1]
 
@@ -110,7 +110,7 @@ def decode_prior(
     The style clip is also the first previous motion.
     """
     sampling = sampling or Sampling()
-    program = make_program(model, people=len(style), guided=sampling.cfg > 1)
+    program = make_program(model, people=len(style), guided=sampling.guided)
     request = Request(None, None, style, style, sampling, seed, num_chunks)
     return next(decode_many(program, [request]))[1]
 
@@ -181,7 +181,7 @@ def _begin(slots: Slots, request: Request) -> _Decoding:
     frames = request.num_frames(window)
     if frames == 0:
         raise UserError(f"{request.name or 'audio'} holds no samples; at least one is needed")
-    check_guidance(program, request.sampling)
+    check_sampling(program, request.sampling)
     style, prev = (clip_of(name, getattr(request, name), program.people, window) for name in ("style", "prev"))
     row = slots.admit(style, prev, style if request.audio is None else None)
     motion = np.empty((program.people, frames, MOTION_DIM), np.float32)

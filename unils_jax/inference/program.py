@@ -234,7 +234,7 @@ def planned_program(
     program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh)
     features = jax.ShapeDtypeStruct((slots, people, *constants.features.shape), jnp.float32)
     audio = jax.ShapeDtypeStruct((slots, 2, window.num_samples), jnp.float32)
-    controls = make_controls([Sampling()] * slots, range(slots), [0] * slots)
+    controls = make_controls([Sampling()] * slots, range(slots), [0] * slots, len(model.prior.scales))
     return program, StepInputs(audio, features, features, features, controls)
 
 
@@ -326,9 +326,10 @@ def decode_chunk(
     given = None if inputs.bits is None else inputs.bits.reshape(-1, *inputs.bits.shape[2:])
 
     def choose(tokens: slice, logits: Array) -> tuple[Array, Array]:
-        chain = model.prior.chain(scale_slices(model.prior.scales).index(tokens))
+        scale = scale_slices(model.prior.scales).index(tokens)
         forced = None if given is None else given[:, tokens]
-        return choose_bits(logits, drawn[:, tokens], inputs.controls, by_slot, chain, forced)
+        controls, chain = inputs.controls.at_scale(scale), model.prior.chain(scale)
+        return choose_bits(logits, drawn[:, tokens], controls, by_slot, chain, forced)
 
     style, prev = style.astype(dtype), prev.astype(dtype)
     bits, logits, features = sample_scales(model.prior, style, prev, audio_cache, choose)

@@ -29,29 +29,65 @@ Placeholder = jax.stages.ArgInfo | jax.ShapeDtypeStruct
 Input = Array | np.ndarray | Placeholder
 
 
+# A number for all scales, or one for each from the coarsest to the finest.
+ByScale = float | tuple[float, ...]
+
+
+def each(values: ByScale) -> tuple[float, ...]:
+    """Returns the values of each scale, or the one of all."""
+    return values if isinstance(values, tuple) else (values,)
+
+
+def written(values: ByScale) -> str:
+    """Returns values as `--tau` takes them."""
+    return ",".join(f"{value:g}" if len(each(values)) > 1 else str(value) for value in each(values))
+
+
+def parse_by_scale(text: str) -> ByScale:
+    """Reads a number, or several with commas between them; a ValueError says that it is neither."""
+    values = tuple(float(part) for part in text.split(","))
+    return values if len(values) > 1 else values[0]
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How bits are chosen."""
 
-    tau: float = 1.0  # temperature of the logits; 0 is greedy: the likelier bit
-    cfg: float = 1.5  # guidance scale; at most 1 is the conditional branch alone
+    # Temperature of the logits, one for all scales or one for each; 0 is greedy: the likelier bit.
+    tau: ByScale = 1.0
+    # Guidance scale, one for all scales or one for each; at most 1 is the conditional branch alone.
+    cfg: ByScale = 1.5
     top_p: float = 0.97  # nucleus: a bit of probability <= 1 - top_p is never chosen; 1 keeps all
 
     def __post_init__(self) -> None:
         problems = []
-        if not 0 <= self.tau < math.inf:
-            problems.append(f"tau must be 0 (greedy) or positive, got {self.tau}")
-        if not 0 <= self.cfg < math.inf:
-            problems.append(f"cfg must be 0 or positive, got {self.cfg}")
+        if not all(0 <= tau < math.inf for tau in each(self.tau)):
+            problems.append(f"tau must be 0 (greedy) or positive, got {written(self.tau)}")
+        if not all(0 <= cfg < math.inf for cfg in each(self.cfg)):
+            problems.append(f"cfg must be 0 or positive, got {written(self.cfg)}")
         if not 0.5 <= self.top_p <= 1:
             problems.append(f"top_p must be from 0.5 to 1, got {self.top_p}")
         if problems:
             raise UserError("; ".join(problems))
 
-    def but(self, tau: float | None = None, cfg: float | None = None, top_p: float | None = None) -> "Sampling":
+    @property
+    def guided(self) -> bool:
+        """Whether a scale needs the unconditional branch, too."""
+        return max(each(self.cfg)) > 1
+
+    def but(self, tau: ByScale | None = None, cfg: ByScale | None = None, top_p: float | None = None) -> "Sampling":
         """Returns the same with some values changed; None keeps one."""
         given = {"tau": tau, "cfg": cfg, "top_p": top_p}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def check_scales(self, num_scales: int) -> None:
+        """Raises UserError where values for each scale are given and a model has other scales."""
+        for name in ("tau", "cfg"):
+            found = len(each(getattr(self, name)))
+            if found not in (1, num_scales):
+                raise UserError(
+                    f"{name} has {found} values; give one, or {num_scales}, one for each scale of the model"
+                )
 
 
 DEFAULT_SAMPLING = Sampling()
@@ -59,7 +95,7 @@ DEFAULT_SAMPLING = Sampling()
 
 @dataclass(frozen=True)
 class Controls:
-    """The settings that each of S slots samples by: arrays [S]."""
+    """The settings that each of S slots samples by: arrays [S], tau and cfg [S, K] for K scales."""
 
     tau: Input  # float32, as in `Sampling`
     cfg: Input  # float32, as in `Sampling`
@@ -67,14 +103,23 @@ class Controls:
     seed: Input  # uint32, the conversation's
     index: Input  # uint32, the number of the chunk in its conversation, from 0
 
+    def at_scale(self, scale: int) -> "Controls":
+        """Returns those of one scale, arrays [S] alone."""
+        return replace(self, tau=self.tau[:, scale], cfg=self.cfg[:, scale])
+
 
 jax.tree_util.register_dataclass(Controls, ["tau", "cfg", "one_minus_top_p", "seed", "index"], [])
 
 
-def make_controls(samplings: Sequence[Sampling], seeds: Sequence[int], indices: Sequence[int]) -> Controls:
-    """Builds the controls of as many slots as samplings."""
-    values = [(s.tau, s.cfg, 1 - s.top_p) for s in samplings]
-    tau, cfg, one_minus_top_p = np.array(values, np.float64).T.astype(np.float32)
+def make_controls(
+    samplings: Sequence[Sampling], seeds: Sequence[int], indices: Sequence[int], num_scales: int
+) -> Controls:
+    """Builds the controls of as many slots as samplings, for a model of so many scales."""
+    tau, cfg = (
+        np.array([np.broadcast_to(each(values), num_scales) for values in of_slots], np.float32)
+        for of_slots in ([s.tau for s in samplings], [s.cfg for s in samplings])
+    )
+    one_minus_top_p = np.array([1 - s.top_p for s in samplings], np.float64).astype(np.float32)
     seeds, indices = np.array(seeds, np.uint32), np.array(indices, np.uint32)
     return Controls(tau, cfg, one_minus_top_p, seeds, indices)
 
@@ -129,7 +174,7 @@ def choose_bits(  # noqa: PLR0913 (two of six are of a chain alone)
     Args:
         logits: Of one scale, with one row (conditional) or two (then unconditional) for a person.
         drawn: Uniform numbers in [0, 1): bit 1 is taken where they are below its probability.
-        controls: The settings of each slot.
+        controls: The settings of each slot, `Controls.at_scale`.
         by_slot: The number of slots and of people in each; R is their product.
         chain: Of `MotionPrior.chain`; None: bits of a token are independent.
         given: Bits to take as they are; None: bits are chosen.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError
 from unils_jax.inference.program import Chunk, Program, StepInputs
-from unils_jax.inference.sampling import Sampling, make_controls
+from unils_jax.inference.sampling import Sampling, make_controls, written
 from unils_jax.motion import MOTION_DIM, Window
 
 Clip = Float[np.ndarray, "P F 108"]  # of the window's `context_frames`
@@ -90,6 +90,7 @@ class Slots:
             [turn.sampling for turn in turns] + [Sampling(tau=0.0)] * padding,
             [turn.seed for turn in turns] + [0] * padding,
             [turn.index for turn in turns] + [0] * padding,
+            len(self.program.scales),
         )
         rows = np.array([turn.row for turn in turns] + [self.capacity] * padding)
         taken = _read(self._rows, rows)
@@ -141,7 +142,8 @@ def clip_of(name: str, clip: np.ndarray | None, people: int, window: Window) -> 
     return np.broadcast_to(clip, (people, *clip.shape[1:])).astype(np.float32)
 
 
-def check_guidance(program: Program, sampling: Sampling) -> None:
-    """Raises UserError where guidance is asked of a program without the unconditional branch."""
-    if sampling.cfg > 1 and not program.guided:
-        raise UserError(f"cfg {sampling.cfg} needs both branches; make the program with guided=True")
+def check_sampling(program: Program, sampling: Sampling) -> None:
+    """Raises UserError where a program lacks the unconditional branch or has other scales."""
+    sampling.check_scales(len(program.scales))
+    if sampling.guided and not program.guided:
+        raise UserError(f"cfg {written(sampling.cfg)} needs both branches; make the program with guided=True")

@@ -19,7 +19,7 @@ from unils_jax.errors import UserError
 from unils_jax.inference.finishing import Finisher
 from unils_jax.inference.program import Program
 from unils_jax.inference.sampling import DEFAULT_SAMPLING, Sampling
-from unils_jax.inference.slots import Clip, Slots, Turn, check_guidance, clip_of
+from unils_jax.inference.slots import Clip, Slots, Turn, check_sampling, clip_of
 from unils_jax.motion import FPS, MOTION_DIM, SAMPLES_PER_FRAME, Window
 
 KEPT_LATENCIES = 100  # of a stream, the newest
@@ -305,7 +305,7 @@ class Streams:
         if tracks not in (1, 2) or tracks < self.program.people:
             raise UserError(f"tracks must be {self.program.people} to 2, got {tracks}")
         sampling = sampling or self.sampling
-        check_guidance(self.program, sampling)
+        check_sampling(self.program, sampling)
         people, window = self.program.people, self.program.window
         style, prev = (clip_of(name, clip, people, window) for name, clip in (("style", style), ("prev", prev)))
         settings = _Settings(sampling, seed, style, prev, num_tracks=tracks, smoothed=smoothed)

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from unils_jax.errors import UserError
-from unils_jax.inference.sampling import Sampling
+from unils_jax.inference.sampling import ByScale, Sampling
 from unils_jax.systems.base import OPTIONAL_INPUTS, Generated, Inputs, Loaded, Options, System
 from unils_jax.systems.registry import system_of_model
 
@@ -18,8 +18,8 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
     other: Float[np.ndarray, " N2"] | None = None,
     *,
     seed: int = 0,
-    tau: float | None = None,
-    cfg: float | None = None,
+    tau: ByScale | None = None,
+    cfg: ByScale | None = None,
     top_p: float | None = None,
     people: int | None = None,
     style: Float[np.ndarray, "P F 108"] | None = None,
@@ -42,9 +42,9 @@ def decode(  # noqa: PLR0913 (the public call: every argument but the audio is n
         own: The first person's track; None for a prior, which has no audio.
         other: The second person's track; None is silence.
         seed: Of systems that draw.
-        tau: Temperature; 0 is greedy. None, here and below: the checkpoint's own, of a module the
-            defaults of `Sampling`.
-        cfg: Guidance; up to 1 is off.
+        tau: Temperature, one or a tuple with one for each scale; 0 is greedy. None, here and
+            below: the checkpoint's own, of a module the defaults of `Sampling`.
+        cfg: Guidance, one or a tuple with one for each scale; up to 1 is off.
         top_p: Nucleus per bit.
         people: 1 or 2; None is 2 where `other` is given, else 1. DualTalk's None is 1.
         style: Clips that set the style, of as many frames as condition the model's

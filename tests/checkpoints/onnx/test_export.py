@@ -40,11 +40,9 @@ class Engine:
         for index in range(-(-max(map(len, tracks)) // length)):
             part = [track[index * length : (index + 1) * length] for track in tracks]
             given["audio"] = np.stack([np.pad(x, (0, length - len(x))) for x in part]).astype(np.float32)
-            given["uniforms"] = np.asarray(
-                uniforms(make_controls([sampling], [seed], [index]), people, self.inputs["uniforms"][0][1:])
-            )
-            settings = {"tau": sampling.tau, "cfg": sampling.cfg, "one_minus_top_p": 1 - sampling.top_p}
-            given |= {name: np.array(value, np.float32) for name, value in settings.items()}
+            controls = make_controls([sampling], [seed], [index], len(self.program.scales))
+            given["uniforms"] = np.asarray(uniforms(controls, people, self.inputs["uniforms"][0][1:]))
+            given |= {name: getattr(controls, name)[0] for name in ("tau", "cfg", "one_minus_top_p")}
             motion, chosen = self.session.run(["motion", "bits"], given)
             given["prev"] = given["uncond_prev"] = np.concatenate([given["prev"], motion], 1)[:, -zero.shape[1] :]
             motions.append(motion)
@@ -60,7 +58,8 @@ def noise(seconds: float) -> list[np.ndarray]:
 def test_greedy_and_sampled_bits_of_two_windows_are_equal(kind):
     model, tracks = tiny_model(kind), noise(6.5)
     engine = Engine(make_program(model, people=2))
-    for sampling in (Sampling(tau=0.0), Sampling(), Sampling(tau=0.8, cfg=1.0, top_p=1.0)):
+    falling = tuple(np.linspace(1.5, 0.5, len(engine.program.scales)).tolist())
+    for sampling in (Sampling(tau=0.0), Sampling(), Sampling(tau=0.8, cfg=1.0, top_p=1.0), Sampling(tau=falling)):
         with recorded_chunks() as calls:
             motion = decode(model, *tracks, sampling=sampling, seed=3)
         found, bits = engine.decode(tracks, sampling, seed=3)

@@ -19,7 +19,7 @@ from unils_jax.checkpoints.onnx.translate import translate
 from unils_jax.errors import UserError
 from unils_jax.files import atomic_output
 from unils_jax.inference.program import Program, StepInputs, decode_chunk, make_program
-from unils_jax.inference.sampling import Controls, Sampling
+from unils_jax.inference.sampling import Controls, Sampling, make_controls
 from unils_jax.models.unils import UniLS
 from unils_jax.motion import FPS, MOTION_DIM, SAMPLE_RATE, channel_names
 from unils_jax.nn.params import Params, merge
@@ -48,8 +48,9 @@ def step_inputs(program: Program) -> dict[str, tuple[tuple[int, ...], str]]:
     clip = ((people, frames, MOTION_DIM), "float32")
     audio = {"audio": ((2, program.window.num_samples), "float32")} if program.takes_audio else {}
     uniform = ((people, sum(program.scales), program.constants.features.shape[-1]), "float32")
-    scalars = dict.fromkeys(("tau", "cfg", "one_minus_top_p"), ((), "float32"))
-    return {**audio, "style": clip, "prev": clip, "uncond_prev": clip, "uniforms": uniform, **scalars}
+    by_scale = dict.fromkeys(("tau", "cfg"), ((len(program.scales),), "float32"))
+    sampling = {**by_scale, "one_minus_top_p": ((), "float32")}
+    return {**audio, "style": clip, "prev": clip, "uncond_prev": clip, "uniforms": uniform, **sampling}
 
 
 def decode_step(program: Program, params: Params, given: dict[str, Array]) -> tuple[Array, Array]:
@@ -59,7 +60,7 @@ def decode_step(program: Program, params: Params, given: dict[str, Array]) -> tu
     features = model.codec.features(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:3], -1)
     style, prev, uncond_prev = features[:, None]
     none = np.zeros(1, np.uint32)
-    settings = [given[name].reshape(1) for name in ("tau", "cfg", "one_minus_top_p")]
+    settings = [given[name][None] for name in ("tau", "cfg", "one_minus_top_p")]
     audio = given["audio"][None] if program.takes_audio else None
     inputs = StepInputs(audio, style, prev, uncond_prev, Controls(*settings, none, none), None, given["uniforms"][None])
     chunk, _ = decode_chunk(model, program.constants, inputs, guided=True, dtype="float32")
@@ -126,7 +127,7 @@ def _notes(program: Program, expression_basis: str) -> dict[str, str]:
         "channels": json.dumps(channel_names(expression_basis)),
         "use": "audio: own track, other track, of the window with past and lookahead; style, prev, uncond_prev: zeros "
         "at first; then prev and uncond_prev are the last context_frames of motion; uniforms: numbers in [0, 1); "
-        "tau 0 is greedy",
+        "tau and cfg: one for each scale; tau 0 is greedy",
     }
 
 
@@ -172,5 +173,5 @@ def example(program: Program, sampling: Sampling, seed: int = 0) -> dict[str, np
     for name, (shape, _) in step_inputs(program).items():
         draw = rng.random if name == "uniforms" else rng.standard_normal
         given[name] = (draw(shape) * (1.0 if name == "uniforms" else 0.1)).astype(np.float32)
-    settings = {"tau": sampling.tau, "cfg": sampling.cfg, "one_minus_top_p": 1 - sampling.top_p}
-    return given | {name: np.array(value, np.float32) for name, value in settings.items()}
+    controls = make_controls([sampling], [0], [0], len(program.scales))
+    return given | {name: getattr(controls, name)[0] for name in ("tau", "cfg", "one_minus_top_p")}
