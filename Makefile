@@ -36,6 +36,7 @@ miniature: $(STAMP)  ## the paper's comparison on synthetic conversations, with 
 # configs say, on more conversations than the demo makes.
 P := runs/pretrained
 TRAIN = $(BIN)/unils train --config.data.store=$(P)/data
+PACKAGED := unils_jax/checkpoints/pretrained
 SHIPPED := --float16 --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take where none is given, in float16: within an hour
 	$(BIN)/unils data synth --out $(P)/data --conversations 400 --minutes 0.6 --voices bank
@@ -47,8 +48,13 @@ pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take w
 	$(TRAIN) --config live/smoke/prior_04s --workdir $(P)/live_prior --parent $(P)/live_codec --config.num_steps=2400
 	$(TRAIN) --config live/smoke/dialogue_04s --workdir $(P)/live_dialogue --parent $(P)/live_prior --config.audio_encoder=$(P)/ear \
 	  --config.num_steps=2400
-	$(BIN)/unils export --checkpoint $(P)/dialogue --out unils_jax/checkpoints/pretrained/model.safetensors $(SHIPPED)
-	$(BIN)/unils export --checkpoint $(P)/live_dialogue --out unils_jax/checkpoints/pretrained/live.safetensors $(SHIPPED)
+	$(BIN)/unils data synth --out $(P)/unseen --conversations 120 --minutes 0.6 --voices bank --seed 11
+	for name in dialogue live_dialogue; do \
+	  $(BIN)/unils evaluate --checkpoint $(P)/$$name --data $(P)/unseen --own_sampling --out $(P)/$$name.json || exit 1; \
+	done
+	$(BIN)/unils export --checkpoint $(P)/dialogue --out $(PACKAGED)/model.safetensors $(SHIPPED) --scores $(P)/dialogue.json
+	$(BIN)/unils export --checkpoint $(P)/live_dialogue --out $(PACKAGED)/live.safetensors $(SHIPPED) \
+	  --scores $(P)/live_dialogue.json
 
 # Built in a copy, so that nothing of npm gets among the sources.
 VIEWER := unils_jax/outputs/viewer

@@ -150,6 +150,35 @@ def test_the_card_tells_data_steps_metrics_loading_licence_and_care(tiny_runs):
     assert str(tiny_runs.store.parent) not in card
 
 
+def test_the_card_shows_what_evaluate_measured(tiny_runs, tmp_path, capsys):
+    figure = {"mean": 0.4567, "interval": [0.41, 0.5], "truth": 0.8}
+    store = {
+        "metrics": {"behaviour/speaking/bilabial_closure": figure},
+        "data": {"conversations": 12, "split": "test", "made_with": {"source": "synthetic", "seed": 9}},
+        "settings": {"protocol": {"name": "unils-clean"}, "motion": "raw"},
+    }
+    names = (
+        "jaw_loudness jaw_shuffled_loudness jaw_to_tracked_jaw jaw_spread_silence_over_speech mouth_closed_in_silence "
+        "blinks_per_minute"
+    )
+    mean = dict.fromkeys(names.split(), 0.25) | {"jaw_to_tracked_jaw": None}
+    voices = {"tracks": [{}, {}, {}], "mean": mean, "settings": {"seeds": [0, 1], "motion": "finished"}}
+    for name, report in (("store", store), ("voices", voices), ("other", {"metrics": []})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    out = tmp_path / "model.safetensors"
+    scores = [tmp_path / "store.json", tmp_path / "voices.json"]
+    assert run_unils("export", "--checkpoint", tiny_runs.codec, "--out", out, "--scores", *scores) == 0
+    card = (tmp_path / "model.safetensors.md").read_text()
+    assert "12 conversations of the test split of a store of source `synthetic`, seed 9" in card
+    assert "| bilabial closure, correlation | 0.457 (0.41 to 0.5) | 0.8 |" in card
+    assert "3 recorded voices, 2 seeds, finished motion" in card and "| blinks a minute | 0.25 |" in card
+    assert "| decoded to tracked jaw while speaking, correlation | - |" in card and str(tmp_path) not in card
+    capsys.readouterr()
+    other = ["--out", tmp_path / "n.safetensors", "--scores", tmp_path / "other.json"]
+    assert run_unils("export", "--checkpoint", tiny_runs.codec, *other) == 2
+    assert "other.json lacks 'data'" in capsys.readouterr().err and not (tmp_path / "n.safetensors").exists()
+
+
 def test_the_card_of_a_release_file_claims_nothing(release):
     card = model_card(load(release.dialogue), "y.pt")
     assert "wav2vec2" in card and "FLAME is licensed" in card

@@ -107,7 +107,7 @@ OPENED_BY = {
     "unils_jax.checkpoints.audio_encoders:_folder_weights": "audio encoder",
     "unils_jax.checkpoints.exporting:_check_config_beside": "weights, .safetensors",
     "unils_jax.checkpoints.model_card:last_metrics": "workdir",
-    "unils_jax.checkpoints.torch_files:_read_json": "weights, .safetensors",
+    "unils_jax.checkpoints.torch_files:read_json": "weights, .safetensors",
     "unils_jax.checkpoints.torch_files:read_pt": "weights, .pt",
     "unils_jax.checkpoints.torch_files:read_safetensors": "weights, .safetensors",
     "unils_jax.checkpoints.torch_files:read_tensors": "weights, .safetensors",

@@ -10,7 +10,7 @@ import numpy as np
 
 from unils_jax.checkpoints.checkpoint import check_sizes
 from unils_jax.checkpoints.mimi_files import encoder_tensors, mimi_config
-from unils_jax.checkpoints.torch_files import _read_json, read_tensors
+from unils_jax.checkpoints.torch_files import read_json, read_tensors
 from unils_jax.checkpoints.torch_keys import check_params, to_paths
 from unils_jax.errors import UserError
 from unils_jax.models.encoder_noise import EncoderRates
@@ -65,7 +65,7 @@ def load_audio_encoder(name_or_folder: str, family: str = "wav2vec2") -> tuple[E
 
 def _load_mimi(folder: Path) -> tuple[MimiConfig, Params]:
     _check_folder(folder)
-    config = mimi_config(_read_json(folder / "config.json", "the config of a mimi model"), folder / "config.json")
+    config = mimi_config(read_json(folder / "config.json", "the config of a mimi model"), folder / "config.json")
     state = encoder_tensors(_folder_weights(folder))
     check_sizes(config, len(state), str(folder))
     _, shapes = abstract(lambda rngs: Mimi(config, rngs=rngs))
@@ -161,7 +161,7 @@ def read_transformers_folder(
     path = Path(path)
     _check_folder(path)
     defaults, required, remedy = _FAMILIES[family]
-    config = {**defaults, **_read_json(path / "config.json", f"the config of a {family} model")}
+    config = {**defaults, **read_json(path / "config.json", f"the config of a {family} model")}
     problems = [
         f"{name} must be {json.dumps(value)}, got {shown(json.dumps(config[name]))}"
         for name, value in required.items()
@@ -214,7 +214,7 @@ def _folder_weights(path: Path) -> dict[str, np.ndarray]:
     if single.is_file():
         return read_tensors(single)
     if index.is_file():
-        listed = _read_json(index, "the list of weight files").get("weight_map")
+        listed = read_json(index, "the list of weight files").get("weight_map")
         names = list(listed.values()) if isinstance(listed, dict) else []
         if not names or not all(type(name) is str and Path(name).name == name for name in names):
             raise UserError(f"{index} must hold weight_map, key -> file in the same folder; get a fresh copy")

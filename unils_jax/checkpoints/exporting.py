@@ -7,7 +7,7 @@ only.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ def export(
     license: str | None = None,
     raw: bool = False,
     half: bool = False,
+    scores: Sequence[str | os.PathLike] = (),
 ) -> Exported:
     """Writes a `.pt` or a `.safetensors` with its JSON, and a model card, `<file name>.md`.
 
@@ -56,6 +57,7 @@ def export(
         raw: Whether the weights are those of the last step, for the model card.
         half: Rounds the weights to float16, half the bytes; what reads them computes in float32
             anyway.
+        scores: JSON files of `unils evaluate`, whose figures the model card shows.
     """
     path = check_output(path, ".pt", ".safetensors")
     checkpoint = checkpoint.merged()
@@ -65,7 +67,7 @@ def export(
     if half:
         checkpoint = _rounded(checkpoint)
     try:
-        card = model_card(checkpoint, path.name, license=license, raw=raw)
+        card = model_card(checkpoint, path.name, license=license, raw=raw, scores=scores)
         exported = release_contents(checkpoint)
     except (KeyError, TypeError, AttributeError) as error:
         if checkpoint.run is None:

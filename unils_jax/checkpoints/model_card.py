@@ -4,12 +4,16 @@ It says what they are, their data and metrics, how to load them, and what to min
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unils_jax import __version__
 from unils_jax.checkpoints.checkpoint import Checkpoint
+from unils_jax.checkpoints.torch_files import read_json
+from unils_jax.errors import UserError
+from unils_jax.files import markdown_table
 from unils_jax.inference.sampling import written
 from unils_jax.systems.base import Card
 
@@ -25,16 +29,48 @@ languages of its training data; on others it is worse in ways that nobody has me
 ENCODERS = {"wav2vec2": "facebook/wav2vec2-xls-r-300m", "mimi": "kyutai/mimi"}
 
 
-def model_card(checkpoint: Checkpoint, file_name: str, *, license: str | None = None, raw: bool = False) -> str:
+# The figures of `unils evaluate` that a card shows.
+OF_STORES = {
+    "LVE while speaking, mm": "unils/speaking/LVE",
+    "FDD while listening": "unils/listening/FDD",
+    "F-FID": "fid/both/expression_fid",
+    "vowel openness, correlation": "behaviour/speaking/vowel_openness",
+    "bilabial closure, correlation": "behaviour/speaking/bilabial_closure",
+    "blinks a minute": "behaviour/both/blinks_per_minute",
+    "spread of the head, rad": "behaviour/both/spread_head",
+    "spread of the eyes, rad": "behaviour/both/spread_eyes",
+    "border step, expression": "behaviour/both/border_jump_expression",
+    "border step, head": "behaviour/both/border_jump_head",
+}
+OF_RECORDINGS = {
+    "jaw to own loudness while speaking, correlation": "jaw_loudness",
+    "jaw to shuffled loudness": "jaw_shuffled_loudness",
+    "decoded to tracked jaw while speaking, correlation": "jaw_to_tracked_jaw",
+    "jaw's spread in silence over that in speech": "jaw_spread_silence_over_speech",
+    "mouth closed in silence, share of frames": "mouth_closed_in_silence",
+    "blinks a minute": "blinks_per_minute",
+}
+
+
+def model_card(
+    checkpoint: Checkpoint,
+    file_name: str,
+    *,
+    license: str | None = None,
+    raw: bool = False,
+    scores: Sequence[str | os.PathLike] = (),
+) -> str:
     """Writes Markdown for a checkpoint exported as `file_name`.
 
-    It holds facts of its run, without paths of this machine.
+    It holds facts of its run, without paths of this machine. `scores` are files that `unils
+    evaluate` wrote, of a store or of recordings; raises UserError for one that is neither.
     """
     card = checkpoint.system.card(checkpoint.config, checkpoint.expression_basis)
     sections = {
         "Data": f"{_data(checkpoint.run)}\n{card.data}",
         "Training": _training(checkpoint, card, raw),
         "Metrics": _metrics(checkpoint),
+        **({"Scores": "\n\n".join(_scores(Path(path)) for path in scores)} if scores else {}),
         "How to load": _loading(checkpoint, file_name),
         "Licence": f"{license or NO_LICENSE}\n\n{_inherited(checkpoint)}",
         "Responsible use": RESPONSIBLE_USE,
@@ -88,6 +124,42 @@ def _metrics(checkpoint: Checkpoint) -> str:
         values = {k: v for k, v in row.items() if isinstance(v, float) and k not in ("finite", "learning_rate")}
         lines += [f"| {split} | {row['step']} | {name} | {value:.6g} |" for name, value in values.items()]
     return "\n".join(lines)
+
+
+def _scores(path: Path) -> str:
+    """Returns what `unils evaluate` measured, as a sentence and a table."""
+    report = read_json(path, "scores")
+    try:
+        if "tracks" in report:
+            settings, mean = report["settings"], report["mean"]
+            told = (
+                f"{len(report['tracks'])} recorded voices, {len(settings['seeds'])} seeds, {settings['motion']} motion "
+                "(`unils evaluate --recordings`):"
+            )
+            rows = [["", "model"], *([name, _figure(mean[key])] for name, key in OF_RECORDINGS.items())]
+        else:
+            data, protocol = report["data"], report["settings"]["protocol"]["name"]
+            made = data["made_with"]
+            told = (
+                f"{data['conversations']} conversations of the {data['split']} split of a store of "
+                f"source `{made['source']}`, seed {made.get('seed')}, protocol `{protocol}`, "
+                f"{report['settings']['motion']} motion (`unils evaluate --data`), means with 95 % intervals:"
+            )
+            rows = [["", "model", "truth"]]
+            for name, key in OF_STORES.items():
+                if key in report["metrics"]:
+                    of = report["metrics"][key]
+                    low, high = of["interval"]
+                    rows.append(
+                        [name, f"{_figure(of['mean'])} ({_figure(low)} to {_figure(high)})", _figure(of.get("truth"))]
+                    )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} lacks {error}: give the JSON that `unils evaluate` wrote") from None
+    return "\n".join([told, "", *markdown_table(rows)])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def last_metrics(checkpoint: Path, step: int | None) -> dict[str, dict[str, Any]]:

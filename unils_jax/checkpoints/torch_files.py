@@ -59,7 +59,7 @@ def _is_bare(top: object) -> bool:
 
 def _config_beside(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
-    return _read_json(beside, f"the config of {path.name}") if beside.exists() else {}
+    return read_json(beside, f"the config of {path.name}") if beside.exists() else {}
 
 
 def _plain(value: object, name: str, seen: list[int], depth: int = 0) -> object:
@@ -81,7 +81,8 @@ def _plain(value: object, name: str, seen: list[int], depth: int = 0) -> object:
     raise UserError(f"{shown(name)} is a {type(value).__name__}; a config holds text, numbers, lists and dicts only")
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Reads a small JSON object, called `name` in the UserError for anything else."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path} is over {MAX_JSON_BYTES} bytes; a config is far smaller")
@@ -124,5 +125,5 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Any]:
     model = read_tensors(path)
     if _is_bare(model):
         return {"model": model, "meta_cfg": _config_beside(path)}
-    meta_cfg = _read_json(path.with_suffix(".json"), f"the meta_cfg of {path.name} (the release's config tree)")
+    meta_cfg = read_json(path.with_suffix(".json"), f"the meta_cfg of {path.name} (the release's config tree)")
     return {"model": model, "meta_cfg": meta_cfg}

@@ -27,6 +27,7 @@ class ExportRequest(Request):
     raw: bool = False  # the last step's weights instead of the averaged ones
     float16: bool = False
     license: str | None = None  # of the weights, for the model card
+    scores: list[str] | None = None  # JSON files of `unils evaluate`, for the model card
     people: int = 2  # that an .onnx decodes at a time
 
     def __post_init__(self):
@@ -42,8 +43,12 @@ class ExportRequest(Request):
             raise UserError("--float16 is of a model file; name one with --out")
         if self.out:
             check_output(self.out, ".pt", ".safetensors", ".onnx")
-        if self.is_onnx and (self.float16 or self.license):
-            raise UserError("--float16 and --license are of a .pt or .safetensors; an .onnx is float32, without a card")
+        if self.is_onnx and (self.float16 or self.license or self.scores):
+            raise UserError(
+                "--float16, --license and --scores are of a .pt or .safetensors; an .onnx is float32, without a card"
+            )
+        if self.scores and not self.out:
+            raise UserError("--scores are for the card of a model file; name one with --out")
         if self.people not in (1, 2):
             raise UserError(f"--people must be 1 or 2, got {self.people}")
         if self.adapter:
@@ -80,6 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of the averaged ones")
     parser.add_argument("--float16", action="store_true", help="round the weights for --out to half the bytes")
     parser.add_argument("--license", metavar="TEXT", help="the weights' licence, for the model card")
+    parser.add_argument(
+        "--scores", metavar="JSON", nargs="+", help="what `unils evaluate` wrote of it, for the model card"
+    )
     parser.set_defaults(run=run)
 
 
@@ -110,7 +118,8 @@ def export_adapter(path: Path, checkpoint: Checkpoint) -> None:
 
 def export_model(request: ExportRequest, checkpoint: Checkpoint) -> None:
     """Writes the whole model and its card and prints a line."""
-    exported = export(checkpoint, request.out, license=request.license, raw=request.raw, half=request.float16)
+    told = {"license": request.license, "raw": request.raw, "scores": request.scores or ()}
+    exported = export(checkpoint, request.out, half=request.float16, **told)
     for warning in exported.warnings:
         log.warning("warning: %s", warning)
     size = sum(array.size for array in exported.state.values())
