@@ -257,6 +257,17 @@ def test_a_run_that_was_saved_without_its_system_is_read(stage, model, system, n
     assert current_run(found) == found
 
 
+def test_sampling_by_scale_is_read_and_must_be_of_the_codecs_scales():
+    config = load_config("smoke/dialogue")
+    override(config, ["data.store=store", "sampling.cfg=(1.0, 1.5, 2.0, 3.0, 4.0)"])
+    run = run_config(config.to_dict())
+    assert run.sampling.cfg == (1.0, 1.5, 2.0, 3.0, 4.0)
+    assert run_config(json.loads(json.dumps(run.to_dict()))).sampling == run.sampling
+    override(config, ["model.codec.scales=(1, 100)"])
+    with pytest.raises(UserError, match="sampling.tau has 5 values; give one, or 2, one for each scale of the model"):
+        run_config(config.to_dict())
+
+
 @pytest.mark.parametrize("scales", [0, 5])
 def test_the_coarse_loss_is_of_fewer_scales_than_the_codec_has(scales):
     config = load_config("codec")

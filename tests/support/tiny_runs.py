@@ -47,6 +47,7 @@ _DIALOGUE = """
     config.model.ear = None
     config.model.logmel = {"num_mels": 6, "context_frames": 0}
     config.model.lora = {"rank": 2, "alpha": 4.0, "dropout_rate": 0.1}
+    config.sampling = {"tau": 1.3, "cfg": 2.0, "top_p": 1.0}
 """
 _EAR = """
     config.model.ear.update(

@@ -80,14 +80,16 @@ class Sampling:
         given = {"tau": tau, "cfg": cfg, "top_p": top_p}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def check_scales(self, num_scales: int) -> None:
-        """Raises UserError where values for each scale are given and a model has other scales."""
+    def scales_problem(self, num_scales: int) -> str:
+        """Says what is wrong where values are given for other scales than a model has.
+
+        "" is right.
+        """
         for name in ("tau", "cfg"):
             found = len(each(getattr(self, name)))
             if found not in (1, num_scales):
-                raise UserError(
-                    f"{name} has {found} values; give one, or {num_scales}, one for each scale of the model"
-                )
+                return f"{name} has {found} values; give one, or {num_scales}, one for each scale of the model"
+        return ""
 
 
 DEFAULT_SAMPLING = Sampling()

@@ -144,6 +144,7 @@ def clip_of(name: str, clip: np.ndarray | None, people: int, window: Window) -> 
 
 def check_sampling(program: Program, sampling: Sampling) -> None:
     """Raises UserError where a program lacks the unconditional branch or has other scales."""
-    sampling.check_scales(len(program.scales))
+    if problem := sampling.scales_problem(len(program.scales)):
+        raise UserError(problem)
     if sampling.guided and not program.guided:
         raise UserError(f"cfg {written(sampling.cfg)} needs both branches; make the program with guided=True")

@@ -159,6 +159,9 @@ class RunConfig:
                 f"loss.coarse_scales must be from 1 to {len(codec.scales) - 1}, fewer than the codec's scales, got "
                 f"{self.loss.coarse_scales}"
             )
+        codec = getattr(self.model, "codec", None)
+        if codec is not None and (wrong := self.sampling.scales_problem(len(codec.scales))):
+            problems.append(f"sampling.{wrong}")
         if self.data.max_bad_records < 0:
             problems.append(f"data.max_bad_records must not be negative, got {self.data.max_bad_records}")
         view = STAGES[self.stage].windows if self.stage in STAGES else ""

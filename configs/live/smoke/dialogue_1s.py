@@ -17,4 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.codec.scales = (1, 5, 12, 25)
     config.model.prior.update({"context_windows": 4, "past_audio_frames": 75, "lookahead_frames": 2})
     config.data.batch_size = 6
+    config.sampling = {"tau": 1.3, "cfg": 2.0, "top_p": 1.0}
     return config
