@@ -46,8 +46,8 @@ RUNS = [
 # Zero in exact arithmetic: what is left is rounding.
 ZERO_GRADIENT = "attention.k_proj.bias"
 # The terms of a gate's gradient cancel: their sizes add up to 87 times their sum (wavlm_conv D0). float32 leaves an
-# error of 3.4e-6 with jax 0.10.2 and of 1.1e-5 with 0.12.0.1.
-GATE, GATE_GRADIENT = "attention.gru_rel_pos", 3e-5
+# error of 3.4e-6 with jax 0.10.2 and of 1.1e-5 with 0.12.0.1, which alone is allowed more.
+GATE, GATE_GRADIENT = "attention.gru_rel_pos", 3e-5 if jax.__version_info__ >= (0, 12) else GRADIENT
 
 
 @pytest.fixture(scope="module")
