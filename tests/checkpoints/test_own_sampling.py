@@ -18,7 +18,7 @@ from unils_jax.systems.base import Generated
 from unils_jax.systems.decoding import decode
 from unils_jax.systems.registry import SYSTEMS
 
-OWN = Sampling(tau=1.25, cfg=2.0, top_p=1.0)
+OWN = Sampling(tau=1.25, cfg=(1.0, 2.0, 3.5), top_p=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def checkpoint() -> Checkpoint:
 def test_but_changes_what_is_given_alone():
     assert OWN.but() == OWN
     assert OWN.but(cfg=1.0) == Sampling(1.25, 1.0, 1.0)
-    assert OWN.but(tau=0.0) == Sampling(0.0, 2.0, 1.0)
+    assert OWN.but(tau=0.0) == Sampling(0.0, (1.0, 2.0, 3.5), 1.0)
     with pytest.raises(UserError, match="top_p must be from 0.5 to 1, got 2"):
         OWN.but(top_p=2.0)
 
@@ -39,7 +39,7 @@ def test_a_file_carries_it_and_one_of_the_release_has_the_defaults(checkpoint, t
     export(checkpoint.merged(), tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")
     assert again.sampling == OWN
-    assert make_meta_cfg(again)["SAMPLING"] == vars(OWN)
+    assert make_meta_cfg(again)["SAMPLING"] == vars(OWN) | {"cfg": list(OWN.cfg)}
     assert "SAMPLING" not in make_meta_cfg(replace(checkpoint.merged(), sampling=Sampling()))
 
 
