@@ -50,7 +50,8 @@ pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take w
 	  --config.num_steps=2400
 	$(BIN)/unils data synth --out $(P)/unseen --conversations 120 --minutes 0.6 --voices bank --seed 11
 	for name in dialogue live_dialogue; do \
-	  $(BIN)/unils evaluate --checkpoint $(P)/$$name --data $(P)/unseen --own_sampling --out $(P)/$$name.json || exit 1; \
+	  $(BIN)/unils evaluate --checkpoint $(P)/$$name --data $(P)/unseen --protocol unils-clean --own_sampling \
+	    --out $(P)/$$name.json || exit 1; \
 	done
 	$(BIN)/unils export --checkpoint $(P)/dialogue --out $(PACKAGED)/model.safetensors $(SHIPPED) --scores $(P)/dialogue.json
 	$(BIN)/unils export --checkpoint $(P)/live_dialogue --out $(PACKAGED)/live.safetensors $(SHIPPED) \
