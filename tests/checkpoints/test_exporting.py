@@ -167,7 +167,7 @@ def test_the_card_shows_what_evaluate_measured(tiny_runs, tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     out = tmp_path / "model.safetensors"
     scores = [tmp_path / "store.json", tmp_path / "voices.json"]
-    assert run_unils("export", "--checkpoint", tiny_runs.codec, "--out", out, "--scores", *scores) == 0
+    assert run_unils("export", "--checkpoint", tiny_runs.workdirs["codec"], "--out", out, "--scores", *scores) == 0
     card = (tmp_path / "model.safetensors.md").read_text()
     assert "12 conversations of the test split of a store of source `synthetic`, seed 9" in card
     assert "| bilabial closure, correlation | 0.457 (0.41 to 0.5) | 0.8 |" in card
@@ -175,7 +175,7 @@ def test_the_card_shows_what_evaluate_measured(tiny_runs, tmp_path, capsys):
     assert "| decoded to tracked jaw while speaking, correlation | - |" in card and str(tmp_path) not in card
     capsys.readouterr()
     other = ["--out", tmp_path / "n.safetensors", "--scores", tmp_path / "other.json"]
-    assert run_unils("export", "--checkpoint", tiny_runs.codec, *other) == 2
+    assert run_unils("export", "--checkpoint", tiny_runs.workdirs["codec"], *other) == 2
     assert "other.json lacks 'data'" in capsys.readouterr().err and not (tmp_path / "n.safetensors").exists()
 
 
