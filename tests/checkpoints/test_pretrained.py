@@ -83,12 +83,13 @@ def test_its_jaw_follows_the_own_voice_of_people_it_has_never_met(conversation, 
     assert np.mean(own) > 0.4 and np.mean(own) > np.mean(other) + 0.3
 
 
-def test_its_faces_move_though_less_than_true_ones(conversation, decoded):
-    """Expression, head, jaw, eyes: the small model damps what no audio drives, gaze most, to about half."""
+def test_its_faces_move_about_as_much_as_true_ones(conversation, decoded):
+    """Expression, head, jaw, eyes, mean of two decodes: one alone varies by a tenth with what is drawn."""
     truth = conversation.motion.astype(np.float32)
+    motions = np.stack([decoded.motion, decoded.again])
     for channels in (slice(0, 100), slice(100, 103), slice(103, 104), slice(104, 108)):
-        ratio = decoded.motion[..., channels].std(axis=1).mean() / truth[..., channels].std(axis=1).mean()
-        assert 0.3 < ratio < 1.3
+        ratio = motions[..., channels].std(axis=2).mean() / truth[..., channels].std(axis=1).mean()
+        assert 0.5 < ratio < 1.3
 
 
 def test_a_package_without_the_model_says_how_to_get_one(monkeypatch, tmp_path):
