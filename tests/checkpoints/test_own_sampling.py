@@ -77,5 +77,6 @@ def test_a_decode_draws_by_it_unless_it_says_otherwise(checkpoint, monkeypatch):
     assert used == [OWN, OWN.but(tau=0.5)]
 
 
-def test_the_packaged_model_has_the_sampling_of_its_config():
-    assert vars(load(pretrained()).sampling) == load_config("smoke/dialogue").sampling.to_dict()
+@pytest.mark.parametrize(("name", "config"), [("model", "smoke/dialogue"), ("live", "live/smoke/dialogue_04s")])
+def test_the_packaged_model_has_the_sampling_of_its_config(name, config):
+    assert vars(load(pretrained(name)).sampling) == load_config(config).sampling.to_dict()
