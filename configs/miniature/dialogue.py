@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.ear = None
     config.model.logmel = {"num_mels": 40, "context_frames": 2, "normalize_level": True}
     config.model.prior.audio_dim = 200
+    config.sampling = {"tau": 1.0, "cfg": 1.5, "top_p": 0.97}  # as the comparison's protocol draws
     config.num_steps = 256
     config.eval_every = 256
     config.checkpoint_every = 256
