@@ -42,7 +42,7 @@ class Engine:
             given["audio"] = np.stack([np.pad(x, (0, length - len(x))) for x in part]).astype(np.float32)
             controls = make_controls([sampling], [seed], [index], len(self.program.scales))
             given["uniforms"] = np.asarray(uniforms(controls, people, self.inputs["uniforms"][0][1:]))
-            given |= {name: getattr(controls, name)[0] for name in ("tau", "cfg", "one_minus_top_p")}
+            given |= {name: np.asarray(getattr(controls, name)[0]) for name in ("tau", "cfg", "one_minus_top_p")}
             motion, chosen = self.session.run(["motion", "bits"], given)
             given["prev"] = given["uncond_prev"] = np.concatenate([given["prev"], motion], 1)[:, -zero.shape[1] :]
             motions.append(motion)

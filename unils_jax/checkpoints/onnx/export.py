@@ -174,4 +174,4 @@ def example(program: Program, sampling: Sampling, seed: int = 0) -> dict[str, np
         draw = rng.random if name == "uniforms" else rng.standard_normal
         given[name] = (draw(shape) * (1.0 if name == "uniforms" else 0.1)).astype(np.float32)
     controls = make_controls([sampling], [0], [0], len(program.scales))
-    return given | {name: getattr(controls, name)[0] for name in ("tau", "cfg", "one_minus_top_p")}
+    return given | {name: np.asarray(getattr(controls, name)[0]) for name in ("tau", "cfg", "one_minus_top_p")}
