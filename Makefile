@@ -43,7 +43,7 @@ pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take w
 	$(TRAIN) --config smoke/ear --workdir $(P)/ear --config.num_steps=3000
 	$(TRAIN) --config smoke/codec --workdir $(P)/codec
 	$(TRAIN) --config smoke/prior --workdir $(P)/prior --parent $(P)/codec --config.num_steps=2400
-	$(TRAIN) --config smoke/dialogue --workdir $(P)/dialogue --parent $(P)/prior --config.audio_encoder=$(P)/ear --config.num_steps=4500
+	$(TRAIN) --config smoke/dialogue --workdir $(P)/dialogue --parent $(P)/prior --config.audio_encoder=$(P)/ear --config.num_steps=3000
 	$(TRAIN) --config live/smoke/codec_04s --workdir $(P)/live_codec
 	$(TRAIN) --config live/smoke/prior_04s --workdir $(P)/live_prior --parent $(P)/live_codec --config.num_steps=2400
 	$(TRAIN) --config live/smoke/dialogue_04s --workdir $(P)/live_dialogue --parent $(P)/live_prior --config.audio_encoder=$(P)/ear \

@@ -259,7 +259,7 @@ def test_a_run_that_was_saved_without_its_system_is_read(stage, model, system, n
 
 def test_sampling_by_scale_is_read_and_must_be_of_the_codecs_scales():
     config = load_config("smoke/dialogue")
-    override(config, ["data.store=store", "sampling.cfg=(1.0, 1.5, 2.0, 3.0, 4.0)"])
+    override(config, ["data.store=store", "sampling.cfg=(1, 1.5, 2, 3, 4)"])
     run = run_config(config.to_dict())
     assert run.sampling.cfg == (1.0, 1.5, 2.0, 3.0, 4.0)
     assert run_config(json.loads(json.dumps(run.to_dict()))).sampling == run.sampling

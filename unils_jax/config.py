@@ -150,8 +150,10 @@ def _value(kind: object, value: object, where: str) -> object:
     if type(value) is int and float in options and abs(value) < 1 << 1000:  # larger ones are no float
         value = float(value)
     # Tuples are of one type of element, tuple[int, ...].
-    elements = {type(item) for item in value} if type(value) is tuple else set()
     allowed = {item for option in options for item in get_args(option)}
+    if type(value) is tuple and float in allowed:
+        value = tuple(float(x) if type(x) is int and abs(x) < 1 << 1000 else x for x in value)
+    elements = {type(item) for item in value} if type(value) is tuple else set()
     if type(value) not in [get_origin(option) or option for option in options] or not elements <= allowed:
         wanted = "a group of settings" if nested else kind.__name__ if isinstance(kind, type) else str(kind)
         raise UserError(f"{where} must be {wanted}, got {value!r}")

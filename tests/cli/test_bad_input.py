@@ -158,6 +158,7 @@ def decode_flags(bad, tmp_path, **changes) -> list:
         ({"out": None}, "nothing to write: give --out M.npz, --video V.mp4 or both"),
         ({"tau": -1}, "tau must be 0 (greedy) or positive, got -1.0"),
         ({"tau": "NaN"}, "tau must be 0 (greedy) or positive, got nan"),
+        ({"tau": "1,x"}, "argument --tau: must be a number, or one for each scale as 2,1.5,1; got '1,x'"),
         ({"cfg": "inf"}, "cfg must be 0 or positive, got inf"),
         ({"top_p": 0.2}, "top_p must be from 0.5 to 1, got 0.2"),
         ({"seed": -1}, "--seed must be from 0 to 4294967295, got -1"),

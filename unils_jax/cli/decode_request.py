@@ -17,7 +17,7 @@ from unils_jax.cli.arguments import (
     add_sound_arguments,
 )
 from unils_jax.errors import UserError
-from unils_jax.inference.sampling import ByScale, Sampling, parse_by_scale
+from unils_jax.inference.sampling import ByScale, Sampling
 from unils_jax.systems.registry import SYSTEMS
 
 DEMO_MODEL = (
@@ -123,6 +123,14 @@ class DecodeRequest(Request):
         return own.but(self.tau, self.cfg, self.top_p)
 
 
+def _by_scale(text: str) -> ByScale:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or one for each scale as 2,1.5,1; got {text!r}") from None
+    return values if len(values) > 1 else values[0]
+
+
 def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils decode`, with working examples."""
     parser.description = (
@@ -160,8 +168,8 @@ def add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", metavar="M.npz", help="motion file whose middle 100 frames set the style")
     parser.add_argument("--prev", metavar="M.npz", help="motion file whose last 100 frames come before the first")
     for name, kind, meaning in (
-        ("tau", parse_by_scale, f"temperature, 0 is greedy; {BY_SCALE}"),
-        ("cfg", parse_by_scale, f"guidance, up to 1 is off; {BY_SCALE}"),
+        ("tau", _by_scale, f"temperature, 0 is greedy; {BY_SCALE}"),
+        ("cfg", _by_scale, f"guidance, up to 1 is off; {BY_SCALE}"),
         ("top_p", float, "nucleus per bit (default: the checkpoint's own)"),
         ("seed", int, "the same seed gives the same motion (default: %(default)s)"),
     ):

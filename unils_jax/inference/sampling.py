@@ -43,12 +43,6 @@ def written(values: ByScale) -> str:
     return ",".join(f"{value:g}" if len(each(values)) > 1 else str(value) for value in each(values))
 
 
-def parse_by_scale(text: str) -> ByScale:
-    """Reads a number, or several with commas between them; a ValueError says that it is neither."""
-    values = tuple(float(part) for part in text.split(","))
-    return values if len(values) > 1 else values[0]
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How bits are chosen."""

@@ -153,13 +153,13 @@ class RunConfig:
         problems += system_of_config(self.model).problems(self.model)
         if self.loss.coarse < 0:
             problems.append(f"loss.coarse must be 0 (off) or positive, got {self.loss.coarse}")
-        codec = getattr(self.model, "codec", None) if self.stage == "codec" and self.loss.coarse else None
-        if codec is not None and not 0 < self.loss.coarse_scales < len(codec.scales):
+        codec = getattr(self.model, "codec", None)
+        has_coarse = codec is not None and self.stage == "codec" and self.loss.coarse
+        if has_coarse and not 0 < self.loss.coarse_scales < len(codec.scales):
             problems.append(
                 f"loss.coarse_scales must be from 1 to {len(codec.scales) - 1}, fewer than the codec's scales, got "
                 f"{self.loss.coarse_scales}"
             )
-        codec = getattr(self.model, "codec", None)
         if codec is not None and (wrong := self.sampling.scales_problem(len(codec.scales))):
             problems.append(f"sampling.{wrong}")
         if self.data.max_bad_records < 0:
