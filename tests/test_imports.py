@@ -113,7 +113,7 @@ def test_every_command_has_its_module_and_none_imports_torch():
     modules = {command.module for command in COMMANDS.values()}
     found = {path.stem for path in (PACKAGE / "cli").glob("[!_]*.py")}
     found |= {path.parent.name for path in (PACKAGE / "cli").glob("*/__init__.py")}
-    assert found == modules | {"arguments", "decode_request", "main"}
+    assert found == modules | {"arguments", "decode_flags", "main"}
     commands = [f"import unils_jax.cli.{name}" for name in sorted(modules)]
     assert not loaded_after("\n".join(commands)) & {"torch", "transformers", "pyvista", "sklearn"}
 

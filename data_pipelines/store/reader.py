@@ -22,7 +22,7 @@ from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import NO_AUDIO, Index, load_index
 from data_pipelines.store.manifest import REMEDY as _REMEDY
 from data_pipelines.store.manifest import read_manifest
-from data_pipelines.store.shards import BROKEN, ShardFiles
+from data_pipelines.store.shard_cache import BROKEN, ShardFiles
 from data_pipelines.store.writer import AUDIO_FOLDER, INDEX_FOLDER, MANIFEST, write_store
 from data_pipelines.windows import to_float
 from unils_jax.errors import UserError, one_line

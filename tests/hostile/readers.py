@@ -102,7 +102,7 @@ OPENED_BY = {
     "data_pipelines.store.manifest:read_manifest": "store manifest",
     "data_pipelines.store.remote:_copy": "store behind a URL",
     "data_pipelines.store.remote:read_text": "store behind a URL",
-    "data_pipelines.store.shards:_reader": "store chunks",
+    "data_pipelines.store.shard_cache:_reader": "store chunks",
     "unils_jax.checkpoints.adapters:read_adapter": "adapter",
     "unils_jax.checkpoints.audio_encoders:_folder_weights": "audio encoder",
     "unils_jax.checkpoints.exporting:_check_config_beside": "weights, .safetensors",

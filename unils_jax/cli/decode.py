@@ -20,7 +20,7 @@ from unils_jax import __version__
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import read_clip, readers_of
-from unils_jax.cli.decode_request import BATCH, DEMO_MODEL, FLAG_INPUTS, DecodeRequest, add_request_arguments
+from unils_jax.cli.decode_flags import BATCH, DEMO_MODEL, FLAG_INPUTS, DecodeRequest, add_request_arguments
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.face.head import load_head
 from unils_jax.files import check_output, clear_partials

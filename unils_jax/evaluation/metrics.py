@@ -20,8 +20,8 @@ from data_pipelines.phones import PhoneTracks
 from unils_jax.errors import UserError
 from unils_jax.evaluation import behaviour_metrics as behaviour
 from unils_jax.evaluation.dualtalk_metrics import WITH_PARTNER, dualtalk_metrics
-from unils_jax.evaluation.figures.names import missing_groups, needed_groups, unit
 from unils_jax.evaluation.figures.speech import Voice, speech_figures
+from unils_jax.evaluation.figures.units import missing_groups, needed_groups, unit
 from unils_jax.evaluation.statistics import Moments, bootstrap_interval, frechet_distance, merge, moments
 from unils_jax.evaluation.unils_metrics import MESH_METRICS, ROLES, Mesh, role_masks, unils_metrics
 from unils_jax.face.flame import FlameAsset, vertices

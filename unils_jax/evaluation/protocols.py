@@ -17,8 +17,8 @@ from data_pipelines.record import Record
 from data_pipelines.windows import is_long_enough, least_frames, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.errors import UserError
-from unils_jax.evaluation.figures.names import missing_groups, needed_groups
 from unils_jax.evaluation.figures.speech import cut_phones, lip_phones
+from unils_jax.evaluation.figures.units import missing_groups, needed_groups
 from unils_jax.evaluation.metrics import Mesh, Person, score_person
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.finishing import finish

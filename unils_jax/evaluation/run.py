@@ -1,6 +1,6 @@
 """Evaluates a checkpoint, or anybody's motion files, on the records of a store.
 
-The figures are those of `scoring`; here records are chosen, motion is made or read, and the report
+The figures are those of `metrics`; here records are chosen, motion is made or read, and the report
 is put together.
 """
 

@@ -1,4 +1,4 @@
-"""Motion as ARKit's 52 blendshape coefficients: by name (stand-in basis) or by least squares.
+"""ARKit's 52 coefficients, by name (stand-in basis) or by least squares; Live Link Face's table.
 
 The fit is on vertices: without head rotation and gaze, the displacement of every frame from the
 neutral face is approached by the user's 52 shapes on the same mesh, each coefficient within 0..1
@@ -44,6 +44,13 @@ ARKIT_NAMES: tuple[str, ...] = (
     *("noseSneerLeft", "noseSneerRight", "tongueOut"),
 )
 JAW_OPEN, GAZE_FULL = 0.35, 0.5  # radians that count as 1
+
+# Live Link Face: its table and what its columns are called.
+ANGLE_NAMES = tuple(part + angle for part in ("Head", "LeftEye", "RightEye") for angle in ("Yaw", "Pitch", "Roll"))
+# The app has the right side of jaw and mouth first, ARKit's list the left one.
+_SWAPPED = {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}
+_ORDER = tuple(_SWAPPED.get(name, name) for name in ARKIT_NAMES)
+COLUMNS = (*(name[0].upper() + name[1:] for name in _ORDER), *ANGLE_NAMES)
 
 # The stand-in's named shapes, fully expressed, as ARKit shapes.
 STANDIN_TO_ARKIT: dict[str, tuple[str, ...]] = {
@@ -280,19 +287,6 @@ def say_cuts(found: Blendshapes) -> None:
             ", ".join(f"{name} at {value:.3g}" for name, value in worst[:3]),
             " and others" if len(worst) > 3 else "",
         )
-
-
-ANGLE_NAMES = tuple(part + angle for part in ("Head", "LeftEye", "RightEye") for angle in ("Yaw", "Pitch", "Roll"))
-
-
-# The app has the right side of jaw and mouth first, ARKit's list the left one.
-_SWAPPED = {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}
-
-
-_ORDER = tuple(_SWAPPED.get(name, name) for name in ARKIT_NAMES)
-
-
-COLUMNS = (*(name[0].upper() + name[1:] for name in _ORDER), *ANGLE_NAMES)
 
 
 def live_link_paths(path: str | os.PathLike, num_people: int) -> list[Path]:
