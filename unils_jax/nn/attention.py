@@ -62,9 +62,7 @@ def attend(
         dropout_rate: Rate at which weights are dropped after the softmax.
         key: One random key for each sample; None: no dropout.
     """
-    # Products in the compute dtype, their sums in float32, as matrix units compute them anyway.
-    logits = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSHK, preferred_element_type=jnp.float32)
-    logits = logits / math.sqrt(q_BLHK.shape[-1])
+    logits = _scores("BLHK,BSHK->BHLS", q_BLHK, k_BSHK)
     if bias is not None:
         logits = logits + jnp.asarray(bias, jnp.float32)
     if mask is not None:
@@ -74,14 +72,22 @@ def attend(
     return out_BLHK.reshape(*out_BLHK.shape[:2], -1)
 
 
+def _scores(spec: str, q: Array, k: Array) -> Array:
+    """Returns q . k / sqrt(K) [B, H, L, S] in float32."""
+    root = math.sqrt(q.shape[-1])
+    # A power of two divides exactly anywhere: then K numbers a query are divided, not S.
+    exact = math.frexp(root)[0] == 0.5
+    logits = jnp.einsum(spec, q / root if exact else q, k, preferred_element_type=jnp.float32)
+    return logits if exact else logits / root
+
+
 def attend_cached(
     q_BLHK: Float[Array, "B L H K"], past: Sequence[KeyValues], mask: Bool[np.ndarray, "L S"] | None = None
 ) -> Float[Array, "B L D"]:
     """Computes `attend` on keys and values laid out by head, in the order of `past`."""
     # Laid out by head, so that only the new tokens are transposed and never the cache.
     k_BHSK, v_BHSK = (jnp.concatenate(parts, axis=2) for parts in zip(*past, strict=True))
-    logits = jnp.einsum("BHLK,BHSK->BHLS", heads_first(q_BLHK), k_BHSK, preferred_element_type=jnp.float32)
-    logits = logits / math.sqrt(q_BLHK.shape[-1])
+    logits = _scores("BHLK,BHSK->BHLS", heads_first(q_BLHK), k_BHSK)
     if mask is not None:
         logits = jnp.where(mask[None, None], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v_BHSK.dtype)
