@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decode_tools import uncached
+from flax import nnx
 from scipy.stats import chi2
 from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random_model, random_motion, tiny_model
 
@@ -19,7 +20,9 @@ from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
-from unils_jax.nn.params import merge, split
+from unils_jax.nn.layers import Linear
+from unils_jax.nn.params import merge, split, stack_layers, unstack_layers
+from unils_jax.nn.stack import Compute, run_blocks
 from unils_jax.training.throughput.flops import Work, count
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -119,6 +122,39 @@ def test_audio_encoded_apart_gives_the_same_chunk(program):
     together, apart = run(program, audio, *conditions), run(program, program.encode(audio), *conditions)
     np.testing.assert_array_equal(together.bits, apart.bits)
     np.testing.assert_allclose(together.motion, apart.motion, atol=1e-5)
+
+
+def test_a_scanned_encoder_gives_the_same():
+    encoder = Wav2Vec2Config(8, 3, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2)
+    prior = dataclasses.replace(DIALOGUE.prior, audio_dim=8)
+    model = random_model(dataclasses.replace(DIALOGUE, logmel=None, wav2vec2=encoder, prior=prior), 0)
+    program, scanned = make_program(model), make_program(model, scan_encoder=True)
+    assert not program.scan_encoder
+    assert unstack_layers(scanned.params).keys() == program.params.keys() != scanned.params.keys()
+    audio, *conditions = inputs(program)
+    np.testing.assert_allclose(scanned.encode(audio), program.encode(audio), atol=1e-5)
+    expected, found = run(program, audio, *conditions), run(scanned, audio, *conditions)
+    np.testing.assert_array_equal(found.bits, expected.bits)
+    np.testing.assert_allclose(found.motion, expected.motion, atol=1e-5)
+
+
+def test_a_scan_over_weights_that_are_kept_stacked_copies_none(monkeypatch):
+    """The compiler takes slices that are stacked again for what they were sliced from."""
+    monkeypatch.setattr(jax.config, "jax_disable_most_optimizations", False, raising=False)
+    graphdef, params = split(nnx.List(Linear(64, 64, rngs=nnx.Rngs(i)) for i in range(5)))
+
+    def apply(params: dict, x: jax.Array) -> jax.Array:
+        blocks = merge(
+            graphdef, {path.removeprefix("blocks/"): value for path, value in unstack_layers(params).items()}
+        )
+        return run_blocks(blocks, x, lambda block, x: jnp.tanh(block(x)), [()] * 5, Compute(scan_layers=True))
+
+    params = {f"blocks/{path}": value for path, value in params.items()}
+    stacked = stack_layers(params, "blocks")
+    assert stacked["blocks/*/kernel"].shape == (5, 64, 64)
+    assert all((value == params[path]).all() for path, value in unstack_layers(stacked).items())
+    text = jax.jit(apply).lower(stacked, jnp.ones((2, 64))).compile().as_text()
+    assert " while(" in text and " concatenate(" not in text
 
 
 def test_every_scale_has_its_own_temperature_and_guidance(program):

@@ -34,11 +34,13 @@ from unils_jax.inference.sampling import (
 from unils_jax.models.prior_cache import cache_audio, null_outputs
 from unils_jax.models.quantizer import Scales, scale_slices
 from unils_jax.models.unils import UniLS
+from unils_jax.models.wav2vec2 import Wav2Vec2
 from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.block import AudioCache
-from unils_jax.nn.params import Params, abstract, merge, split
+from unils_jax.nn.params import Params, abstract, merge, split, stack_layers, unstack_layers
 from unils_jax.nn.stack import Compute
 
+ENCODER_BLOCKS = "audio_encoder/blocks"
 # Features of style or previous motion for every person of every slot.
 SlotFeatures = Float[Array, "S P F C"] | Float[np.ndarray, "S P F C"] | Placeholder
 
@@ -91,6 +93,7 @@ class _Settings:
     graphdef: nnx.GraphDef
     guided: bool
     dtype: str
+    scan_encoder: bool
     mesh: Mesh | None
 
 
@@ -103,7 +106,7 @@ class Program:
     """
 
     graphdef: nnx.GraphDef
-    params: Params
+    params: Params  # with `scan_encoder` those of the encoder's blocks stacked, see `stack_layers`
     constants: Constants
     scales: Scales
     window: Window  # what is decoded at a time, and from how much audio and motion
@@ -112,6 +115,7 @@ class Program:
     guided: bool  # False: only the conditional branch is computed
     dtype: str  # of prior and audio encoder; codec (whose bits must not change) and sampling: float32
     mesh: Mesh | None  # slots are divided over its devices, parameters copied; None: one device
+    scan_encoder: bool = False  # compiles one block of the audio encoder for all
 
     @property
     def takes_audio(self) -> bool:
@@ -127,8 +131,7 @@ class Program:
 
     def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S K A E"]:
         """Encodes both tracks of one window's audio of each slot; see `UniLS.encode_audio`."""
-        settings = {"people": self.people, "dtype": self.dtype, "mesh": self.mesh}
-        return _encode(self.graphdef, self.params, self._place(audio), **settings)
+        return _encode(self._settings(), self.params, self._place(audio), people=self.people)
 
     def chunk(self, inputs: StepInputs) -> tuple[Chunk, Float[Array, "S P F C"]]:
         """Decodes a chunk; also returns the previous motion of the next one, in both branches.
@@ -157,10 +160,12 @@ class Program:
         return _chunk.trace(settings, *map(_laid, arguments, where))
 
     def _chunk_arguments(self, inputs: StepInputs, *, place: bool = True) -> tuple:
-        settings = _Settings(self.graphdef, self.guided, self.dtype, self.mesh)
         inputs = self._place(inputs) if place else inputs
         # Only `prev` is donated, so it is an argument by itself: callers use the others again.
-        return settings, self.params, self.constants, inputs.prev, replace(inputs, prev=None)
+        return self._settings(), self.params, self.constants, inputs.prev, replace(inputs, prev=None)
+
+    def _settings(self) -> _Settings:
+        return _Settings(self.graphdef, self.guided, self.dtype, self.scan_encoder, self.mesh)
 
     def _place(self, tree: PyTree) -> PyTree:
         if self.mesh is None:
@@ -176,6 +181,7 @@ def make_program(
     guided: bool = True,
     dtype: str = "float32",
     devices: Sequence[jax.Device] | None = None,
+    scan_encoder: bool | None = None,
 ) -> Program:
     """Makes a model ready to decode.
 
@@ -188,6 +194,8 @@ def make_program(
         guided: Whether the unconditional branch is computed too, which guidance needs.
         dtype: Compute dtype of prior and audio encoder, one of `sampling.DTYPES`.
         devices: Devices that the slots are divided over; None: the default device.
+        scan_encoder: Whether one block of the audio encoder is compiled for all; None: on TPUs,
+            whose compiler takes a quarter of a minute for each.
     """
     problems = []
     if model.prior is None:
@@ -202,12 +210,14 @@ def make_program(
         raise UserError("; ".join(problems))
     graphdef, params = split(model)
     params = {path: value.astype(dtype) if _is_cast(path) else value for path, value in params.items()}
+    scans = _scans(model, jax.devices() if devices is None else devices) if scan_encoder is None else scan_encoder
+    params = stack_layers(params, ENCODER_BLOCKS) if scans else params
     constants = _constants(graphdef, params, dtype=dtype)
     mesh = None if devices is None else Mesh(np.array(devices), ("slot",))
     if mesh is not None:
         params, constants = jax.device_put((params, constants), NamedSharding(mesh, PartitionSpec()))
     scales, window = model.codec.scales, model.prior.window
-    return Program(graphdef, params, constants, scales, window, slots, people, guided, dtype, mesh)
+    return Program(graphdef, params, constants, scales, window, slots, people, guided, dtype, mesh, scans)
 
 
 def planned_program(
@@ -227,11 +237,13 @@ def planned_program(
         path: jax.ShapeDtypeStruct(shape.shape, dtype if _is_cast(path) else shape.dtype)
         for path, shape in params.items()
     }
+    model = merge(graphdef, params)
+    if scans := _scans(model, devices):
+        params = jax.eval_shape(partial(stack_layers, prefix=ENCODER_BLOCKS), params)
     constants = jax.eval_shape(partial(_constants, graphdef, dtype=dtype), params)
     mesh = None if len(devices) == 1 else Mesh(np.array(devices), ("slot",))
-    model = merge(graphdef, params)
     scales, window = model.codec.scales, model.prior.window
-    program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh)
+    program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh, scans)
     features = jax.ShapeDtypeStruct((slots, people, *constants.features.shape), jnp.float32)
     audio = jax.ShapeDtypeStruct((slots, 2, window.num_samples), jnp.float32)
     controls = make_controls([Sampling()] * slots, range(slots), [0] * slots, len(model.prior.scales))
@@ -240,6 +252,14 @@ def planned_program(
 
 def _laid(tree: PyTree, sharding: Sharding) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _scans(model: UniLS, devices: Sequence[jax.Device]) -> bool:
+    return devices[0].platform == "tpu" and isinstance(model.audio_encoder, Wav2Vec2)
+
+
+def _merged(graphdef: nnx.GraphDef, params: Params) -> UniLS:
+    return merge(graphdef, unstack_layers(params))
 
 
 def _is_cast(path: str) -> bool:
@@ -254,7 +274,7 @@ def _is_cast(path: str) -> bool:
 
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constants:
-    model: UniLS = merge(graphdef, params)
+    model = _merged(graphdef, params)
     window = model.prior.window
     features = jnp.tile(model.codec.features(jnp.zeros((1, window.frames, MOTION_DIM)))[0], (window.context_windows, 1))
     return Constants(features, null_outputs(model.prior, dtype) if model.prior.has_audio else None)
@@ -262,7 +282,7 @@ def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constan
 
 @partial(jax.jit, static_argnames="graphdef")
 def _features(graphdef: nnx.GraphDef, params: Params, clips: Array) -> Array:
-    return merge(graphdef, params).codec.features(jnp.asarray(clips))
+    return _merged(graphdef, params).codec.features(jnp.asarray(clips))
 
 
 def _over_slots(
@@ -276,14 +296,13 @@ def _over_slots(
     return mapped(shared, by_slot)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "people", "dtype", "mesh"))
-def _encode(
-    graphdef: nnx.GraphDef, params: Params, audio: Array, *, people: int, dtype: str, mesh: Mesh | None
-) -> Array:
+@partial(jax.jit, static_argnames=("settings", "people"))
+def _encode(settings: _Settings, params: Params, audio: Array, *, people: int) -> Array:
     def run(params: Params, audio: Array) -> Array:
-        return encode_tracks(merge(graphdef, params), audio, people, dtype)
+        model = _merged(settings.graphdef, params)
+        return encode_tracks(model, audio, people, settings.dtype, scan=settings.scan_encoder)
 
-    return _over_slots(run, mesh, params, audio)
+    return _over_slots(run, settings.mesh, params, audio)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="prev")
@@ -292,23 +311,28 @@ def _chunk(
 ) -> tuple[Chunk, Array]:
     def run(shared: tuple[Params, Constants], inputs: StepInputs) -> tuple[Chunk, Array]:
         params, constants = shared
-        model = merge(settings.graphdef, params)
-        return decode_chunk(model, constants, inputs, guided=settings.guided, dtype=settings.dtype)
+        model, scan = _merged(settings.graphdef, params), settings.scan_encoder
+        return decode_chunk(model, constants, inputs, guided=settings.guided, dtype=settings.dtype, scan_encoder=scan)
 
     return _over_slots(run, settings.mesh, (params, constants), replace(inputs, prev=prev))
 
 
-def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str) -> Float[Array, "S K A E"]:
-    """Runs `UniLS.encode_audio` in a dtype."""
-    return model.encode_audio(jnp.asarray(audio), people, Compute(dtype=jnp.dtype(dtype)))
+def encode_tracks(
+    model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str, *, scan: bool = False
+) -> Float[Array, "S K A E"]:
+    """Runs `UniLS.encode_audio` in a dtype; `scan` compiles one block of the encoder for all."""
+    return model.encode_audio(jnp.asarray(audio), people, Compute(dtype=jnp.dtype(dtype), scan_layers=scan))
 
 
 def decode_chunk(
-    model: UniLS, constants: Constants, inputs: StepInputs, *, guided: bool, dtype: str
+    model: UniLS, constants: Constants, inputs: StepInputs, *, guided: bool, dtype: str, scan_encoder: bool = False
 ) -> tuple[Chunk, Float[Array, "S P F C"]]:
     """Decodes one chunk of all slots; see `Program.chunk`."""
     by_slot = inputs.style.shape[:2]
-    audio_cache = window_audio_cache(model, constants, inputs.audio, by_slot[1], dtype)
+    audio = inputs.audio
+    if audio is not None and audio.ndim == 3:  # samples; four axes are features that `Program.encode` has made
+        audio = encode_tracks(model, audio, by_slot[1], dtype, scan=scan_encoder)
+    audio_cache = window_audio_cache(model, constants, audio, by_slot[1])
     clips = (inputs.style, inputs.prev, inputs.uncond_prev)
     style, prev, uncond_prev = (x.reshape(-1, *x.shape[2:]) for x in clips)
     kept = prev[:, model.prior.window.frames :]
@@ -342,12 +366,10 @@ def decode_chunk(
 
 
 def window_audio_cache(
-    model: UniLS, constants: Constants, audio: Array | None, people: int, dtype: str
+    model: UniLS, constants: Constants, features: Float[Array, "S K A E"] | None, people: int
 ) -> Sequence[AudioCache | None]:
-    """Caches one window's audio for every block, for the people of all slots."""
-    if audio is None:
+    """Caches one window's audio features for every block, for the people of all slots."""
+    if features is None:
         return [None] * len(model.prior.blocks)
-    # Three axes are samples, four are features that `Program.encode` has made.
-    features = encode_tracks(model, audio, people, dtype) if audio.ndim == 3 else audio
     tracks = model.audio_of_people(features, people)
     return cache_audio(model.prior, tracks, constants.null_outputs)
