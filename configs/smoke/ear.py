@@ -24,11 +24,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch_size = 8
     config.model = {
         "ear": {
-            "num_mels": 40, "context_frames": 2, "width": 128, "blocks": 3, "channels": (103, 14, 2, 3),
+            "num_mels": 40, "context_frames": 2, "width": 192, "blocks": 3, "channels": (103, 14, 2, 3),
             "coarse_bands": 8, "feature_context": 2, "normalize_level": True,
         },
     }  # fmt: skip
     config.noise.level_db = (-30.0, 10.0)
+    config.noise.vocal_tract = 0.12
     config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 50, "ema_decay": 0.99})
     config.eval_every = 400
     config.checkpoint_every = 400

@@ -19,6 +19,7 @@ from unils_jax.checkpoints.loading import load
 from unils_jax.checkpoints.torch_keys import to_paths, to_torch
 from unils_jax.inference.conversations import decode
 from unils_jax.models.ear import Ear, EarConfig
+from unils_jax.models.logmel import log_mel, with_vocal_tract
 from unils_jax.motion import JAW
 from unils_jax.nn.params import merge, split
 from unils_jax.systems.base import NoiseRates, Objective
@@ -63,6 +64,24 @@ def test_gains_move_the_level_of_every_track_apart():
     assert decibels.shape == (2, 2, 1) and np.unique(decibels).size == 4
     assert (decibels >= -30).all() and (decibels <= 10).all()
     assert isinstance(noise, EarNoise)
+
+
+def test_vocal_tracts_are_drawn_apart_and_move_formants():
+    model, batch = tiny_model("ear"), pairs()
+    noise = EAR.draw(jax.random.key(0), batch, model, Objective(noise=NoiseRates(vocal_tract=0.12)))
+    plain = EAR.draw(jax.random.key(0), batch, model, Objective())
+    assert plain.vocal_tract is None and (plain.gains == 1).all()
+    assert noise.vocal_tract.shape == (2, 2) and np.unique(noise.vocal_tract).size == 4
+    assert np.abs(np.log(noise.vocal_tract)).max() <= 0.12
+    losses = [EAR.loss(model, batch, drawn, Objective(), None)[0] for drawn in (plain, noise)]
+    assert abs(losses[0] - losses[1]) > 1e-6
+    # A tone of 1,100 Hz, in a tract ten percent longer, is one of 1,000 Hz: a band reads at its frequency times 1.1.
+    time = np.arange(64_000) / 16_000
+    tones = [jnp.asarray(np.sin(2 * np.pi * hz * time)[None], jnp.float32) for hz in (1000, 1100)]
+    low, high = (log_mel(tone, 40, normalize_level=False) for tone in tones)
+    moved = with_vocal_tract(high, jnp.asarray([1.1]))
+    assert np.argmax(high.mean(1)) > np.argmax(low.mean(1)) == np.argmax(moved.mean(1))
+    np.testing.assert_allclose(with_vocal_tract(high, jnp.ones(1)), high, atol=1e-4)
 
 
 def test_moved_levels_leave_the_other_draws_of_a_dialogue_as_they_were():

@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from unils_jax.models.codec import Statistic
-from unils_jax.models.logmel import log_mel, with_neighbours
+from unils_jax.models.logmel import log_mel, with_neighbours, with_vocal_tract
 from unils_jax.models.wav2vec2 import Conv
 from unils_jax.motion import JAW, STANDIN_SHAPES
 from unils_jax.nn.layers import Linear, resample
@@ -90,10 +90,17 @@ class Ear(nnx.Module):
         """
         return resample(self(audio, compute), num_frames)
 
-    def articulators(self, audio: Float[Array, "B N"], num_frames: int) -> Float[Array, "B T c"]:
-        """Returns the predicted channels at `num_frames` frames, standardised as `standardized`."""
+    def articulators(
+        self, audio: Float[Array, "B N"], num_frames: int, vocal_tract: Float[Array, " B"] | None = None
+    ) -> Float[Array, "B T c"]:
+        """Returns the predicted channels at `num_frames` frames, standardised as `standardized`.
+
+        `vocal_tract` has a factor for the frequencies of each track; None: as recorded.
+        """
         with jax.named_scope("ear"):
-            return resample(self._articulate(self._frames(audio)), num_frames)
+            frames = self._frames(audio)
+            frames = frames if vocal_tract is None else with_vocal_tract(frames, vocal_tract)
+            return resample(self._articulate(frames), num_frames)
 
     def standardized(self, motion: Float[Array, "*B 108"]) -> Float[Array, "*B c"]:
         """Returns what the articulators should be: the ear's channels of motion, standardised."""

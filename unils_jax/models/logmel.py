@@ -45,14 +45,23 @@ class LogMelConfig:
         return self.num_mels * (2 * self.context_frames + 1)
 
 
+def mel_edges(num_mels: int) -> Float[np.ndarray, " m"]:
+    """Returns the `num_mels` + 2 frequencies in mel at which the bands begin, peak and end."""
+    return np.linspace(*(2595 * np.log10(1 + np.array([50.0, 8000.0]) / 700)), num_mels + 2)
+
+
+def hertz(mel: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """Converts mel to Hz."""
+    return 700 * (10 ** (mel / 2595) - 1)
+
+
 def mel_matrix(num_mels: int) -> np.ndarray:
     """Returns [frequencies, num_mels] triangular filters, equally spaced in mel.
 
     Each filter sums to one.
     """
     frequencies = np.fft.rfftfreq(WINDOW_SAMPLES, 1 / SAMPLE_RATE)
-    mel_edges = np.linspace(*(2595 * np.log10(1 + np.array([50.0, 8000.0]) / 700)), num_mels + 2)
-    edges = 700 * (10 ** (mel_edges / 2595) - 1)
+    edges = hertz(mel_edges(num_mels))
     rise = (frequencies[:, None] - edges[None, :-2]) / np.diff(edges)[None, :-1]
     fall = (edges[None, 2:] - frequencies[:, None]) / np.diff(edges)[None, 1:]
     # A low band can be narrower than a frequency step and would then catch nothing: it takes the
@@ -81,6 +90,21 @@ def log_mel(audio: Float[Array, "B N"], num_mels: int, *, normalize_level: bool)
         mel = mel * level_gain(mel.mean(-1))[:, None, None]
     # To about zero mean and unit deviation on speech.
     return (jnp.log(mel + 1e-7) + 9) / 4
+
+
+def with_vocal_tract(frames: Float[Array, "B A m"], factors: Float[Array, " B"]) -> Float[Array, "B A m"]:
+    """Moves log-mel frames along frequency, as another speaker's vocal tract would.
+
+    A band reads at its own frequency times its track's factor, between its two nearest bands
+    linearly; beyond the first and the last band it reads these (Jaitly and Hinton's vocal tract
+    length perturbation, 2013).
+    """
+    bands = frames.shape[-1]
+    peaks = mel_edges(bands)[1:-1].astype(np.float32)
+    moved = 2595 * jnp.log10(1 + hertz(peaks)[None] * factors[:, None] / 700)
+    position = jnp.clip((moved - peaks[0]) / (peaks[1] - peaks[0]), 0, bands - 1)
+    shares = jnp.maximum(1 - jnp.abs(position[:, :, None] - np.arange(bands, dtype=np.float32)[None, None]), 0)
+    return jnp.einsum("Bnm,BAm->BAn", shares, frames)
 
 
 def level_gain(power: Float[Array, "B A"]) -> Float[Array, " B"]:

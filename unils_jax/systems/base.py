@@ -68,6 +68,9 @@ class NoiseRates:
     # Lowest and highest gain in dB by which each audio track's level is moved at random; equal: by
     # no more than that.
     level_db: tuple[float, ...] = (0.0, 0.0)
+    # Of the ear's training: the frequencies of each track are multiplied by exp(u), u drawn evenly
+    # from minus to plus this, as if the speaker's vocal tract were shorter or longer; 0: never.
+    vocal_tract: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,10 @@ class RunConfig:
             problems.append(f"data.centre_head is of codec and generators; leave it True for the {self.stage} stage")
         if len(self.noise.level_db) != 2 or not -100 <= self.noise.level_db[0] <= self.noise.level_db[1] <= 100:
             problems.append(f"noise.level_db must be a lowest and a highest gain in dB, got {self.noise.level_db}")
+        if not 0 <= self.noise.vocal_tract <= 1 or (self.noise.vocal_tract and self.stage != "ear"):
+            problems.append(
+                f"noise.vocal_tract must be 0 to 1, and 0 in other stages than the ear's, got {self.noise.vocal_tract}"
+            )
         if self.audio_features and (self.data.stores or view not in ("pair", "") or self.stage == "ear"):
             problems.append("audio_features are of one data.store, and of a dialogue; leave them away elsewhere")
         if self.data.clip_step_s < 0:

@@ -30,12 +30,13 @@ PREFIX = "ear/"  # of the ear's parameters in a model
 
 @dataclass(frozen=True)
 class EarNoise:
-    """One draw of the ear's noise: the factor [B, 2, 1] of every track."""
+    """One draw of the ear's noise: for every track a factor of its level and of its frequencies."""
 
-    gains: Array
+    gains: Array  # [B, 2, 1]
+    vocal_tract: Array | None = None  # [B, 2]; None: frequencies stay
 
 
-jax.tree_util.register_dataclass(EarNoise, ["gains"], [])
+jax.tree_util.register_dataclass(EarNoise, ["gains", "vocal_tract"], [])
 
 
 def draw_gains(key: RandomKey, batch: Arrays, level_db: tuple[float, ...]) -> Float[Array, "B 2 1"]:
@@ -44,8 +45,12 @@ def draw_gains(key: RandomKey, batch: Arrays, level_db: tuple[float, ...]) -> Fl
 
 
 def ear_noise(key: RandomKey, batch: Arrays, model: UniLS, objective: Objective) -> EarNoise:
-    """Draws by how much the level of every track is moved."""
-    return EarNoise(draw_gains(key, batch, objective.noise.level_db))
+    """Draws by how much the level and the frequencies of every track are moved."""
+    gains, reach = draw_gains(key, batch, objective.noise.level_db), objective.noise.vocal_tract
+    if not reach:
+        return EarNoise(gains)
+    drawn = jax.random.uniform(jax.random.fold_in(key, 1), batch["audio"].shape[:-1], minval=-reach, maxval=reach)
+    return EarNoise(gains, jnp.exp(drawn))
 
 
 def ear_loss(
@@ -58,7 +63,8 @@ def ear_loss(
     sample_weights = (whole or GlobalBatch(batch_sample_weights(batch))).sample_weights.items
     audio = batch["audio"] if noise is None else batch["audio"] * noise.gains
     people_shape, ear = audio.shape[:-1], model.ear
-    pred = ear.articulators(audio.reshape(-1, audio.shape[-1]), batch["motion"].shape[-2])
+    factors = None if noise is None or noise.vocal_tract is None else noise.vocal_tract.reshape(-1)
+    pred = ear.articulators(audio.reshape(-1, audio.shape[-1]), batch["motion"].shape[-2], factors)
     error = jnp.square(pred.reshape(*people_shape, *pred.shape[1:]) - ear.standardized(batch["motion"])).mean(-2)
     if "observed" in batch:
         error = error * batch["observed"][..., list(ear.channels)]
