@@ -195,7 +195,7 @@ def make_program(
         dtype: Compute dtype of prior and audio encoder, one of `sampling.DTYPES`.
         devices: Devices that the slots are divided over; None: the default device.
         scan_encoder: Whether one block of the audio encoder is compiled for all; None: on TPUs,
-            whose compiler takes a quarter of a minute for each.
+            where the program is smaller and, by their compiler's estimate, faster.
     """
     problems = []
     if model.prior is None:
