@@ -26,6 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.noise.level_db = (-30.0, 10.0)
     # One value for each scale, chosen by measured figures, docs/liveliness.md: blinks and spread
     # are drawn at the coarse ones, lips at the fine ones.
-    config.sampling = {"tau": (2.4, 2.4, 2.0, 1.0, 0.7), "cfg": (2.0, 2.0, 3.0, 4.0, 5.0), "top_p": 1.0}
+    config.sampling = {"tau": (2.2, 2.2, 1.8, 1.0, 0.7), "cfg": (2.0, 2.0, 3.0, 4.0, 5.0), "top_p": 1.0}
     config.model.lora = {"rank": 16, "alpha": 16.0, "dropout_rate": 0.0}
     return config

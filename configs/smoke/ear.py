@@ -1,12 +1,12 @@
-r"""The ear small enough for two CPU cores: a minute on synthetic data.
+r"""The ear small enough for two CPU cores: minutes on synthetic data.
 
 It learns the jaw and the lips' press, pucker and stretch from the own track, and then stays frozen
 in front of the dialogue.
 
     unils train --config smoke/ear --workdir runs/ear --config.data.store=data/synthetic
 
-Expected with phone-timed voices: 0.55 of the channels' variance is left on held-out people after
-3000 steps on 4 hours of conversations (`make pretrained`), of the jaw's alone 0.20. More than 1500
+Expected with phone-timed voices: 0.53 of the channels' variance is left on held-out people after
+3000 steps on 4 hours of conversations (`make pretrained`), of the jaw's alone 0.18. More than 1500
 steps on 1.2 hours learn its speakers by heart.
 """
 

@@ -17,4 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.codec.scales = (1, 2, 4, 7, 10)
     config.model.prior.update({"context_windows": 10, "past_audio_frames": 90, "lookahead_frames": 3})
     config.data.batch_size = 6
+    config.sampling.tau = (2.4, 2.4, 2.0, 1.0, 0.7)  # warmer than windows of 4 s: it blinks less than they do
     return config
