@@ -99,3 +99,10 @@ def test_the_real_package_keeps_a_run_and_its_resumption_under_one_id(tiny_runs,
     assert [file.name for file in files] == [f"run-{run_id}.wandb"] * 2
     for file in files:
         assert b"train/loss" in file.read_bytes() and b"val/loss" in file.read_bytes()
+
+
+def test_an_id_that_is_a_folder_is_one_line(package, tmp_path):
+    package(Page())
+    (tmp_path / ID_FILE).mkdir()
+    with pytest.raises(UserError, match=f"{ID_FILE} cannot be read .*; remove it"):
+        WandbRun(tmp_path, {})

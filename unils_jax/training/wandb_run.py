@@ -67,7 +67,12 @@ class WandbRun:
 
 def _saved_id(workdir: Path) -> str | None:
     path = workdir / ID_FILE
-    text = path.read_text(errors="replace").strip() if path.exists() else ""
+    try:
+        text = path.read_text(errors="replace").strip() if path.exists() else ""
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}); remove it, and the run begins a new page"
+        ) from error
     if text and not re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", text):
         raise UserError(f"{path} names no page ({shown(text[:40])}); remove it, and the run begins a new one")
     return text or None
