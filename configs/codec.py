@@ -42,9 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     # the rate at which the previous motion has passed the codec.
     config.noise = {"style_drop": 0.1, "prev_drop": 0.1, "audio_drop": 0.1, "max_flip_percent": 30, "prev_coded": 0.0}
     config.noise.level_db = (0.0, 0.0)  # each track's level is moved at random between these, in dB; equal: it is not
-    config.noise.vocal_tract = (
-        0.0  # of the ear: each track's frequencies times exp of what is drawn from +-this; 0: never
-    )
+    # Of the ear: a track's frequencies are multiplied by exp of what is drawn from +-this; 0: not.
+    config.noise.vocal_tract = 0.0
     config.train = {
         "compute_dtype": "float32",  # or "bfloat16"; weights, moments, softmax, norms and losses are float32 either way
         "remat": False,  # True: less memory, blocks are computed twice

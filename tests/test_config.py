@@ -276,3 +276,12 @@ def test_the_coarse_loss_is_of_fewer_scales_than_the_codec_has(scales):
     config.loss.coarse = 0.5
     problem = f"loss.coarse_scales must be from 1 to 4, fewer than the codec's scales, got {scales}"
     assert problem in error_of(run_config, config.to_dict())
+
+
+@pytest.mark.parametrize(("name", "value"), [("smoke/ear", 1.5), ("smoke/ear", -0.1), ("smoke/codec", 0.1)])
+def test_vocal_tracts_are_moved_within_bounds_and_for_the_ear_alone(name, value):
+    config = load_config(name)
+    override(config, ["data.store=store", f"noise.vocal_tract={value}"])
+    assert f"noise.vocal_tract must be 0 to 1, and 0 in other stages than the ear's, got {value}" in error_of(
+        run_config, config.to_dict()
+    )

@@ -37,7 +37,7 @@ from unils_jax.models.unils import UniLS
 from unils_jax.models.wav2vec2 import Wav2Vec2
 from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.block import AudioCache
-from unils_jax.nn.params import Params, abstract, merge, split, stack_layers, unstack_layers
+from unils_jax.nn.params import Params, abstract, has_stacked, merge, split, stack_layers, unstack_layers
 from unils_jax.nn.stack import Compute
 
 ENCODER_BLOCKS = "audio_encoder/blocks"
@@ -93,7 +93,6 @@ class _Settings:
     graphdef: nnx.GraphDef
     guided: bool
     dtype: str
-    scan_encoder: bool
     mesh: Mesh | None
 
 
@@ -106,7 +105,7 @@ class Program:
     """
 
     graphdef: nnx.GraphDef
-    params: Params  # with `scan_encoder` those of the encoder's blocks stacked, see `stack_layers`
+    params: Params  # where one block of the audio encoder is compiled for all, theirs are stacked
     constants: Constants
     scales: Scales
     window: Window  # what is decoded at a time, and from how much audio and motion
@@ -115,7 +114,6 @@ class Program:
     guided: bool  # False: only the conditional branch is computed
     dtype: str  # of prior and audio encoder; codec (whose bits must not change) and sampling: float32
     mesh: Mesh | None  # slots are divided over its devices, parameters copied; None: one device
-    scan_encoder: bool = False  # compiles one block of the audio encoder for all
 
     @property
     def takes_audio(self) -> bool:
@@ -131,7 +129,8 @@ class Program:
 
     def encode(self, audio: Float[Array, "S 2 N"] | Float[np.ndarray, "S 2 N"]) -> Float[Array, "S K A E"]:
         """Encodes both tracks of one window's audio of each slot; see `UniLS.encode_audio`."""
-        return _encode(self._settings(), self.params, self._place(audio), people=self.people)
+        settings = {"people": self.people, "dtype": self.dtype, "mesh": self.mesh}
+        return _encode(self.graphdef, self.params, self._place(audio), **settings)
 
     def chunk(self, inputs: StepInputs) -> tuple[Chunk, Float[Array, "S P F C"]]:
         """Decodes a chunk; also returns the previous motion of the next one, in both branches.
@@ -162,10 +161,8 @@ class Program:
     def _chunk_arguments(self, inputs: StepInputs, *, place: bool = True) -> tuple:
         inputs = self._place(inputs) if place else inputs
         # Only `prev` is donated, so it is an argument by itself: callers use the others again.
-        return self._settings(), self.params, self.constants, inputs.prev, replace(inputs, prev=None)
-
-    def _settings(self) -> _Settings:
-        return _Settings(self.graphdef, self.guided, self.dtype, self.scan_encoder, self.mesh)
+        settings = _Settings(self.graphdef, self.guided, self.dtype, self.mesh)
+        return settings, self.params, self.constants, inputs.prev, replace(inputs, prev=None)
 
     def _place(self, tree: PyTree) -> PyTree:
         if self.mesh is None:
@@ -217,7 +214,7 @@ def make_program(
     if mesh is not None:
         params, constants = jax.device_put((params, constants), NamedSharding(mesh, PartitionSpec()))
     scales, window = model.codec.scales, model.prior.window
-    return Program(graphdef, params, constants, scales, window, slots, people, guided, dtype, mesh, scans)
+    return Program(graphdef, params, constants, scales, window, slots, people, guided, dtype, mesh)
 
 
 def planned_program(
@@ -238,12 +235,12 @@ def planned_program(
         for path, shape in params.items()
     }
     model = merge(graphdef, params)
-    if scans := _scans(model, devices):
+    if _scans(model, devices):
         params = jax.eval_shape(partial(stack_layers, prefix=ENCODER_BLOCKS), params)
     constants = jax.eval_shape(partial(_constants, graphdef, dtype=dtype), params)
     mesh = None if len(devices) == 1 else Mesh(np.array(devices), ("slot",))
     scales, window = model.codec.scales, model.prior.window
-    program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh, scans)
+    program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh)
     features = jax.ShapeDtypeStruct((slots, people, *constants.features.shape), jnp.float32)
     audio = jax.ShapeDtypeStruct((slots, 2, window.num_samples), jnp.float32)
     controls = make_controls([Sampling()] * slots, range(slots), [0] * slots, len(model.prior.scales))
@@ -296,13 +293,14 @@ def _over_slots(
     return mapped(shared, by_slot)
 
 
-@partial(jax.jit, static_argnames=("settings", "people"))
-def _encode(settings: _Settings, params: Params, audio: Array, *, people: int) -> Array:
+@partial(jax.jit, static_argnames=("graphdef", "people", "dtype", "mesh"))
+def _encode(
+    graphdef: nnx.GraphDef, params: Params, audio: Array, *, people: int, dtype: str, mesh: Mesh | None
+) -> Array:
     def run(params: Params, audio: Array) -> Array:
-        model = _merged(settings.graphdef, params)
-        return encode_tracks(model, audio, people, settings.dtype, scan=settings.scan_encoder)
+        return encode_tracks(_merged(graphdef, params), audio, people, dtype, scan=has_stacked(params))
 
-    return _over_slots(run, settings.mesh, params, audio)
+    return _over_slots(run, mesh, params, audio)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="prev")
@@ -311,7 +309,7 @@ def _chunk(
 ) -> tuple[Chunk, Array]:
     def run(shared: tuple[Params, Constants], inputs: StepInputs) -> tuple[Chunk, Array]:
         params, constants = shared
-        model, scan = _merged(settings.graphdef, params), settings.scan_encoder
+        model, scan = _merged(settings.graphdef, params), has_stacked(params)
         return decode_chunk(model, constants, inputs, guided=settings.guided, dtype=settings.dtype, scan_encoder=scan)
 
     return _over_slots(run, settings.mesh, (params, constants), replace(inputs, prev=prev))

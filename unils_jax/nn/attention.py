@@ -77,6 +77,7 @@ def _scores(spec: str, q: Array, k: Array) -> Array:
     root = math.sqrt(q.shape[-1])
     # A power of two divides exactly anywhere: then K numbers a query are divided, not S.
     exact = math.frexp(root)[0] == 0.5
+    # Products in the compute dtype, their sums in float32, as matrix units compute them anyway.
     logits = jnp.einsum(spec, q / root if exact else q, k, preferred_element_type=jnp.float32)
     return logits if exact else logits / root
 

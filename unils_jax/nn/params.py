@@ -34,14 +34,16 @@ def stack_layers(params: Params, prefix: str) -> Params:
     `prefix`/kernel of n layers is "prefix/*/kernel" [n, ...].
     """
     layers: dict[str, dict[int, Any]] = {}
-    kept = {}
-    for path, value in params.items():
+    for path in [path for path in params if path.startswith(f"{prefix}/")]:
         number, _, rest = path.removeprefix(f"{prefix}/").partition("/")
-        if path.startswith(f"{prefix}/"):
-            layers.setdefault(f"{prefix}/{STACKED}/{rest}", {})[int(number)] = value
-        else:
-            kept[path] = value
+        layers.setdefault(f"{prefix}/{STACKED}/{rest}", {})[int(number)] = params[path]
+    kept = {path: value for path, value in params.items() if not path.startswith(f"{prefix}/")}
     return kept | {path: jnp.stack([found[i] for i in sorted(found)]) for path, found in layers.items()}
+
+
+def has_stacked(params: Params) -> bool:
+    """Returns whether some layers are stacked, see `stack_layers`."""
+    return any(f"/{STACKED}/" in path for path in params)
 
 
 def unstack_layers(params: Params) -> Params:
