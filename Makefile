@@ -39,8 +39,8 @@ TRAIN = $(BIN)/unils train --config.data.store=$(P)/data
 PACKAGED := unils_jax/checkpoints/pretrained
 SHIPPED := --float16 --license "Apache-2.0, as the code: it has seen synthetic conversations only"
 pretrained: $(STAMP)  ## the models that `unils decode` and `unils serve` take where none is given, in float16: within an hour
-	$(BIN)/unils data synth --out $(P)/data --conversations 400 --minutes 0.6 --voices bank
-	$(TRAIN) --config smoke/ear --workdir $(P)/ear --config.num_steps=3000
+	$(BIN)/unils data synth --out $(P)/data --conversations 600 --minutes 0.6 --voices bank
+	$(TRAIN) --config smoke/ear --workdir $(P)/ear --config.num_steps=2000
 	$(TRAIN) --config smoke/codec --workdir $(P)/codec
 	$(TRAIN) --config smoke/prior --workdir $(P)/prior --parent $(P)/codec --config.num_steps=2400
 	$(TRAIN) --config smoke/dialogue --workdir $(P)/dialogue --parent $(P)/prior --config.audio_encoder=$(P)/ear --config.num_steps=3000

@@ -153,6 +153,7 @@ def _features(chunk: bytes) -> Mapping[str, tf_feature_pb2.Feature]:
 
 def _array(features: Mapping[str, tf_feature_pb2.Feature], name: str, dtype: str) -> np.ndarray:
     values = features[name].bytes_list.value
-    if len(values) != 1 or len(values[0]) % np.dtype(dtype).itemsize:
+    value = values[0] if len(values) == 1 else None  # every look is a copy
+    if value is None or len(value) % np.dtype(dtype).itemsize:
         raise UserError(f"a chunk without a {dtype} tensor {name!r}")
-    return np.frombuffer(values[0], dtype)
+    return np.frombuffer(value, dtype)

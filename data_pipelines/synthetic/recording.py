@@ -1,4 +1,4 @@
-"""Recording conditions of the bank's voices: level, noise, crosstalk, room, tilt, band and codec.
+"""Recording conditions of the bank's voices: level, noise, crosstalk, gate, room, tilt, band, codec.
 
 They are drawn for each track of a conversation, and what was drawn is kept in the record. The
 built-in voices have their one recording, `voice.mix`.
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int16
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import irfft, rfft
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.signal import lfilter, oaconvolve
 
 from data_pipelines.synthetic.conversation import Phrase
@@ -18,12 +19,18 @@ from unils_jax.motion import SAMPLE_RATE
 # Ranges that are drawn from evenly.
 LEVEL_DB = (-36.0, -14.0)  # of the own voice while speaking, against full scale
 SNR_DB = (16.0, 48.0)
-CROSSTALK_DB = (-50.0, -28.0)  # the other's voice relative to the own one
+CROSSTALK_DB = (-50.0, -20.0)  # the other's voice relative to the own one
 ROOM_S = (0.12, 0.6)  # reverberation time, down by 60 dB
 DIRECT_DB = (6.0, 20.0)  # direct sound over reverberation
 TILT_DB = (-3.0, 3.0)  # dB an octave, around 1 kHz
 NOISE_COLOUR = (0.0, 0.95)  # 0: white noise; near 1: falling by 6 dB an octave
 DRY_PROBABILITY = 0.3
+# Calls and edited recordings are silenced below a level, in dB of the own voice; short pieces of the
+# other's voice are then all that is heard of it.
+GATE_PROBABILITY = 0.2
+GATE_DB = (-38.0, -22.0)
+GATE_FLOOR = 0.01  # of the sound that is silenced
+GATE_FRAME_S, GATE_HOLD_S, GATE_FADE_S = 0.02, 0.1, 0.01
 # Bands in Hz with their odds: whole, wide-band telephone, telephone, a cheap microphone.
 BANDS = ((20.0, 8000.0, 0.5), (60.0, 7000.0, 0.2), (250.0, 3600.0, 0.15), (120.0, 5500.0, 0.15))
 CODECS = (("none", 0.5), ("mulaw", 0.2), ("transform", 0.3))
@@ -44,6 +51,7 @@ class Recording(NamedTuple):
     low_hz: float
     high_hz: float
     codec: str
+    gate_db: float  # what is quieter is silenced; 0: nothing is
 
 
 def draw_recording(rng: np.random.Generator) -> Recording:
@@ -55,7 +63,9 @@ def draw_recording(rng: np.random.Generator) -> Recording:
     dry = rng.random() < DRY_PROBABILITY
     low, high, _ = BANDS[rng.choice(len(BANDS), p=[odds for *_, odds in BANDS])]
     codec = CODECS[rng.choice(len(CODECS), p=[odds for _, odds in CODECS])][0]
-    return Recording(level, snr, crosstalk, 0.0 if dry else room, direct, tilt, colour, low, high, codec)
+    threshold = round(float(rng.uniform(*GATE_DB)), 2)
+    gate = threshold if rng.random() < GATE_PROBABILITY else 0.0
+    return Recording(level, snr, crosstalk, 0.0 if dry else room, direct, tilt, colour, low, high, codec, gate)
 
 
 def record_track(
@@ -85,7 +95,8 @@ def record_track(
     noise = lfilter(np.float32([1]), np.float32([1, -recording.noise_colour]), noise)
     noise *= np.float32(10 ** (-recording.snr_db / 20)) / _level(noise)
     crosstalk = np.float32(10 ** (recording.crosstalk_db / 20)) / _level(own[speaking])
-    track = _coded(recording.codec, voice + _through(noise + crosstalk * other, equaliser))
+    track = voice + _through(noise + crosstalk * other, equaliser)
+    track = _coded(recording.codec, _gated(track, recording.gate_db) if recording.gate_db else track)
     track *= np.float32(10 ** (recording.level_db / 20)) / _level(track[speaking])
     return np.clip(np.rint(track * np.float32(32768)), -32768, 32767).astype(np.int16)
 
@@ -118,6 +129,15 @@ def _equaliser(recording: Recording) -> np.ndarray:
     fall = np.clip((1.08 - frequency / recording.high_hz) / 0.16, 0, 1)
     taps = np.fft.irfft(10 ** (recording.tilt_db / 20 * octaves) * rise * fall)
     return (np.fft.fftshift(taps) * np.hanning(EQUALISER_TAPS)).astype(np.float32)
+
+
+def _gated(track: np.ndarray, threshold_db: float) -> np.ndarray:
+    """Returns a track of level 1 as a noise gate leaves it: silent where it is below a level."""
+    frame, hold, fade = (round(seconds * SAMPLE_RATE) for seconds in (GATE_FRAME_S, GATE_HOLD_S, GATE_FADE_S))
+    is_loud = uniform_filter1d(np.square(track), frame) > 10 ** (threshold_db / 10)
+    is_open = maximum_filter1d(is_loud.view(np.uint8), hold)
+    gain = uniform_filter1d(np.where(is_open, np.float32(1), np.float32(GATE_FLOOR)), fade)
+    return track * gain
 
 
 def _coded(codec: str, track: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from data_pipelines.synthetic.voice import Syllable, breathe
 from unils_jax.motion import SAMPLE_RATE
 
 # Raised whenever the same bank would give other records.
-TALK_VERSION = 1
+TALK_VERSION = 2
 # Limits of the factor by which an utterance's length changes.
 STRETCH = (0.85, 1.2)
 # Of so many utterances nearest in length one is drawn, so that speakers repeat themselves less.

@@ -7,7 +7,7 @@ from scipy.signal import welch
 from data_pipelines.synthetic.conversation import Phrase
 from data_pipelines.synthetic.recording import CODECS, LEVEL_DB, SNR_DB, Recording, _coded, draw_recording, record_track
 
-PLAIN = Recording(-20.0, 60.0, -60.0, 0.0, 10.0, 0.0, 0.0, 20.0, 8000.0, "none")
+PLAIN = Recording(-20.0, 60.0, -60.0, 0.0, 10.0, 0.0, 0.0, 20.0, 8000.0, "none", 0.0)
 PHRASES = [Phrase(1.0, 2.0, False, False), Phrase(2.5, 3.5, False, False)]
 
 
@@ -39,6 +39,15 @@ def test_the_level_is_that_of_the_record(level_db, codec):
 def test_noise_and_crosstalk_lie_below_the_voice_as_stated():
     assert level(recorded(snr_db=20.0), 3.6, 4.0) == pytest.approx(-40.0, abs=0.5)
     assert level(recorded(crosstalk_db=-30.0), 0.05, 0.45) == pytest.approx(-50.0, abs=0.7)
+
+
+def test_a_gate_silences_what_is_below_it_and_leaves_the_voice_and_what_is_above():
+    quiet, heard = recorded(crosstalk_db=-30.0, gate_db=-25.0), recorded(crosstalk_db=-30.0, gate_db=-35.0)
+    assert level(quiet, 0.1, 0.4) < -85 and level(quiet, 3.7, 4.0) < -85
+    assert level(heard, 0.1, 0.4) == pytest.approx(-50.0, abs=0.7)  # the other's voice, 30 dB below the own one
+    assert level(heard, 3.7, 4.0) < -85
+    for track in (quiet, heard):
+        assert level(track, 1.0, 2.0) == pytest.approx(-20.0, abs=0.3)
 
 
 def test_a_room_rings_and_a_dry_one_does_not():
@@ -79,6 +88,7 @@ def test_conditions_are_drawn_over_their_whole_ranges():
         values = [getattr(recording, name) for recording in drawn]
         assert low <= min(values) < low + 2 and high - 2 < max(values) <= high
     assert {recording.codec for recording in drawn} == {name for name, _ in CODECS}
+    assert 0.1 < np.mean([recording.gate_db < 0 for recording in drawn]) < 0.5
     assert 0.15 < np.mean([recording.room_s == 0 for recording in drawn]) < 0.45
     assert draw_recording(np.random.default_rng(5)) == drawn[5]
 
