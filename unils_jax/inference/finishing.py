@@ -56,7 +56,8 @@ EYE_RANGES = ((-0.49, 0.82), (-0.79, 0.79))
 FADE_FRAMES = {"expression": 4, "head": 10, "jaw": 4, "eyes": 3}
 LIDS = [list(STANDIN_SHAPES).index(name) for name in ("blink_left", "blink_right")]
 _TAIL = 3  # frames before a border, and after it, that tell how fast the face moves there
-SMOOTHER_FRAMES = 9  # the window of every smoothing here
+SMOOTHER_FRAMES = 9  # the head's window, and the frames that any smoothing here needs
+LIP_FRAMES = 7  # the window of lips, jaw and gaze: nine frames take more of a closed lip away
 SMOOTHER_DELAY_FRAMES = SMOOTHER_FRAMES // 2
 
 
@@ -196,17 +197,17 @@ def _limited(motion: np.ndarray, expression_basis: str) -> Finished:
 def smooth_face(motion: Float[np.ndarray, "*P T 108"], expression_basis: str = "") -> Float[np.ndarray, "*P T 108"]:
     """Smooths the head as `motion.smooth` does, lips and gaze less, and lids not at all.
 
-    Both are Savitzky-Golay filters over nine frames; the head's has order 3, the face's order 4.
-    Only the stand-in basis has channels of the lids. Motion of fewer than nine frames is returned
-    unchanged.
+    Both are Savitzky-Golay filters: over nine frames of order 3 for the head, over seven of order 4
+    for the face. Only the stand-in basis has channels of the lids. Motion of fewer than nine frames
+    is returned unchanged.
     """
     if motion.shape[-2] < SMOOTHER_FRAMES:
         return motion
     # Order 3 takes a sixth of a closed lip away, which is over in 0.1 s.
-    smoothed = savgol_filter(motion, SMOOTHER_FRAMES, 4, axis=-2, mode="interp").astype(motion.dtype)
+    smoothed = savgol_filter(motion, LIP_FRAMES, 4, axis=-2, mode="interp").astype(motion.dtype)
     smoothed[..., HEAD] = smooth(motion)[..., HEAD]
     if expression_basis == "standin":
-        # A blink lasts as long as the filter: order 4 still leaves one blink of five half open.
+        # A blink lasts as long as the filter.
         smoothed[..., LIDS] = motion[..., LIDS]
     return smoothed
 
