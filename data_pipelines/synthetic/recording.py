@@ -1,4 +1,4 @@
-"""Recording conditions of the bank's voices: level, noise, crosstalk, gate, room, tilt, band, codec.
+"""Recording conditions of the bank's voices: level, noise, crosstalk, gate, room, band, codec.
 
 They are drawn for each track of a conversation, and what was drawn is kept in the record. The
 built-in voices have their one recording, `voice.mix`.
@@ -25,8 +25,8 @@ DIRECT_DB = (6.0, 20.0)  # direct sound over reverberation
 TILT_DB = (-3.0, 3.0)  # dB an octave, around 1 kHz
 NOISE_COLOUR = (0.0, 0.95)  # 0: white noise; near 1: falling by 6 dB an octave
 DRY_PROBABILITY = 0.3
-# Calls and edited recordings are silenced below a level, in dB of the own voice; short pieces of the
-# other's voice are then all that is heard of it.
+# Calls and edited recordings are silenced below a level, in dB of the own voice; of the other's
+# voice short pieces are heard then.
 GATE_PROBABILITY = 0.2
 GATE_DB = (-38.0, -22.0)
 GATE_FLOOR = 0.01  # of the sound that is silenced
