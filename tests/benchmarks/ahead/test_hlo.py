@@ -45,6 +45,24 @@ def test_a_loop_s_body_counts_as_often_as_it_runs():
     assert reduce.sent() == 256 and gather.sent() == gather.size
 
 
+CONDITION = """%cond (t: (s32[], f32[4,8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(24)
+  %t = (s32[]{:T(128)}, f32[4,8]{1,0}) parameter(0)
+  %step = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %less = pred[]{:T(512)} compare(%step, %bound), direction=LT
+}
+"""
+
+
+def test_a_loop_whose_count_is_only_in_its_condition_counts_by_it():
+    silent = TEXT.replace(', backend_config={"known_trip_count":{"n":"6"}}', "")
+    assert Program(silent).cycles() == 100 + 7  # nothing says how often it runs
+    start, end = silent.index("%cond ("), silent.index("ENTRY")
+    assert Program(silent[:start] + CONDITION + silent[end:]).cycles() == 24 * 100 + 7
+    two = CONDITION.replace("  %t =", "  %other = s32[] constant(3)\n  %t =")
+    assert Program(silent[:start] + two + silent[end:]).cycles() == 100 + 7
+
+
 def test_copies_come_with_their_scope_and_padding_with_its_shape():
     program = Program(TEXT)
     (copy,) = program.copies()

@@ -3,10 +3,12 @@
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import pytest
 from bench_models import MODELS, tiny_run
 
 from unils_jax.benchmarks.ahead import machines
+from unils_jax.benchmarks.ahead.hlo import Program
 from unils_jax.benchmarks.ahead.machines import machine
 from unils_jax.benchmarks.ahead.report import table
 from unils_jax.benchmarks.decode import Case, plan_decode
@@ -92,6 +94,21 @@ def test_a_small_step_is_really_compiled_for_a_tpu():
     row = bench_aot(tiny_run("prior"), Objective(), machine("v5e:1x1"))
     assert row["estimate_s"] > 0 and 0 < row["program_bytes"] < 1e9 and 0 < row["roofline_utilisation"] < 1
     assert "Compilations, not runs" in table([row])
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_layers_of_a_scan_are_all_counted_for_a_tpu():
+    """TPU's compiler does not say how often a loop runs."""
+    cycles = []
+    sharding = jax.sharding.SingleDeviceSharding(machine("v5e:1x1").devices()[0])
+    for layers in (4, 24):
+        shapes = [
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding) for shape in ((8, 512), (layers, 512, 512))
+        ]
+        scanned = jax.jit(lambda x, weights: jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, weights)[0])
+        cycles.append(Program(scanned.trace(*shapes).lower(lowering_platforms=("tpu",)).compile().as_text()).cycles())
+    assert 4 < cycles[1] / cycles[0] <= 6
 
 
 @pytest.mark.slow

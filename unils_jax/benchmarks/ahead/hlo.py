@@ -15,6 +15,7 @@ _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(r"(?:body|calls|to_apply|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CYCLES = re.compile(r'estimated_cycles":"(\d+)"')
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -137,11 +138,23 @@ class Program:
             _, name, shapes, operation, rest = line.groups()
             yield Instruction(name, operation, buffers(shapes), rest, times)
             if operation in ("while", "conditional", "call", "async-start"):
-                trips = _TRIPS.search(rest)
-                inner = times * (int(trips[1]) if trips and operation == "while" else 1)
+                inner = times * (self._trips(rest) if operation == "while" else 1)
                 for called in _CALLED.findall(rest):
                     for one in called.split(", "):
                         yield from self._within(one.lstrip("%"), inner)
+
+    def _trips(self, loop: str) -> int:
+        """Returns how often a loop runs, 1 where that is not known.
+
+        GPU's compiler says it. TPU's does not: there it is the one bound of the condition, because
+        the counters of `jax.lax.scan` and `fori_loop` rise from 0 by 1.
+        """
+        known, condition = _TRIPS.search(loop), _CONDITION.search(loop)
+        if known:
+            return int(known[1])
+        lines = self._lines.get(condition[1], []) if condition else []
+        bounds = [int(line[5].split(")")[0]) for line in lines if line[4] == "constant" and line[3].startswith("s32[]")]
+        return bounds[0] if len(bounds) == 1 and any("direction=LT" in line[5] for line in lines) else 1
 
     def collectives(self) -> list[Collective]:
         """Returns the collectives by kind, the largest first."""
