@@ -2,36 +2,24 @@
 
 import dataclasses
 from functools import partial
-from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from decode_tools import uncached
-from flax import nnx
 from scipy.stats import chi2
 from tiny_models import CODE_DIM, CODEC, CONFIGS, SCALES, abstract_model, random_model, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.evaluation.likelihood import bits_changed
-from unils_jax.inference.program import (
-    Chunk,
-    Constants,
-    Program,
-    StepInputs,
-    decode_chunk,
-    make_program,
-    planned_program,
-)
+from unils_jax.inference.program import Chunk, Constants, Program, StepInputs, decode_chunk, make_program
 from unils_jax.inference.sampling import Sampling, choose_bits, make_controls, uniforms
 from unils_jax.models.codec import CodecConfig
 from unils_jax.models.prior import PriorConfig
-from unils_jax.models.unils import UniLS, UniLSConfig
+from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
-from unils_jax.nn.layers import Linear
-from unils_jax.nn.params import has_stacked, merge, split, stack_layers, unstack_layers
-from unils_jax.nn.stack import Compute, run_blocks
+from unils_jax.nn.params import merge, split
 from unils_jax.training.throughput.flops import Work, count
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -131,59 +119,6 @@ def test_audio_encoded_apart_gives_the_same_chunk(program):
     together, apart = run(program, audio, *conditions), run(program, program.encode(audio), *conditions)
     np.testing.assert_array_equal(together.bits, apart.bits)
     np.testing.assert_allclose(together.motion, apart.motion, atol=1e-5)
-
-
-WITH_WAV2VEC2 = dataclasses.replace(
-    DIALOGUE,
-    logmel=None,
-    wav2vec2=Wav2Vec2Config(8, 3, 2, 16, conv_dims=(4,) * 7, pos_conv_kernel=4, pos_conv_groups=2),
-    prior=dataclasses.replace(DIALOGUE.prior, audio_dim=8),
-)
-
-
-@pytest.mark.parametrize(("config", "platform", "scans"), [
-    (WITH_WAV2VEC2, "tpu", True), (WITH_WAV2VEC2, "cuda", False), (DIALOGUE, "tpu", False),
-])  # fmt: skip
-def test_a_tpu_compiles_one_block_of_wav2vec2_for_all(config, platform, scans):
-    devices = [Mock(spec=jax.Device, platform=platform)]
-    program, _ = planned_program(
-        lambda rngs: UniLS(config, rngs=rngs), slots=1, people=1, dtype="float32", devices=devices
-    )
-    assert has_stacked(program.params) == scans
-
-
-def test_a_scanned_encoder_gives_the_same():
-    model = random_model(WITH_WAV2VEC2, 0)
-    program, scanned = make_program(model), make_program(model, scan_encoder=True)
-    assert unstack_layers(scanned.params).keys() == program.params.keys() != scanned.params.keys()
-    audio, *conditions = inputs(program)
-    controls = make_controls([Sampling()], [0], [0], len(program.scales))
-    given = StepInputs(audio, *map(jnp.array, conditions), controls)
-    loops, more = (one.lower(given).as_text().count("stablehlo.while") for one in (program, scanned))
-    assert more == loops + 1
-    np.testing.assert_allclose(scanned.encode(audio), program.encode(audio), atol=1e-5)
-    expected, found = run(program, audio, *conditions), run(scanned, audio, *conditions)
-    np.testing.assert_array_equal(found.bits, expected.bits)
-    np.testing.assert_allclose(found.motion, expected.motion, atol=1e-5)
-
-
-def test_a_scan_over_weights_that_are_kept_stacked_copies_none():
-    """The compiler takes slices that are stacked again for what they were sliced from."""
-    graphdef, params = split(nnx.List(Linear(64, 64, rngs=nnx.Rngs(i)) for i in range(5)))
-
-    def apply(params: dict, x: jax.Array) -> jax.Array:
-        blocks = merge(
-            graphdef, {path.removeprefix("blocks/"): value for path, value in unstack_layers(params).items()}
-        )
-        return run_blocks(blocks, x, lambda block, x: jnp.tanh(block(x)), [()] * 5, Compute(scan_layers=True))
-
-    params = {f"blocks/{path}": value for path, value in params.items()}
-    stacked = stack_layers(params, "blocks")
-    assert stacked["blocks/*/kernel"].shape == (5, 64, 64)
-    assert all((value == params[path]).all() for path, value in unstack_layers(stacked).items())
-    texts = [jax.jit(apply).lower(given, jnp.ones((2, 64))).compile().as_text() for given in (params, stacked)]
-    assert [" concatenate(" in text for text in texts] == [True, False]
-    assert all(" while(" in text for text in texts)
 
 
 def test_every_scale_has_its_own_temperature_and_guidance(program):

@@ -34,13 +34,11 @@ from unils_jax.inference.sampling import (
 from unils_jax.models.prior_cache import cache_audio, null_outputs
 from unils_jax.models.quantizer import Scales, scale_slices
 from unils_jax.models.unils import UniLS
-from unils_jax.models.wav2vec2 import Wav2Vec2
 from unils_jax.motion import MOTION_DIM, Window
 from unils_jax.nn.block import AudioCache
-from unils_jax.nn.params import Params, abstract, has_stacked, merge, split, stack_layers, unstack_layers
+from unils_jax.nn.params import Params, abstract, merge, split
 from unils_jax.nn.stack import Compute
 
-ENCODER_BLOCKS = "audio_encoder/blocks"
 # Features of style or previous motion for every person of every slot.
 SlotFeatures = Float[Array, "S P F C"] | Float[np.ndarray, "S P F C"] | Placeholder
 
@@ -105,7 +103,7 @@ class Program:
     """
 
     graphdef: nnx.GraphDef
-    params: Params  # where one block of the audio encoder is compiled for all, theirs are stacked
+    params: Params
     constants: Constants
     scales: Scales
     window: Window  # what is decoded at a time, and from how much audio and motion
@@ -159,9 +157,9 @@ class Program:
         return _chunk.trace(settings, *map(_laid, arguments, where))
 
     def _chunk_arguments(self, inputs: StepInputs, *, place: bool = True) -> tuple:
+        settings = _Settings(self.graphdef, self.guided, self.dtype, self.mesh)
         inputs = self._place(inputs) if place else inputs
         # Only `prev` is donated, so it is an argument by itself: callers use the others again.
-        settings = _Settings(self.graphdef, self.guided, self.dtype, self.mesh)
         return settings, self.params, self.constants, inputs.prev, replace(inputs, prev=None)
 
     def _place(self, tree: PyTree) -> PyTree:
@@ -178,7 +176,6 @@ def make_program(
     guided: bool = True,
     dtype: str = "float32",
     devices: Sequence[jax.Device] | None = None,
-    scan_encoder: bool | None = None,
 ) -> Program:
     """Makes a model ready to decode.
 
@@ -191,8 +188,6 @@ def make_program(
         guided: Whether the unconditional branch is computed too, which guidance needs.
         dtype: Compute dtype of prior and audio encoder, one of `sampling.DTYPES`.
         devices: Devices that the slots are divided over; None: the default device.
-        scan_encoder: Whether one block of the audio encoder is compiled for all; None: on TPUs,
-            where the program is smaller and, by their compiler's estimate, faster.
     """
     problems = []
     if model.prior is None:
@@ -207,8 +202,6 @@ def make_program(
         raise UserError("; ".join(problems))
     graphdef, params = split(model)
     params = {path: value.astype(dtype) if _is_cast(path) else value for path, value in params.items()}
-    scans = _scans(model, jax.devices() if devices is None else devices) if scan_encoder is None else scan_encoder
-    params = stack_layers(params, ENCODER_BLOCKS) if scans else params
     constants = _constants(graphdef, params, dtype=dtype)
     mesh = None if devices is None else Mesh(np.array(devices), ("slot",))
     if mesh is not None:
@@ -234,11 +227,9 @@ def planned_program(
         path: jax.ShapeDtypeStruct(shape.shape, dtype if _is_cast(path) else shape.dtype)
         for path, shape in params.items()
     }
-    model = merge(graphdef, params)
-    if _scans(model, devices):
-        params = jax.eval_shape(partial(stack_layers, prefix=ENCODER_BLOCKS), params)
     constants = jax.eval_shape(partial(_constants, graphdef, dtype=dtype), params)
     mesh = None if len(devices) == 1 else Mesh(np.array(devices), ("slot",))
+    model = merge(graphdef, params)
     scales, window = model.codec.scales, model.prior.window
     program = Program(graphdef, params, constants, scales, window, slots, people, True, dtype, mesh)
     features = jax.ShapeDtypeStruct((slots, people, *constants.features.shape), jnp.float32)
@@ -249,14 +240,6 @@ def planned_program(
 
 def _laid(tree: PyTree, sharding: Sharding) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
-def _scans(model: UniLS, devices: Sequence[jax.Device]) -> bool:
-    return devices[0].platform == "tpu" and isinstance(model.audio_encoder, Wav2Vec2)
-
-
-def _merged(graphdef: nnx.GraphDef, params: Params) -> UniLS:
-    return merge(graphdef, unstack_layers(params))
 
 
 def _is_cast(path: str) -> bool:
@@ -271,7 +254,7 @@ def _is_cast(path: str) -> bool:
 
 @partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constants:
-    model = _merged(graphdef, params)
+    model: UniLS = merge(graphdef, params)
     window = model.prior.window
     features = jnp.tile(model.codec.features(jnp.zeros((1, window.frames, MOTION_DIM)))[0], (window.context_windows, 1))
     return Constants(features, null_outputs(model.prior, dtype) if model.prior.has_audio else None)
@@ -279,7 +262,7 @@ def _constants(graphdef: nnx.GraphDef, params: Params, *, dtype: str) -> Constan
 
 @partial(jax.jit, static_argnames="graphdef")
 def _features(graphdef: nnx.GraphDef, params: Params, clips: Array) -> Array:
-    return _merged(graphdef, params).codec.features(jnp.asarray(clips))
+    return merge(graphdef, params).codec.features(jnp.asarray(clips))
 
 
 def _over_slots(
@@ -298,7 +281,7 @@ def _encode(
     graphdef: nnx.GraphDef, params: Params, audio: Array, *, people: int, dtype: str, mesh: Mesh | None
 ) -> Array:
     def run(params: Params, audio: Array) -> Array:
-        return encode_tracks(_merged(graphdef, params), audio, people, dtype, scan=has_stacked(params))
+        return encode_tracks(merge(graphdef, params), audio, people, dtype)
 
     return _over_slots(run, mesh, params, audio)
 
@@ -309,28 +292,23 @@ def _chunk(
 ) -> tuple[Chunk, Array]:
     def run(shared: tuple[Params, Constants], inputs: StepInputs) -> tuple[Chunk, Array]:
         params, constants = shared
-        model, scan = _merged(settings.graphdef, params), has_stacked(params)
-        return decode_chunk(model, constants, inputs, guided=settings.guided, dtype=settings.dtype, scan_encoder=scan)
+        model = merge(settings.graphdef, params)
+        return decode_chunk(model, constants, inputs, guided=settings.guided, dtype=settings.dtype)
 
     return _over_slots(run, settings.mesh, (params, constants), replace(inputs, prev=prev))
 
 
-def encode_tracks(
-    model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str, *, scan: bool = False
-) -> Float[Array, "S K A E"]:
-    """Runs `UniLS.encode_audio` in a dtype; `scan` compiles one block of the encoder for all."""
-    return model.encode_audio(jnp.asarray(audio), people, Compute(dtype=jnp.dtype(dtype), scan_layers=scan))
+def encode_tracks(model: UniLS, audio: Float[Array, "S 2 N"], people: int, dtype: str) -> Float[Array, "S K A E"]:
+    """Runs `UniLS.encode_audio` in a dtype."""
+    return model.encode_audio(jnp.asarray(audio), people, Compute(dtype=jnp.dtype(dtype)))
 
 
 def decode_chunk(
-    model: UniLS, constants: Constants, inputs: StepInputs, *, guided: bool, dtype: str, scan_encoder: bool = False
+    model: UniLS, constants: Constants, inputs: StepInputs, *, guided: bool, dtype: str
 ) -> tuple[Chunk, Float[Array, "S P F C"]]:
     """Decodes one chunk of all slots; see `Program.chunk`."""
     by_slot = inputs.style.shape[:2]
-    audio = inputs.audio
-    if audio is not None and audio.ndim == 3:  # samples; four axes are features that `Program.encode` has made
-        audio = encode_tracks(model, audio, by_slot[1], dtype, scan=scan_encoder)
-    audio_cache = window_audio_cache(model, constants, audio, by_slot[1])
+    audio_cache = window_audio_cache(model, constants, inputs.audio, by_slot[1], dtype)
     clips = (inputs.style, inputs.prev, inputs.uncond_prev)
     style, prev, uncond_prev = (x.reshape(-1, *x.shape[2:]) for x in clips)
     kept = prev[:, model.prior.window.frames :]
@@ -364,10 +342,12 @@ def decode_chunk(
 
 
 def window_audio_cache(
-    model: UniLS, constants: Constants, features: Float[Array, "S K A E"] | None, people: int
+    model: UniLS, constants: Constants, audio: Array | None, people: int, dtype: str
 ) -> Sequence[AudioCache | None]:
-    """Caches one window's audio features for every block, for the people of all slots."""
-    if features is None:
+    """Caches one window's audio for every block, for the people of all slots."""
+    if audio is None:
         return [None] * len(model.prior.blocks)
+    # Three axes are samples, four are features that `Program.encode` has made.
+    features = encode_tracks(model, audio, people, dtype) if audio.ndim == 3 else audio
     tracks = model.audio_of_people(features, people)
     return cache_audio(model.prior, tracks, constants.null_outputs)
