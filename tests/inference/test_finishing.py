@@ -294,6 +294,13 @@ def test_smoothing_takes_noise_down_everywhere():
         assert smoothed[..., channels].std() < 0.8 * noise[..., channels].std()
 
 
+def test_lips_that_close_for_three_frames_stay_closed():
+    motion, press = np.zeros((200, 108), np.float32), NAMES.index("lip_press")
+    motion[50:53, press] = np.array([0.35, 0.5, 0.35], np.float32) * STANDIN_SHAPES["lip_press"]
+    # Over nine frames 0.86 of it would be left.
+    assert finish(motion, "standin").motion[51, press] > 0.95 * motion[51, press]
+
+
 def test_a_blink_stays_as_deep_as_it_was_decoded():
     motion = np.zeros((200, 108), np.float32)
     motion[50:53, LIDS] = np.array([0.7, 1.0, 0.7], np.float32)[:, None] * STANDIN_SHAPES["blink_left"]
