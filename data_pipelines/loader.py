@@ -160,8 +160,8 @@ class WindowOf:
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """Returns the array in float32; float16 by a table, in half the time of NumPy's conversion."""
-    return _HALF.take(array.view(np.uint16)) if array.dtype == np.float16 else array.astype(np.float32)
+    """Returns the array in float32, not copied where it is; float16 by a table, twice as fast."""
+    return _HALF.take(array.view(np.uint16)) if array.dtype == np.float16 else array.astype(np.float32, copy=False)
 
 
 def inclusive(rng: np.random.Generator) -> Callable[[int, int], int]:

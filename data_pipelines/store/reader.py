@@ -50,7 +50,7 @@ class Store:
     def _open(self) -> None:
         self._indices: dict[str, Index] = {}
         self.motion_files = ShardFiles(self.local_file, self.cache_bytes)
-        self.audio_files = ShardFiles(self.local_file, 0)
+        self.audio_files = ShardFiles(self.local_file, 0, large_chunks=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in ("path", "cache_bytes", "manifest")}

@@ -13,6 +13,9 @@ BROKEN = (OSError, KeyError, ValueError, IndexError, RuntimeError, EOFError, zip
 # Random access: nothing is read ahead, nothing is read by other threads.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 1 << 15
+# ArrayRecord reads a list by threads. They wait for the disk together, but cost as much as to read
+# a small chunk out of the page cache: they pay for many chunks, or large ones.
+_SINGLY_UP_TO_CHUNKS = 5
 # Well under the 1,024 open files that a process may have.
 _MAX_OPEN_FILES = 200
 
@@ -23,8 +26,8 @@ class ShardFiles:
     `locate` gives the local path of a shard. The chunks used last are kept, up to `cache_bytes`.
     """
 
-    def __init__(self, locate: Callable[[str], Path], cache_bytes: int):
-        self._locate, self._cache_bytes = locate, cache_bytes
+    def __init__(self, locate: Callable[[str], Path], cache_bytes: int, *, large_chunks: bool = False):
+        self._locate, self._cache_bytes, self._large_chunks = locate, cache_bytes, large_chunks
         self._readers: OrderedDict[str, ArrayRecordReader] = OrderedDict()
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self.kept_bytes = 0
@@ -38,10 +41,15 @@ class ShardFiles:
         found = self._recall(shard, positions)
         missing = [position for position in positions if position not in found]
         if missing:
-            values = self._reader(shard).read(missing)
+            values = self._fetch(self._reader(shard), missing)
             found.update(zip(missing, values, strict=True))
             self._keep(shard, missing, values)
         return [found[position] for position in positions]
+
+    def _fetch(self, reader: ArrayRecordReader, positions: Sequence[int]) -> list[bytes]:
+        if self._large_chunks or len(positions) > _SINGLY_UP_TO_CHUNKS:
+            return reader.read(positions)
+        return [reader.read([position])[0] for position in positions]
 
     def _recall(self, shard: str, positions: Sequence[int]) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
