@@ -6,10 +6,10 @@ import ml_collections
 import pytest
 
 from unils_jax.cli.main import main
-from unils_jax.config import CONFIG_FOLDERS, config_path, from_dict, load_config, override
+from unils_jax.config import CONFIG_FOLDERS, config_path, described, from_dict, load_config, override
 from unils_jax.errors import UserError
 from unils_jax.systems.registry import STAGES, current_run
-from unils_jax.training.config import DataConfig, RunConfig, count_epochs, run_config
+from unils_jax.training.config import DataConfig, RunConfig, count_epochs, override_run, run_config
 
 SIZES = (("", ""), ("", "_s"), ("smoke/", ""))
 SHIPPED = [f"{size}{stage}{small}" for stage in ("codec", "prior", "dialogue") for size, small in SIZES] + ["smoke/ear"]
@@ -122,6 +122,27 @@ def test_overrides_keep_the_type_of_what_they_replace():
     assert config.expression_basis == "standin"
     override(config, ["model.codec.scales=[1, 5, 100]"])
     assert config.model.codec.scales == (1, 5, 100)
+
+
+@pytest.mark.parametrize("name", ["smoke/codec", "smoke/dialogue", "live/smoke/prior_04s", "smoke/artalk_codec"])
+def test_every_setting_that_is_listed_can_be_given(name):
+    config = load_config(name)
+    config.data.store = "store"
+    run = run_config(config.to_dict())
+    listed = {setting: value for setting, value, _ in described(run) if value is not None}
+    assert {"data.clip_step_s", "loss.mesh_velocity", "sampling.tau"} <= set(listed)
+    override_run(config, [f"{setting}={value}" for setting, value in listed.items()])
+    assert run_config(config.to_dict()) == run
+
+
+def test_sampling_takes_one_value_or_one_for_each_scale():
+    for name, text, tau in [
+        ("smoke/dialogue", "2", 2.0),
+        ("smoke/prior", "(1, 2, 3, 4, 5.5)", (1.0, 2.0, 3.0, 4.0, 5.5)),
+    ]:
+        config = load_config(name)
+        override_run(config, ["data.store=store", f"sampling.tau={text}"])
+        assert run_config(config.to_dict()).sampling.tau == tau
 
 
 def test_decay_steps_follow_num_steps_until_they_are_set():

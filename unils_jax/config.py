@@ -61,13 +61,13 @@ def load_config(name_or_file: str) -> object:
     return config
 
 
-def override(config: object, assignments: list[str]) -> None:
+def override(config: object, assignments: list[str], unset: Mapping[str, object] | None = None) -> None:
     """Applies `a.b=value` in place.
 
-    Raises UserError for an unknown key, with the nearest known one, and for a value of a wrong
-    type.
+    `unset` are settings that the config leaves at their defaults. Raises UserError for an unknown
+    key, with the nearest known one, and for a value of a wrong type.
     """
-    known = _leaves(config)
+    known = {**(unset or {}), **_leaves(config)}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -78,19 +78,46 @@ def override(config: object, assignments: list[str]) -> None:
             raise UserError(f"unknown config key {name!r}{hint}")
         old = known[name]
         value = _parse(text)
-        if isinstance(old, float) and type(value) is int:
+        # One number, or one for each of several: `from_dict` knows which settings take both.
+        numbers = isinstance(old, float) or (isinstance(old, tuple) and float in map(type, old))
+        if numbers and type(value) is int:
             value = float(value)
         if isinstance(old, str) and not isinstance(value, str):
             value = text
         if isinstance(old, tuple) and isinstance(value, list):
             value = tuple(value)
-        if old is not None and value is not None and type(value) is not type(old):
+        alike = type(value) is type(old) or (numbers and type(value) in (float, tuple))
+        if old is not None and value is not None and not alike:
             raise UserError(f"config key {name} is {type(old).__name__} (now {old!r}), got {text!r}")
-        *parents, last = name.split(".")
+        *groups, last = name.split(".")
         node = config
-        for part in parents:
-            node = node[part]
-        node[last] = value
+        with config.unlocked(), config.ignore_type():
+            for group in groups:
+                if group not in node:
+                    node[group] = {}
+                node = node[group]
+            node[last] = value
+
+
+def unset_settings(
+    kind: type, values: Mapping[str, object], prefix: str = "", *, types: Mapping[str, type] | None = None
+) -> dict[str, object]:
+    """Lists the defaults of a dataclass's settings that `values` lack, by their dotted names.
+
+    `types` are those of fields whose own annotation does not tell them. A group that is None is
+    left out: whether a model has a part is the file's to say.
+    """
+    unset = {}
+    for field in fields(kind):
+        kinds = (types or {}).get(field.name, field.type)
+        groups = [option for option in getattr(kinds, "__args__", (kinds,)) if is_dataclass(option)]
+        held = values.get(field.name, field.default)
+        if not groups and field.name not in values and field.default is not MISSING:
+            unset[f"{prefix}{field.name}"] = field.default
+        elif groups and held is not None:
+            inside = held if isinstance(held, Mapping) else {}
+            unset |= unset_settings(groups[0], inside, f"{prefix}{field.name}.")
+    return unset
 
 
 def _leaves(config: object, prefix: str = "") -> dict[str, object]:

@@ -27,7 +27,7 @@ from unils_jax.benchmarks.timing import (
     torch_reference_of,
 )
 from unils_jax.benchmarks.trace import TRAIN_PARTS, as_shares, scope_seconds, shares_line
-from unils_jax.config import load_config, override
+from unils_jax.config import load_config
 from unils_jax.motion import (
     MOTION_56_DIM,
     MOTION_DIM,
@@ -39,7 +39,7 @@ from unils_jax.nn.params import abstract
 from unils_jax.systems.base import Batch, Objective, Start, window_of
 from unils_jax.systems.registry import STAGES, system_of_config
 from unils_jax.systems.unils.hearing import feature_shape
-from unils_jax.training.config import RunConfig, run_config
+from unils_jax.training.config import RunConfig, override_run, run_config
 from unils_jax.training.sharding import (
     MeshConfig,
     batch_sharding,
@@ -85,7 +85,7 @@ def random_data_config(name: str, batch_size: int | None, overrides: list[str]) 
     """
     config = load_config(name)
     config.data.store = "random"
-    override(config, overrides)
+    override_run(config, overrides)
     if batch_size is not None:
         config.data.batch_size = batch_size
     run = run_config(config.to_dict())

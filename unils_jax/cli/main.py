@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("demo", "the whole story at laptop size: data, three stages of training, decode, proof, video"),
+    "demo": Command("demo", "the whole story at laptop size: data, four stages of training, decode, proof, video"),
     "data": Command("data", "make training data"),
     "train": Command("train", "train one stage"),
     "config": Command("train", "every setting of a config, its value and its meaning", "add_config_arguments"),

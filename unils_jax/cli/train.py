@@ -12,10 +12,10 @@ import jax
 
 from unils_jax.benchmarks.ahead.machines import machine
 from unils_jax.cli.arguments import Request
-from unils_jax.config import described, load_config, override
+from unils_jax.config import described, load_config
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.runtime import local_path
-from unils_jax.training.config import run_config
+from unils_jax.training.config import override_run, run_config
 from unils_jax.training.distributed import EXIT_STATUS, Preempted, PreemptionGuard, join
 from unils_jax.training.run import Cluster, Options, train_stage
 
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     """
     request = TrainRequest.from_args(args)
     config, workdir = load_config(request.config), local_path(request.workdir, "--workdir")
-    override(config, request.overrides)
+    override_run(config, request.overrides)
     cluster = request.cluster
     if request.several_processes and not request.dry_run:
         join(request.coordinator, request.process_id, request.num_processes)
@@ -167,7 +167,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `unils config`, with working examples."""
     parser.description = (
         "Lists every setting of a config with its value and what it means. "
-        "`unils train` takes each as --config.a.b=value."
+        "`unils train` takes each as --config.a.b=value, but for a part that the model lacks (null)."
     )
     parser.epilog = "examples:\n  unils config smoke/codec\n  unils config dialogue --config.mesh.fsdp=4"
     parser.add_argument("name", metavar="NAME-OR-FILE", help="codec, smoke/prior, ..., or a .py file")
@@ -178,7 +178,7 @@ def run_listing(args: argparse.Namespace) -> None:
     """Prints the settings, a line each. Raises UserError where `unils train` would."""
     request = ConfigRequest.from_args(args)
     config = load_config(request.name)
-    override(config, request.overrides)
+    override_run(config, request.overrides)
     if not (config.data.store or config.data.get("stores") or config.data.get("sets")):
         config.data.store = "STORE"  # the one setting that no config has
     for name, value, comment in described(run_config(config.to_dict())):

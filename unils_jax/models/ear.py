@@ -1,6 +1,6 @@
 """A small trained audio encoder: from log-mel frames to the articulators of the mouth.
 
-It has the interface of wav2vec2, and 100 to 300 thousand weights. A stage trains it by regression
+It has the interface of wav2vec2, and 100 to 600 thousand weights. A stage trains it by regression
 of motion on audio; then it stays frozen in front of the dialogue. It is not part of the release.
 """
 

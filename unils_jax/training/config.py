@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from unils_jax.config import from_dict
+from unils_jax.config import from_dict, override, unset_settings
 from unils_jax.errors import UserError
 from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.sampling import DTYPES, Sampling
@@ -188,6 +189,16 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, as JSON holds them; `run_config` reads them back."""
         return asdict(self)
+
+
+def override_run(config: ConfigDict, assignments: list[str]) -> None:
+    """Applies `a.b=value` to a run's config as `override`, to what its file leaves out, too."""
+    values = config.to_dict()
+    system = SYSTEMS.get(values["system"]) if isinstance(values.get("system"), str) else None
+    types = (
+        {} if system is None else {"model": system.config} | ({"settings": system.settings} if system.settings else {})
+    )
+    override(config, assignments, unset_settings(RunConfig, values, types=types))
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:

@@ -20,7 +20,7 @@ from data_pipelines.store.reader import Store
 from unils_jax.checkpoints.audio_encoders import load_audio_encoder
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load
-from unils_jax.config import from_dict, load_config, override
+from unils_jax.config import from_dict, load_config
 from unils_jax.errors import UserError
 from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.evaluation.protocols import VALIDATION, conversation_of, make_free_running_eval, skip_reason
@@ -33,7 +33,7 @@ from unils_jax.systems.base import Stage, Start, window_of
 from unils_jax.systems.registry import SYSTEMS, current_run
 from unils_jax.systems.unils.ear import ear_of
 from unils_jax.training.checkpoint import check_workdir, has_checkpoint, published_left_out, saved_config
-from unils_jax.training.config import RunConfig, count_epochs, make_objective, run_config, stage_of
+from unils_jax.training.config import RunConfig, count_epochs, make_objective, override_run, run_config, stage_of
 from unils_jax.training.data import make_data
 from unils_jax.training.distributed import PreemptionGuard
 from unils_jax.training.feature_cache import use_features
@@ -114,7 +114,7 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
     named = isinstance(config, str | os.PathLike)
     settings = load_config(str(config)) if named else ml_collections.ConfigDict(config)
     for name, value in (overrides or {}).items():
-        override(settings, [f"{name}={value}"])
+        override_run(settings, [f"{name}={value}"])
     options = Options(dry_run, allow_changes, profile_steps, wandb=wandb)
     start = None if parent is None else str(parent)
     return train_stage(settings.to_dict(), local_path(workdir, "workdir"), start, options, stop)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from data_pipelines.store.features import DTYPES, MODES
 from unils_jax.cli.arguments import Request
-from unils_jax.config import load_config, override
+from unils_jax.config import load_config
 from unils_jax.errors import UserError
-from unils_jax.training.config import run_config
+from unils_jax.training.config import override_run, run_config
 from unils_jax.training.feature_cache import encode_store
 from unils_jax.training.run import encoder_params
 
@@ -57,7 +57,7 @@ def run_encode(args: argparse.Namespace) -> None:
     """
     request = EncodeRequest.from_args(args)
     values = load_config(request.config)
-    override(values, request.overrides)
+    override_run(values, request.overrides)
     values.data.store = request.store
     if request.audio_encoder:
         values.audio_encoder = request.audio_encoder
