@@ -16,7 +16,7 @@ from data_pipelines.synthetic.dataset import make_conversation
 from unils_jax.audio import frame_loudness, write_wav
 from unils_jax.checkpoints.loading import load, pretrained
 from unils_jax.errors import UserError
-from unils_jax.evaluation.likelihood import jaw_loudness_correlation
+from unils_jax.evaluation.figures.speech import jaw_loudness
 from unils_jax.motion import load_motion
 
 
@@ -79,7 +79,7 @@ def test_its_jaw_follows_the_own_voice_of_people_it_has_never_met(conversation, 
     for motion, p in product((decoded.motion, decoded.again), range(2)):
         for track, values in ((p, own), (1 - p, other)):
             loudness = frame_loudness(conversation.audio[track].astype(np.float32) / 32768)
-            values.append(jaw_loudness_correlation(motion[p], loudness, conversation.speech_mask[p]))
+            values.append(jaw_loudness(motion[p], loudness, conversation.speech_mask[p]))
     assert np.mean(own) > 0.4 and np.mean(own) > np.mean(other) + 0.3
 
 

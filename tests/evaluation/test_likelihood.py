@@ -8,7 +8,6 @@ from tiny_runs import quick_compiles
 
 from unils_jax.evaluation.likelihood import (
     codec_error,
-    jaw_loudness_correlation,
     marginal_cross_entropy,
     mean_over,
     window_cross_entropy,
@@ -17,8 +16,6 @@ from unils_jax.evaluation.likelihood import (
 from unils_jax.evaluation.statistics import bootstrap_interval
 from unils_jax.models.prior import bit_cross_entropy
 from unils_jax.systems.unils.system import generator_logits
-
-JAW = 103
 
 
 def pairs(num: int) -> dict[str, np.ndarray]:
@@ -88,31 +85,6 @@ def test_bootstrap_interval_holds_the_mean_and_narrows_with_more_values():
         widths.append(high - low)
     assert widths[0] == pytest.approx(2 * 1.96 * 2 / np.sqrt(50), rel=0.2)
     assert widths[1] == pytest.approx(widths[0] / 10, rel=0.2)
-
-
-def test_jaw_correlation_is_one_where_the_jaw_leads_loudness_by_the_lead():
-    loudness = np.random.default_rng(0).normal(-40, 8, 203).astype(np.float32)
-    motion = np.zeros((200, 108), np.float32)
-    motion[:, JAW] = 0.1 + 0.01 * loudness[2:202]
-    speaking = np.ones(200, bool)
-    assert jaw_loudness_correlation(motion, loudness, speaking, lead_frames=2) == pytest.approx(1, abs=1e-5)
-    assert abs(jaw_loudness_correlation(motion, loudness, speaking, lead_frames=0)) < 0.3
-    assert jaw_loudness_correlation(-motion, loudness, speaking, lead_frames=2) == pytest.approx(-1, abs=1e-5)
-
-
-def test_jaw_correlation_sees_only_frames_of_speech():
-    loudness = np.arange(100, dtype=np.float32)
-    motion = np.zeros((100, 108), np.float32)
-    speaking = np.zeros(100, bool)
-    speaking[20:60] = True
-    motion[:, JAW] = np.where(speaking, loudness, 1000 - loudness)
-    assert jaw_loudness_correlation(motion, loudness, speaking, lead_frames=0) == pytest.approx(1, abs=1e-5)
-
-
-def test_jaw_correlation_is_undefined_in_silence_and_for_a_still_jaw():
-    loudness, motion = np.arange(50, dtype=np.float32), np.zeros((50, 108), np.float32)
-    assert np.isnan(jaw_loudness_correlation(motion, loudness, np.zeros(50, bool)))
-    assert np.isnan(jaw_loudness_correlation(motion, loudness, np.ones(50, bool)))
 
 
 def test_mean_over_averages_both_figures():

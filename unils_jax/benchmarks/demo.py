@@ -21,10 +21,10 @@ from data_pipelines.windows import RELEASE_WINDOW, cut_window, whole_sequence
 from unils_jax.audio import frame_loudness
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
+from unils_jax.evaluation.figures.speech import jaw_loudness
 from unils_jax.evaluation.likelihood import (
     articulator_errors,
     codec_error,
-    jaw_loudness_correlation,
     marginal_cross_entropy,
     mean_over,
     window_cross_entropy,
@@ -177,7 +177,7 @@ def jaw_correlations(model: UniLS, out: Path) -> tuple[float, float]:
         for person, speaking in enumerate(item["speech_mask"]):
             for audio, values in ((item["audio"], own), (others, shuffled)):
                 loudness = frame_loudness(audio[person])
-                values.append(jaw_loudness_correlation(motion[person], loudness, speaking))
+                values.append(jaw_loudness(motion[person], loudness, speaking))
     return float(np.nanmean(own)), float(np.nanmean(shuffled))
 
 

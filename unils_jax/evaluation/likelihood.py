@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from unils_jax.evaluation.behaviour_metrics import jaw_voice_correlation
 from unils_jax.inference.program import StepInputs, make_program
 from unils_jax.inference.sampling import Sampling, make_controls
 from unils_jax.models.prior import bit_cross_entropy
@@ -128,23 +127,6 @@ def with_other_audio(batch: Batch) -> Batch:
     where the batch holds each conversation once.
     """
     return {**batch, "audio": np.roll(batch["audio"], 1, axis=0)}
-
-
-def jaw_loudness_correlation(
-    motion: Float[np.ndarray, "T 108"],
-    loudness: Float[np.ndarray, " T2"],
-    speaking: Bool[np.ndarray, " T3"],
-    lead_frames: int = 1,
-) -> float:
-    """Correlates the jaw with the loudness `lead_frames` later, over the frames of own speech.
-
-    `loudness` is in dB. Lips lead the sound they make by 40-80 ms. NaN with fewer than two speaking
-    frames or a constant jaw.
-    """
-    frames = min(len(motion), len(loudness) - lead_frames, len(speaking) - lead_frames)
-    # Frames of voice that have a frame of motion before them.
-    spoken = np.flatnonzero(speaking[lead_frames : lead_frames + frames]) + lead_frames
-    return jaw_voice_correlation(motion, loudness, spoken, -lead_frames)
 
 
 def mean_over(batches: list[Batch], measure: Callable[[Batch], tuple[float, float]]) -> tuple[float, float]:

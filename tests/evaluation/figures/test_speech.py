@@ -81,8 +81,19 @@ def test_a_jaw_that_is_the_loudness_a_frame_early_follows_it_and_no_shuffled_one
     motion[:-1, JAW.start] = 0.01 * loudness[1:] + 0.5
     assert jaw_loudness(motion, loudness, speaking) == pytest.approx(1, abs=1e-5)
     assert abs(jaw_loudness(motion, loudness, speaking, shuffled=True)) < 0.05
+    assert jaw_loudness(-motion, loudness, speaking) == pytest.approx(-1, abs=1e-5)
+    motion[:, JAW.start] = loudness  # without the lead
+    assert abs(jaw_loudness(motion, loudness, speaking)) < 0.3
     assert np.isnan(jaw_loudness(motion, None, speaking))
     assert np.isnan(jaw_loudness(motion, loudness, np.zeros(800, bool)))
+
+
+def test_the_jaw_is_compared_with_the_loudness_of_speech_alone_and_a_still_one_not_at_all():
+    loudness, motion, speaking = np.arange(100, dtype=np.float32), still(100), np.zeros(100, bool)
+    speaking[20:60] = True
+    assert np.isnan(jaw_loudness(motion, loudness, np.ones(100, bool)))
+    motion[:-1, JAW.start] = np.where(speaking, loudness, 1000 - loudness)[1:]
+    assert jaw_loudness(motion, loudness, speaking) == pytest.approx(1, abs=1e-5)
 
 
 def test_silence_begins_a_fifth_of_a_second_from_speech():
