@@ -3,7 +3,7 @@
 import pytest
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import atomic_output, check_output, write_text
 
 
 def test_an_output_appears_when_it_is_whole(tmp_path):
@@ -63,3 +63,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot write to .*file.*; choose another output folder"):
         check_output(tmp_path / "file" / "out.npz")
+
+
+def test_text_is_utf_8_and_what_cannot_be_written_leaves_the_old(tmp_path):
+    target = tmp_path / "a.txt"
+    write_text(target, "ä\n")
+    assert target.read_bytes() == b"\xc3\xa4\n"
+    with pytest.raises(UnicodeEncodeError):
+        write_text(str(target), "\ud800")
+    assert target.read_bytes() == b"\xc3\xa4\n" and list(tmp_path.iterdir()) == [target]

@@ -95,6 +95,12 @@ def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes text as UTF-8, whole or not at all, as `atomic_output` does."""
+    with atomic_output(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def clear_partials(folder: Path) -> None:
     """Removes what killed processes left of files in a folder.
 

@@ -35,7 +35,7 @@ from data_pipelines.store.writer import (
     write_shard,
 )
 from unils_jax.errors import UserError, counted, one_line
-from unils_jax.files import atomic_output
+from unils_jax.files import write_text
 from unils_jax.motion import FPS
 from unils_jax.runtime import about_this_process, describe_process, local_path
 
@@ -261,7 +261,7 @@ class ShardTask:
             yield from reading.records
             done((reading.frames_in, _weight(entry)))
         # The report is there before the shard is: a shard that counts as complete has one.
-        _write(self.out / WORK / f"{shard}.json", json.dumps(part.to_json()))
+        write_text(self.out / WORK / f"{shard}.json", json.dumps(part.to_json()))
 
 
 def _checked(read: Callable[[Entry], Reading], entry: Entry) -> Reading:
@@ -291,7 +291,7 @@ def _claim(out: Path, plan: Plan) -> None:
     if out.exists() and any(path.name not in (WORK, LOCK) for path in out.iterdir()):
         raise UserError(f"{out} already exists and is not empty; choose another folder or remove it")
     (out / WORK).mkdir(parents=True, exist_ok=True)
-    _write(claim, json.dumps(plan.settings, indent=1))
+    write_text(claim, json.dumps(plan.settings, indent=1))
 
 
 @contextlib.contextmanager
@@ -338,8 +338,8 @@ def _finish(out: Path, plan: Plan, dtypes: Dtypes) -> Outcome:
             if not (out / MANIFEST).exists():
                 _unlink(out.rglob(".*.partial*"))
                 report = _report(out, plan)
-                _write(out / REPORT, json.dumps(report, indent=1) + "\n")
-                _write(out / SUMMARY, summary(report))
+                write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
+                write_text(out / SUMMARY, summary(report))
                 if not report["records"]:
                     raise UserError(f"no sequence of the source could be used; {out / SUMMARY} says why of each")
                 layout = plan.settings["layout"]
@@ -397,12 +397,6 @@ def _report(out: Path, plan: Plan) -> dict[str, Any]:
             )
         parts.append((shard.split, part.to_json()))
     return {"settings": plan.settings, **conversion_report(parts), "notes": list(plan.notes)}
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with atomic_output(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import STRIDE_FRAMES, RandInt, WindowSource, cut_window
 from unils_jax.errors import UserError, one_line
-from unils_jax.files import atomic_output
+from unils_jax.files import atomic_output, write_text
 from unils_jax.motion import Window
 
 MANIFEST = "features.json"
@@ -157,8 +157,7 @@ def write_features(
             progress(done, total)
     manifest = {**begun, "splits": dict(counts)}
     manifest["error"] = {"relative_rms": error.relative, "largest": error.largest}
-    with atomic_output(folder / MANIFEST) as partial_file:
-        partial_file.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -179,8 +178,7 @@ def _check_begun(folder: Path, begun: dict[str, Any]) -> None:
     if not file.is_file():
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no features; name a new folder")
-        with atomic_output(file) as partial_file:
-            partial_file.write_text(json.dumps(begun, indent=1) + "\n")
+        write_text(file, json.dumps(begun, indent=1) + "\n")
     elif file.read_text(errors="replace") != json.dumps(begun, indent=1) + "\n":
         raise UserError(f"{folder} holds features of another store, encoder or setting; name a new folder")
 
@@ -197,8 +195,7 @@ def _write_shard(stem: Path, records: Sequence[Callable[[], Features]], dtype: s
                 rows = np.frombuffer(raw, np.uint8).reshape(*features.shape[:2], -1)
                 error.add(features, unpack(rows, dtype))
     # Behind its shard: where it is, the shard is whole.
-    with atomic_output(stem.with_suffix(".json")) as partial_file:
-        partial_file.write_text(json.dumps({"shapes": shapes, "error": asdict(error)}) + "\n")
+    write_text(stem.with_suffix(".json"), json.dumps({"shapes": shapes, "error": asdict(error)}) + "\n")
 
 
 class FeatureStore:

@@ -27,7 +27,7 @@ from data_pipelines.store import chunks
 from data_pipelines.store import tfds as tfds_layout
 from data_pipelines.store.index import Index, IndexRows, check_summary, concatenate, load_index, save_index
 from unils_jax.errors import UserError, one_line
-from unils_jax.files import atomic_output, sync_folder
+from unils_jax.files import atomic_output, sync_folder, write_text
 from unils_jax.motion import FPS, SAMPLE_RATE, center_head
 from unils_jax.runtime import local_path, only_writer, process_is_gone
 
@@ -197,7 +197,7 @@ def finish_store(
         "statistics": statistics.to_json(),
         "files": dict(sorted(files.items())),
     }
-    _write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     return manifest
 
 
@@ -357,7 +357,7 @@ def _write_tfds(folder: Path, parts: dict[str, list[dict]], dtypes: Dtypes) -> d
                 num_bytes = sum(s["files"][name]["bytes"] for s, name in zip(summaries, names, strict=True))
                 splits[split] = (lengths, num_bytes)
         for name, text in tfds_layout.metadata(f"unils_{kind}", features, splits).items():
-            _write_text(place / name, text)
+            write_text(place / name, text)
             files[str((place / name).relative_to(folder))] = _checksum(place / name)
     return files
 
@@ -385,11 +385,6 @@ def _load_part(folder: Path, split: str, shard: int) -> tuple[Index, dict[str, A
 def _checksum(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_output(path) as partial:
-        partial.write_text(text)
 
 
 def _check_split(split: str, what: str) -> None:

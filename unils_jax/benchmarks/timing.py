@@ -20,7 +20,7 @@ from flax import nnx
 
 from unils_jax.checkpoints.torch_keys import torch_views
 from unils_jax.errors import UserError, install_hint
-from unils_jax.files import atomic_output, markdown_table
+from unils_jax.files import markdown_table, write_text
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.models.wav2vec2 import Wav2Vec2Config
 from unils_jax.nn.params import Params, abstract
@@ -235,5 +235,4 @@ def _digits(value: object) -> str:
 
 def write_json(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
     """Writes the whole result; the file appears at once."""
-    with atomic_output(path) as partial:
-        partial.write_text(json.dumps(result, indent=1))
+    write_text(path, json.dumps(result, indent=1))

@@ -24,7 +24,7 @@ from unils_jax.cli.decode import DecodeRequest, decode
 from unils_jax.cli.evaluate import EvaluateRequest, evaluate
 from unils_jax.cli.motion import ViewRequest, view
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import check_output, write_text
 from unils_jax.motion import FPS, SAMPLE_RATE, load_motion, save_motion
 from unils_jax.outputs.page import page_script
 
@@ -117,8 +117,7 @@ def run(args: argparse.Namespace) -> None:
         steps.plot_losses(out)
         steps.draw_stills(out)
     results = {"checks": [vars(check) for check in checks], "seconds": seconds}
-    with atomic_output(results_file) as partial:
-        partial.write_text(json.dumps(results, indent=1))
+    write_text(results_file, json.dumps(results, indent=1))
     for check in checks:
         print(check.line())
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())

@@ -31,7 +31,7 @@ from unils_jax.evaluation.run import (
     host,
     versions,
 )
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import check_output, write_text
 from unils_jax.systems.registry import SYSTEMS, models_with_audio
 
 NOTHING = "name what is scored: --checkpoint PATH, --motion DIR, or --recordings DIR"
@@ -203,8 +203,7 @@ def evaluate_recordings(request: EvaluateRequest) -> None:
         Path(request.recordings), checkpoint, seeds=request.seeds, dtype=request.dtype, finished=request.finished
     )
     scores |= {"versions": versions(), "host": host()}
-    with atomic_output(request.out) as partial:
-        partial.write_text(json.dumps(jsonable(scores), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(request.out, json.dumps(jsonable(scores), indent=1, allow_nan=False) + "\n")
     print(
         f"{table(scores)}\n{shown(request.out)}: {len(scores['tracks'])} tracks, motion {scores['settings']['motion']}"
     )
@@ -216,7 +215,6 @@ def evaluate_sets(request: EvaluateRequest) -> None:
         request.sets, request.split, request.resources, request.flame, request.limit, request.dtype
     )
     report = lip_errors.evaluate_sets(request.checkpoint, settings)
-    with atomic_output(request.out) as partial:
-        partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(request.out, json.dumps(report, indent=1, allow_nan=False) + "\n")
     records = counted(report["data"]["records"], "record")
     print(f"{shown(request.out)}: {records}; {lip_errors.headline(report['metrics'])}")

@@ -14,7 +14,7 @@ from unils_jax.cli.arguments import Request, add_head_arguments, add_raw_argumen
 from unils_jax.errors import UserError, counted
 from unils_jax.evaluation.analyses.study import analyse, read_answers, table
 from unils_jax.face.head import load_head
-from unils_jax.files import atomic_output, check_output, markdown_table
+from unils_jax.files import check_output, markdown_table, write_text
 from unils_jax.inference.finishing import finish_file
 from unils_jax.inference.recordings import Recording, find_recordings
 from unils_jax.motion import FPS, SAMPLES_PER_FRAME, load_motion
@@ -216,6 +216,5 @@ def report_answers(folder: Path, out: Path | None) -> None:
             passed, asked = rater["checks"]
             log.warning("left out: %s (%s) passed %d of %d checks", rater["rater"], rater["file"], passed, asked)
     if out:
-        with atomic_output(out) as partial:
-            partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_text(out, json.dumps(report, indent=1) + "\n")
     print("\n".join(markdown_table(table(report))))

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unils_jax.errors import counted, shown
-from unils_jax.files import atomic_output, markdown_table
+from unils_jax.files import markdown_table, write_text
 
 Report = dict[str, Any]
 Rows = list[list[str]]
@@ -89,8 +89,7 @@ def write_files(out: str | os.PathLike, report: Report, in_markdown: str, in_htm
     paths = report_paths(out)
     contents = {"json": json.dumps(report, indent=1, allow_nan=False) + "\n", "markdown": in_markdown, "html": in_html}
     for kind, path in paths.items():
-        with atomic_output(path) as partial:
-            partial.write_text(contents[kind], encoding="utf-8")
+        write_text(path, contents[kind])
     return paths
 
 

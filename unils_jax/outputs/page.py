@@ -24,7 +24,7 @@ from scipy.signal import savgol_filter
 from unils_jax.audio import speaking_frames
 from unils_jax.errors import UserError, shown
 from unils_jax.face.flame import FlameAsset
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import check_output, write_text
 from unils_jax.inference.finishing import finish, log_limits
 from unils_jax.motion import (
     EXPRESSION,
@@ -147,8 +147,7 @@ def make_page(  # noqa: PLR0913 - a public entry point: its options are named
         fitted = np.pad(fitted, ((0, 0), (0, num_frames - fitted.shape[1]), (0, 0)), mode="edge")
         data["truth"] = packed_motion(shown_motion(fitted, asset, expression_basis, quiet=True), num_expression)
     page = page_html(title, data, script, licence, asset.name == "flame")
-    with atomic_output(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return PageSummary(len(page.encode()), len(data["audio"]["data"]) if data["audio"] else 0, len(script.encode()))
 
 

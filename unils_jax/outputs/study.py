@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from unils_jax.errors import UserError, shown
 from unils_jax.face.flame import FlameAsset
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import check_output, write_text
 from unils_jax.motion import FPS
 from unils_jax.outputs.drawn_head import drawn_head, shown_motion
 from unils_jax.outputs.page import (
@@ -122,8 +122,7 @@ def make_study(
         "checks": checks,
     }
     page = page_html(title, data, script, licence, asset.name == "flame")
-    with atomic_output(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return len(page.encode())
 
 

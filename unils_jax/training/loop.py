@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 from tqdm import tqdm
 
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, clear_partials
+from unils_jax.files import clear_partials, write_text
 from unils_jax.nn.params import Params
 from unils_jax.runtime import only_writer
 from unils_jax.systems.base import Batch, Metrics, Objective, Stage
@@ -234,8 +234,7 @@ def train(
 
 
 def _save_config(config: RunConfig, workdir: Path) -> None:
-    with atomic_output(workdir / "config.json") as partial:
-        partial.write_text(json.dumps(config.to_dict(), indent=1))
+    write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=1))
 
 
 def _progress_bar(config: RunConfig, first: int, *, shown: bool) -> tqdm:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unils_jax.errors import UserError, shown
-from unils_jax.files import atomic_output
+from unils_jax.files import write_text
 from unils_jax.systems.base import Metrics
 from unils_jax.training.config import RunConfig
 from unils_jax.training.throughput.profiling import Throughput
@@ -65,8 +65,7 @@ class MetricsLog:
                 remedy = "move it away or choose another workdir"
                 raise UserError(f"{shown(self.path)} cannot be read ({problem.strerror}); {remedy}") from problem
             lines = [line for line in text.splitlines() if kept.holds(*_step_and_split(line))]
-            with atomic_output(self.path) as partial:
-                partial.write_text("".join(line + "\n" for line in lines))
+            write_text(self.path, "".join(line + "\n" for line in lines))
         # Imports PyTorch where that is installed: seconds that only a training run should pay.
         from tensorboardX import SummaryWriter  # noqa: PLC0415
 

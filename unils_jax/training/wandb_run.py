@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unils_jax.errors import UserError, install_hint, one_line, shown
-from unils_jax.files import atomic_output
+from unils_jax.files import write_text
 from unils_jax.training.distributed import Preempted
 
 ID_FILE = "wandb_id"  # in the workdir: which page a resumed run goes on with
@@ -47,8 +47,7 @@ class WandbRun:
                 f"--wandb: {one_line(error)}; run wandb login, or set WANDB_MODE=offline and wandb sync later"
             ) from error
         if known is None:
-            with atomic_output(workdir / ID_FILE) as partial:
-                partial.write_text(run_id + "\n")
+            write_text(workdir / ID_FILE, run_id + "\n")
         self._from = self._run.step  # of a resumed page; rows before that are there
 
     def __enter__(self) -> "WandbRun":

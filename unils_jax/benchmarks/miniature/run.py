@@ -14,7 +14,7 @@ from unils_jax.benchmarks.miniature import report as miniature_report
 from unils_jax.benchmarks.miniature.jobs import perform
 from unils_jax.benchmarks.miniature.plan import MINUTES, SEED, SYSTEMS, Plan, phases
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import atomic_output, check_output, write_text
 from unils_jax.runtime import has_accelerator
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def begin(out: Path, plan: Plan) -> None:
     """Notes the plan in the folder. Raises UserError where another one is noted there."""
     saved, text = check_output(out / "plan.json"), json.dumps(asdict(plan))
     if not saved.exists():
-        with atomic_output(saved) as partial_file:
-            partial_file.write_text(text)
+        write_text(saved, text)
     elif saved.read_bytes() != text.encode():
         noted = " ".join(saved.read_text(errors="replace").split())[:200]
         raise UserError(f"{out} was begun with {noted}; use the same flags or another --out")
@@ -89,8 +88,7 @@ def write_report(out: Path, plan: Plan, seconds: float) -> str:
         "miniature.json": json.dumps({"plan": asdict(plan), "verdicts": verdicts, "systems": scores}, indent=1) + "\n",
     }
     for name, content in contents.items():
-        with atomic_output(out / name) as partial_file:
-            partial_file.write_text(content, encoding="utf-8")
+        write_text(out / name, content)
     with atomic_output(out / "listening.png") as partial_file:
         pictured = {name: titles[name] for name, system in SYSTEMS.items() if system.pictured}
         miniature_report.picture(scores, pictured).savefig(partial_file, format="png", dpi=120)

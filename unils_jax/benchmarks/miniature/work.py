@@ -13,7 +13,7 @@ from unils_jax.benchmarks.miniature.scores import score as scores_of
 from unils_jax.config import load_config
 from unils_jax.evaluation.metrics import mesh_of
 from unils_jax.face.standin import standin_asset
-from unils_jax.files import atomic_output
+from unils_jax.files import write_text
 from unils_jax.training import run as training
 
 
@@ -29,8 +29,7 @@ def train(job: Job) -> None:
     config.num_steps = max(1, round(job.plan.times * config.num_steps))
     parent = None if spec.parent is None else str(job.workdir(spec.parent))
     metrics = training.train(config.to_dict(), job.workdir(job.name), parent=parent)
-    with atomic_output(job.done) as partial_file:
-        partial_file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}))
+    write_text(job.done, json.dumps({name: float(value) for name, value in metrics.items()}))
 
 
 def score(job: Job) -> None:
@@ -40,5 +39,4 @@ def score(job: Job) -> None:
     by_seed = [np.load(path)["motion"].astype(np.float32) for path in files]
     store = Store(Path(job.out) / "paired")
     table = scores_of(held_out(job), list(zip(*by_seed, strict=True)), mesh_of(standin_asset()), *store.statistics())
-    with atomic_output(job.done) as partial_file:
-        partial_file.write_text(json.dumps(table))
+    write_text(job.done, json.dumps(table))

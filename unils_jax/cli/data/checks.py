@@ -21,7 +21,7 @@ from unils_jax.cli.data.progress import Progress
 from unils_jax.errors import UserError, counted, shown
 from unils_jax.evaluation.analyses import imbalance, imbalance_report
 from unils_jax.evaluation.report import store_page, write_files
-from unils_jax.files import atomic_output, check_output
+from unils_jax.files import check_output, write_text
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, channel_names
 
 log = logging.getLogger(__name__)
@@ -166,8 +166,7 @@ def run_stats(args: argparse.Namespace) -> None:
         merged = merged.merge(store.channel_statistics())
     if out:
         values = {"expression_basis": bases[0], "channels": channel_names(bases[0]), **merged.to_json()}
-        with atomic_output(out) as partial:
-            partial.write_text(json.dumps(values | {"std": merged.std.tolist()}, indent=1) + "\n")
+        write_text(out, json.dumps(values | {"std": merged.std.tolist()}, indent=1) + "\n")
     rms = {
         name: float(np.sqrt(np.mean(merged.std[channels] ** 2)))
         for name, channels in (("expression", EXPRESSION), ("head", HEAD), ("jaw", JAW), ("eyes", EYES))

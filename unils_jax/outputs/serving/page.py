@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unils_jax.errors import UserError
 from unils_jax.face.standin import standin_asset
-from unils_jax.files import atomic_output
+from unils_jax.files import write_text
 from unils_jax.motion import STANDIN_SHAPES
 from unils_jax.outputs.drawn_head import drawn_head
 from unils_jax.outputs.page import packed_head, page_script
@@ -67,6 +67,5 @@ def write_page(folder: str, expression_basis: str, server: str) -> list[str]:
     names = ["index.html" if path == "/" else path.lstrip("/") for path in files]
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, (_, text) in zip(names, files.values(), strict=True):
-        with atomic_output(Path(folder) / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(Path(folder) / name, text)
     return names
