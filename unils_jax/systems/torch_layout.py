@@ -20,21 +20,6 @@ Leaf = tuple[str, str, bool]  # torch's name, our name, whether the axes are rev
 Row = tuple[str, str, tuple[Leaf, ...]]  # torch's prefix, our prefix, the leaves of such a module
 
 
-def no_tensors(config: object) -> dict[str, np.ndarray]:
-    """Returns nothing: the state dict holds parameters alone."""
-    return {}
-
-
-def no_refusal(config: object) -> str:
-    """Returns nothing: the release's code runs any model of the system."""
-    return ""
-
-
-def no_warnings(config: object) -> list[str]:
-    """Returns nothing: other programs read the file as it is."""
-    return []
-
-
 @dataclass(frozen=True)
 class TorchLayout:
     """The files that a system's PyTorch code reads and writes."""
@@ -53,9 +38,12 @@ class TorchLayout:
     aliases: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     derived: tuple[str, ...] = ()  # endings of keys that are not read: they follow from sizes or serve nothing
     optional: tuple[str, ...] = ()  # beginnings of paths that a file may leave out
-    tensors: Callable[[Any], dict[str, np.ndarray]] = no_tensors  # beyond the parameters, written and not read
-    warnings: Callable[[Any], list[str]] = no_warnings  # what users of an exported file should know
-    release_refuses: Callable[[Any], str] = no_refusal  # why the release's code cannot run a model, "" where it can
+    # Tensors beyond the parameters, written and not read.
+    tensors: Callable[[Any], dict[str, np.ndarray]] = field(default=lambda config: {})
+    # What users of an exported file should know.
+    warnings: Callable[[Any], list[str]] = field(default=lambda config: [])
+    # Why the release's code cannot run a model, "" where it can.
+    release_refuses: Callable[[Any], str] = field(default=lambda config: "")
 
 
 def named_tree(config: object, name: str, expression_basis: str) -> dict[str, Any]:
