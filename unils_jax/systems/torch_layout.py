@@ -5,6 +5,7 @@ A row is (torch's prefix, our prefix, kind of module); `{i}` counts, `{name}` is
 transformers' names of wav2vec2, WavLM and Mimi, peft's of adapters, `torch.nn`'s of modules.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from unils_jax.config import from_dict
 from unils_jax.errors import UserError
 
 Config = TypeVar("Config")
+
+HEAD_DIM = 64  # channels of a head of the published audio encoders, which no tensor tells
 
 Leaf = tuple[str, str, bool]  # torch's name, our name, whether the axes are reversed
 Row = tuple[str, str, tuple[Leaf, ...]]  # torch's prefix, our prefix, the leaves of such a module
@@ -83,6 +86,35 @@ def named_config(
             f"{source} does not tell the sizes of a {name} ({error} is missing or of another rank); use the published "
             "state dict, or put the config of the model beside it as .json"
         ) from None
+
+
+def count_names(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    """Counts what the pattern's group matches at the beginnings of a state dict's keys."""
+    return len({match[1] for key in shapes if (match := re.match(pattern, key))})
+
+
+def wav2vec2_sizes(shapes: Mapping[str, tuple[int, ...]], encoder: str, width_of: tuple[str, int]) -> dict[str, Any]:
+    """Reads the fields of a Wav2Vec2Config off the shapes of a state dict.
+
+    `encoder` is the prefix of its keys, `width_of` the key and axis of a tensor that tells its
+    width. Raises KeyError, IndexError or ValueError where a tensor is missing or of another rank.
+    """
+    num_convs = count_names(shapes, rf"{encoder}\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight")
+    convs = [shapes[f"{encoder}.feature_extractor.conv_layers.{i}.conv.weight"] for i in range(num_convs)]
+    position = f"{encoder}.encoder.pos_conv_embed.conv"
+    _, group_width, taps = shapes.get(f"{position}.weight_v") or shapes[f"{position}.parametrizations.weight.original1"]
+    key, axis = width_of
+    width = shapes[key][axis]
+    return {
+        "width": width,
+        "depth": count_names(shapes, rf"{encoder}\.encoder\.layers\.(\d+)\."),
+        "num_heads": max(width // HEAD_DIM, 1),
+        "hidden_dim": shapes[f"{encoder}.encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
+        "conv_dims": tuple(shape[0] for shape in convs),
+        "conv_kernels": tuple(shape[2] for shape in convs),
+        "pos_conv_kernel": taps,
+        "pos_conv_groups": width // group_width,
+    }
 
 
 # Per kind of module: (torch's name, our name, axes reversed).

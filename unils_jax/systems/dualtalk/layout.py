@@ -18,16 +18,17 @@ from unils_jax.systems.torch_layout import (
     OLD_WEIGHT_NORM,
     TorchLayout,
     attention_rows,
+    count_names,
     encoder_rows,
     lstm_rows,
     named_config,
     named_tree,
     postnorm_rows,
+    wav2vec2_sizes,
 )
 
 NAME = "DualTalk"
 ENCODER = "joint_encoder.audio_encoder1"
-ENCODER_HEAD_DIM = 64
 
 
 ROWS = (
@@ -60,30 +61,15 @@ def _json_of(config: DualTalkConfig, expression_basis: str, run: Mapping[str, An
 
 
 def _from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> DualTalkConfig:
-    def count(pattern: str) -> int:
-        return len({match[1] for key in shapes if (match := re.match(pattern, key))})
-
-    num_convs = count(rf"{ENCODER}\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight")
-    convs = [shapes[f"{ENCODER}.feature_extractor.conv_layers.{i}.conv.weight"] for i in range(num_convs)]
-    position = f"{ENCODER}.encoder.pos_conv_embed.conv"
-    _, group_width, taps = shapes.get(f"{position}.weight_v") or shapes[f"{position}.parametrizations.weight.original1"]
-    width, encoder_width = shapes["joint_encoder.audio_projection.weight"]
+    sizes = wav2vec2_sizes(shapes, ENCODER, ("joint_encoder.audio_projection.weight", 1))
+    width, _ = shapes["joint_encoder.audio_projection.weight"]
     layer = "interaction_module.interaction_encoder.layers"
     return DualTalkConfig(
-        Wav2Vec2Config(
-            width=encoder_width,
-            depth=count(rf"{ENCODER}\.encoder\.layers\.(\d+)\."),
-            num_heads=max(encoder_width // ENCODER_HEAD_DIM, 1),
-            hidden_dim=shapes[f"{ENCODER}.encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
-            conv_dims=tuple(shape[0] for shape in convs),
-            conv_kernels=tuple(shape[2] for shape in convs),
-            pos_conv_kernel=taps,
-            pos_conv_groups=encoder_width // group_width,
-        ),
+        Wav2Vec2Config(**sizes),
         width=width,
         hidden_dim=shapes[f"{layer}.0.linear1.weight"][0],
-        depth=count(rf"{re.escape(layer)}\.(\d+)\."),
-        decoder_depth=count(r"synthesis_module\.synthesis_decoder\.layers\.(\d+)\."),
+        depth=count_names(shapes, rf"{re.escape(layer)}\.(\d+)\."),
+        decoder_depth=count_names(shapes, r"synthesis_module\.synthesis_decoder\.layers\.(\d+)\."),
     )
 
 

@@ -25,10 +25,12 @@ from unils_jax.systems.torch_layout import (
     WEIGHT,
     WEIGHT_NORM,
     TorchLayout,
+    count_names,
     encoder_rows,
     named_config,
     named_tree,
     postnorm_rows,
+    wav2vec2_sizes,
 )
 from unils_jax.systems.unitalker.annotations import VERTEX_LISTS
 from unils_jax.systems.unitalker.model import UniTalkerConfig, periodic_positions
@@ -36,7 +38,6 @@ from unils_jax.systems.unitalker.model import UniTalkerConfig, periodic_position
 NAME = "UniTalker"
 MARK = "decoder.learnable_style_emb"
 ENCODER, HEADS = "audio_encoder", "out_head_dict"
-ENCODER_HEAD_DIM = 64
 MAX_FRAMES = 3000  # of the release's table of positions
 DIMS = dict(zip(VERTEX_LISTS, (70_110, 15_069, 18_516), strict=True))  # numbers a frame of the annotations with a PCA
 
@@ -79,38 +80,20 @@ def position_table(config: UniTalkerConfig) -> dict[str, np.ndarray]:
     return {"decoder.PPE.pe": periodic_positions(frames, config.width, config.period)[None]}
 
 
-def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    return len({match[1] for key in shapes if (match := re.match(pattern, key))})
-
-
 def _encoder(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads the sizes of `wav2vec2`, or of `wavlm`, which has gates."""
-    num_convs = _count(shapes, rf"{ENCODER}\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight")
-    convs = [shapes[f"{ENCODER}.feature_extractor.conv_layers.{i}.conv.weight"] for i in range(num_convs)]
-    position = f"{ENCODER}.encoder.pos_conv_embed.conv"
-    _, group_width, taps = shapes.get(f"{position}.weight_v") or shapes[f"{position}.parametrizations.weight.original1"]
-    width = shapes[f"{ENCODER}.feature_projection.projection.weight"][0]
-    layer = f"{ENCODER}.encoder.layers.0"
-    sizes = {
-        "width": width,
-        "depth": _count(shapes, rf"{ENCODER}\.encoder\.layers\.(\d+)\."),
-        "num_heads": max(width // ENCODER_HEAD_DIM, 1),
-        "hidden_dim": shapes[f"{layer}.feed_forward.intermediate_dense.weight"][0],
-        "conv_dims": tuple(shape[0] for shape in convs),
-        "conv_kernels": tuple(shape[2] for shape in convs),
-        "pos_conv_kernel": taps,
-        "pos_conv_groups": width // group_width,
-    }
-    if f"{layer}.attention.rel_attn_embed.weight" not in shapes:
+    sizes = wav2vec2_sizes(shapes, ENCODER, (f"{ENCODER}.feature_projection.projection.weight", 0))
+    table = f"{ENCODER}.encoder.layers.0.attention.rel_attn_embed.weight"
+    if table not in shapes:
         return {"wav2vec2": Wav2Vec2Config(**sizes)}
-    buckets, heads = shapes[f"{layer}.attention.rel_attn_embed.weight"]
+    buckets, heads = shapes[table]
     return {"wavlm": WavLMConfig(**sizes | {"num_heads": heads}, num_buckets=buckets)}
 
 
 def _rest(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads the sizes of decoder, heads and identities."""
     annotations = tuple(dict.fromkeys(key.split(".")[1] for key in shapes if key.startswith(f"{HEADS}.")))
-    deep = _count(shapes, rf"{HEADS}\.{re.escape(annotations[0])}\.head_layer\.(\d+)\.")
+    deep = count_names(shapes, rf"{HEADS}\.{re.escape(annotations[0])}\.head_layer\.(\d+)\.")
     last = f"head_layer.{2 * (deep - 1)}.weight" if deep else "weight"
     outputs = [shapes[f"{HEADS}.{annotation}.{last}"][0] for annotation in annotations]
     dims, components = [], []
