@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pt_writer import write_pt
+from random_records import assert_same
 from safetensors.numpy import load_file, save_file
 
 from unils_jax.checkpoints.checkpoint import Checkpoint
@@ -41,12 +42,6 @@ def make(sizes: UniTalkerConfig) -> Checkpoint:
     return Checkpoint(config, params, "flame", {"checkpoint": "runs/x", "stage": "unitalker"})
 
 
-def assert_same_weights(found: Checkpoint, wanted: Checkpoint) -> None:
-    assert found.params.keys() == wanted.params.keys()
-    for path, value in wanted.params.items():
-        np.testing.assert_array_equal(found.params[path], value)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_state_dict_alone_tells_its_sizes(tmp_path, variant, suffix):
@@ -59,7 +54,7 @@ def test_a_state_dict_alone_tells_its_sizes(tmp_path, variant, suffix):
     )
     rows = (found.config.annotations, found.config.dims, found.config.components)
     assert set(zip(*rows, strict=True)) == {("weights", 5, 0), ("parts", 12, 4)}
-    assert_same_weights(found, checkpoint)
+    assert_same(found.params, checkpoint.params)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -68,7 +63,7 @@ def test_an_exported_file_returns_bit_for_bit_with_its_config(tmp_path, variant)
     export(checkpoint, path)
     found = load(path, stage="unitalker")
     assert found.config == checkpoint.config
-    assert_same_weights(found, checkpoint)
+    assert_same(found.params, checkpoint.params)
     table = load_file(path).get("decoder.PPE.pe")
     assert (table is not None) == (variant == "transformer")
     assert table is None or table.shape == (1, 3030, 8)
@@ -91,7 +86,7 @@ def test_a_file_without_its_pca_takes_one(tmp_path):
     components, mean = (checkpoint.params[f"pca/parts/{name}"] for name in ("components", "mean"))
     config, params = with_pca(found.config, found.params, {"parts": (components, mean)})
     whole = replace(found, config=config, params=params)
-    assert_same_weights(whole, checkpoint)
+    assert_same(whole.params, checkpoint.params)
     assert whole.model.pca["parts"].num_used == 3
     with pytest.raises(UserError, match="parts predicts 3 coefficients"):
         with_pca(found.config, found.params, {"parts": (components[:2], mean)})
