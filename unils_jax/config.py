@@ -67,7 +67,7 @@ def override(config: object, assignments: list[str], unset: Mapping[str, object]
     `unset` are settings that the config leaves at their defaults. Raises UserError for an unknown
     key, with the nearest known one, and for a value of a wrong type.
     """
-    known = {**(unset or {}), **_leaves(config)}
+    known = {**(unset or {}), **leaves(config)}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -120,12 +120,13 @@ def unset_settings(
     return unset
 
 
-def _leaves(config: object, prefix: str = "") -> dict[str, object]:
-    leaves = {}
+def leaves(config: object, prefix: str = "") -> dict[str, object]:
+    """Lists the settings of a ConfigDict, or of nested mappings, by their dotted names."""
+    found = {}
     for key, value in config.items():
         nested = hasattr(value, "items")
-        leaves |= _leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return leaves
+        found |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
 def _parse(text: str) -> object:

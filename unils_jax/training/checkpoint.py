@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from unils_jax.checkpoints.workdir import ARRAYS, DAMAGE, array_items, read_item
+from unils_jax.config import leaves
 from unils_jax.errors import UserError
 from unils_jax.nn.params import Params
 from unils_jax.runtime import local_path, no_room, room_on_disk
@@ -290,9 +291,9 @@ def check_workdir(config: RunConfig, workdir: Path, *, allow_changes: bool = Fal
     """
     if not has_checkpoint(workdir):
         return False
-    old = _leaves(_with_defaults(saved_config(workdir)))
+    old = leaves(_with_defaults(saved_config(workdir)))
     # Through JSON and back: tuples become the lists that the saved values are.
-    new = _leaves(json.loads(json.dumps(config.to_dict())))
+    new = leaves(json.loads(json.dumps(config.to_dict())))
     absent = "absent"
     changed = {
         n: (old.get(n, absent), new.get(n, absent)) for n in old | new if old.get(n, absent) != new.get(n, absent)
@@ -351,13 +352,3 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 def _is_in(name: str, settings: tuple[str, ...]) -> bool:
     return any(name == setting or name.startswith(f"{setting}.") for setting in settings)
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = value
-    return leaves
