@@ -7,7 +7,7 @@ import soundfile
 
 from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
-from unils_jax.audio import frame_loudness, read_audio, resample, speaking_frames, write_wav
+from unils_jax.audio import frame_loudness, read_audio, speaking_frames, write_wav
 from unils_jax.errors import UserError
 from unils_jax.motion import SAMPLE_RATE
 
@@ -119,11 +119,6 @@ def test_a_truncated_wav_gives_what_is_there(tmp_path):
     (tmp_path / "b.wav").write_bytes(whole[: len(whole) // 2])
     audio = read_audio(tmp_path / "b.wav")
     np.testing.assert_array_equal(audio, read_audio(tmp_path / "a.wav")[: len(audio)])
-
-
-def test_a_rate_below_one_is_refused():
-    with pytest.raises(UserError, match="sample rate"):
-        resample(tone(16000), 0)
 
 
 def test_loudness_of_a_full_scale_sine_is_minus_3_db_and_silence_is_the_floor():

@@ -142,19 +142,6 @@ def _compare(channels: Float32[np.ndarray, "C N"]) -> tuple[float, bool, int, in
     return float(likeness.min()), bool(cancelled > 0.2 * power.sum()), loudest, int((~sounding).sum())
 
 
-def resample(samples: Float32[np.ndarray, " N"], rate: int) -> Float32[np.ndarray, " M"]:
-    """Resamples from `rate` Hz to 16 kHz with a polyphase low-pass filter.
-
-    Raises UserError for rate < 1.
-    """
-    if rate < 1:
-        raise UserError(f"sample rate must be at least 1 Hz, got {rate}")
-    if rate == SAMPLE_RATE:
-        return samples
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    return resample_poly(samples, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
-
-
 def record_scale(
     audio: Float32[np.ndarray, "*P N"],
 ) -> tuple[Float32[np.ndarray, "*P 1"], Float32[np.ndarray, "*P 1"]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from foreign_data import write_wav
+from scipy.signal import resample_poly
 from tracked import deca, truth, write_clip
 
 from data_pipelines.sources.base import SkippedEntry
@@ -17,7 +18,7 @@ from data_pipelines.synthetic.conversation import SynthConfig
 from data_pipelines.synthetic.dataset import make_conversation
 from data_pipelines.tracks import voice_activity
 from data_pipelines.tracks.voice_activity import check_detector, find_speech, share_by_jaws, turns_of
-from unils_jax.audio import resample, speaking_frames
+from unils_jax.audio import speaking_frames
 from unils_jax.errors import UserError
 
 SILERO = all(importlib.util.find_spec(name) for name in ("silero_vad", "onnxruntime")) and shutil.which("flite")
@@ -124,7 +125,7 @@ def spoken(tmp_path_factory):
         path = tmp_path_factory.mktemp("voice") / f"{i}.wav"
         subprocess.run(["flite", "-voice", "rms", "-t", text, str(path)], check=True, capture_output=True)
         sound, rate = soundfile.read(path, dtype="float32")
-        sound = resample(sound, rate) if rate != 16_000 else sound
+        sound = resample_poly(sound, 16_000, rate) if rate != 16_000 else sound
         loud = np.flatnonzero(np.abs(sound) > 0.02)
         sound = sound[loud[0] : loud[-1]]
         parts += [sound, np.zeros(32_000, np.float32)]
