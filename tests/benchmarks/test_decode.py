@@ -25,13 +25,6 @@ DIALOGUE = replace(MODELS["dialogue"], lora=None)
 HOW = Measurement(rounds=2, latencies=3, peak=1e12)
 
 
-@pytest.fixture
-def torch():
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
-    torch.set_num_threads(1)
-    return torch
-
-
 def test_every_case_is_there_with_and_without_the_encoder():
     names = ["one person", "both people", "4 x both people"]
     assert [case.name for case in cases(4)] == 2 * names

@@ -32,13 +32,6 @@ from unils_jax.training.step import init_state, make_train_step
 from unils_jax.training.throughput.flops import count
 
 
-@pytest.fixture
-def torch():
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
-    torch.set_num_threads(1)
-    return torch
-
-
 def both_sides(torch, stage: str):
     """Our loss as a function of the trainable parameters, those, the PyTorch reference, and its loss."""
     config, data = tiny_run(stage), STAGES[stage]

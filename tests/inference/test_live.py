@@ -11,7 +11,7 @@ from decode_tools import recorded_chunks, uncached
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_records import dialogue
-from tiny_models import jitted, live_config, random_model, random_motion
+from tiny_models import jitted, live_config, noise, random_model, random_motion
 
 from data_pipelines.windows import RecordSource, cut_window, to_float
 from unils_jax.errors import UserError
@@ -34,10 +34,6 @@ CASES = [
     for frames, context_windows in ((10, 3), (25, 2), (100, 1))
     for audio in ((0, 0), (15, 3))
 ]
-
-
-def noise(samples: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import random_motion, tiny_model
+from tiny_models import noise, random_motion, tiny_model
 
 from unils_jax.errors import UserError
 from unils_jax.inference.conversations import Request, Sampling, decode_many, make_program
@@ -22,10 +22,6 @@ CHUNK = 64_000
 @pytest.fixture(scope="module")
 def program():
     return make_program(tiny_model("merged"), slots=3)
-
-
-def noise(samples: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
 
 
 def style(seed: int = 5) -> np.ndarray:

@@ -34,15 +34,9 @@ def test_audio_positions_match(golden):
     np.testing.assert_array_equal(audio_positions(len(expected), Window(FULL_SCALES[-1])), expected)
 
 
-def test_rotation_at_given_positions_matches(golden):
+@pytest.mark.parametrize(("positions", "output"), [("rope_positions", "rope_out"), (None, "rope_out_nopos")])
+def test_rotation_at_given_and_at_consecutive_positions_matches(golden, positions, output):
     case = golden("misc")
     x = jnp.asarray(case.inputs["rope_x"])
-    rotary = rotary_table(case.inputs["rope_positions"], x.shape[-1])
-    assert_close(rotate(x, rotary), case.outputs["rope_out"], TABLE)
-
-
-def test_rotation_at_consecutive_positions_matches(golden):
-    case = golden("misc")
-    x = jnp.asarray(case.inputs["rope_x"])
-    rotary = rotary_table(np.arange(x.shape[1]), x.shape[-1])
-    assert_close(rotate(x, rotary), case.outputs["rope_out_nopos"], TABLE)
+    rotary = rotary_table(case.inputs[positions] if positions else np.arange(x.shape[1]), x.shape[-1])
+    assert_close(rotate(x, rotary), case.outputs[output], TABLE)

@@ -106,10 +106,6 @@ def error_of(client: ClientConnection) -> tuple[str, int]:
     return values["code"], client.close_code
 
 
-def noise(samples: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
-
-
 def one_shot(*tracks: np.ndarray, **settings) -> np.ndarray:
     """The motion of the same program without a server."""
     return next(decode_many(program(), [Request(*tracks, **settings)]))[1]

@@ -86,6 +86,11 @@ def random_motion(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(steps.cumsum(-2), jnp.float32)
 
 
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    """Sound of one person."""
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+
+
 def sample_keys(seed: int, batch: int) -> jax.Array:
     """One key a sample, as layers take them in training."""
     return jax.random.split(jax.random.key(seed), batch)

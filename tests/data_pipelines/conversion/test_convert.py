@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ending_task import Ends
 from foreign_data import motioncode, npz, release_value, write_dualtalk, write_lmdb, write_motion
+from read_back import snapshot
 from tiny_runs import run_unils
 
 from data_pipelines.conversion.convert import make_plan
@@ -72,10 +73,6 @@ def converted(dialogues, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("converted") / "store"
     assert convert(dialogues, out, "--workers", "0") == 0
     return out
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_every_hour_is_out_or_accounted_for(dialogues, converted):

@@ -8,6 +8,7 @@ import pytest
 from ending_task import Ends
 from foreign_data import release_value, write_lmdb
 from ray_nodes import wait_for
+from read_back import snapshot
 from slow_source import SlowSource
 from tiny_runs import run_unils
 
@@ -38,10 +39,6 @@ def local(source, tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("local") / "store"
     assert convert(source, out, make_plan(source, num_shards=SHARDS)).finished
     return snapshot(out)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def flags(source: ReleaseSource, out: Path) -> list[str | Path]:

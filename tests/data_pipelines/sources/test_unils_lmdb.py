@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from foreign_data import motioncode, npz, release_value, talking, write_lmdb
+from read_back import read_all
 
 from data_pipelines.sources.base import Entry, SkippedEntry
 from data_pipelines.sources.unils_lmdb import ReleaseSource, find_index, identity
@@ -12,18 +13,6 @@ from unils_jax.errors import UserError
 from unils_jax.motion import from_motioncode
 
 SEAMLESS = ("V00_S0809_I00000582_P0947", "V00_S0809_I00000582_P0950A")
-
-
-def read_all(source: ReleaseSource) -> dict:
-    """Readings and reasons by name."""
-    got = {}
-    with source.open() as read:
-        for entry in source.entries():
-            try:
-                got[entry.name] = read(entry)
-            except SkippedEntry as dropped:
-                got[entry.name] = dropped
-    return got
 
 
 @pytest.fixture
@@ -39,7 +28,7 @@ def make(tmp_path):
 def test_unpaired_motion_comes_as_it_is_stored(make, dtype, channels):
     code = motioncode(130, 1, dtype=dtype, channels=channels)
     source = make({"clip.a": npz(motioncode=code)}, {"train": [["clip.a", 130, "ignored"]], "val": [], "test": []})
-    reading = read_all(source)["clip.a"]
+    reading = read_all(source)["train", "clip.a"]
     assert source.entries() == [Entry("train", "clip.a", ("clip.a",), 130)]
     assert reading.record.motion.dtype == dtype and reading.frames_in == 130
     np.testing.assert_array_equal(reading.record.motion[0], from_motioncode(code))
@@ -49,7 +38,7 @@ def test_unpaired_motion_comes_as_it_is_stored(make, dtype, channels):
 
 def test_an_index_of_people_alone_with_their_audio_as_artalk_has_it(make):
     source = make({"one": release_value(140, 4, audio="float32")}, {"train": [["one", 140]]})
-    record = read_all(source)["one"].record
+    record = read_all(source)["train", "one"].record
     assert record.motion.shape == (1, 140, 108) and record.observed is None
     np.testing.assert_array_equal(record.audio[0], talking(140, 4)[1])
 
@@ -64,7 +53,7 @@ def test_pairs_are_found_by_the_base_names_of_their_paths(make, audio, compresse
     }
     source = make(values, {"val": {"pair": [f"some/path/{first}.npz", f"other/{second}", 140, "more"]}})
     (entry,) = source.entries()
-    record = read_all(source)["pair"].record
+    record = read_all(source)["val", "pair"].record
     assert entry.split == "val" and record.name == "pair"
     assert record.identities == ("V00_P0947", "V00_P0950A")
     assert record.motion.shape == (2, 140, 108) and record.audio.shape == (2, 140 * 640)
@@ -78,12 +67,12 @@ def test_pairs_are_found_by_the_base_names_of_their_paths(make, audio, compresse
 
 def test_a_pair_without_a_mask_has_none(make):
     values = {"a": release_value(120, 1), "b": release_value(120, 2, mask=False)}
-    assert read_all(make(values, {"train": {"p": ["a", "b", 120]}}))["p"].record.speech_mask is None
+    assert read_all(make(values, {"train": {"p": ["a", "b", 120]}}))["train", "p"].record.speech_mask is None
 
 
 def test_tracks_a_frame_apart_are_cut_to_the_shorter(make):
     values = {"a": release_value(141, 1), "b": release_value(140, 2)}
-    reading = read_all(make(values, {"train": {"p": ["a", "b", 141]}}))["p"]
+    reading = read_all(make(values, {"train": {"p": ["a", "b", 141]}}))["train", "p"]
     assert reading.frames_in == 141 and reading.record.motion.shape == (2, 140, 108)
     assert reading.record.speech_mask.shape == (2, 140) and reading.record.audio.shape == (2, 140 * 640)
 
@@ -138,7 +127,7 @@ def test_identities_are_read_where_the_names_tell_them():
 def test_broken_pairs_are_dropped_with_the_reason(make, values, reason):
     whole = {"b": release_value(140, 2)} if values and "b" not in values else {}
     source = make(values | whole, {"train": {"pair": ["x/a", "x/b", 140]}})
-    dropped = read_all(source)["pair"]
+    dropped = read_all(source)["train", "pair"]
     assert isinstance(dropped, SkippedEntry) and dropped.frames == 140
     with pytest.raises(SkippedEntry, match=reason):
         raise dropped
@@ -147,8 +136,9 @@ def test_broken_pairs_are_dropped_with_the_reason(make, values, reason):
 def test_sequences_too_short_for_a_window_are_dropped(make):
     values = {name: npz(motioncode=motioncode(frames, 1)) for name, frames in (("a", 101), ("b", 102))}
     got = read_all(make(values, {"train": [["a", 101], ["b", 102]]}))
-    assert str(got["a"]) == "too short: 101 frames, at least 102 are needed" and got["a"].frames == 101
-    assert got["b"].record.num_frames == 102
+    short = got["train", "a"]
+    assert str(short) == "too short: 101 frames, at least 102 are needed" and short.frames == 101
+    assert got["train", "b"].record.num_frames == 102
 
 
 def test_an_index_that_is_wrong_about_an_entry_costs_that_entry_only(make):

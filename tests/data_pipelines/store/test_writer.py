@@ -6,11 +6,11 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from random_records import record
+from read_back import snapshot
 
 from data_pipelines.record import Record
 from data_pipelines.store.reader import Store, write_store
@@ -62,10 +62,6 @@ def test_tensorflow_datasets_opens_a_store_without_tensorflow(tmp_path, records)
     assert motion_rows == expected and audio_sums == sums
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_equal_records_give_equal_bytes_in_any_order_of_shards(tmp_path, records):
     plan = {("train", 0): [records[0]], ("train", 1): [records[1]], ("test", 0): [records[2]]}
     for name, order in (("a", list(plan)), ("b", list(plan)[::-1])):
@@ -73,9 +69,9 @@ def test_equal_records_give_equal_bytes_in_any_order_of_shards(tmp_path, records
             write_shard(tmp_path / name, split, shard, plan[split, shard])
         finish_store(tmp_path / name, {"train": 2, "test": 1}, source="lab", settings={"x": 1})
     finish_store(tmp_path / "b", {"train": 2, "test": 1}, source="lab", settings={"x": 1})
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
     manifest = Store(tmp_path / "a").manifest
-    files = contents(tmp_path / "a")
+    files = snapshot(tmp_path / "a")
     listed = {name: hashlib.sha256(files[name]).hexdigest() for name in manifest["files"]}
     assert listed == {name: entry["sha256"] for name, entry in manifest["files"].items()}
     assert set(files) - set(listed) == {"manifest.json", *(f"index/{s}-0000{i}.npz" for s, i in plan)}
@@ -88,7 +84,7 @@ def test_a_shard_is_there_when_it_is_whole(tmp_path, records):
 
     with pytest.raises(UserError, match="power cut"):
         write_shard(tmp_path, "train", 0, cut_short())
-    assert not shard_is_complete(tmp_path, "train", 0) and not any(contents(tmp_path))
+    assert not shard_is_complete(tmp_path, "train", 0) and not any(snapshot(tmp_path))
     write_shard(tmp_path, "train", 0, [records[0]])
     assert shard_is_complete(tmp_path, "train", 0)
     with pytest.raises(UserError, match="power cut"):

@@ -25,7 +25,6 @@ from served import (
     address,
     audio_message,
     connected,
-    noise,
     one_shot,
     open_message,
     opened,
@@ -34,6 +33,7 @@ from served import (
     serving,
     until,
 )
+from tiny_models import noise
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 

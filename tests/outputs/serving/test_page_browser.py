@@ -9,18 +9,9 @@ pytest.importorskip("uvicorn", reason="needs the server: pip install '.[serve]'"
 from browser import chromium, until
 from served import serving
 
-from unils_jax.errors import UserError
-from unils_jax.outputs.serving.page import page_files, write_page
+from unils_jax.outputs.serving.page import write_page
 
 pytestmark = [pytest.mark.usefixtures("unoptimised"), pytest.mark.slow]
-
-
-@pytest.fixture
-def files():
-    try:
-        return page_files("standin")
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def test_speech_into_the_microphone_becomes_motion_on_the_page(files, tmp_path):

@@ -21,9 +21,7 @@ from served import serving
 
 from unils_jax.audio import frame_loudness
 from unils_jax.checkpoints.loading import load, pretrained
-from unils_jax.errors import UserError
 from unils_jax.inference.program import make_program
-from unils_jax.outputs.serving.page import page_files
 from unils_jax.outputs.serving.session import Session
 
 pytestmark = [
@@ -70,14 +68,6 @@ class Outside:
         values = [np.corrcoef(loudness[inside], np.interp(grid[inside] + lag, at, jaw))[0, 1] for lag in lags]
         best = int(np.argmax(values))
         return float(lags[best]), float(values[best])
-
-
-@pytest.fixture(scope="module")
-def files():
-    try:
-        return page_files("standin")
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from served import (
     audio_message,
     connected,
     error_of,
-    noise,
     one_shot,
     open_message,
     opened,
@@ -33,6 +32,7 @@ from served import (
     serving,
     until,
 )
+from tiny_models import noise
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from unils_jax.audio import Resampler

@@ -8,22 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 from foreign_data import dualtalk_arrays, talking, write_dualtalk, write_wav
+from read_back import read_all
 
 from data_pipelines.sources.base import SkippedEntry
 from data_pipelines.sources.dualtalk import DualTalkSource
 from unils_jax.errors import UserError
 from unils_jax.motion import EYES, HEAD, JAW
-
-
-def read_all(source: DualTalkSource) -> dict:
-    got = {}
-    with source.open() as read:
-        for entry in source.entries():
-            try:
-                got[entry.split, entry.name] = read(entry)
-            except SkippedEntry as dropped:
-                got[entry.split, entry.name] = dropped
-    return got
 
 
 def test_channels_go_to_their_places_and_the_missing_ones_are_marked(tmp_path):
