@@ -3,7 +3,7 @@
 import logging
 import shutil
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 
 SHARED_MEMORY = "/dev/shm"
 BUFFERED_BATCHES = 2  # that each worker holds ready
@@ -42,5 +42,5 @@ def fitting_workers(batch_bytes: int, num_workers: int) -> int:
 
 def worker_died(error: RuntimeError) -> UserError:
     """Returns what to tell where Grain says that a worker has ended."""
-    text = " ".join(str(error).split())[:200]
+    text = one_line(error)
     return UserError(f"a worker of the loader died ({text}): memory or {SHARED_MEMORY} may have run out; {REMEDY}")

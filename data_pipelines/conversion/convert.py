@@ -45,7 +45,7 @@ REPORT, SUMMARY, LOCK, WORK = "conversion.json", "CONVERSION.md", "conversion.lo
 # The length of an entry whose source does not say it, half a minute, to share the work out.
 ASSUMED_FRAMES = 750
 
-# Called as work goes on with the hours of entries done and the share of all work (0..1).
+# Called as work goes on with the hours of entries done or checked and the share of all work (0..1).
 Progress = Callable[[float, float], None]
 
 

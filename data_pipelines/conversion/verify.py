@@ -6,7 +6,7 @@ and what was counted is merged in their order: the report is the same.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from data_pipelines.cluster import Actors, each
 from data_pipelines.conversion.alignment import CLEAR_CHANCE, LAGS, align, peak
+from data_pipelines.conversion.convert import Progress
 from data_pipelines.conversion.tally import EDGES, Tally
 from data_pipelines.record import SPLITS, Record, validate
 from data_pipelines.store.reader import Store
@@ -28,8 +29,6 @@ MAX_ROTATION = float(np.pi)
 ODD_EXPRESSION = 30.0
 MAX_OFFSET_FRAMES = 5.0
 RUN_FRAMES = 45_000  # of a run of records, half an hour
-# Called as work goes on with the hours of records checked and the share of all (0..1).
-Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True)

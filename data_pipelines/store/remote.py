@@ -9,9 +9,9 @@ import fsspec
 
 from unils_jax import files
 from unils_jax.errors import UserError
-from unils_jax.files import atomic_output, is_remote
+from unils_jax.files import atomic_output, cache_folder, is_remote
 
-__all__ = ["cache_folder", "fetch", "is_remote", "read_text"]
+__all__ = ["fetch", "is_remote", "read_text"]
 
 # Threads of one process ask for the same shard at the same time.
 _FETCHING = threading.Lock()
@@ -32,11 +32,11 @@ def read_text(url: str, name: str) -> str:
 def fetch(url: str, name: str, sha256: str, num_bytes: int) -> Path:
     """Returns the local copy of a file of a remote store, fetched where it is not there yet.
 
-    Copies are kept by checksum under `cache_folder()`, appear whole, and may be fetched by several
-    processes at once. Raises UserError where the file cannot be read or is not what its store's
-    manifest says.
+    Copies are kept by checksum in the folder `stores` of `UNILS_CACHE`, else of the user's cache,
+    appear whole, and may be fetched by several processes at once. Raises UserError where the file
+    cannot be read or is not what its store's manifest says.
     """
-    local = cache_folder() / sha256[:2] / sha256
+    local = cache_folder("stores") / sha256[:2] / sha256
     with _FETCHING:
         if not (local.is_file() and local.stat().st_size == num_bytes):
             _copy(url, name, sha256, local)
@@ -55,16 +55,12 @@ def _copy(url: str, name: str, sha256: str, local: Path) -> None:
             if digest != sha256:
                 raise UserError(f"{url}/{name} is damaged: its checksum is not its manifest's; copy the store again")
     except OSError as error:
-        free = shutil.disk_usage(cache_folder()).free >> 20
+        folder = cache_folder("stores")
+        free = shutil.disk_usage(folder).free >> 20
         raise UserError(
-            f"cannot fetch {url}/{name} ({error}) to {cache_folder()} ({free} MiB free); check address, access and "
+            f"cannot fetch {url}/{name} ({error}) to {folder} ({free} MiB free); check address, access and "
             "disk, or set UNILS_CACHE to another folder"
         ) from None
-
-
-def cache_folder() -> Path:
-    """Returns the folder of fetched files: in `UNILS_CACHE`, else in the user's cache folder."""
-    return files.cache_folder("stores")
 
 
 def _locate(url: str, name: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from unils_jax.audio import MAX_SECONDS
 from unils_jax.errors import UserError, one_line, shown
 from unils_jax.files import read_lines
 from unils_jax.motion import FPS, SAMPLE_RATE
 
-MAX_SECONDS = 36_000.0
 _FADE_SAMPLES = 81  # 5 ms, so that a turn begins and ends without a click
 
 Turns = dict[str, list[tuple[float, float]]]  # speaker -> start and end in seconds

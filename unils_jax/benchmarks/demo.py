@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_pipelines.loader import inclusive, make_loader
+from data_pipelines.loader import Batch, inclusive, make_loader
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import RELEASE_WINDOW, cut_window, whole_sequence
 from unils_jax.audio import frame_loudness
@@ -51,8 +51,6 @@ LIVE_STEPS = {"ear": 500, "codec": 1100, "prior": 400, "dialogue": 600}
 SEED = 0
 EVAL_CONVERSATIONS = 8
 JAW_MARGIN = 0.4
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

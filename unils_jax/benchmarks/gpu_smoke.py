@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from data_pipelines.synthetic import dataset
 from unils_jax.checkpoints.loading import load
 from unils_jax.config import load_config
-from unils_jax.errors import UserError, install_hint
+from unils_jax.errors import UserError, install_hint, one_line
 from unils_jax.inference.conversations import decode
 from unils_jax.training.run import train
 
@@ -63,7 +63,7 @@ def find_device(allow_cpu: bool) -> jax.Device:
     try:
         device = jax.devices()[0]
     except RuntimeError as error:  # JAX_PLATFORMS names one that is not there, or the driver does not fit
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         raise UserError(f"JAX finds no device ({text}); check the driver, or unset JAX_PLATFORMS") from None
     if device.platform == "cpu" and not allow_cpu:
         raise UserError(

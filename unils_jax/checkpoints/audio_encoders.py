@@ -95,16 +95,21 @@ def _fetch(name: str) -> Path:
         ) from None
 
 
+# What config.json of both families may leave out but not have otherwise: only this is built.
+_COMMON = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+
 # What transformers takes for a field that config.json leaves out.
 WAV2VEC2_DEFAULTS: dict[str, Any] = {
     "model_type": None,
     "do_stable_layer_norm": False,
     "feat_extract_norm": "group",
     "conv_bias": False,
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "add_adapter": False,
-    "adapter_attn_dim": None,
+    **_COMMON,
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -119,14 +124,6 @@ WAV2VEC2_DEFAULTS: dict[str, Any] = {
 
 
 WAVLM_DEFAULTS: dict[str, Any] = {**WAV2VEC2_DEFAULTS, "num_buckets": 320, "max_bucket_distance": 800}
-
-
-_COMMON = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "add_adapter": False,
-    "adapter_attn_dim": None,
-}
 
 
 # By model type: the defaults, the fields that what is built here requires (wav2vec2 with stable

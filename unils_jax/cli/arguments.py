@@ -19,8 +19,6 @@ from unils_jax.systems.registry import SYSTEMS
 
 RequestOf = TypeVar("RequestOf", bound="Request")
 
-DTYPES = ("float32", "bfloat16")
-
 
 class Request:
     """The flags of one command as a frozen dataclass.

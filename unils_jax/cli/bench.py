@@ -20,10 +20,11 @@ from unils_jax.benchmarks.ahead.report import table as ahead_table
 from unils_jax.benchmarks.gpu_smoke import gpu_smoke
 from unils_jax.benchmarks.timing import check_torch_reference, limit_threads, machine, random_params, write_json
 from unils_jax.checkpoints.loading import load
-from unils_jax.cli.arguments import DTYPES, Request
+from unils_jax.cli.arguments import Request
 from unils_jax.config import from_dict, load_config
 from unils_jax.errors import UserError
 from unils_jax.files import check_output
+from unils_jax.inference.sampling import DTYPES
 from unils_jax.models.unils import UniLSConfig
 from unils_jax.nn.params import Params
 from unils_jax.training.config import make_objective
@@ -147,8 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         sub = kinds.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  {EXAMPLES[name]}", allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n  {EXAMPLES[name]}",
         )  # fmt: skip
         add(sub)
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 from data_pipelines.cluster import check_engine
 from unils_jax.cli.arguments import (
-    DTYPES,
     Request,
     add_annotation_arguments,
     add_encoder_argument,
@@ -17,7 +16,7 @@ from unils_jax.cli.arguments import (
     add_sound_arguments,
 )
 from unils_jax.errors import UserError
-from unils_jax.inference.sampling import ByScale, Sampling
+from unils_jax.inference.sampling import DTYPES, ByScale, Sampling
 from unils_jax.systems.registry import SYSTEMS
 
 DEMO_MODEL = (

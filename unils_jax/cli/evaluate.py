@@ -10,7 +10,6 @@ import jax
 from data_pipelines.cluster import Actors, check_engine
 from unils_jax.checkpoints.loading import load
 from unils_jax.cli.arguments import (
-    DTYPES,
     TrackRequest,
     add_encoder_argument,
     add_engine_arguments,
@@ -32,6 +31,7 @@ from unils_jax.evaluation.run import (
     versions,
 )
 from unils_jax.files import check_output, write_text
+from unils_jax.inference.sampling import DTYPES
 from unils_jax.systems.registry import SYSTEMS, models_with_audio
 
 NOTHING = "name what is scored: --checkpoint PATH, --motion DIR, or --recordings DIR"

@@ -8,10 +8,11 @@ from typing import Any
 
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.checkpoints.loading import load, pretrained
-from unils_jax.cli.arguments import DTYPES, Request, add_encoder_argument
+from unils_jax.cli.arguments import Request, add_encoder_argument
 from unils_jax.errors import UserError, install_hint
 from unils_jax.files import check_output
 from unils_jax.inference.program import Program, make_program
+from unils_jax.inference.sampling import DTYPES
 from unils_jax.models.unils import UniLS
 
 try:

@@ -7,7 +7,7 @@ resample conversations, too.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -161,7 +161,8 @@ def _nanmean(values: list[float] | np.ndarray) -> float:
     return float(values.mean()) if values.size else NAN
 
 
-def _mean_figures(rows: list[Figures]) -> Figures:
+def mean_figures(rows: Sequence[Figures]) -> Figures:
+    """Returns the mean of each figure over the rows that define it; NaN where none does."""
     return {name: _nanmean([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
@@ -225,13 +226,13 @@ class ScoreTable:
         conversation = ConversationScores(name, sum(len(person.truth) for person in people_by_seed[0]))
         for people in people_by_seed:
             rows = [score_person(person, self.mesh, self.expression_basis) for person in people]
-            conversation.seeds.append(_mean_figures([row for row, _ in rows]))
-            conversation.truth = _mean_figures([row for _, row in rows])
+            conversation.seeds.append(mean_figures([row for row, _ in rows]))
+            conversation.truth = mean_figures([row for _, row in rows])
             conversation.predicted.append(_united_moments(people, "prediction"))
             conversation.true = _united_moments(people, "truth")
             for person in people:
                 self._add_pictures(conversation, person)
-        conversation.mean = _mean_figures(conversation.seeds)
+        conversation.mean = mean_figures(conversation.seeds)
         conversation.trace = _trace(people_by_seed[0][0])
         return conversation
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from unils_jax.errors import counted, shown
 from unils_jax.files import markdown_table, write_text
+from unils_jax.motion import FPS
 
 Report = dict[str, Any]
 Rows = list[list[str]]
@@ -253,9 +254,6 @@ PREDICTION, TRUTH = "#1f77b4", "#444444"
 
 
 TRACE_FRAMES = 500  # 20 s of a clip
-
-
-FPS = 25.0
 
 
 def plots(report: dict[str, Any], traces: dict[str, Any]) -> list[tuple[str, str]]:

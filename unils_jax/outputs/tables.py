@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from data_pipelines.resampling import at_our_rate, rate_of_times
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import atomic_output
 from unils_jax.motion import BASES, FPS, channel_names
 
@@ -64,7 +64,7 @@ def read_csv(path: Path, fps: float | None = None) -> tuple[Float32[np.ndarray, 
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
     except (UnicodeError, csv.Error) as error:
-        what = " ".join(str(error).split())[:120]
+        what = one_line(error, 120)
         raise UserError(f"{path} is no table in UTF-8 or UTF-16 ({what}); save it as CSV in UTF-8") from None
     if not table.people:
         raise UserError(f"{path} must hold at least one row below its heading; give a table with motion in it")

@@ -23,12 +23,12 @@ from data_pipelines.tracks.names import (
     RATE_KEYS,
     TIME_KEYS,
 )
-from unils_jax.errors import UserError
+from data_pipelines.tracks.rotations import MAX_ANGLE
+from unils_jax.errors import UserError, one_line
 from unils_jax.files import npz_names, read_npz_file
 from unils_jax.motion import EXPRESSION, EYES, FPS, HEAD, JAW, MOTION_DIM
 
 _KEYS = (EXPRESSION_KEYS, POSE_KEYS, HEAD_KEYS, JAW_KEYS, EYES_KEYS, RATE_KEYS, TIME_KEYS)
-MAX_ANGLE = 2 * np.pi
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +152,7 @@ def _from_matrices(path: Path, name: str, matrices: Float[np.ndarray, "T 3 3"]) 
     try:
         return Rotation.from_matrix(matrices.astype(np.float64)).as_rotvec()
     except ValueError as error:
-        what = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: {name} must hold rotation matrices ({what}); mend it") from None
+        raise UserError(f"{path}: {name} must hold rotation matrices ({one_line(error, 120)}); mend it") from None
 
 
 def finite(path: Path, values: np.ndarray, name: str = "motion") -> np.ndarray:

@@ -19,7 +19,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from unils_jax.errors import UserError
+from unils_jax.errors import UserError, one_line
 from unils_jax.nn.params import Params
 from unils_jax.training.sharding import global_batch, replicated
 
@@ -44,7 +44,7 @@ def join(coordinator: str | None = None, process_id: int | None = None, num_proc
         with _without_proxies():
             jax.distributed.initialize(coordinator, num_processes, process_id, cluster_detection_method=detection)
     except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         raise UserError(
             f"cannot join the other processes ({text}); start all of them with the same --coordinator HOST:PORT and "
             "--num_processes, and --process_id 0, 1, ..."

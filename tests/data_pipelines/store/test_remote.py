@@ -8,9 +8,9 @@ import pytest
 from random_records import assert_same, dialogue, take
 
 from data_pipelines.loader import make_loader
-from data_pipelines.store import remote
 from data_pipelines.store.reader import Store, write_store
 from unils_jax.errors import UserError
+from unils_jax.files import cache_folder
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def url(request, local):
 
 
 def cached() -> list[Path]:
-    return [path for path in remote.cache_folder().rglob("*") if path.is_file()]
+    return [path for path in cache_folder("stores").rglob("*") if path.is_file()]
 
 
 def test_a_remote_store_gives_the_batches_of_the_local_one(url, local):

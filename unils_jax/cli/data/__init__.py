@@ -40,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-commands of `unils data`, each with a working example."""
     parser.description = "Make training data, convert it, check it. See `unils data convert --help` and so on."
     parser.epilog = "\n  ".join(["examples:", *EXAMPLES.values()])
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = parser.add_subparsers(
         dest="data_command", metavar="{synth,convert,verify,stats,pca,imbalance,encode}", required=True
     )
@@ -53,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=summary,
             description=description,
             epilog=f"example:\n  {EXAMPLES[name]}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(run=run)
         return added

@@ -18,8 +18,9 @@ from data_pipelines.resampling import at_our_rate
 from unils_jax.audio import frame_loudness, read_audio, speaking_frames
 from unils_jax.checkpoints.checkpoint import Checkpoint
 from unils_jax.errors import UserError
-from unils_jax.evaluation.behaviour_metrics import SHUT, blinks, border_jumps
+from unils_jax.evaluation.behaviour_metrics import NAN, SHUT, blinks, border_jumps
 from unils_jax.evaluation.figures.speech import jaw_loudness, silent_frames, spread_in_silence
+from unils_jax.evaluation.metrics import mean_figures
 from unils_jax.evaluation.statistics import correlation
 from unils_jax.inference.finishing import finish
 from unils_jax.inference.recordings import Recording, find_recordings
@@ -29,7 +30,6 @@ from unils_jax.systems.base import Inputs, Options, window_of
 
 log = logging.getLogger(__name__)
 
-NAN = float("nan")
 # The stand-in's jaw, radians, while synthetic people speak: means of the 5th and the 95th
 # percentile of the eight people of four conversations.
 STANDIN_REST, STANDIN_WIDE = 0.036, 0.213
@@ -87,10 +87,10 @@ def score_recordings(
             by_seed.append([track_figures(m, p, basis, frames) for m, p in zip(motion, people, strict=True)])
         for person, figures in zip(people, zip(*by_seed, strict=True), strict=True):
             seconds = {"speech_s": float(person.speaking.sum() / FPS), "seconds": len(person.audio) / SAMPLE_RATE}
-            rows.append({"name": person.name, **seconds, "figures": mean_of(figures)})
+            rows.append({"name": person.name, **seconds, "figures": mean_figures(figures)})
         log.info("scored %s: %d person(s)", recording.name, len(people))
     return {
-        "mean": mean_of([row["figures"] for row in rows]),
+        "mean": mean_figures([row["figures"] for row in rows]),
         "tracks": rows,
         "settings": {
             "recordings": str(folder),
@@ -193,12 +193,6 @@ def _to_tracked(motion: np.ndarray, track: Track, speaking: np.ndarray) -> float
     frames = min(len(track.tracked), len(motion))
     spoken = np.flatnonzero(speaking[:frames])
     return correlation(motion[spoken, JAW][:, 0], track.tracked[spoken, JAW][:, 0])
-
-
-def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Returns the mean of each figure over the rows that define it; NaN where none does."""
-    columns = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in rows[0]}
-    return {name: float(np.mean(values)) if values else NAN for name, values in columns.items()}
 
 
 def table(scores: dict[str, Any]) -> str:

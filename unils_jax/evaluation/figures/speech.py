@@ -8,18 +8,14 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from scipy.ndimage import binary_dilation
 
 from data_pipelines.phones import Phone, PhoneTracks, Speech, phone_tracks
 from data_pipelines.synthetic.faces import JAW_PER_OPENING, LATENTS, NAMED_MIX
-from unils_jax.evaluation.behaviour_metrics import MARGIN_FRAMES, jaw_voice_correlation
+from unils_jax.evaluation.behaviour_metrics import MARGIN_FRAMES, NAN, Mask, Motion, jaw_voice_correlation
 from unils_jax.evaluation.statistics import correlation
 from unils_jax.motion import GROUPS, JAW, STANDIN_SHAPES
-
-NAN = float("nan")
-Motion = Float[np.ndarray, "T 108"]
-Mask = Bool[np.ndarray, " T"]
 
 LEAD_FRAMES = 1  # lips lead the sound that they make by 40 to 80 ms
 SHUFFLES = 20
