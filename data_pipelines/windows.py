@@ -26,12 +26,12 @@ RELEASE_WINDOW = Window()
 RandInt = Callable[[int, int], int]
 
 
-def is_long_enough(frames: int, clip_frames: int = WINDOW_FRAMES, prev_frames: int = WINDOW_FRAMES) -> bool:
+def is_long_enough(frames: int) -> bool:
     """Returns whether the release keeps a sequence of so many frames.
 
     It keeps those of more than the longer of clip and context, plus one.
     """
-    return frames > max(prev_frames, clip_frames) + 1
+    return frames > WINDOW_FRAMES + 1
 
 
 def training_index(

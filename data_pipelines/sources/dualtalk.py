@@ -98,11 +98,6 @@ class Clip(NamedTuple):
     lost_jaw: float  # the largest second or third component of the jaw's rotation, rad
 
 
-def read_motion(path: Path) -> np.ndarray:
-    """Reads the motion `[T, 108]` float32 of a DualTalk .npz. Raises UserError as `read_clip`."""
-    return read_clip(path).motion
-
-
 def read_clip(path: Path) -> Clip:
     """Reads the 108 channels of a DualTalk .npz.
 

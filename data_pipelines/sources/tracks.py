@@ -114,7 +114,7 @@ class TracksSource:
     def entries(self) -> list[Entry]:
         """Lists all recordings by name. Raises UserError where the folder holds none."""
         entries = split_of_files(self.folder, self.split, _pattern(), self.shares, with_folders=True)
-        if not any(self._has_motion(entry) for entry in entries):
+        if not any(self._has_motion(part) for entry in entries for part in entry.parts):
             raise UserError(
                 f"{self.folder} holds no motion of a tracker (NAME.{', .'.join(SUFFIXES)}, or a folder for each clip)"
             )
@@ -127,8 +127,8 @@ class TracksSource:
         splits = hashed_splits(sorted(set(groups.values())), self.shares)
         return [dataclasses.replace(entry, split=splits[groups[entry.name]]) for entry in entries]
 
-    def _has_motion(self, entry: Entry) -> bool:
-        return any(part.endswith("/") or part.rpartition(".")[2].lower() in SUFFIXES for part in entry.parts)
+    def _has_motion(self, part: str) -> bool:
+        return part.endswith("/") or part.rpartition(".")[2].lower() in SUFFIXES
 
     def notes(self) -> tuple[str, ...]:
         """Returns what is taken from where, a sentence for each part."""
@@ -140,7 +140,7 @@ class TracksSource:
 
         Raises UserError where no clip can be read.
         """
-        clips = [part for entry in self.entries() for part in entry.parts if self._has_motion(_alone(part))]
+        clips = [part for entry in self.entries() for part in entry.parts if self._has_motion(part)]
         return mapping_of([self.folder / clip for clip in clips], self.options)
 
     def table(self) -> str:
@@ -289,10 +289,6 @@ class TracksSource:
         seconds = " and ".join(f"{count / FPS:.1f}" for count in speech.sum(axis=1))
         notices.append(f"one microphone: the moving jaw says who speaks, {seconds} s of speech")
         return [turns_of(person) for person in speech]
-
-
-def _alone(part: str) -> Entry:
-    return Entry("train", part, (part,))
 
 
 def _all_files(path: Path) -> list[str]:

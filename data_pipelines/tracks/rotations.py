@@ -46,15 +46,11 @@ def to_axis_angle(values: Float[np.ndarray, "T W"], kind: str, name: str) -> Flo
     return turned
 
 
-def _rotvec(rotation: Rotation) -> Float64[np.ndarray, "T 3"]:
-    return rotation.as_rotvec()
-
-
 def _from_matrices(matrices: Float64[np.ndarray, "T 3 3"], name: str) -> Float64[np.ndarray, "T 3"]:
     off = np.abs(matrices @ matrices.transpose(0, 2, 1) - np.eye(3)).max()
     if off > _ORTHOGONAL_WITHIN or (np.linalg.det(matrices) < 0).any():
         raise UserError(f"{name} holds matrices that are no rotations (off by up to {off:.3g}); name its kind")
-    return _rotvec(Rotation.from_matrix(matrices))
+    return Rotation.from_matrix(matrices).as_rotvec()
 
 
 def _matrices(values: Float64[np.ndarray, "T 6"]) -> Float64[np.ndarray, "T 3 3"]:
@@ -70,9 +66,9 @@ def _from_6d(values: Float64[np.ndarray, "T 6"], name: str) -> Float64[np.ndarra
 
 
 _READERS: dict[str, Callable[[np.ndarray, str], np.ndarray]] = {
-    "euler-degrees": lambda v, _: _rotvec(Rotation.from_euler("xyz", v, degrees=True)),
-    "quaternion-xyzw": lambda v, _: _rotvec(Rotation.from_quat(v)),
-    "quaternion-wxyz": lambda v, _: _rotvec(Rotation.from_quat(v[:, [1, 2, 3, 0]])),
+    "euler-degrees": lambda v, _: Rotation.from_euler("xyz", v, degrees=True).as_rotvec(),
+    "quaternion-xyzw": lambda v, _: Rotation.from_quat(v).as_rotvec(),
+    "quaternion-wxyz": lambda v, _: Rotation.from_quat(v[:, [1, 2, 3, 0]]).as_rotvec(),
     "6d": _from_6d,
     # Columns instead of rows: the rotation is the inverse one.
     "6d-columns": lambda v, name: -_from_6d(v, name),
@@ -105,7 +101,7 @@ def compose(first: Float64[np.ndarray, "T 3"], second: Float64[np.ndarray, "T 3"
     out = np.full_like(first, np.nan)
     if usable.any():
         product = Rotation.from_rotvec(first[usable]) * Rotation.from_rotvec(second[usable])
-        out[usable] = _continuous(_rotvec(product))
+        out[usable] = _continuous(product.as_rotvec())
     return out
 
 

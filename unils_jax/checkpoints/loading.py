@@ -3,7 +3,6 @@
 It is a workdir of ours, one step's folder, a release .pt, or a .safetensors with its JSON.
 """
 
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,6 @@ from unils_jax.motion import BASES
 from unils_jax.nn.params import as_float32
 from unils_jax.runtime import expand_home, refuse_url
 from unils_jax.systems.registry import system_of_keys
-
-log = logging.getLogger(__name__)
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
+LEVEL = 0.95  # of bootstrap intervals
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -78,11 +80,8 @@ def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def bootstrap_interval(
-    values: Float[np.ndarray, " W"], *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Returns the percentile interval of the mean of `values` under resampling."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(values, (draws, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def bootstrap_interval(values: Float[np.ndarray, " W"]) -> tuple[float, float]:
+    """Returns the 95 % percentile interval of the mean of `values`, resampled 2,000 times."""
+    means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -35,7 +35,6 @@ class FlameAsset:
     lips: Int[np.ndarray, " n"]
     upper_face: Int[np.ndarray, " m"]
     name: str
-    parents: tuple[int, ...] = PARENTS
 
     @functools.cached_property
     def skinning(self) -> "Skinning":

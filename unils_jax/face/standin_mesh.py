@@ -40,9 +40,8 @@ def bump(x: np.ndarray, width: float | np.ndarray) -> np.ndarray:
 class Mesh:
     """A mesh with its parts.
 
-    `closed` is where a vertex lies with both eyes shut; `domain_y` its height
-    before the lips were brought together (upper and lower lip are apart there); `polar` the angle
-    of eyeball vertices from the pupil.
+    `closed` is where a vertex lies with both eyes shut; `domain_y` its height before the lips were
+    brought together (upper and lower lip are apart there).
     """
 
     points: Float[np.ndarray, "V 3"]
@@ -50,7 +49,6 @@ class Mesh:
     part: Int[np.ndarray, " V"]
     closed: Float[np.ndarray, "V 3"]
     domain_y: Float[np.ndarray, " V"]
-    polar: Float[np.ndarray, " V"]
 
 
 class _Builder:
@@ -67,7 +65,6 @@ class _Builder:
         faces: np.ndarray,
         closed: np.ndarray | None = None,
         domain_y: np.ndarray | None = None,
-        polar: np.ndarray | None = None,
     ) -> None:
         """Appends a piece; `faces` count from its first vertex."""
         num = len(points)
@@ -77,7 +74,6 @@ class _Builder:
             "part": np.broadcast_to(part, num),
             "closed": points if closed is None else closed,
             "domain_y": points[:, 1] if domain_y is None else domain_y,
-            "polar": np.full(num, np.pi) if polar is None else polar,
         }
         for name, array in piece.items():
             self._pieces[name].append(array)
@@ -94,8 +90,8 @@ def build_mesh() -> Mesh:
     _add_skin(mesh)
     _add_teeth(mesh)
     for side, part in ((1.0, EYE_LEFT), (-1.0, EYE_RIGHT)):
-        points, faces, polar = _eyeball()
-        mesh.add(part, points + eye_centre(side), faces, polar=polar)
+        points, faces = _eyeball()
+        mesh.add(part, points + eye_centre(side), faces)
         _add_brow(mesh, side)
         _add_ear(mesh, side)
     _add_neck(mesh)
@@ -325,7 +321,7 @@ def _add_teeth(mesh: _Builder) -> None:
         mesh.add(part, points.reshape(-1, 3), grid_faces(3, 13, closed=False)[:, ::-1])
 
 
-def _eyeball() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _eyeball() -> tuple[np.ndarray, np.ndarray]:
     """Builds a sphere around the origin, its pole (the pupil) at +z.
 
     Rings are doubled at the edges of pupil and iris.
@@ -335,7 +331,7 @@ def _eyeball() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sin, cos = np.sin(polar)[:, None], np.cos(polar)[:, None]
     points = np.stack([sin * np.cos(phi), sin * np.sin(phi), cos * np.ones(16)], axis=-1) * EYE_RADIUS
     faces = grid_faces(len(polar), 16, closed=True)[:, ::-1]
-    return points.reshape(-1, 3), faces, np.repeat(polar, 16)
+    return points.reshape(-1, 3), faces
 
 
 def _add_brow(mesh: _Builder, side: float) -> None:

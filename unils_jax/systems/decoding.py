@@ -1,7 +1,5 @@
 """One call for every system: the audio of a conversation in, motion out."""
 
-from dataclasses import replace
-
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -85,4 +83,4 @@ def generate(system: System, model: nnx.Module, inputs: Inputs, options: Options
         raise UserError(f"{system.title} has no use for {', '.join(useless)}; leave it away")
     if options.people == 2 and inputs.other_audio is None:
         raise UserError("two people need two tracks; give the other one, or decode one person")
-    return system.generate(model, inputs, replace(options))
+    return system.generate(model, inputs, options)

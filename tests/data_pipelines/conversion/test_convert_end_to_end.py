@@ -12,7 +12,7 @@ from foreign_data import motioncode, npz, release_value, write_lmdb
 from hostile_npz import HOSTILE, Runs, bomb
 from tiny_runs import STAGES, quick_compiles, run_unils, write_tiny_config
 
-from data_pipelines.sources.dualtalk import read_motion
+from data_pipelines.sources.dualtalk import read_clip
 from data_pipelines.store.reader import Store
 from data_pipelines.windows import cut_window
 from unils_jax.audio import read_audio
@@ -101,7 +101,7 @@ def test_the_real_clip_converts_verifies_and_its_windows_are_in_step(tmp_path, c
     assert run_unils("data", "verify", tmp_path / "store") == 0
     assert "sound, 0.01 hours, the jaw -1.7 frames after the voice, 0 warnings" in capsys.readouterr().out
     window = cut_window(Store(tmp_path / "store").source("train", 0), 200, lambda low, high: 223)
-    motion = read_motion(folder / "dialogue_speaker2.npz")[223:323]
+    motion = read_clip(folder / "dialogue_speaker2.npz").motion[223:323]
     np.testing.assert_allclose(window["motion"][1, :, JAW], motion[:, JAW], atol=2e-4)
     samples = read_audio(folder / "dialogue_speaker2.wav")[223 * 640 : 323 * 640]
     np.testing.assert_allclose(window["audio"][1], samples, atol=2e-5)

@@ -1,9 +1,9 @@
 """Limits of a server, each of which is a flag."""
 
+import math
 from dataclasses import dataclass, fields
 
 from unils_jax.errors import UserError
-from unils_jax.outputs.serving.protocol import is_finite_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Limits:
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.endswith("_s") and not is_finite_seconds(value):
+            if field.name.endswith("_s") and not 0 < value < math.inf:
                 problems.append(f"--{field.name} must be above 0 seconds, got {value}")
             elif not field.name.endswith("_s") and value < 1:
                 problems.append(f"--{field.name} must be at least 1, got {value}")

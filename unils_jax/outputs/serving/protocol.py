@@ -6,7 +6,6 @@ docs/serving.md describes it for authors of clients. Nothing here touches a sock
 import base64
 import binascii
 import json
-import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -219,8 +218,3 @@ def _no_constant(name: str) -> NoReturn:
 
 def _refuse(what: str, why: str) -> NoReturn:
     raise StreamError("bad_message", f"bad {what}: {why}")
-
-
-def is_finite_seconds(value: float) -> bool:
-    """Decides whether a limit in seconds makes sense."""
-    return 0 < value < math.inf
