@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from unils_jax.config import from_dict, override, unset_settings
 from unils_jax.errors import UserError
@@ -191,7 +190,7 @@ class RunConfig:
         return asdict(self)
 
 
-def override_run(config: ConfigDict, assignments: list[str]) -> None:
+def override_run(config: object, assignments: list[str]) -> None:
     """Applies `a.b=value` to a run's config as `override`, to what its file leaves out, too."""
     values = config.to_dict()
     system = SYSTEMS.get(values["system"]) if isinstance(values.get("system"), str) else None
