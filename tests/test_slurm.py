@@ -115,7 +115,11 @@ def test_a_job_is_stopped_queued_again_and_finishes(slurm, tiny_runs, tmp_path, 
     output("scancel", f"--signal={signal.SIGUSR1.name.removeprefix('SIG')}", job)
     wait_until(lambda: "Restarts=1" in output("scontrol", "show", "job", job), 120)
     assert "which is saved" in log.read_text()
-    # SLURM lets a requeued job wait for two minutes: a node refuses one that it has just ended.
+    # SLURM lets a requeued job wait for two minutes, as a node refuses one that it has just ended;
+    # seconds are enough on one node.
+    wait_until(lambda: "idle" in output("sinfo", "-h", "-o", "%t"), 120)
+    time.sleep(20)
+    output("scontrol", "update", f"JobId={job}", "StartTime=now")
     ends = ("JobState=COMPLETED", "JobState=FAILED")
     wait_until(lambda: any(end in output("scontrol", "show", "job", job) for end in ends), 600)
     assert ends[0] in output("scontrol", "show", "job", job), log.read_text()
