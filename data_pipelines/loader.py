@@ -160,7 +160,7 @@ class WindowOf:
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """Returns the array in float32, not copied where it is; float16 by a table, twice as fast."""
+    """Returns the array in float32: itself where it is, float16 by a table, faster than NumPy."""
     return _HALF.take(array.view(np.uint16)) if array.dtype == np.float16 else array.astype(np.float32, copy=False)
 
 

@@ -31,7 +31,7 @@ def is_long_enough(frames: int) -> bool:
 
     It keeps those of more than the longer of clip and context, plus one.
     """
-    return frames > WINDOW_FRAMES + 1
+    return frames >= least_frames(RELEASE_WINDOW)
 
 
 def training_index(

@@ -10,11 +10,11 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 # What reading a damaged file can raise.
 BROKEN = (OSError, KeyError, ValueError, IndexError, RuntimeError, EOFError, zipfile.BadZipFile)
-# Random access: nothing is read ahead, nothing is read by other threads.
+# Random access: nothing is read ahead.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 1 << 15
-# ArrayRecord reads a list by threads. They wait for the disk together, but cost as much as to read
-# a small chunk out of the page cache: they pay for many chunks, or large ones.
+# ArrayRecord hands a list to its threads. They wait for the disk together, but cost as much as to
+# read a small chunk out of the page cache: they pay for many chunks, or large ones.
 _SINGLY_UP_TO_CHUNKS = 5
 # Well under the 1,024 open files that a process may have.
 _MAX_OPEN_FILES = 200
@@ -24,6 +24,7 @@ class ShardFiles:
     """Chunks of shards by position. Safe for threads; made anew in each process.
 
     `locate` gives the local path of a shard. The chunks used last are kept, up to `cache_bytes`.
+    `large_chunks` says that they are audio's, which are worth threads whatever their number.
     """
 
     def __init__(self, locate: Callable[[str], Path], cache_bytes: int, *, large_chunks: bool = False):

@@ -12,7 +12,7 @@ from unils_jax.face.flame import FlameAsset
 from unils_jax.inference.sampling import DTYPES, Sampling
 from unils_jax.models.codec_losses import CodecLossWeights
 from unils_jax.nn.stack import REMAT_POLICIES, Compute
-from unils_jax.systems.base import NoiseRates, Objective, Stage
+from unils_jax.systems.base import NoiseRates, Objective, Stage, System
 from unils_jax.systems.registry import STAGES, SYSTEMS, current_run, system_of_config, system_of_stage
 from unils_jax.training.optimizer import OptimizerConfig, for_release_devices
 from unils_jax.training.sharding import MeshConfig
@@ -193,11 +193,14 @@ class RunConfig:
 def override_run(config: object, assignments: list[str]) -> None:
     """Applies `a.b=value` to a run's config as `override`, to what its file leaves out, too."""
     values = config.to_dict()
-    system = SYSTEMS.get(values["system"]) if isinstance(values.get("system"), str) else None
-    types = (
-        {} if system is None else {"model": system.config} | ({"settings": system.settings} if system.settings else {})
-    )
+    system = _system(values)
+    types = {} if system is None else {"model": system.config, "settings": system.settings}
     override(config, assignments, unset_settings(RunConfig, values, types=types))
+
+
+def _system(values: Mapping[str, Any]) -> System | None:
+    name = values.get("system")
+    return SYSTEMS.get(name) if isinstance(name, str) else None
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -208,9 +211,9 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     device.
     """
     values = current_run(values)
-    system = SYSTEMS.get(values["system"]) if isinstance(values["system"], str) else None
+    system = _system(values)
     if system is None:
-        raise UserError(f"config.system must be one of {', '.join(SYSTEMS)}, got {values['system']!r}")
+        raise UserError(f"config.system must be one of {', '.join(SYSTEMS)}, got {values.get('system')!r}")
     types = {"model": system.config}
     if system.settings is not None:
         types["settings"] = system.settings

@@ -113,8 +113,7 @@ def train(  # noqa: PLR0913 (the public call: all but config and workdir are nam
     """
     named = isinstance(config, str | os.PathLike)
     settings = load_config(str(config)) if named else ml_collections.ConfigDict(config)
-    for name, value in (overrides or {}).items():
-        override_run(settings, [f"{name}={value}"])
+    override_run(settings, [f"{name}={value}" for name, value in (overrides or {}).items()])
     options = Options(dry_run, allow_changes, profile_steps, wandb=wandb)
     start = None if parent is None else str(parent)
     return train_stage(settings.to_dict(), local_path(workdir, "workdir"), start, options, stop)
